@@ -1,0 +1,116 @@
+"""What the trainer calls at fixed points of an iteration: densifiers, pruners, regularisers.
+
+One iteration, 1-based, in Inria's order:
+
+    learning rates, SH degree
+    before_render   -> keywords of kernels.rasterization (masks, mask_logits, contributions, ...)
+    render
+    loss            -> a term added to the photometric loss
+    backward, test, save
+    after_backward  -> densify and prune; rows may change from here on (gs.optim edits them)
+    optimizer step
+    after_step
+
+A densifier is a strategy like any other and comes first in `StepContext.strategies`; when it prunes
+it also removes what `prune_rows` of the others names (see `rows_to_prune`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from .cameras import Camera
+    from .gaussians import Gaussians
+    from .renderer import RenderOutput
+
+
+@dataclass
+class StepContext:
+    """What an iteration shows to its strategies after the backward pass."""
+
+    gaussians: Gaussians
+    optimizer: torch.optim.Optimizer
+    out: RenderOutput
+    """This iteration's rendering; `out.info` has radii [C,N,2] and means2d [C,N,2] with `.grad`."""
+    camera: Camera
+    extent: float
+    """Radius of the training cameras, scene units."""
+    iterations: int
+    """Length of the run; `step == iterations` is the last one."""
+    white_background: bool = False
+    strategies: Sequence[Strategy] = field(default_factory=tuple)
+
+
+class Strategy:
+    """Does nothing. Subclasses override what they need; every hook may be called on any device."""
+
+    name: str = "strategy"
+    """Key of this strategy's state in a checkpoint and of its scalars in the log."""
+
+    def setup(self, gaussians: Gaussians, *, extent: float, iterations: int, seed: int) -> None:
+        """Add parameters (`gaussians.params`) and row buffers (`gaussians.rows`), once.
+
+        Called before the optimizer is built. On a resumed run the parameters are there already:
+        leave them as they are.
+        """
+
+    def before_render(self, step: int, gaussians: Gaussians) -> dict[str, Any]:
+        """Keywords for `kernels.rasterization` in this iteration."""
+        return {}
+
+    def loss(self, step: int, gaussians: Gaussians, out: RenderOutput) -> Tensor | None:
+        """A scalar added to the photometric loss, or None."""
+        return None
+
+    def after_backward(self, step: int, ctx: StepContext) -> None:
+        """Gradients are there, the optimizer has not stepped: densify and prune here."""
+
+    def after_step(self, step: int, ctx: StepContext) -> None:
+        """The optimizer has stepped."""
+
+    def prune_rows(self, step: int, gaussians: Gaussians) -> Tensor | None:  # [N] bool
+        """Rows to remove when the densifier prunes, or None for none."""
+        return None
+
+    def scalars(self, step: int) -> dict[str, float | Tensor]:
+        """Values for TensorBoard, by name. Asked only when logged, so it may synchronise."""
+        return {}
+
+    def final_keep(self, gaussians: Gaussians) -> Tensor | None:  # [N] bool
+        """Rows of the exported and tested model, or None for all."""
+        return None
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that a bit-exact resume needs beyond parameters and rows: plain values, tensors."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore what `state_dict` gave."""
+
+
+def rows_to_prune(
+    step: int, gaussians: Gaussians, strategies: Sequence[Strategy]
+) -> Tensor | None:  # [N] bool
+    """Union of every strategy's `prune_rows`, or None when nobody names any."""
+    union: Tensor | None = None
+    for strategy in strategies:
+        rows = strategy.prune_rows(step, gaussians)
+        if rows is not None:
+            union = rows if union is None else union | rows
+    return union
+
+
+def final_keep(gaussians: Gaussians, strategies: Sequence[Strategy]) -> Tensor | None:  # [N] bool
+    """Rows that every strategy keeps in the exported model, or None for all."""
+    keep: Tensor | None = None
+    for strategy in strategies:
+        rows = strategy.final_keep(gaussians)
+        if rows is not None:
+            keep = rows if keep is None else keep & rows
+    return keep
