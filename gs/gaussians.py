@@ -1,0 +1,247 @@
+"""The model: one ParameterDict of Gaussians, and buffers that follow their rows.
+
+    params  means [N,3]  quats [N,4] (wxyz, any length)  scales [N,3] (log)  opacities [N] (logit)
+            sh0 [N,1,3]  shN [N,K-1,3], K = (degree + 1)^2, and mask_logits [N,2] (keep, drop)
+            once a pruner has added them; all float32
+    rows    ids [N] int32, one per Gaussian and never used twice, and what strategies add
+
+Only `gs.optim` changes the number of rows: it edits parameters, optimizer state and buffers as one.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+SH_C0 = 0.28209479177387814  # the constant spherical harmonic, 1 / (2 sqrt(pi))
+INITIAL_OPACITY = 0.1
+MIN_SQUARED_DISTANCE = 1e-7  # of neighbours, so that duplicated points get a finite log-scale
+LEAF = 64  # points compared at once in the search for neighbours
+
+# Inria's order of the optimizer's groups; a parameter that is not here comes last.
+PARAMETER_ORDER = ("means", "sh0", "shN", "opacities", "mask_logits", "scales", "quats")
+
+
+class Gaussians(nn.Module):
+    """N Gaussians as raw parameters, with activations as `get_` methods."""
+
+    def __init__(
+        self,
+        tensors: dict[str, Tensor],  # as `params` in the module docstring
+        *,
+        active_sh_degree: int | None = None,  # None: the maximum
+    ) -> None:
+        super().__init__()
+        n, sh_degree = _check_tensors(tensors)
+        order = [name for name in PARAMETER_ORDER if name in tensors]
+        self.params = nn.ParameterDict(
+            {name: nn.Parameter(tensors[name].detach().float().contiguous()) for name in order}
+        )
+        self.rows: dict[str, Tensor] = {
+            "ids": torch.arange(n, dtype=torch.int32, device=tensors["means"].device)
+        }
+        self.next_id = n
+        self.sh_degree = sh_degree
+        self.active_sh_degree = sh_degree if active_sh_degree is None else active_sh_degree
+        if not 0 <= self.active_sh_degree <= sh_degree:
+            raise ValueError(
+                f"active_sh_degree: expected 0 to {sh_degree}, got {self.active_sh_degree}"
+            )
+
+    @classmethod
+    def from_points(
+        cls,
+        points: Tensor,  # [N, 3]
+        colors: Tensor,  # [N, 3] in 0..1
+        *,
+        sh_degree: int = 3,
+        device: torch.device | str = "cpu",
+    ) -> Gaussians:
+        """Start from a point cloud as Inria does, with SH degree 0 active.
+
+        Args:
+            points: Positions. [N, 3]
+            colors: RGB in 0..1, which become the constant SH coefficients. [N, 3]
+            sh_degree: Highest degree that training may reach, 0 to 3.
+            device: Where the parameters live.
+
+        Returns:
+            Gaussians of opacity 0.1, without rotation, whose scale is the root of the mean squared
+            distance to the 3 nearest neighbours.
+        """
+        if points.dim() != 2 or points.shape[1] != 3 or len(points) == 0:
+            raise ValueError(f"points: expected [N 3] with N > 0, got {list(points.shape)}")
+        if colors.shape != points.shape:
+            raise ValueError(f"colors: expected {list(points.shape)}, got {list(colors.shape)}")
+        if not 0 <= sh_degree <= 3:
+            raise ValueError(f"sh_degree: expected 0 to 3, got {sh_degree}")
+        points, colors = points.to(device).float(), colors.to(device).float()
+        n = len(points)
+        if not bool(points.isfinite().all()):
+            raise ValueError("points: some coordinates are not finite")
+        squared = mean_squared_neighbor_distances(points).clamp_min(MIN_SQUARED_DISTANCE)
+        quats = points.new_zeros(n, 4)
+        quats[:, 0] = 1.0
+        tensors = {
+            "means": points.clone(),
+            "sh0": ((colors - 0.5) / SH_C0)[:, None],
+            "shN": points.new_zeros(n, (sh_degree + 1) ** 2 - 1, 3),
+            "opacities": points.new_full((n,), math.log(INITIAL_OPACITY / (1 - INITIAL_OPACITY))),
+            "scales": (0.5 * squared.log())[:, None].repeat(1, 3),
+            "quats": quats,
+        }
+        return cls(tensors, active_sh_degree=0)
+
+    @classmethod
+    def from_tensors(
+        cls, tensors: dict[str, Tensor], *, active_sh_degree: int | None = None
+    ) -> Gaussians:
+        """Wrap raw parameters, named as `params`. Float32 tensors are not copied."""
+        return cls(tensors, active_sh_degree=active_sh_degree)
+
+    def to_tensors(self) -> dict[str, Tensor]:
+        """Raw parameters by name, detached, sharing memory with the model."""
+        return {name: parameter.detach() for name, parameter in self.params.items()}
+
+    def __len__(self) -> int:
+        return len(self.params["means"])
+
+    @property
+    def device(self) -> torch.device:
+        return self.params["means"].device
+
+    def get_scales(self) -> Tensor:  # [N, 3]
+        """Standard deviations along the axes, scene units."""
+        return torch.exp(self.params["scales"])
+
+    def get_opacities(self) -> Tensor:  # [N]
+        """Opacities in 0..1."""
+        return torch.sigmoid(self.params["opacities"])
+
+    def get_sh(self) -> Tensor:  # [N, K, 3]
+        """All SH coefficients; the caller says how many degrees are active."""
+        return torch.cat([self.params["sh0"], self.params["shN"]], dim=1)
+
+    def one_up_sh_degree(self) -> None:
+        """Activate the next SH degree, up to the maximum."""
+        self.active_sh_degree = min(self.active_sh_degree + 1, self.sh_degree)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Gaussians:
+        # Makes .to() and .cuda() carry the row buffers too.
+        super()._apply(fn, recurse)
+        self.rows = {name: fn(rows) for name, rows in self.rows.items()}
+        return self
+
+
+def _check_tensors(tensors: dict[str, Tensor]) -> tuple[int, int]:
+    """Check names and shapes; return the number of Gaussians and the SH degree."""
+    unknown = sorted(set(tensors) - set(PARAMETER_ORDER))
+    missing = sorted(set(PARAMETER_ORDER) - {"mask_logits"} - set(tensors))
+    if unknown or missing:
+        raise ValueError(f"parameters of Gaussians: unknown {unknown}, missing {missing}")
+    n, bands = len(tensors["means"]), tensors["shN"].shape[1] + 1
+    degree = math.isqrt(bands) - 1
+    if degree > 3 or (degree + 1) ** 2 != bands:
+        raise ValueError(f"shN: expected 0, 3, 8 or 15 coefficients, got {bands - 1}")
+    shapes: dict[str, tuple[Any, ...]] = {
+        "means": (n, 3),
+        "quats": (n, 4),
+        "scales": (n, 3),
+        "opacities": (n,),
+        "sh0": (n, 1, 3),
+        "shN": (n, bands - 1, 3),
+        "mask_logits": (n, 2),
+    }
+    for name, x in tensors.items():
+        if x.shape != shapes[name]:
+            raise ValueError(f"{name}: expected {list(shapes[name])}, got {list(x.shape)}")
+    return n, degree
+
+
+def mean_squared_neighbor_distances(
+    points: Tensor,  # [N, 3]
+    k: int = 3,
+) -> Tensor:  # [N]
+    """Mean squared distance to the k nearest other points, exact.
+
+    Points at the same place count as neighbours at distance 0. With fewer than k other points the
+    mean is over those; a single point gets 0.
+
+    The points are split into a balanced k-d tree whose leaves are compared whole: each leaf first
+    with itself, then with the others in the order of the distance of their boxes, as long as that
+    is less than the leaf's worst k-th distance.
+    """
+    n = len(points)
+    k = min(k, n - 1)
+    if k < 1:
+        return points.new_zeros(n)
+    leaves = _kd_leaves(points)  # [L, B] row numbers, n where a leaf has no point
+    n_leaves, width = leaves.shape
+    empty = leaves == n
+    inf = float("inf")
+    # Absent points lie infinitely far from all others; NaN from inf - inf is replaced below.
+    padded = torch.cat([points, points.new_full((1, 3), inf)])[leaves]  # [L, B, 3]
+    box_min = padded.amin(1)
+    box_max = padded.masked_fill(empty[..., None], -inf).amax(1)
+
+    self_pairs = torch.eye(width, dtype=torch.bool, device=points.device)[None]
+    own = _pair_distances(padded, padded).masked_fill(self_pairs, inf)
+    best = _smallest(own, k)  # [L, B, k]
+
+    for first in range(0, n_leaves, 512):  # bounds the [leaves, leaves] matrix
+        block = slice(first, min(first + 512, n_leaves))
+        rows = torch.arange(block.start, block.stop, device=points.device)
+        gaps = torch.maximum(
+            box_min[None] - box_max[rows, None], box_min[rows, None] - box_max[None]
+        ).clamp_min(0)  # [b, L, 3]
+        gaps = gaps.square().sum(-1)
+        gaps[rows - first, rows] = inf
+        gaps, order = gaps.sort(1)
+        for column in range(n_leaves - 1):
+            worst = best[rows, :, -1].masked_fill(empty[rows], 0).amax(1)
+            # Boxes come nearest first: a leaf that is done stays done.
+            rows = rows[gaps[rows - first, column] < worst]
+            if len(rows) == 0:
+                break
+            others = order[rows - first, column]
+            found = _smallest(_pair_distances(padded[rows], padded[others]), k)
+            best[rows] = _smallest(torch.cat([best[rows], found], -1), k)
+
+    out = points.new_empty(n + 1)
+    out[leaves.flatten()] = best.mean(-1).flatten()
+    return out[:n]
+
+
+def _pair_distances(a: Tensor, b: Tensor) -> Tensor:  # [L, A, 3], [L, B, 3] -> [L, A, B]
+    squared = (a[:, :, None, 0] - b[:, None, :, 0]).square_()
+    for axis in (1, 2):
+        squared += (a[:, :, None, axis] - b[:, None, :, axis]).square_()
+    return squared.nan_to_num_(nan=float("inf"), posinf=float("inf"))
+
+
+def _smallest(x: Tensor, k: int) -> Tensor:  # [..., M] -> [..., k] ascending
+    if x.shape[-1] < k:
+        x = torch.nn.functional.pad(x, (0, k - x.shape[-1]), value=float("inf"))
+    return x.topk(k, largest=False, sorted=True).values
+
+
+def _kd_leaves(points: Tensor) -> Tensor:  # [N, 3] -> [L, B] int64
+    """Row numbers of a balanced k-d tree's leaves, padded with N."""
+    n = len(points)
+    depth = max(0, math.ceil(math.log2(n / LEAF)))
+    width = math.ceil(n / 2**depth)
+    rows = torch.arange(width * 2**depth, device=points.device)
+    position = rows.clamp_max(n - 1)  # copies of the last point stand in where there is none
+    rows = rows.clamp_max(n)[None]
+    places = points[position][None]  # [segments, M, 3]
+    for _ in range(depth):
+        axis = (places.amax(1) - places.amin(1)).argmax(1)  # widest, per segment
+        keys = places.gather(2, axis[:, None, None].expand(-1, places.shape[1], 1))[..., 0]
+        order = keys.argsort(1)
+        rows = rows.gather(1, order).reshape(2 * len(rows), -1)
+        places = places.gather(1, order[..., None].expand(-1, -1, 3)).reshape(len(rows), -1, 3)
+    return rows

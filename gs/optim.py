@@ -1,0 +1,242 @@
+"""The optimizer: Inria's learning rates, and the only place that adds or removes Gaussians.
+
+`keep_rows`, `append_rows` and `replace_values` change parameters, Adam's moments and row buffers
+together. A parameter that they edit loses its gradient, so an optimizer step taken right after
+leaves it where it is, as in Inria's loop (densification comes between backward and step).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .gaussians import PARAMETER_ORDER, Gaussians
+
+BETAS = (0.9, 0.999)
+EPS = 1e-15  # gradients of one Gaussian are tiny: torch's 1e-8 would swallow them
+
+
+@dataclass(frozen=True)
+class OptimConfig:
+    """Learning rates; the defaults are Inria's, with MaskGaussian's for the masks."""
+
+    position_lr_init: float = 1.6e-4
+    """Learning rate of positions at the start, per unit of scene extent."""
+    position_lr_final: float = 1.6e-6
+    """Learning rate of positions at position_lr_max_steps, per unit of scene extent."""
+    position_lr_max_steps: int = 30_000
+    """Iterations over which the learning rate of positions falls, log-linearly."""
+    feature_lr: float = 0.0025
+    """Learning rate of constant SH coefficients; higher bands have a twentieth of it."""
+    opacity_lr: float = 0.05
+    """Learning rate of opacities (logits)."""
+    scaling_lr: float = 0.005
+    """Learning rate of scales (logarithms)."""
+    rotation_lr: float = 0.001
+    """Learning rate of quaternions."""
+    mask_lr: float = 0.01
+    """Learning rate of mask logits."""
+
+    def learning_rates(self, extent: float) -> dict[str, float]:
+        """Learning rate of every parameter at the start."""
+        return {
+            "means": position_lr(self, extent, 0),
+            "sh0": self.feature_lr,
+            "shN": self.feature_lr / 20.0,
+            "opacities": self.opacity_lr,
+            "mask_logits": self.mask_lr,
+            "scales": self.scaling_lr,
+            "quats": self.rotation_lr,
+        }
+
+
+def position_lr(config: OptimConfig, extent: float, step: int) -> float:
+    """Learning rate of positions at `step`: log-linear, constant after the last."""
+    t = min(max(step / max(config.position_lr_max_steps, 1), 0.0), 1.0)
+    start, end = math.log(config.position_lr_init), math.log(config.position_lr_final)
+    return extent * math.exp(start + t * (end - start))
+
+
+def build_optimizer(
+    gaussians: Gaussians,
+    config: OptimConfig,
+    *,
+    extent: float,
+    learning_rates: Mapping[str, float] | None = None,
+) -> torch.optim.Adam:
+    """Adam with one named group per parameter, in the order of `PARAMETER_ORDER`.
+
+    Args:
+        gaussians: The model, with all parameters of its strategies.
+        config: Learning rates.
+        extent: Radius of the scene, which scales the learning rate of positions.
+        learning_rates: By name; these replace the config's.
+    """
+    rates = {**config.learning_rates(extent), **(learning_rates or {})}
+    names = [name for name in PARAMETER_ORDER if name in gaussians.params]
+    groups = [{"params": [gaussians.params[n]], "lr": rates[n], "name": n} for n in names]
+    return torch.optim.Adam(groups, lr=0.0, betas=BETAS, eps=EPS, fused=True)
+
+
+def update_learning_rates(
+    optimizer: torch.optim.Optimizer, config: OptimConfig, *, extent: float, step: int
+) -> None:
+    """Set the learning rates of iteration `step`; only that of positions moves."""
+    _group(optimizer, "means")["lr"] = position_lr(config, extent, step)
+
+
+@torch.no_grad()
+def keep_rows(
+    gaussians: Gaussians,
+    optimizer: torch.optim.Optimizer | None,
+    keep: Tensor,  # [N] bool
+) -> None:
+    """Remove every Gaussian whose `keep` is False."""
+    if keep.dtype != torch.bool or keep.shape != (len(gaussians),):
+        raise ValueError(
+            f"keep: expected [{len(gaussians)}] bool, got {list(keep.shape)} {keep.dtype}"
+        )
+    index = keep.nonzero()[:, 0]  # one synchronisation for all tensors
+    for name in list(gaussians.params):
+        moments = _pop_moments(optimizer, gaussians.params[name])
+        new = gaussians.params[name].detach()[index]
+        moments = {key: m[index] if m.dim() else m for key, m in moments.items()}
+        _install(gaussians, optimizer, name, new, moments)
+    gaussians.rows = {name: rows[index] for name, rows in gaussians.rows.items()}
+
+
+@torch.no_grad()
+def append_rows(
+    gaussians: Gaussians,
+    optimizer: torch.optim.Optimizer | None,
+    tensors: Mapping[str, Tensor],
+    *,
+    copy_rows_from: Tensor | None = None,  # [M] int64
+) -> None:
+    """Add M Gaussians at the end, with fresh ids, zero moments and zero statistics.
+
+    Args:
+        gaussians: The model.
+        optimizer: Its optimizer, or None when there is none yet.
+        tensors: Raw parameters of the new rows by name. [M, ...]
+        copy_rows_from: Rows from which parameters that `tensors` does not name are copied. [M]
+    """
+    unknown = sorted(set(tensors) - set(gaussians.params))
+    missing = sorted(set(gaussians.params) - set(tensors))
+    if unknown:
+        raise ValueError(f"new rows: no parameters are called {unknown}")
+    if missing and copy_rows_from is None:
+        raise ValueError(f"new rows: {missing} are neither given nor copied")
+    sizes = {name: len(rows) for name, rows in tensors.items()}
+    if copy_rows_from is not None:
+        sizes["copy_rows_from"] = len(copy_rows_from)
+    if len(set(sizes.values())) > 1:
+        raise ValueError(f"new rows: their number differs: {sizes}")
+    n_new = next(iter(sizes.values()))
+
+    for name in list(gaussians.params):
+        old = gaussians.params[name].detach()
+        moments = _pop_moments(optimizer, gaussians.params[name])
+        rows = tensors[name].detach() if name in tensors else old[copy_rows_from]
+        new = torch.cat([old, rows.to(old)])
+        moments = {key: _pad(m, n_new) if m.dim() else m for key, m in moments.items()}
+        _install(gaussians, optimizer, name, new, moments)
+    first = gaussians.next_id
+    gaussians.next_id = first + n_new
+    for name, rows in gaussians.rows.items():
+        gaussians.rows[name] = _pad(rows, n_new)
+    if n_new:
+        ids = gaussians.rows["ids"]
+        ids[-n_new:] = torch.arange(first, first + n_new, dtype=ids.dtype, device=ids.device)
+
+
+@torch.no_grad()
+def replace_values(
+    gaussians: Gaussians,
+    optimizer: torch.optim.Optimizer | None,
+    name: str,
+    values: Tensor,  # [N, ...]
+) -> None:
+    """Give all rows of one parameter new values, and zero moments."""
+    old = gaussians.params[name]
+    if values.shape != old.shape:
+        raise ValueError(f"{name}: expected {list(old.shape)}, got {list(values.shape)}")
+    moments = _pop_moments(optimizer, old)
+    moments = {key: torch.zeros_like(m) if m.dim() else m for key, m in moments.items()}
+    _install(gaussians, optimizer, name, values.detach().to(old, copy=True), moments)
+
+
+def optimizer_state(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    """State by parameter name, plus learning rates: {"means": {"step", "exp_avg", ...}, "lrs"}.
+
+    Tensors share memory with the optimizer. A parameter that never stepped has no entry.
+    """
+    state: dict[str, Any] = {"lrs": {g["name"]: float(g["lr"]) for g in optimizer.param_groups}}
+    for group in optimizer.param_groups:
+        moments = optimizer.state.get(group["params"][0])
+        if moments:
+            state[group["name"]] = dict(moments)
+    return state
+
+
+def load_optimizer_state(optimizer: torch.optim.Optimizer, state: Mapping[str, Any]) -> None:
+    """Restore what `optimizer_state` gave; parameters that it does not name start afresh.
+
+    Raises:
+        ValueError: The state names a parameter that the model has not, or a moment's shape differs.
+    """
+    groups = {group["name"]: group for group in optimizer.param_groups}
+    unknown = sorted(set(state) - set(groups) - {"lrs"})
+    if unknown:
+        raise ValueError(f"optimizer state: the model has no parameters {unknown}")
+    optimizer.state.clear()
+    for name, lr in state.get("lrs", {}).items():
+        if name in groups:
+            groups[name]["lr"] = float(lr)
+    for name in groups.keys() & state.keys():
+        parameter, moments = groups[name]["params"][0], state[name]
+        step = torch.as_tensor(moments["step"], dtype=torch.float32, device=parameter.device)
+        loaded = {"step": step.clone()}
+        for key in ("exp_avg", "exp_avg_sq"):
+            if moments[key].shape != parameter.shape:
+                raise ValueError(
+                    f"optimizer state: {name} {key}: expected {list(parameter.shape)},"
+                    f" got {list(moments[key].shape)}"
+                )
+            loaded[key] = moments[key].detach().to(parameter.detach(), copy=True)
+        optimizer.state[parameter] = loaded
+
+
+def _group(optimizer: torch.optim.Optimizer, name: str) -> dict[str, Any]:
+    return next(group for group in optimizer.param_groups if group["name"] == name)
+
+
+def _pop_moments(optimizer: torch.optim.Optimizer | None, parameter: Tensor) -> dict[str, Tensor]:
+    """Take a parameter's state out of the optimizer: {} before its first step."""
+    return {} if optimizer is None else dict(optimizer.state.pop(parameter, {}))
+
+
+def _install(
+    gaussians: Gaussians,
+    optimizer: torch.optim.Optimizer | None,
+    name: str,
+    values: Tensor,
+    moments: dict[str, Tensor],
+) -> None:
+    """Make `values` the parameter `name`, in the model and in its group."""
+    parameter = nn.Parameter(values.contiguous())
+    gaussians.params[name] = parameter
+    if optimizer is not None:
+        _group(optimizer, name)["params"] = [parameter]
+        if moments:
+            optimizer.state[parameter] = moments
+
+
+def _pad(x: Tensor, n_new: int) -> Tensor:
+    """Append zero rows."""
+    return torch.cat([x, x.new_zeros(n_new, *x.shape[1:])])

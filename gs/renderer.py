@@ -1,0 +1,71 @@
+"""From the model and a camera to an image: one call of `kernels.rasterization`."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from kernels import rasterization
+
+from .gaussians import Gaussians
+
+if TYPE_CHECKING:
+    from .cameras import Camera
+
+NEAR_PLANE = 0.2  # Inria's
+
+
+class RenderOutput(NamedTuple):
+    """A rendered view."""
+
+    colors: Tensor
+    """[H, W, D], not clamped above; D = 3, or as `render_mode` says."""
+    alphas: Tensor
+    """[H, W, 1]."""
+    info: dict[str, Any]
+    """As `kernels.rasterization` returns it, for C = 1 camera."""
+
+
+def render(
+    gaussians: Gaussians,
+    camera: Camera,
+    *,
+    background: Tensor | None = None,  # [3]; None: black
+    sh_degree: int | None = None,  # None: the model's active degree
+    **raster_kwargs: Any,
+) -> RenderOutput:
+    """Render one view, differentiable in the model's parameters.
+
+    Args:
+        gaussians: The model.
+        camera: The view, at the resolution to render.
+        background: Colour behind the Gaussians, on the model's device. [3]
+        sh_degree: Highest SH degree to use.
+        **raster_kwargs: Further keywords of `kernels.rasterization`: masks, render_mode, ...
+    """
+    viewmats, Ks = _camera_tensors(camera, gaussians.device)
+    raster_kwargs.setdefault("near_plane", NEAR_PLANE)
+    colors, alphas, info = rasterization(
+        gaussians.params["means"],
+        gaussians.params["quats"],
+        gaussians.get_scales(),
+        gaussians.get_opacities(),
+        gaussians.get_sh(),
+        viewmats,
+        Ks,
+        camera.width,
+        camera.height,
+        sh_degree=gaussians.active_sh_degree if sh_degree is None else sh_degree,
+        backgrounds=None if background is None else background[None],
+        **raster_kwargs,
+    )
+    return RenderOutput(colors[0], alphas[0], info)
+
+
+@lru_cache(maxsize=8192)
+def _camera_tensors(camera: Camera, device: torch.device) -> tuple[Tensor, Tensor]:
+    """viewmat [1,4,4] and K [1,3,3] on the device, copied once per camera and not per step."""
+    return camera.viewmat[None].to(device), camera.K[None].to(device)
