@@ -1,0 +1,111 @@
+"""Settings of a run that belong to no single part: where the scene is, what is written, how long.
+
+Optimizer and densifier keep theirs beside their code (gs.optim, gs.densify), pruners in pruning/.
+All are frozen dataclasses; `train.py` joins them into flat command-line flags.
+"""
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+from tyro.conf import arg
+
+from .errors import SplatrimError
+
+PUBLISHED_ITERATIONS = 30_000
+
+
+@dataclass(frozen=True)
+class SceneConfig:
+    """Which images are trained on."""
+
+    source_path: Annotated[Path, arg(aliases=("-s",))]
+    """Folder of a COLMAP scene (images/, sparse/0/) or a Blender one (transforms_train.json)."""
+    images: Annotated[str | None, arg(aliases=("-i",))] = None
+    """Sub-folder with the images; None is the scene's own."""
+    resolution: Annotated[int, arg(aliases=("-r",))] = -1
+    """1, 2, 4, 8 divide the size; other positive numbers are the width; -1 limits it to 1600."""
+    white_background: Annotated[bool, arg(aliases=("-w",))] = False
+    """Render and composite over white instead of black."""
+    eval: bool = False
+    """Keep every 8th image (or a Blender scene's test set) for testing."""
+    init_points: int | None = None
+    """Start from this many random points instead of the scene's point cloud."""
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Length of the run, what it writes, and where."""
+
+    model_path: Annotated[Path, arg(aliases=("-m",))]
+    """Output folder."""
+    iterations: int = PUBLISHED_ITERATIONS
+    """Number of iterations, one image each."""
+    sh_degree: int = 3
+    """Highest degree of the spherical harmonics, 0 to 3."""
+    sh_degree_interval: int = 1000
+    """One more degree is used after so many iterations."""
+    lambda_dssim: float = 0.2
+    """Share of D-SSIM in the photometric loss; L1 has the rest."""
+    random_background: bool = False
+    """Train over a random background colour in each iteration."""
+    test_iterations: tuple[int, ...] = (7000, 30_000)
+    """Iterations at which the test views are evaluated, besides the last."""
+    save_iterations: tuple[int, ...] = (7000, 30_000)
+    """Iterations at which the model is saved as .ply, besides the last."""
+    checkpoint_iterations: tuple[int, ...] = ()
+    """Iterations at which a checkpoint (chkpntN.pth) is saved."""
+    start_checkpoint: Path | None = None
+    """Go on from this checkpoint: of this project, of Inria's 3DGS, or of MaskGaussian."""
+    seed: int = 0
+    """Seed of everything random."""
+    device: str = "auto"
+    """Device to train on: auto (a GPU if there is one), cpu, cuda, cuda:1, ..."""
+    quiet: bool = False
+    """Show nothing but warnings and errors on the terminal; train.log has the rest."""
+
+    def __post_init__(self) -> None:
+        if self.iterations < 1:
+            raise SplatrimError(f"--iterations must be at least 1, not {self.iterations}")
+        if not 0 <= self.sh_degree <= 3:
+            raise SplatrimError(f"--sh_degree must be 0 to 3, not {self.sh_degree}")
+        if self.sh_degree_interval < 1:
+            raise SplatrimError("--sh_degree_interval must be at least 1")
+
+    def scaled(self, factor: float) -> "TrainConfig":
+        """The same schedule over `factor` times as many iterations."""
+        return dataclasses.replace(
+            self, sh_degree_interval=max(round(self.sh_degree_interval * factor), 1)
+        )
+
+
+def resolve_device(name: str) -> torch.device:
+    """The device that `name` asks for; "auto" is a GPU if there is one.
+
+    Raises:
+        SplatrimError: no such device.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise SplatrimError(f"unknown device {name!r}: use auto, cpu or cuda") from error
+    if device.type not in ("cpu", "cuda"):
+        raise SplatrimError(f"device {name!r} is not supported: use auto, cpu or cuda")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise SplatrimError(f"device {name!r} is not there: torch sees no such GPU")
+    return device
+
+
+def as_plain(config: Any) -> Any:
+    """A config as JSON can hold it: nested dicts, lists, paths as text."""
+    if dataclasses.is_dataclass(config) and not isinstance(config, type):
+        return {f.name: as_plain(getattr(config, f.name)) for f in dataclasses.fields(config)}
+    if isinstance(config, dict):
+        return {str(key): as_plain(value) for key, value in config.items()}
+    if isinstance(config, (list, tuple)):
+        return [as_plain(value) for value in config]
+    return str(config) if isinstance(config, Path) else config

@@ -1,0 +1,179 @@
+"""What a run tells: progress bar, TensorBoard, train.log, and history.json for the report.
+
+Losses stay on their device until the bar is updated, so that a GPU is not waited for every step.
+"""
+
+import logging
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from .errors import SplatrimError
+from .files import write_json
+
+LOG_INTERVAL = 10  # iterations between updates; what is logged is the mean over them
+HISTORY_COLUMNS = ("step", "loss", "psnr", "n_gaussians", "n_used", "seconds")
+
+logger = logging.getLogger("splatrim")
+
+
+class Tracker:
+    """Records one run. `open` starts writing; until then nothing is touched on the disk."""
+
+    def __init__(self, iterations: int, *, quiet: bool) -> None:
+        self.iterations = iterations
+        self.quiet = quiet
+        self.history: dict[str, list[Any]] = {name: [] for name in (*HISTORY_COLUMNS, "test")}
+        self.seconds_before = 0.0  # of the runs that this one resumes
+        self._pending: list[Tensor] = []  # [4] loss, L1, D-SSIM loss, mean squared error
+        self._started = time.perf_counter()
+        self._last_log = self._started
+        self._steps_since_log = 0
+        self._bar: tqdm | None = None
+        self._writer: Any = None
+        self._log_file: logging.Handler | None = None
+
+    def open(self, folder: Path, first_step: int) -> None:
+        """Start the log, the TensorBoard events and the bar, at iteration `first_step`."""
+        from torch.utils.tensorboard import SummaryWriter  # slow to import
+
+        try:
+            self._log_file = logging.FileHandler(folder / "train.log", encoding="utf-8")
+            purge = first_step if first_step > 1 else None
+            self._writer = SummaryWriter(str(folder), purge_step=purge)
+        except OSError as error:
+            raise SplatrimError(f"cannot write into {folder}: {error.strerror}") from error
+        self._log_file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+        logger.addHandler(self._log_file)
+        self._bar = tqdm(
+            total=self.iterations, initial=first_step - 1, disable=self.quiet, unit="it",
+            dynamic_ncols=True, smoothing=0.1, desc="train",
+        )  # fmt: skip
+        self._started = self._last_log = time.perf_counter()
+
+    @property
+    def seconds(self) -> float:
+        """Training time so far, earlier parts of a resumed run included."""
+        return self.seconds_before + time.perf_counter() - self._started
+
+    def record(self, losses: Mapping[str, Tensor]) -> None:
+        """Remember this iteration's `loss`, `l1`, `mse` (scalars on the training device)."""
+        self._pending.append(torch.stack([losses[k].detach() for k in ("loss", "l1", "mse")]))
+        self._steps_since_log += 1
+
+    def is_due(self, step: int) -> bool:
+        return step % LOG_INTERVAL == 0 or step == self.iterations
+
+    def log(self, step: int, n_gaussians: int, scalars: Mapping[str, float | Tensor]) -> None:
+        """Show and keep the means since the last call. The only place that waits for a GPU."""
+        names = list(scalars)
+        means = torch.stack(self._pending).mean(0)
+        extra = [torch.as_tensor(scalars[n], dtype=means.dtype).to(means.device) for n in names]
+        values = torch.cat([means, torch.stack(extra)] if extra else [means]).tolist()
+        self._pending.clear()
+        loss, l1, mse = values[:3]
+        shown = dict(zip(names, values[3:], strict=True))
+        psnr = -10.0 * torch.tensor(max(mse, 1e-12)).log10().item()
+        now = time.perf_counter()
+        interval = (now - self._last_log) / max(self._steps_since_log, 1)
+        self._last_log, self._steps_since_log = now, 0
+
+        used = int(round(shown.get("num_used_gs", n_gaussians)))
+        row = (step, loss, psnr, n_gaussians, used, round(self.seconds, 3))
+        for name, value in zip(HISTORY_COLUMNS, row, strict=True):
+            self.history[name].append(value)
+        self.scalar("train_loss_patches/l1_loss", l1, step)
+        self.scalar("train_loss_patches/total_loss", loss, step)
+        self.scalar("train_psnr", psnr, step)
+        self.scalar("iter_time", 1000.0 * interval, step)
+        self.scalar("total_points", n_gaussians, step)
+        for name, value in shown.items():
+            self.scalar(name, value, step)
+        if torch.cuda.is_available() and torch.cuda.is_initialized():
+            self.scalar("GPU_mem", torch.cuda.memory_reserved() / 2**30, step)
+        if self._bar is not None:
+            self._bar.set_postfix(
+                loss=f"{loss:.4f}", psnr=f"{psnr:.2f}", n=n_gaussians, refresh=False
+            )
+            self._bar.update(step - self._bar.n)
+
+    def test(self, step: int, split: str, psnr: float, l1: float) -> None:
+        """Keep one evaluation of the `test` or `train` views."""
+        if split == "test":
+            self.history["test"].append({"step": step, "psnr": psnr, "l1": l1})
+        self.scalar(f"{split}/loss_viewpoint - l1_loss", l1, step)
+        self.scalar(f"{split}/loss_viewpoint - psnr", psnr, step)
+        self.info(f"iteration {step}: {split} views PSNR {psnr:.2f} dB, L1 {l1:.4f}")
+
+    def image(self, name: str, image: Tensor, step: int) -> None:  # [H, W, 3] in 0..1
+        if self._writer is not None:
+            self._writer.add_image(name, image.clamp(0, 1), step, dataformats="HWC")
+
+    def histogram(self, name: str, values: Tensor, step: int) -> None:
+        if self._writer is not None and values.numel():
+            self._writer.add_histogram(name, values, step)
+
+    def scalar(self, name: str, value: float, step: int) -> None:
+        if self._writer is not None:
+            self._writer.add_scalar(name, value, step)
+
+    def info(self, text: str) -> None:
+        """One line for train.log and the terminal, above the bar."""
+        if self._bar is not None:
+            self._bar.clear()
+        logger.info(text)
+        if self._bar is not None:
+            self._bar.refresh()
+
+    def write_history(self, path: Path, **more: Any) -> None:
+        """Write history.json, with `more` as further entries."""
+        write_json(path, {**self.history, **more})
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "history": {name: list(values) for name, values in self.history.items()},
+            "pending": [x.tolist() for x in self._pending],
+            "seconds": self.seconds,
+        }
+
+    def load_state_dict(self, state: dict[str, Any], device: torch.device) -> None:
+        self.history = {name: list(values) for name, values in state["history"].items()}
+        self._pending = [torch.tensor(x, device=device) for x in state["pending"]]
+        self.seconds_before = float(state["seconds"])
+
+    def close(self) -> None:
+        """Finish the bar and the files. Safe to call twice."""
+        if self._bar is not None:
+            self._bar.close()
+            self._bar = None
+        if self._writer is not None:
+            writer, self._writer = self._writer, None
+            try:
+                writer.close()
+            except OSError as error:
+                raise SplatrimError(f"cannot write TensorBoard events: {error.strerror}") from error
+        if self._log_file is not None:
+            logger.removeHandler(self._log_file)
+            self._log_file.close()
+            self._log_file = None
+
+    def __enter__(self) -> "Tracker":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        try:
+            self.close()
+        except SplatrimError:
+            if error is None:  # else the first failure is the one to tell
+                raise

@@ -1,0 +1,338 @@
+"""The training loop: one image per iteration, in the order of Inria's published loop.
+
+    learning rates -> SH degree -> camera -> before_render -> render -> loss -> backward
+    -> log, test -> save -> after_backward (densify, prune) -> optimizer -> after_step -> checkpoint
+
+Iterations count from 1. Everything random is drawn from the run's seed and a counter, or has its
+state in the checkpoint, so that a resumed run goes on exactly as an uninterrupted one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import math
+import signal
+import threading
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import checkpoint as checkpoints
+from .config import TrainConfig, resolve_device
+from .data.loader import ImageLoader
+from .data.scene import Scene
+from .errors import SplatrimError
+from .gaussians import Gaussians
+from .losses import l1, photometric_loss, to_float
+from .optim import (
+    OptimConfig,
+    build_optimizer,
+    load_optimizer_state,
+    optimizer_state,
+    update_learning_rates,
+)
+from .ply import save_ply
+from .renderer import render
+from .run_files import write_run_files
+from .sampler import CameraSampler, derive_seed
+from .strategy import StepContext, Strategy, final_keep
+from .tracker import Tracker
+
+PREFETCH = 4  # images decoded ahead
+LOGGED_TRAIN_VIEWS = range(5, 30, 5)  # evaluated beside the test views, as in Inria's log
+LOGGED_IMAGES = 5  # test views that go to TensorBoard
+
+logger = logging.getLogger("splatrim")
+
+
+class Trainer:
+    """Trains one model on one scene.
+
+    Args:
+        config: Length, outputs, seed, device.
+        scene: Cameras and starting points. Nothing of it is changed.
+        strategies: Called in this order; the densifier first.
+        optim: Learning rates.
+        method: Name of the pruning method, kept in checkpoints.
+        white_background: Train over white instead of black.
+        settings: What config.json shall say.
+        start: A checkpoint's state (gs.checkpoint) to go on from.
+
+    Building a trainer writes nothing; `fit` does.
+    """
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        scene: Scene,
+        *,
+        strategies: Sequence[Strategy] = (),
+        optim: OptimConfig | None = None,
+        method: str = "3dgs",
+        white_background: bool = False,
+        settings: dict[str, Any] | None = None,
+        start: dict[str, Any] | None = None,
+    ) -> None:
+        self.config, self.scene, self.method = config, scene, method
+        self.strategies = tuple(strategies)
+        self.optim = optim or OptimConfig()
+        self.white_background = white_background
+        self.settings = settings or {}
+        self.device = resolve_device(config.device)
+        self.cameras = [*scene.train, *scene.test]
+        self.images = ImageLoader(
+            self.cameras, white_background=white_background, device=self.device
+        )
+        self.sampler = CameraSampler(len(scene.train), config.seed)
+        self.tracker = Tracker(config.iterations, quiet=config.quiet)
+        self.step = 0
+        self.stop_requested = False
+        if start is None:
+            self.gaussians = Gaussians.from_points(
+                scene.points, scene.colors, sh_degree=config.sh_degree, device=self.device
+            )
+        else:
+            self.gaussians = _restore_gaussians(start, self.device)
+        for strategy in self.strategies:
+            strategy.setup(
+                self.gaussians,
+                extent=scene.extent,
+                iterations=config.iterations,
+                seed=config.seed,
+            )
+        self.optimizer = build_optimizer(self.gaussians, self.optim, extent=scene.extent)
+        if start is not None:
+            self._restore(start)
+
+    def fit(self) -> Path | None:
+        """Train to the end.
+
+        Returns:
+            None; or, after Ctrl-C or SIGTERM, the checkpoint that was saved.
+
+        Raises:
+            SplatrimError: Something could not be written, or the loss is not finite.
+        """
+        config = self.config
+        write_run_files(config.model_path, self.scene, self.settings)
+        with self._stop_on_signal(), self.tracker:
+            self.tracker.open(config.model_path, self.step + 1)
+            self.tracker.info(
+                f"{self.method}: {len(self.scene.train)} training and {len(self.scene.test)} test"
+                f" views, {len(self.gaussians)} Gaussians, on {self.device}"
+            )
+            for step in range(self.step + 1, config.iterations + 1):
+                self.train_step(step)
+                if self.stop_requested and step < config.iterations:
+                    path = self.checkpoint(step)
+                    self.write_history()
+                    return path
+            self.write_history()
+        return None
+
+    def train_step(self, step: int) -> None:
+        """Iteration `step`, counted from 1."""
+        gaussians, config = self.gaussians, self.config
+        update_learning_rates(self.optimizer, self.optim, extent=self.scene.extent, step=step)
+        if step % config.sh_degree_interval == 0:
+            gaussians.one_up_sh_degree()
+        index = self.sampler.next()
+        camera, target = self.cameras[index], self.images[index]
+        self.images.prefetch(self.sampler.upcoming(PREFETCH))
+
+        inputs: dict[str, Any] = {}
+        for strategy in self.strategies:
+            inputs |= strategy.before_render(step, gaussians)
+        out = render(gaussians, camera, background=self._background(step), **inputs)
+        loss = photometric_loss(out.colors, target, config.lambda_dssim)
+        for strategy in self.strategies:
+            term = strategy.loss(step, gaussians, out)
+            loss = loss if term is None else loss + term
+        loss.backward()
+        self._report(step, loss, out.colors, target)
+
+        context = StepContext(
+            gaussians, self.optimizer, out, camera, self.scene.extent, config.iterations,
+            self.white_background, self.strategies,
+        )  # fmt: skip
+        for strategy in self.strategies:
+            strategy.after_backward(step, context)
+        if step < config.iterations:  # the published loop leaves the last step out
+            self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        for strategy in self.strategies:
+            strategy.after_step(step, context)
+        self.step = step
+        if step in config.checkpoint_iterations:
+            self.checkpoint(step)
+
+    @torch.no_grad()
+    def _report(self, step: int, loss: Tensor, colors: Tensor, target: Tensor) -> None:
+        """Log, evaluate and save what is due, before anything is pruned."""
+        colors, image = colors.detach().clamp(0, 1), to_float(target)
+        mse = (colors - image).square().mean()
+        self.tracker.record({"loss": loss, "l1": l1(colors, image), "mse": mse})
+        last = step == self.config.iterations
+        if self.tracker.is_due(step):
+            scalars: dict[str, float | Tensor] = {}
+            for strategy in self.strategies:
+                scalars |= strategy.scalars(step)
+            self.tracker.log(step, len(self.gaussians), scalars)
+            if not math.isfinite(self.tracker.history["loss"][-1]):
+                raise SplatrimError(
+                    f"the loss is not finite at iteration {step}: lower the learning rates, or go"
+                    " on from an earlier checkpoint with other settings"
+                )
+        if last or step in self.config.test_iterations:
+            self.evaluate(step)
+        if last or step in self.config.save_iterations:
+            self.save(step)
+
+    @torch.no_grad()
+    def evaluate(self, step: int) -> dict[str, float]:
+        """PSNR by split ("test", "train") of the model as it would be saved now."""
+        model, n_train = self.exported(), len(self.scene.train)
+        self.tracker.histogram("scene/opacity_histogram", model.get_opacities(), step)
+        splits = {
+            "test": range(n_train, len(self.cameras)),
+            "train": [i for i in LOGGED_TRAIN_VIEWS if i < n_train],
+        }
+        results: dict[str, float] = {}
+        background = self._background(None)
+        for split, indices in splits.items():
+            scores: list[Tensor] = []
+            for position, index in enumerate(indices):
+                colors = render(model, self.cameras[index], background=background).colors
+                colors, image = colors.clamp(0, 1), to_float(self.images[index])
+                mse = (colors - image).square().mean().clamp_min(1e-12)
+                scores.append(torch.stack([-10.0 * mse.log10(), l1(colors, image)]))
+                if split == "test" and position < LOGGED_IMAGES:
+                    name = self.cameras[index].image_name
+                    self.tracker.image(f"test_view_{name}/render", colors, step)
+                    if len(self.tracker.history["test"]) == 0:
+                        self.tracker.image(f"test_view_{name}/ground_truth", image, step)
+            if scores:
+                psnr, mean_l1 = torch.stack(scores).mean(0).tolist()
+                self.tracker.test(step, split, psnr, mean_l1)
+                results[split] = psnr
+        return results
+
+    @torch.no_grad()
+    def exported(self) -> Gaussians:
+        """The model as it is saved and tested: rows that every strategy keeps, without masks."""
+        keep = final_keep(self.gaussians, self.strategies)
+        tensors = {
+            name: values if keep is None else values[keep]
+            for name, values in self.gaussians.to_tensors().items()
+            if name != "mask_logits"
+        }
+        return Gaussians.from_tensors(tensors, active_sh_degree=self.gaussians.active_sh_degree)
+
+    def save(self, step: int) -> Path:
+        """Write the model as point_cloud/iteration_N/point_cloud.ply."""
+        folder = self.config.model_path / "point_cloud" / f"iteration_{step}"
+        model = self.exported()
+        save_ply(folder / "point_cloud.ply", model.to_tensors())
+        self.tracker.info(
+            f"iteration {step}: saved {len(model)} of {len(self.gaussians)} Gaussians"
+        )
+        self.write_history()
+        return folder / "point_cloud.ply"
+
+    def checkpoint(self, step: int) -> Path:
+        """Write all that going on after iteration `step` needs."""
+        gaussians = self.gaussians
+        path = self.config.model_path / f"chkpnt{step}.pth"
+        state = {
+            "format": "splatrim",
+            "version": checkpoints.FORMAT_VERSION,
+            "method": self.method,
+            "step": step,
+            "params": gaussians.to_tensors(),
+            "rows": gaussians.rows,
+            "next_id": gaussians.next_id,
+            "active_sh_degree": gaussians.active_sh_degree,
+            "sh_degree": gaussians.sh_degree,
+            "optimizer": optimizer_state(self.optimizer),
+            "strategies": {s.name: s.state_dict() for s in self.strategies},
+            "sampler": self.sampler.state_dict(),
+            "rng": {"seed": self.config.seed},
+            "extent": self.scene.extent,
+            "config": self.settings,
+            "tracker": self.tracker.state_dict(),
+        }
+        checkpoints.save_checkpoint(path, state)
+        self.tracker.info(f"iteration {step}: saved the checkpoint {path}")
+        return path
+
+    def write_history(self) -> None:
+        """Write history.json as it stands."""
+        seconds = self.tracker.seconds
+        timing = {
+            "train_seconds": round(seconds, 3),
+            "iterations_per_second": round(self.step / max(seconds, 1e-9), 3),
+            "device": _device_name(self.device),
+            "threads": torch.get_num_threads(),
+            "torch": torch.__version__,
+        }
+        path = self.config.model_path / "history.json"
+        self.tracker.write_history(path, settings=self.settings, timing=timing)
+
+    def _background(self, step: int | None) -> Tensor:  # [3]
+        """Black, white, or random in training; never random for `step` None."""
+        if self.config.random_background and step is not None:
+            seed = derive_seed(self.config.seed, "background", step)
+            generator = torch.Generator().manual_seed(seed)
+            return torch.rand(3, generator=generator).to(self.device)
+        return torch.full((3,), float(self.white_background), device=self.device)
+
+    def _restore(self, state: dict[str, Any]) -> None:
+        """Take over all but the model, which is there already."""
+        self.step = int(state["step"])
+        load_optimizer_state(self.optimizer, state["optimizer"])
+        known = state.get("strategies") or {}
+        for strategy in self.strategies:
+            if strategy.name in known:
+                strategy.load_state_dict(known[strategy.name])
+        if state.get("sampler"):
+            self.sampler.load_state_dict(state["sampler"])
+        if state.get("tracker"):
+            self.tracker.load_state_dict(state["tracker"], self.device)
+
+    @contextlib.contextmanager
+    def _stop_on_signal(self) -> Iterator[None]:
+        """The first Ctrl-C or SIGTERM ends the current iteration, the second stops at once."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+
+        def request_stop(number: int, frame: Any) -> None:
+            self.stop_requested = True
+            for handled in previous:
+                signal.signal(handled, signal.default_int_handler)
+
+        previous = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            for number in previous:
+                signal.signal(number, request_stop)
+            yield
+        finally:
+            for number, handler in previous.items():
+                signal.signal(number, handler)
+
+
+def _restore_gaussians(state: dict[str, Any], device: torch.device) -> Gaussians:
+    """The model of a checkpoint, with its row buffers."""
+    tensors = {name: x.to(device, copy=True) for name, x in state["params"].items()}
+    gaussians = Gaussians.from_tensors(tensors, active_sh_degree=state["active_sh_degree"])
+    gaussians.rows |= {name: x.to(device, copy=True) for name, x in state["rows"].items()}
+    gaussians.next_id = int(state.get("next_id") or len(gaussians))
+    return gaussians
+
+
+def _device_name(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"

@@ -1,0 +1,137 @@
+"""MaskGaussian: sampled existence masks, and pruning of Gaussians that are never sampled.
+
+Liu et al., "MaskGaussian: Adaptive 3D Gaussian Representation from Probabilistic Masks" (CVPR 2025,
+https://arxiv.org/abs/2412.20522). Every Gaussian has two logits (keep, drop) and exists with
+probability p = softmax(logits)[keep]. One hard sample M per iteration multiplies alpha inside the
+rasterizer; its straight-through gradient moves the logits, and the loss gains
+
+    lambda(it) * mean(M)^2,     lambda(it) = lambda_mask for from <= it <= until, else 0
+
+with the mean over all N Gaussians, seen or not. What is absent from each of ten fresh samples goes,
+inside every densification and at multiples of mask_prune_iter after it.
+"""
+
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from gs.gaussians import Gaussians
+from gs.optim import keep_rows
+from gs.renderer import RenderOutput
+from gs.sampler import derive_seed
+from gs.strategy import StepContext, Strategy
+from kernels import sample_masks
+
+INITIAL_LOGITS = (10.0, 1.0)  # keep, drop: p = sigmoid(9) = 0.99988
+PRUNE_SAMPLES = 10
+
+
+@dataclass(frozen=True)
+class MaskGaussianConfig:
+    """Settings of MaskGaussian; the defaults are the published setting beta."""
+
+    lambda_mask: float = 0.0005
+    """Weight of mean(M)^2 in the loss."""
+    mask_from_iter: int = 0
+    """First iteration with the mask loss."""
+    mask_until_iter: int = 30_000
+    """Last iteration with the mask loss (inclusive)."""
+    mask_prune_iter: int = 1000
+    """Once densification is over, prune at multiples of this iteration."""
+    final_mask: Literal["threshold", "sample"] = "threshold"
+    """Which Gaussians the saved model has: those with p > 0.5, or one random draw as published."""
+
+    PRESETS: ClassVar[dict[str, dict[str, Any]]] = {
+        "alpha": {"lambda_mask": 0.1, "mask_from_iter": 19_000, "mask_until_iter": 20_000},
+        "beta": {},
+        "gamma": {"lambda_mask": 0.001},
+    }
+    DEFAULT_PRESET: ClassVar[str] = "beta"
+
+    @classmethod
+    def preset(cls, name: str) -> "MaskGaussianConfig":
+        """The published setting `name`: alpha, beta or gamma."""
+        return cls(**cls.PRESETS[name])
+
+    def scaled(self, factor: float) -> "MaskGaussianConfig":
+        """The same schedule over `factor` times as many iterations."""
+        return replace(
+            self,
+            mask_from_iter=round(self.mask_from_iter * factor),
+            mask_until_iter=round(self.mask_until_iter * factor),
+            mask_prune_iter=max(round(self.mask_prune_iter * factor), 1),
+        )
+
+    def build(self, *, densify_until: int) -> "MaskGaussian":
+        """The strategy; `densify_until` is the iteration at which densification ends."""
+        return MaskGaussian(self, densify_until=densify_until)
+
+
+class MaskGaussian(Strategy):
+    """The strategy that the trainer calls; see the module's docstring."""
+
+    name = "mask_gaussian"
+
+    def __init__(self, config: MaskGaussianConfig, *, densify_until: int) -> None:
+        self.config = config
+        self.densify_until = densify_until
+        self.seed = 0
+        self._n_used: Tensor | None = None
+
+    def setup(self, gaussians: Gaussians, *, extent: float, iterations: int, seed: int) -> None:
+        self.seed = seed
+        if "mask_logits" not in gaussians.params:
+            means = gaussians.params["means"]
+            logits = torch.tensor(INITIAL_LOGITS, dtype=means.dtype, device=means.device)
+            gaussians.add_parameter("mask_logits", logits.repeat(len(means), 1))
+
+    def before_render(self, step: int, gaussians: Gaussians) -> dict[str, Any]:
+        return {
+            "mask_logits": gaussians.params["mask_logits"],
+            "mask_seed": derive_seed(self.seed, "mask", step),
+            "mask_ids": gaussians.rows["ids"],
+        }
+
+    def loss(self, step: int, gaussians: Gaussians, out: RenderOutput) -> Tensor | None:
+        masks = out.info["masks"]  # [N], differentiable
+        self._n_used = masks.detach().sum()
+        if not self.config.mask_from_iter <= step <= self.config.mask_until_iter:
+            return None
+        return self.config.lambda_mask * masks.mean().square()
+
+    def after_backward(self, step: int, ctx: StepContext) -> None:
+        if step >= self.densify_until and step % self.config.mask_prune_iter == 0:
+            dropped = self.prune_rows(step, ctx.gaussians)
+            keep_rows(ctx.gaussians, ctx.optimizer, ~dropped)
+
+    @torch.no_grad()
+    def prune_rows(self, step: int, gaussians: Gaussians) -> Tensor:  # [N] bool
+        """Gaussians that none of ten samples has; their seeds are apart from the rendering's."""
+        logits, ids = gaussians.params["mask_logits"], gaussians.rows["ids"]
+        kept = torch.zeros(len(logits), dtype=torch.bool, device=logits.device)
+        for draw in range(PRUNE_SAMPLES):
+            kept |= sample_masks(logits, derive_seed(self.seed, "prune", step, draw), ids) > 0.5
+        return ~kept
+
+    @torch.no_grad()
+    def final_keep(self, gaussians: Gaussians) -> Tensor:  # [N] bool
+        logits = gaussians.params["mask_logits"]  # [N, 2]
+        if self.config.final_mask == "sample":
+            return sample_masks(logits, self.final_seed, gaussians.rows["ids"]) > 0.5
+        return logits[:, 0] > logits[:, 1]
+
+    @property
+    def final_seed(self) -> int:
+        """Seed of the draw that `final_mask="sample"` saves."""
+        return derive_seed(self.seed, "final")
+
+    def scalars(self, step: int) -> dict[str, float | Tensor]:
+        return {} if self._n_used is None else {"num_used_gs": self._n_used}
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"seed": self.seed}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.seed = int(state.get("seed", self.seed))
