@@ -100,7 +100,9 @@ class _SSIM(torch.autograd.Function):
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, v: Tensor) -> tuple[Tensor | None, Tensor | None]:
+    def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
+        ctx: Any, v: Tensor
+    ) -> tuple[Tensor | None, Tensor | None]:
         a, b, mu_a, mu_b, A1, A2, B1, B2 = ctx.saved_tensors
         scale = v / a.numel() / (B1 * B2)
         v_A1, v_A2 = scale * A2, scale * A1

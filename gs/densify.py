@@ -1,0 +1,204 @@
+"""Adaptive density control of Kerbl et al. (2023), section 5, in the schedule of Inria's loop.
+
+Until `densify_until_iter`, every iteration adds to each visible Gaussian the norm of its gradient on
+the image plane, in NDC (pixel gradient times W/2, H/2), which is what the threshold 2e-4 is made for.
+Every `densification_interval` iterations, those whose mean over their views reaches the threshold
+are
+
+    cloned  when max scale <= percent_dense * extent: a copy at the same place
+    split   otherwise: two children drawn from the Gaussian's own density, scales / 1.6, parent gone
+
+and then go those of low opacity, oversized ones once opacities have been reset, and what the other
+strategies name. Gaussians that no sampled mask kept still count as visible, with zero gradient.
+Inria's limit of 20 pixels on the screen never acts there (its radii are cleared just before): left
+out.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .gaussians import Gaussians
+from .optim import append_rows, keep_rows, replace_values
+from .sampler import derive_seed
+from .strategy import StepContext, Strategy, rows_to_prune
+
+N_CHILDREN = 2
+CHILD_SHRINK = 0.8 * N_CHILDREN  # a child's scale is its parent's over this
+MAX_RELATIVE_SCALE = 0.1  # of the extent; larger Gaussians are pruned once opacities were reset
+RESET_OPACITY = 0.01
+
+GRADIENTS = "densify_gradients"  # rows: sum of gradient norms, NDC
+VIEWS = "densify_views"  # rows: number of views in that sum
+
+
+@dataclass(frozen=True)
+class DensifyConfig:
+    """Settings of the default densifier; the defaults are Inria's."""
+
+    densify_from_iter: int = 500
+    """Densify after this iteration."""
+    densify_until_iter: int = 15_000
+    """Densify before this iteration."""
+    densification_interval: int = 100
+    """Densify at multiples of this iteration."""
+    densify_grad_threshold: float = 2e-4
+    """Mean image-space gradient (NDC) from which a Gaussian is cloned or split."""
+    percent_dense: float = 0.01
+    """Share of the scene's extent above which a Gaussian is split instead of cloned."""
+    opacity_reset_interval: int = 3000
+    """Opacities fall to at most 0.01 at multiples of this iteration, while densifying."""
+    min_opacity: float = 0.005
+    """Gaussians of lower opacity are pruned."""
+
+    def scaled(self, factor: float) -> DensifyConfig:
+        """The same schedule over `factor` times as many iterations.
+
+        The interval stays at 20 iterations or more: a mean over fewer views is mostly noise.
+        """
+        interval = round(self.densification_interval * factor)
+        return replace(
+            self,
+            densify_from_iter=round(self.densify_from_iter * factor),
+            densify_until_iter=round(self.densify_until_iter * factor),
+            densification_interval=max(interval, min(self.densification_interval, 20)),
+            opacity_reset_interval=max(round(self.opacity_reset_interval * factor), 1),
+        )
+
+    def densifies_at(self, step: int) -> bool:
+        """Whether rows are added and removed at `step`: 600, 700, ..., 14900 by default."""
+        inside = self.densify_from_iter < step < self.densify_until_iter
+        return inside and step % self.densification_interval == 0
+
+    def resets_opacity_at(self, step: int, *, white_background: bool) -> bool:
+        """Whether opacities are reset at `step`: 3000, 6000, 9000 and 12000 by default."""
+        if step >= self.densify_until_iter:
+            return False
+        on_white = white_background and step == self.densify_from_iter
+        return on_white or step % self.opacity_reset_interval == 0
+
+    def build(self) -> DefaultDensifier:
+        return DefaultDensifier(self)
+
+
+class DefaultDensifier(Strategy):
+    """Clone, split, prune and reset opacities; see the module's docstring."""
+
+    name = "densify"
+
+    def __init__(self, config: DensifyConfig) -> None:
+        self.config = config
+        self.seed = 0
+        self._counts: dict[str, float | Tensor] = {}
+
+    def setup(self, gaussians: Gaussians, *, extent: float, iterations: int, seed: int) -> None:
+        self.seed = seed
+        for name in (GRADIENTS, VIEWS):
+            zeros = torch.zeros(len(gaussians), device=gaussians.device)
+            gaussians.rows.setdefault(name, zeros)
+
+    def after_backward(self, step: int, ctx: StepContext) -> None:
+        if step >= self.config.densify_until_iter:
+            return
+        add_statistics(ctx.gaussians, ctx.out.info)
+        if self.config.densifies_at(step):
+            self.densify(step, ctx)
+        if self.config.resets_opacity_at(step, white_background=ctx.white_background):
+            limit = math.log(RESET_OPACITY / (1.0 - RESET_OPACITY))
+            opacities = ctx.gaussians.params["opacities"].detach().clamp_max(limit)
+            replace_values(ctx.gaussians, ctx.optimizer, "opacities", opacities)
+
+    @torch.no_grad()
+    def densify(self, step: int, ctx: StepContext) -> None:
+        """Clone, split and prune now, and start the statistics afresh."""
+        config, gaussians, optimizer = self.config, ctx.gaussians, ctx.optimizer
+        n_before = len(gaussians)
+        max_scales = gaussians.get_scales().amax(-1)
+        # Unseen Gaussians have 0 / 0; they stay as they are.
+        means = (gaussians.rows[GRADIENTS] / gaussians.rows[VIEWS]).nan_to_num(nan=0.0)
+        moving = means >= config.densify_grad_threshold
+        small = max_scales <= config.percent_dense * ctx.extent
+        clones = (moving & small).nonzero()[:, 0]
+        parents = (moving & ~small).nonzero()[:, 0]
+
+        append_rows(gaussians, optimizer, {}, copy_rows_from=clones)
+        noise = self._noise(step, len(parents)).to(gaussians.device)
+        children = split(gaussians, parents, noise)
+        append_rows(gaussians, optimizer, children, copy_rows_from=parents.repeat(N_CHILDREN))
+        keep = torch.ones(len(gaussians), dtype=torch.bool, device=gaussians.device)
+        keep[parents] = False
+        keep_rows(gaussians, optimizer, keep)
+
+        n_grown = len(gaussians)
+        drop = gaussians.get_opacities() < config.min_opacity
+        if step > config.opacity_reset_interval:
+            drop |= gaussians.get_scales().amax(-1) > MAX_RELATIVE_SCALE * ctx.extent
+        others = rows_to_prune(step, gaussians, ctx.strategies)
+        keep_rows(gaussians, optimizer, ~drop if others is None else ~(drop | others))
+        for name in (GRADIENTS, VIEWS):
+            gaussians.rows[name] = torch.zeros_like(gaussians.rows[name])
+        self._counts = {
+            "n_cloned": float(len(clones)),
+            "n_split": float(len(parents)),
+            "n_pruned": float(n_grown - len(gaussians)),
+        }
+        assert n_grown == n_before + len(clones) + (N_CHILDREN - 1) * len(parents)
+
+    def _noise(self, step: int, n: int) -> Tensor:  # [2, n, 3], standard normal
+        # Seeded by the iteration, so a resumed run draws the same; on the CPU, for any device.
+        generator = torch.Generator().manual_seed(derive_seed(self.seed, "split", step))
+        return torch.randn(N_CHILDREN, n, 3, generator=generator)
+
+    def scalars(self, step: int) -> dict[str, float | Tensor]:
+        return self._counts
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"seed": self.seed}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.seed = int(state.get("seed", self.seed))
+
+
+@torch.no_grad()
+def add_statistics(gaussians: Gaussians, info: dict[str, Any]) -> None:
+    """Add this iteration's image-space gradients of visible Gaussians to the row buffers.
+
+    Args:
+        gaussians: The model, with the buffers that `DefaultDensifier.setup` adds.
+        info: From the rendering, after backward: radii [C,N,2], means2d [C,N,2] with `.grad` in
+            pixels, width, height.
+    """
+    gradients = info["means2d"].grad  # [C, N, 2]
+    if gradients is None:
+        raise ValueError("densification needs the gradient of info['means2d']: run backward first")
+    half_size = gradients.new_tensor([0.5 * info["width"], 0.5 * info["height"]])
+    norms = (gradients * half_size).norm(dim=-1)  # [C, N]
+    visible = (info["radii"] > 0).all(-1)  # [C, N]
+    gaussians.rows[GRADIENTS] += torch.where(visible, norms, 0.0).sum(0)
+    gaussians.rows[VIEWS] += visible.sum(0)
+
+
+def split(
+    gaussians: Gaussians,
+    parents: Tensor,  # [M] int64
+    noise: Tensor,  # [2, M, 3], standard normal
+) -> dict[str, Tensor]:
+    """Positions [2M,3] and log-scales [2M,3] of the children: all first ones, then all second."""
+    log_scales = gaussians.params["scales"].detach()[parents]
+    offsets = rotate(gaussians.params["quats"].detach()[parents], noise * log_scales.exp())
+    means = gaussians.params["means"].detach()[parents] + offsets
+    scales = (log_scales - math.log(CHILD_SHRINK)).repeat(N_CHILDREN, 1)
+    return {"means": means.flatten(0, 1), "scales": scales}
+
+
+def rotate(quats: Tensor, vectors: Tensor) -> Tensor:  # [M, 4], [..., M, 3] -> [..., M, 3]
+    """Rotate vectors by quaternions wxyz of any length."""
+    quats = torch.nn.functional.normalize(quats, dim=-1)
+    w, u = quats[:, :1], quats[:, 1:].expand_as(vectors)
+    t = 2.0 * torch.linalg.cross(u, vectors)
+    return vectors + w * t + torch.linalg.cross(u, t)
