@@ -1,7 +1,7 @@
 """Adaptive density control of Kerbl et al. (2023), section 5, in the schedule of Inria's loop.
 
-Until `densify_until_iter`, every iteration adds to each visible Gaussian the norm of its gradient on
-the image plane, in NDC (pixel gradient times W/2, H/2), which is what the threshold 2e-4 is made for.
+Until `densify_until_iter`, every iteration adds to each visible Gaussian the norm of its gradient
+on the image plane, in NDC (pixel gradient times W/2, H/2): what the threshold 2e-4 is made for.
 Every `densification_interval` iterations, those whose mean over their views reaches the threshold
 are
 

@@ -107,6 +107,15 @@ class Gaussians(nn.Module):
         """Raw parameters by name, detached, sharing memory with the model."""
         return {name: parameter.detach() for name, parameter in self.params.items()}
 
+    def add_parameter(self, name: str, values: Tensor) -> None:  # values [N, ...]
+        """Add a parameter with one row per Gaussian, before the optimizer is built."""
+        if name in self.params:
+            raise ValueError(f"{name} is a parameter already")
+        if len(values) != len(self):
+            raise ValueError(f"{name}: expected {len(self)} rows, got {len(values)}")
+        values = values.detach().to(self.device, torch.float32)
+        self.params[name] = nn.Parameter(values.contiguous())
+
     def __len__(self) -> int:
         return len(self.params["means"])
 

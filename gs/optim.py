@@ -23,7 +23,7 @@ EPS = 1e-15  # gradients of one Gaussian are tiny: torch's 1e-8 would swallow th
 
 @dataclass(frozen=True)
 class OptimConfig:
-    """Learning rates; the defaults are Inria's. Those of masks belong to their strategies."""
+    """Learning rates; the defaults are Inria's, with MaskGaussian's for mask logits."""
 
     position_lr_init: float = 1.6e-4
     """Learning rate of positions at the start, per unit of scene extent."""
@@ -39,11 +39,17 @@ class OptimConfig:
     """Learning rate of scales (logarithms)."""
     rotation_lr: float = 0.001
     """Learning rate of quaternions."""
+    mask_lr: float = 0.01
+    """Learning rate of mask logits."""
 
     def scaled(self, factor: float) -> OptimConfig:
-        """The same schedule over `factor` times as many iterations."""
+        """The same schedule over `factor` times as many iterations.
+
+        Adam moves a mask logit by its learning rate at most, and the way from keeping to dropping a
+        Gaussian stays as long: that rate grows as the run shrinks.
+        """
         steps = max(round(self.position_lr_max_steps * factor), 1)
-        return replace(self, position_lr_max_steps=steps)
+        return replace(self, position_lr_max_steps=steps, mask_lr=self.mask_lr / factor)
 
     def learning_rates(self, extent: float) -> dict[str, float]:
         """Learning rate of every parameter at the start."""
@@ -52,6 +58,7 @@ class OptimConfig:
             "sh0": self.feature_lr,
             "shN": self.feature_lr / 20.0,
             "opacities": self.opacity_lr,
+            "mask_logits": self.mask_lr,
             "scales": self.scaling_lr,
             "quats": self.rotation_lr,
         }
@@ -69,7 +76,6 @@ def build_optimizer(
     config: OptimConfig,
     *,
     extent: float,
-    learning_rates: Mapping[str, float] | None = None,
 ) -> torch.optim.Adam:
     """Adam with one named group per parameter, in the order of `PARAMETER_ORDER`.
 
@@ -77,13 +83,9 @@ def build_optimizer(
         gaussians: The model, with all parameters of its strategies.
         config: Learning rates.
         extent: Radius of the scene, which scales the learning rate of positions.
-        learning_rates: Of strategies' parameters, by name; they may also replace the config's.
     """
-    rates = {**config.learning_rates(extent), **(learning_rates or {})}
+    rates = config.learning_rates(extent)
     names = [name for name in PARAMETER_ORDER if name in gaussians.params]
-    missing = [name for name in names if name not in rates]
-    if missing:
-        raise ValueError(f"no learning rate is given for {missing}")
     groups = [{"params": [gaussians.params[n]], "lr": rates[n], "name": n} for n in names]
     return torch.optim.Adam(groups, lr=0.0, betas=BETAS, eps=EPS, fused=True)
 
