@@ -1,0 +1,209 @@
+r"""Front-to-back compositing of the fragments of one image.
+
+Per pixel, Gaussians i from front to back, d the offset of the pixel centre from the mean:
+
+    alpha_i = min(float32(0.99), o_i exp(-1/2 d^T conic_i d))   skipped below 1/255
+    T_{i+1} = T_i (1 - m_i alpha_i)                             T_0 = 1; stop before T < 1e-4
+    C       = sum_i m_i alpha_i T_i c_i
+
+The gradient passes straight through the minimum. It works in two passes. Without gradients,
+`contributing_fragments` evaluates every fragment, drops those below 1/255, sorts the others by
+pixel and cuts each pixel's list at the stop. `composite` then runs only what is left through
+autograd: pixels with lists of similar length share a padded matrix, one row per pixel, and the
+transmittance is a cumulative product along it.
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..constants import ALPHA_MAX, ALPHA_MIN, TRANSMITTANCE_MIN
+from .binning import Spans, span_fragments
+from .contributions import Contributions
+from .sorting import sort_by_pixel
+
+
+class Fragments(NamedTuple):
+    """Fragments of some pixels in ascending order, from front to back within a pixel."""
+
+    gaussians: Tensor  # [P] int64
+    pixels: Tensor  # [B] int64, those with at least one fragment
+    firsts: Tensor  # [B] int64, where the pixel's fragments start
+    counts: Tensor  # [B] int64, how many of them count
+
+
+class Bucket(NamedTuple):
+    """Pixels with lists of similar length."""
+
+    pixels: Tensor  # [B] int64
+    gaussians: Tensor  # [B, K] int64, padded with the index behind the last Gaussian
+
+
+def _sigmas(dx: Tensor, dy: Tensor, conics: tuple[Tensor, Tensor, Tensor]) -> Tensor:
+    A, B, C = conics
+    return dx * (0.5 * A * dx + B * dy) + 0.5 * C * dy * dy
+
+
+def _clamp_alphas(raw: Tensor) -> Tensor:
+    """min(raw, 0.99) whose gradient is that of raw; the difference is exact, so is the result."""
+    return raw - (raw.detach() - ALPHA_MAX).clamp_min(0)
+
+
+def _gather(table: Tensor, index: Tensor, deterministic: bool) -> Tensor:
+    """Rows table[index]; only one of the two has a backward in fixed order on CUDA."""
+    if deterministic and table.is_cuda:
+        return table[index]
+    return table.index_select(0, index)
+
+
+def _lengths(longest: int) -> list[int]:
+    """Row lengths of buckets: eight per octave, so that padding stays below an eighth."""
+    lengths, step = [0], 1
+    while lengths[-1] < longest:
+        if lengths[-1] >= 16 * step:
+            step *= 2
+        lengths.append(lengths[-1] + step)
+    return lengths
+
+
+def buckets(fragments: Fragments, dummy: int) -> list[Bucket]:
+    """Padded rows for the pixels whose count is not 0; `dummy` fills them up."""
+    gaussians, pixels, firsts, counts = fragments
+    lengths = _lengths(int(counts.max()) if counts.numel() else 0)
+    level = torch.bucketize(counts, counts.new_tensor(lengths))
+    order = torch.argsort(level, stable=True)
+    sizes = torch.bincount(level, minlength=len(lengths)).tolist()
+    result = []
+    for length, rows in zip(lengths, torch.split(order, sizes), strict=True):
+        if length == 0 or rows.numel() == 0:
+            continue
+        number = torch.arange(length, device=rows.device)
+        # Rows of the last pixels may run past the end, into what the mask overwrites.
+        index = (firsts[rows][:, None] + number).clamp_max(gaussians.shape[0] - 1)
+        padded = gaussians[index].masked_fill_(number >= counts[rows][:, None], dummy)
+        result.append(Bucket(pixels[rows], padded))
+    # An empty bucket keeps the graph whole, so that gradients are zeros and not absent.
+    return result or [Bucket(pixels[:0], gaussians.new_empty(0, 1))]
+
+
+@torch.no_grad()
+def contributing_fragments(
+    spans: Spans,
+    means2d: Tensor,  # [M, 2], front to back
+    conics: Tensor,  # [M, 3]
+    opacities: Tensor,  # [M]
+    masks: Tensor | None,  # [M]
+    width: int,
+    height: int,
+    contributions: tuple[Contributions, Tensor] | None = None,
+) -> Fragments:
+    """The fragments with alpha >= 1/255 before the ray stops.
+
+    Args:
+        contributions: Where to add up the weights, and the name [M] int64 of each Gaussian there.
+    """
+    gaussians, pixels = span_fragments(spans, width)
+    table = torch.cat([means2d, conics, opacities[:, None]], dim=1)
+    mx, my, A, B, C, o = table.index_select(0, gaussians).unbind(1)
+    dx = (pixels % width).to(mx.dtype) + 0.5 - mx
+    dy = torch.div(pixels, width, rounding_mode="floor").to(mx.dtype) + 0.5 - my
+    sigmas = _sigmas(dx, dy, (A, B, C))
+    alphas = _clamp_alphas(o * torch.exp(-sigmas))
+    visible = torch.nonzero((alphas >= ALPHA_MIN) & (sigmas >= 0)).squeeze(1)
+
+    pixels, order = sort_by_pixel(pixels[visible])
+    visible = visible[order]
+    gaussians = gaussians[visible]
+    alphas = alphas[visible]
+    if masks is not None:
+        alphas = alphas * masks[gaussians]
+
+    per_pixel = torch.bincount(pixels, minlength=width * height)
+    pixels = torch.nonzero(per_pixel).squeeze(1)
+    counts = per_pixel[pixels]
+    firsts = torch.cumsum(counts, 0) - counts
+
+    # Rows of fragment numbers; the number behind the last has alpha 0.
+    n = gaussians.shape[0]
+    padded_alphas = torch.cat([alphas, alphas.new_zeros(1)])
+    numbers = Fragments(torch.arange(n, device=pixels.device), pixels, firsts, counts)
+    kept = per_pixel
+    for bucket in buckets(numbers, dummy=n):
+        alpha = padded_alphas[bucket.gaussians]
+        T = torch.cumprod(1 - alpha, dim=1)
+        dark = T < TRANSMITTANCE_MIN
+        stopped, stop = dark.max(dim=1)
+        kept[bucket.pixels] = torch.where(stopped, stop, kept[bucket.pixels])
+        if contributions is not None:
+            target, names = contributions
+            before = torch.cat([torch.ones_like(T[:, :1]), T[:, :-1]], dim=1)
+            alive = dark.cumsum(dim=1) == 0
+            # Padding has weight 0, so its index only has to be a valid one.
+            index = gaussians[bucket.gaussians.clamp_max(n - 1)]
+            target.add(alpha * before * alive, names[index])
+    return Fragments(gaussians, pixels, firsts, kept[pixels])
+
+
+def composite(
+    rows: list[Bucket],
+    means2d: Tensor,  # [M, 2]
+    conics: Tensor,  # [M, 3]
+    opacities: Tensor,  # [M]
+    features: Tensor,  # [M, D]
+    masks: Tensor | None,  # [M]
+    width: int,
+    deterministic: bool = False,
+    absgrad: Tensor | None = None,  # [N, 2]
+    names: Tensor | None = None,  # [M] int64
+) -> tuple[Tensor, Tensor]:
+    """Blend padded rows, differentiably in everything but the rows.
+
+    Args:
+        absgrad: If given, backward adds to its rows `names` the absolute values of the gradients
+            that single pixels give to means2d.
+
+    Returns:
+        Sums of weighted features [B, D] and remaining transmittances [B], for the rows' pixels
+        one bucket after another.
+    """
+    # One more row stands for "nothing": opacity 0 leaves colour and transmittance alone.
+    columns = [conics, opacities[:, None], features]
+    if masks is not None:
+        columns.append(masks[:, None])
+    table = _with_zero_row(torch.cat(columns, dim=1))
+    index = torch.cat([row.gaussians.reshape(-1) for row in rows])
+    pixels = torch.cat([row.pixels[:, None].expand_as(row.gaussians).reshape(-1) for row in rows])
+
+    xy = _gather(_with_zero_row(means2d), index, deterministic)
+    if absgrad is not None and names is not None and xy.requires_grad:
+        xy.register_hook(lambda v_xy: _add_absolute(absgrad, names, index, v_xy))
+    mx, my = xy.unbind(1)
+    picked = _gather(table, index, deterministic)
+    A, B, C, o = picked[:, :4].unbind(1)
+    dx = (pixels % width).to(mx.dtype) + 0.5 - mx
+    dy = torch.div(pixels, width, rounding_mode="floor").to(mx.dtype) + 0.5 - my
+    alphas = _clamp_alphas(o * torch.exp(-_sigmas(dx, dy, (A, B, C))))
+    if masks is not None:
+        alphas = alphas * picked[:, -1]
+    depth = features.shape[1]
+    sizes = [row.gaussians.numel() for row in rows]
+    sums, remaining = [], []
+    parts = zip(rows, alphas.split(sizes), picked[:, 4 : 4 + depth].split(sizes), strict=True)
+    for row, alpha, feature in parts:
+        alpha = alpha.reshape(row.gaussians.shape)
+        T = torch.cumprod(1 - alpha, dim=1)
+        before = torch.cat([torch.ones_like(T[:, :1]), T[:, :-1]], dim=1)
+        weights = (alpha * before)[:, None]
+        sums.append(torch.bmm(weights, feature.reshape(*row.gaussians.shape, depth)).squeeze(1))
+        remaining.append(T[:, -1])
+    return torch.cat(sums), torch.cat(remaining)
+
+
+def _with_zero_row(table: Tensor) -> Tensor:
+    return torch.cat([table, table.new_zeros(1, table.shape[1])])
+
+
+def _add_absolute(absgrad: Tensor, names: Tensor, index: Tensor, v_xy: Tensor) -> None:
+    total = absgrad.new_zeros(names.shape[0] + 1, 2).index_add_(0, index, v_xy.abs())
+    absgrad.index_add_(0, names, total[:-1])
