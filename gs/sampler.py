@@ -67,11 +67,14 @@ class CameraSampler:
         return indices[:count]
 
     def state_dict(self) -> dict[str, int]:
-        return {"n_cameras": self.n_cameras, "epoch": self.epoch, "position": self.position}
+        names = ("n_cameras", "seed", "epoch", "position")
+        return {name: getattr(self, name) for name in names}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on where `state` stood; a state of another number of cameras starts a new epoch."""
         same = state.get("n_cameras") == self.n_cameras
+        self.seed = int(state.get("seed", self.seed))
+        self._orders.clear()
         self.epoch = int(state.get("epoch", -1)) + (0 if same else 1)
         self.position = int(state["position"]) if same else 0
 

@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import checkpoint as checkpoints
+from .checkpoint import save_checkpoint
 from .config import TrainConfig, resolve_device
 from .data.loader import ImageLoader
 from .data.scene import Scene
@@ -87,9 +87,11 @@ class Trainer:
         self.images = ImageLoader(
             self.cameras, white_background=white_background, device=self.device
         )
+        self.images.check()
         self.sampler = CameraSampler(len(scene.train), config.seed)
         self.tracker = Tracker(config.iterations, quiet=config.quiet)
         self.step = 0
+        self.seed = config.seed
         self.stop_requested = False
         if start is None:
             self.gaussians = Gaussians.from_points(
@@ -248,8 +250,6 @@ class Trainer:
         gaussians = self.gaussians
         path = self.config.model_path / f"chkpnt{step}.pth"
         state = {
-            "format": "splatrim",
-            "version": checkpoints.FORMAT_VERSION,
             "method": self.method,
             "step": step,
             "params": gaussians.to_tensors(),
@@ -260,12 +260,12 @@ class Trainer:
             "optimizer": optimizer_state(self.optimizer),
             "strategies": {s.name: s.state_dict() for s in self.strategies},
             "sampler": self.sampler.state_dict(),
-            "rng": {"seed": self.config.seed},
+            "rng": {"seed": self.seed},
             "extent": self.scene.extent,
             "config": self.settings,
             "tracker": self.tracker.state_dict(),
         }
-        checkpoints.save_checkpoint(path, state)
+        save_checkpoint(path, state)
         self.tracker.info(f"iteration {step}: saved the checkpoint {path}")
         return path
 
@@ -285,7 +285,7 @@ class Trainer:
     def _background(self, step: int | None) -> Tensor:  # [3]
         """Black, white, or random in training; never random for `step` None."""
         if self.config.random_background and step is not None:
-            seed = derive_seed(self.config.seed, "background", step)
+            seed = derive_seed(self.seed, "background", step)
             generator = torch.Generator().manual_seed(seed)
             return torch.rand(3, generator=generator).to(self.device)
         return torch.full((3,), float(self.white_background), device=self.device)
@@ -294,7 +294,8 @@ class Trainer:
         """Take over all but the model, which is there already."""
         self.step = int(state["step"])
         load_optimizer_state(self.optimizer, state["optimizer"])
-        known = state.get("strategies") or {}
+        self.seed = state.get("rng", {}).get("seed", self.seed)
+        known = state["strategies"]
         for strategy in self.strategies:
             if strategy.name in known:
                 strategy.load_state_dict(known[strategy.name])

@@ -24,12 +24,14 @@ from gs.sampler import derive_seed
 from gs.strategy import StepContext, Strategy
 from kernels import sample_masks
 
+from .method import MethodConfig
+
 INITIAL_LOGITS = (10.0, 1.0)  # keep, drop: p = sigmoid(9) = 0.99988
 PRUNE_SAMPLES = 10
 
 
 @dataclass(frozen=True)
-class MaskGaussianConfig:
+class MaskGaussianConfig(MethodConfig):
     """Settings of MaskGaussian; the defaults are the published setting beta."""
 
     lambda_mask: float = 0.0005
@@ -44,16 +46,10 @@ class MaskGaussianConfig:
     """Which Gaussians the saved model has: those with p > 0.5, or one random draw as published."""
 
     PRESETS: ClassVar[dict[str, dict[str, Any]]] = {
-        "alpha": {"lambda_mask": 0.1, "mask_from_iter": 19_000, "mask_until_iter": 20_000},
         "beta": {},
+        "alpha": {"lambda_mask": 0.1, "mask_from_iter": 19_000, "mask_until_iter": 20_000},
         "gamma": {"lambda_mask": 0.001},
     }
-    DEFAULT_PRESET: ClassVar[str] = "beta"
-
-    @classmethod
-    def preset(cls, name: str) -> "MaskGaussianConfig":
-        """The published setting `name`: alpha, beta or gamma."""
-        return cls(**cls.PRESETS[name])
 
     def scaled(self, factor: float) -> "MaskGaussianConfig":
         """The same schedule over `factor` times as many iterations."""
