@@ -147,7 +147,7 @@ def _read_vertices(path: Path) -> NDArray[np.void]:
         raise SplatrimError(f"no such file: {path}")
     try:
         # no memory map: a file that is replaced while it is read must not crash the process
-        data = PlyData.read(str(path), mmap=False)
+        data = PlyData.read(str(path), mmap=False)  # pyright: ignore[reportArgumentType]
         return data["vertex"].data
     except OSError as error:
         raise SplatrimError(f"cannot read {path}: {error.strerror or error}") from error

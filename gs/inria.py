@@ -1,0 +1,186 @@
+"""Checkpoints of the original 3D Gaussian Splatting and of MaskGaussian, as named state and back.
+
+Both are `(tuple, iteration)`; the tuple holds, by position,
+
+    active SH degree, xyz [N,3], f_dc [N,1,3], f_rest [N,K-1,3], scaling [N,3], rotation [N,4],
+    opacity [N,1], (MaskGaussian: mask logits [N,2]), max_radii2D [N], gradient sum [N,1],
+    view count [N,1], Adam's state_dict, extent
+
+so 12 entries, 13 with masks. Adam's groups come in the order xyz, f_dc, f_rest, opacity, (mask,)
+scaling, rotation and carry those names.
+"""
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .errors import SplatrimError
+
+# published names of the optimizer's groups, in their order, and the parameters here
+_GROUPS = {
+    "xyz": "means",
+    "f_dc": "sh0",
+    "f_rest": "shN",
+    "opacity": "opacities",
+    "mask": "mask_logits",
+    "scaling": "scales",
+    "rotation": "quats",
+}
+_TUPLE_ORDER = ("means", "sh0", "shN", "scales", "quats", "opacities")
+_MOMENTS = ("exp_avg", "exp_avg_sq")
+_STATISTICS = ("max_radii", "densify_gradients", "densify_views")  # rows, in tuple order
+_ADAM = {
+    "betas": (0.9, 0.999),
+    "eps": 1e-15,
+    "weight_decay": 0,
+    "amsgrad": False,
+    "maximize": False,
+    "foreach": None,
+    "capturable": False,
+    "differentiable": False,
+    "fused": None,
+}
+
+
+def is_inria(obj: Any) -> bool:
+    """Whether an unpickled object has the outer form of a published checkpoint."""
+    return isinstance(obj, (tuple, list)) and len(obj) == 2 and isinstance(obj[0], (tuple, list))
+
+
+def import_inria(obj: Any, *, source: str = "the checkpoint") -> dict[str, Any]:
+    """Turn a published checkpoint into the named state of gs.checkpoint.
+
+    Args:
+        obj: `(tuple of 12 or 13, iteration)`.
+        source: What to call it in error messages.
+
+    Returns:
+        State of method "3dgs" (12 entries) or "mask-gaussian" (13), with Adam's moments by
+        parameter name. Strategies, sampler and rng are empty: they are not in those files.
+
+    Raises:
+        SplatrimError: another number of entries, or shapes that do not belong together.
+    """
+    if not is_inria(obj):
+        raise SplatrimError(f"{source} is not a checkpoint of 3D Gaussian Splatting")
+    entries, step = obj
+    if len(entries) not in (12, 13):
+        raise SplatrimError(
+            f"{source} holds {len(entries)} entries; "
+            "3D Gaussian Splatting writes 12 and MaskGaussian 13"
+        )
+    masked = len(entries) == 13
+    params: dict[str, Any] = dict(zip(_TUPLE_ORDER, entries[1:7], strict=True))
+    if masked:
+        params["mask_logits"] = entries[7]
+    *statistics, adam, extent = entries[7 + masked :]
+    for name, x in [*params.items(), *zip(_STATISTICS, statistics, strict=True)]:
+        if not isinstance(x, Tensor):
+            raise SplatrimError(f"{source} is damaged: {name} is not a tensor")
+    params = {name: _rows(name, x, source) for name, x in params.items()}
+    n = len(params["means"])
+    rows: dict[str, Tensor] = {"ids": torch.arange(n, dtype=torch.int32)}
+    for name, x in zip(_STATISTICS, statistics, strict=True):
+        # restored models of the published code may carry empty statistics
+        rows[name] = x.detach().float().reshape(-1) if x.numel() == n else torch.zeros(n)
+    if any(len(x) != n for x in params.values()):
+        raise SplatrimError(f"{source} is damaged: its tensors differ in their number of Gaussians")
+    try:
+        return {
+            "format": "splatrim",
+            "version": 1,
+            "method": "mask-gaussian" if masked else "3dgs",
+            "step": int(step),
+            "params": params,
+            "rows": rows,
+            "next_id": n,
+            "active_sh_degree": int(entries[0]),
+            "sh_degree": math.isqrt(params["shN"].shape[1] + 1) - 1,
+            "optimizer": _import_adam(adam, params, source),
+            "strategies": {},
+            "sampler": {},
+            "rng": {},
+            "extent": float(extent),
+            "config": {},
+        }
+    except (TypeError, ValueError, LookupError, AttributeError, RuntimeError) as error:
+        raise SplatrimError(f"{source} is damaged: {error}") from error
+
+
+def export_inria(state: dict[str, Any]) -> tuple[tuple[Any, ...], int]:
+    """The published form of a named state: 13 entries where it has mask_logits, else 12.
+
+    Buffers that only this project keeps (ids, strategies' state, randomness) have no place in it.
+    """
+    params: dict[str, Tensor] = state["params"]
+    n = len(params["means"])
+    masked = "mask_logits" in params
+    published = {
+        name: nn.Parameter(_published(name, x.detach().clone())) for name, x in params.items()
+    }
+    statistics = [state["rows"].get(name, torch.zeros(n)).detach().clone() for name in _STATISTICS]
+    statistics[1:] = [x.reshape(n, 1) for x in statistics[1:]]
+    entries = (
+        state["active_sh_degree"],
+        *(published[name] for name in _TUPLE_ORDER),
+        *([published["mask_logits"]] if masked else []),
+        *statistics,
+        _export_adam(state["optimizer"], params),
+        state["extent"],
+    )
+    return entries, state["step"]
+
+
+def _rows(name: str, x: Tensor, source: str) -> Tensor:
+    """A published tensor as a parameter here, checked."""
+    x = x.detach().float()
+    if name == "opacities":
+        x = x.reshape(-1)
+    k = x.shape[1] if name == "shN" and x.dim() == 3 else 15
+    tails = {"means": (3,), "sh0": (1, 3), "shN": (k, 3), "opacities": (), "scales": (3,)}
+    tails |= {"quats": (4,), "mask_logits": (2,)}
+    if tuple(x.shape[1:]) != tails[name] or k not in (0, 3, 8, 15):
+        raise SplatrimError(f"{source} is damaged: {name} has shape {list(x.shape)}")
+    return x
+
+
+def _published(name: str, x: Tensor) -> Tensor:
+    return x.reshape(-1, 1) if name == "opacities" else x
+
+
+def _import_adam(adam: Any, params: dict[str, Tensor], source: str) -> dict[str, Any]:
+    if not isinstance(adam, dict) or not {"state", "param_groups"} <= adam.keys():
+        raise SplatrimError(f"{source} is damaged: it has no optimizer state")
+    optimizer: dict[str, Any] = {"lrs": {}}
+    for group in adam["param_groups"]:
+        name = _GROUPS.get(group.get("name"))
+        if name not in params:
+            continue
+        optimizer["lrs"][name] = float(group["lr"])
+        moments = adam["state"].get(group["params"][0])
+        if not moments:  # saved before the first step
+            continue
+        entry: dict[str, Any] = {"step": torch.as_tensor(float(moments["step"]))}
+        for key in _MOMENTS:
+            entry[key] = moments[key].detach().float().reshape(params[name].shape)
+        optimizer[name] = entry
+    return optimizer
+
+
+def _export_adam(optimizer: dict[str, Any], params: dict[str, Tensor]) -> dict[str, Any]:
+    state: dict[int, dict[str, Any]] = {}
+    groups: list[dict[str, Any]] = []
+    for published, name in _GROUPS.items():
+        if name not in params:
+            continue
+        index = len(groups)
+        lr = optimizer.get("lrs", {}).get(name, 0.0)
+        groups.append({"lr": lr, "name": published, **_ADAM, "params": [index]})
+        if name in optimizer:
+            entry = optimizer[name]
+            step = torch.as_tensor(entry["step"], dtype=torch.float32)
+            moments = {key: _published(name, entry[key].detach().clone()) for key in _MOMENTS}
+            state[index] = {"step": step, **moments}
+    return {"state": state, "param_groups": groups}
