@@ -1,0 +1,163 @@
+"""MaskGaussian: presets, schedule of the loss, and who is pruned."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from gs.gaussians import Gaussians
+from gs.optim import OptimConfig, build_optimizer
+from gs.renderer import RenderOutput
+from gs.strategy import StepContext
+from kernels import sample_masks
+from pruning.mask_gaussian import MaskGaussian, MaskGaussianConfig
+
+
+def make(
+    n: int, config: MaskGaussianConfig | None = None, *, logit: float | None = None, seed: int = 0
+) -> tuple[MaskGaussian, Gaussians]:
+    """A set-up strategy and its model; `logit` replaces keep - drop."""
+    generator = torch.Generator().manual_seed(1)
+    points = torch.rand(n, 3, generator=generator)
+    model = Gaussians.from_points(points, points, sh_degree=0)
+    strategy = (config or MaskGaussianConfig()).build(densify_until=15_000)
+    strategy.setup(model, extent=1.0, iterations=30_000, seed=seed)
+    if logit is not None:
+        model.params["mask_logits"].data = torch.tensor([logit, 0.0]).repeat(n, 1)
+    return strategy, model
+
+
+def output(masks: Tensor) -> RenderOutput:
+    return RenderOutput(torch.zeros(1, 1, 3), torch.zeros(1, 1, 1), {"masks": masks})
+
+
+def context(model: Gaussians) -> StepContext:
+    out: Any = output(torch.ones(len(model)))
+    camera: Any = None
+    optimizer = build_optimizer(model, OptimConfig(), extent=1.0)
+    return StepContext(model, optimizer, out, camera, 1.0, 30_000)
+
+
+@pytest.mark.parametrize(
+    ("preset", "lambda_mask", "first", "last"),
+    [("alpha", 0.1, 19_000, 20_000), ("beta", 0.0005, 0, 30_000), ("gamma", 0.001, 0, 30_000)],
+)
+def test_presets(preset: str, lambda_mask: float, first: int, last: int) -> None:
+    config = MaskGaussianConfig.preset(preset)
+    assert config.lambda_mask == lambda_mask
+    assert (config.mask_from_iter, config.mask_until_iter) == (first, last)
+    assert next(iter(MaskGaussianConfig.PRESETS)) == "beta"
+
+
+def test_setup_adds_logits_once() -> None:
+    strategy, model = make(4)
+    assert model.params["mask_logits"].tolist() == [[10.0, 1.0]] * 4
+    model.params["mask_logits"].data.fill_(3.0)
+    strategy.setup(model, extent=1.0, iterations=30_000, seed=0)
+    assert model.params["mask_logits"].tolist() == [[3.0, 3.0]] * 4
+
+
+def test_before_render_names_rows_and_changes_seed() -> None:
+    strategy, model = make(4)
+    seeds = {strategy.before_render(step, model)["mask_seed"] for step in range(1, 200)}
+    assert len(seeds) == 199
+    inputs = strategy.before_render(5, model)
+    assert inputs["mask_logits"] is model.params["mask_logits"]
+    assert inputs["mask_ids"] is model.rows["ids"]
+    other, model = make(4, seed=1)
+    assert other.before_render(5, model)["mask_seed"] != inputs["mask_seed"]
+
+
+def test_loss_and_its_gradient() -> None:
+    config = MaskGaussianConfig(lambda_mask=0.3)
+    strategy, model = make(5, config)
+    masks = torch.tensor([1.0, 0.0, 1.0, 1.0, 0.0], requires_grad=True)
+    loss = strategy.loss(1, model, output(masks))
+    assert loss is not None and loss.item() == pytest.approx(0.3 * 0.6**2)
+    loss.backward()
+    assert masks.grad is not None
+    torch.testing.assert_close(masks.grad, torch.full((5,), 2 * 0.3 * 0.6 / 5))
+    assert float(strategy.scalars(1)["num_used_gs"]) == 3.0
+
+
+def test_window_of_the_loss_is_inclusive() -> None:
+    strategy, model = make(2, MaskGaussianConfig.preset("alpha"))
+    active = [
+        step
+        for step in (1, 18_999, 19_000, 19_500, 20_000, 20_001, 30_000)
+        if strategy.loss(step, model, output(torch.ones(2))) is not None
+    ]
+    assert active == [19_000, 19_500, 20_000]
+
+
+def test_pruning_after_densification() -> None:
+    strategy, _ = make(1)
+    pruned_at = []
+    for step in [*range(100, 30_001, 100), 14_999, 15_001, 29_999]:
+        _, model = make(3, logit=-60.0)
+        strategy.after_backward(step, context(model))
+        if len(model) == 0:
+            pruned_at.append(step)
+    assert pruned_at == list(range(15_000, 30_001, 1000))
+
+
+def test_prune_rows_follow_ten_draws() -> None:
+    # p = 0.067 is dropped with probability 0.933^10 = 0.5
+    n, logit = 20_000, -2.6339
+    strategy, model = make(n, logit=logit)
+    keep = 1.0 / (1.0 + torch.tensor(-logit).exp().item())
+    want = (1.0 - keep) ** 10
+    share = strategy.prune_rows(600, model).float().mean().item()
+    assert share == pytest.approx(want, abs=5 * (want * (1 - want) / n) ** 0.5)
+
+
+def test_prune_rows_spare_the_certain() -> None:
+    strategy, model = make(500)  # p = 0.99988
+    assert not strategy.prune_rows(600, model).any()
+
+
+def test_pruning_draws_are_their_own() -> None:
+    strategy, model = make(2000, logit=0.0)
+    rendered = sample_masks(
+        model.params["mask_logits"], strategy.before_render(600, model)["mask_seed"],
+        model.rows["ids"],
+    )  # fmt: skip
+    strategy, low = make(2000, logit=-3.0)
+    dropped = strategy.prune_rows(600, low)
+    # independent: among those that rendering drew, as many are dropped as among the others
+    share = dropped[rendered > 0.5].float().mean() - dropped[rendered < 0.5].float().mean()
+    assert abs(share.item()) < 0.12
+    assert not torch.equal(dropped, strategy.prune_rows(700, low))
+
+
+def test_draws_do_not_depend_on_the_order_of_rows() -> None:
+    strategy, model = make(300, logit=-2.0)
+    before = strategy.prune_rows(600, model)
+    order = torch.randperm(300, generator=torch.Generator().manual_seed(0))
+    model.rows["ids"] = model.rows["ids"][order]
+    assert torch.equal(strategy.prune_rows(600, model), before[order])
+
+
+def test_final_keep_by_threshold() -> None:
+    strategy, model = make(4)
+    logits = torch.tensor([[1.0, 0.0], [0.0, 1.0], [2.0, 2.0], [-1.0, -3.0]])
+    model.params["mask_logits"].data = logits
+    assert strategy.final_keep(model).tolist() == [True, False, False, True]
+
+
+def test_final_keep_by_sample() -> None:
+    config = MaskGaussianConfig(final_mask="sample")
+    strategy, model = make(20_000, config, logit=1.0)
+    keep = strategy.final_keep(model)
+    assert keep.float().mean().item() == pytest.approx(0.7311, abs=0.016)  # sigmoid(1), 5 sigma
+    assert torch.equal(keep, strategy.final_keep(model))
+    other, model = make(20_000, config, logit=1.0, seed=1)
+    assert not torch.equal(keep, other.final_keep(model))
+
+
+def test_scaled_schedule() -> None:
+    config = MaskGaussianConfig.preset("alpha").scaled(0.1)
+    assert (config.mask_from_iter, config.mask_until_iter) == (1900, 2000)
+    assert config.mask_prune_iter == 100
+    assert config.lambda_mask == 0.1
