@@ -14,6 +14,7 @@ checkpoints of the original 3D Gaussian Splatting and of MaskGaussian are read t
 import errno
 import os
 import pickle
+import zipfile
 from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
@@ -126,6 +127,7 @@ def _checked(path: Path, obj: Any) -> dict[str, Any]:
         raise SplatrimError(
             f"{path} has checkpoint format {version}; this version reads format {FORMAT_VERSION}"
         )
+    _verify_sums(path)
     for key, kind in _REQUIRED.items():
         if not isinstance(obj.get(key), kind):
             raise SplatrimError(f"{path} is damaged: its entry {key} is missing or of a wrong type")
@@ -134,6 +136,17 @@ def _checked(path: Path, obj: Any) -> dict[str, Any]:
     if len(lengths) != 1:
         raise SplatrimError(f"{path} is damaged: its parameters differ in their number of rows")
     return obj
+
+
+def _verify_sums(path: Path) -> None:
+    """Compare the archive's checksums, which torch writes and does not look at."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            wrong = archive.testzip()
+    except (zipfile.BadZipFile, OSError, NotImplementedError, RuntimeError, EOFError) as error:
+        raise SplatrimError(f"{path} is damaged: {error}") from error
+    if wrong is not None:
+        raise SplatrimError(f"{path} is damaged: the checksum of {wrong} is wrong")
 
 
 def _load_restricted(path: Path) -> Any:

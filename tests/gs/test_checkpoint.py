@@ -146,6 +146,18 @@ def test_cut_short_at_any_place(tmp_path: Path) -> None:
             load_checkpoint(tmp_path / "cut.pth")
 
 
+def test_flipped_bits_are_noticed(tmp_path: Path) -> None:
+    state = sample_state()
+    save_checkpoint(tmp_path / "x.pth", state)
+    data = (tmp_path / "x.pth").read_bytes()
+    values = state["params"]["shN"].numpy().tobytes()
+    place = data.index(values) + 11
+    flipped = data[:place] + bytes([data[place] ^ 16]) + data[place + 1 :]
+    (tmp_path / "x.pth").write_bytes(flipped)
+    with pytest.raises(SplatrimError, match=r"x\.pth is damaged: the checksum"):
+        load_checkpoint(tmp_path / "x.pth")
+
+
 @pytest.mark.parametrize("data", [b"", b"hello", b"\x80\x02}q\x00.", b"PK\x03\x04", bytes(64)])
 def test_not_a_checkpoint(tmp_path: Path, data: bytes) -> None:
     (tmp_path / "x.pth").write_bytes(data)
