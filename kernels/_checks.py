@@ -46,5 +46,6 @@ def check_same(first: str, **tensors: Tensor | None) -> None:
         if value.dtype != reference.dtype:
             raise ValueError(f"{name}: expected {reference.dtype} as {first}, got {value.dtype}")
         if value.device != reference.device:
-            raise ValueError(f"{name}: expected on {reference.device} as {first}, "
-                             f"got on {value.device}")
+            raise ValueError(
+                f"{name}: expected on {reference.device} as {first}, got on {value.device}"
+            )

@@ -169,8 +169,7 @@ def composite(
     """
     # One more row stands for "nothing": opacity 0 leaves colour and transmittance alone.
     columns = [conics, opacities[:, None], features]
-    if masks is not None:
-        columns.append(masks[:, None])
+    columns += [] if masks is None else [masks[:, None]]
     table = _with_zero_row(torch.cat(columns, dim=1))
     index = torch.cat([row.gaussians.reshape(-1) for row in rows])
     pixels = torch.cat([row.pixels[:, None].expand_as(row.gaussians).reshape(-1) for row in rows])
@@ -180,22 +179,23 @@ def composite(
         xy.register_hook(lambda v_xy: _add_absolute(absgrad, names, index, v_xy))
     mx, my = xy.unbind(1)
     picked = _gather(table, index, deterministic)
-    A, B, C, o = picked[:, :4].unbind(1)
+    picked_conics, o, picked_features, *m = picked.split([c.shape[1] for c in columns], dim=1)
+    A, B, C = picked_conics.unbind(1)
     dx = (pixels % width).to(mx.dtype) + 0.5 - mx
     dy = torch.div(pixels, width, rounding_mode="floor").to(mx.dtype) + 0.5 - my
-    alphas = _clamp_alphas(o * torch.exp(-_sigmas(dx, dy, (A, B, C))))
+    alphas = _clamp_alphas(o.squeeze(1) * torch.exp(-_sigmas(dx, dy, (A, B, C))))
     if masks is not None:
-        alphas = alphas * picked[:, -1]
-    depth = features.shape[1]
+        alphas = alphas * m[0].squeeze(1)
     sizes = [row.gaussians.numel() for row in rows]
     sums, remaining = [], []
-    parts = zip(rows, alphas.split(sizes), picked[:, 4 : 4 + depth].split(sizes), strict=True)
+    parts = zip(rows, alphas.split(sizes), picked_features.split(sizes), strict=True)
     for row, alpha, feature in parts:
         alpha = alpha.reshape(row.gaussians.shape)
         T = torch.cumprod(1 - alpha, dim=1)
         before = torch.cat([torch.ones_like(T[:, :1]), T[:, :-1]], dim=1)
         weights = (alpha * before)[:, None]
-        sums.append(torch.bmm(weights, feature.reshape(*row.gaussians.shape, depth)).squeeze(1))
+        channels = feature.reshape(*row.gaussians.shape, feature.shape[1])
+        sums.append(torch.bmm(weights, channels).squeeze(1))
         remaining.append(T[:, -1])
     return torch.cat(sums), torch.cat(remaining)
 

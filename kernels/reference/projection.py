@@ -90,8 +90,9 @@ def projection(
     jr = torch.stack([jr_x, jr_y], dim=1)  # [M, 2, 3]
 
     if covars is None:
-        rotmats = quats_to_rotmats(F.normalize(quats, dim=-1, eps=0.0) if normalize_quats else quats)
-        half = torch.bmm(jr, rotmats * scales[:, None, :])  # cov2d = half half^T
+        if normalize_quats:
+            quats = F.normalize(quats, dim=-1, eps=0.0)
+        half = torch.bmm(jr, quats_to_rotmats(quats) * scales[:, None, :])  # cov2d = half half^T
         hx, hy = half.unbind(1)
         xx, xy, yy = (hx * hx).sum(-1), (hx * hy).sum(-1), (hy * hy).sum(-1)
         # Lagrange's identity: xx yy - xy^2 without its cancellation.

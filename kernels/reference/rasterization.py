@@ -27,7 +27,7 @@ MAX_FRAGMENTS = 6_000_000
 class _Visible(NamedTuple):
     """The V Gaussians that one camera sees, from front to back."""
 
-    index: Tensor  # [V] int64 rows of the inputs
+    ids: Tensor  # [V] int64 rows of the inputs
     projected: Projection  # of these rows
     radii: Tensor  # [N, 2] int32, of all
 
@@ -70,10 +70,12 @@ def rasterize(
     if mask_logits is not None:
         masks = sample_masks(mask_logits, mask_seed, mask_ids)
     per_camera_colors = sh_degree is None and colors.dim() == 3
+    if per_camera_colors:
+        colors = colors.transpose(0, 1)  # [N, C, D]
 
     tensors = [means, quats, scales, opacities, colors, masks, covars]
-    broken = _nonfinite_rows(tensors, N, per_camera_colors)
-    tensors = [_without_rows(t, broken, i == 4 and per_camera_colors) for i, t in enumerate(tensors)]
+    broken = _nonfinite_rows([t for t in tensors if t is not None])
+    tensors = [_without_rows(t, broken) for t in tensors]
     means, quats, scales, opacities, colors, used_masks, covars = tensors
     geometry = (means, quats, scales, opacities, covars)
 
@@ -87,7 +89,7 @@ def rasterize(
     cameras = list(zip(viewmats, Ks, strict=True))
     seen = [_visible(geometry, broken, V, K, width, height, settings) for V, K in cameras]
     # Images hang on this stack, so that its .grad is what the images of all cameras say.
-    means2d = torch.stack([_spread(v.projected.means2d, v.index, N) for v in seen])
+    means2d = torch.stack([_spread(v.projected.means2d, v.ids, N) for v in seen])
     if means2d.requires_grad:
         means2d.retain_grad()
     abs_v_means2d = torch.zeros_like(means2d) if absgrad else None
@@ -100,17 +102,17 @@ def rasterize(
         features = []
         if "RGB" in render_mode:
             if sh_degree is None:
-                source = colors[c] if per_camera_colors else colors
-                features.append(source.index_select(0, visible.index))
+                source = colors[:, c] if per_camera_colors else colors
+                features.append(source.index_select(0, visible.ids))
             else:
-                features.append(_sh_colors(sh_degree, means, colors, viewmats[c], visible.index))
+                features.append(_sh_colors(sh_degree, means, colors, viewmats[c], visible.ids))
         if "D" in render_mode:
             features.append(visible.projected.depths[:, None])
         image, remaining = _blend(
             visible,
-            means2d[c].index_select(0, visible.index),
+            means2d[c].index_select(0, visible.ids),
             torch.cat(features, dim=1),
-            None if used_masks is None else used_masks.index_select(0, visible.index),
+            None if used_masks is None else used_masks.index_select(0, visible.ids),
             width,
             height,
             scores,
@@ -131,8 +133,8 @@ def rasterize(
         "tile_size": TILE_SIZE,
         "radii": radii,
         "means2d": means2d,
-        "depths": torch.stack([_spread(v.projected.depths, v.index, N) for v in seen]),
-        "conics": torch.stack([_spread(v.projected.conics, v.index, N) for v in seen]),
+        "depths": torch.stack([_spread(v.projected.depths, v.ids, N) for v in seen]),
+        "conics": torch.stack([_spread(v.projected.conics, v.ids, N) for v in seen]),
         "tiles_per_gauss": tiles,
         "n_isects": tiles.sum(),
         "n_nonfinite": broken.sum(),
@@ -143,16 +145,10 @@ def rasterize(
     return result, 1 - remaining, info
 
 
-def _nonfinite_rows(tensors: list[Any], n: int, per_camera_colors: bool) -> Tensor:
+def _nonfinite_rows(tensors: list[Tensor]) -> Tensor:
     """Which Gaussians [N] have a parameter that is NaN or infinite."""
-    broken = torch.zeros(n, dtype=torch.bool, device=tensors[0].device)
-    for i, tensor in enumerate(tensors):
-        if tensor is None:
-            continue
-        bad = ~torch.isfinite(tensor)
-        if i == 4 and per_camera_colors:
-            bad = bad.any(0)
-        broken |= bad.reshape(n, bad[:1].numel() or 1).any(1)
+    bad = [~torch.isfinite(t.detach()) for t in tensors]
+    broken = torch.stack([b.flatten(1).any(1) if b.dim() > 1 else b for b in bad]).any(0)
     # Asking costs a synchronisation on CUDA, where the caller reads info["n_nonfinite"] instead.
     if not broken.is_cuda and broken.any():
         _warn_once("some Gaussians have NaN or infinite parameters and are not drawn")
@@ -164,12 +160,11 @@ def _warn_once(message: str) -> None:
     logger.warning(message)
 
 
-def _without_rows(tensor: Any, broken: Tensor, per_camera: bool) -> Any:
+def _without_rows(tensor: Any, broken: Tensor) -> Any:
     """Zeros in the broken rows, with zero gradients there."""
-    if tensor is None or (not broken.is_cuda and not broken.any()):
+    if tensor is None or not (broken.is_cuda or broken.any()):
         return tensor
-    dims = tensor.dim() - (2 if per_camera else 1)
-    return torch.where(broken.reshape(-1, *[1] * dims), 0.0, tensor)
+    return torch.where(broken.reshape(-1, *[1] * (tensor.dim() - 1)), 0.0, tensor)
 
 
 def _visible(
@@ -194,7 +189,9 @@ def _visible(
     return _Visible(index, projection(*args, **settings, covars=covars), radii)
 
 
-def _sh_colors(degree: int, means: Tensor, coeffs: Tensor, viewmat: Tensor, index: Tensor) -> Tensor:
+def _sh_colors(
+    degree: int, means: Tensor, coeffs: Tensor, viewmat: Tensor, index: Tensor
+) -> Tensor:
     center = -viewmat[:3, :3].T @ viewmat[:3, 3]
     dirs = means.index_select(0, index) - center
     return spherical_harmonics(degree, dirs, coeffs.index_select(0, index))
@@ -219,7 +216,7 @@ def _blend(
     """Features [H W, D] and remaining transmittance [H W] of one image."""
     conics, opacities = visible.projected.conics, visible.projected.opacities
     covars2d = visible.projected.covars2d
-    target = None if scores is None else (scores, visible.index)
+    target = None if scores is None else (scores, visible.ids)
     with torch.no_grad():
         spans = gaussian_spans(means2d, covars2d, conics, opacities, width, height)
         bands = split_rows(spans, height, MAX_FRAGMENTS)
@@ -229,7 +226,7 @@ def _blend(
         fragments = contributing_fragments(*args, contributions=target)
         rows = buckets(fragments, dummy=means2d.shape[0])
         inputs = (rows, means2d, conics, opacities, features, masks, width, deterministic)
-        names = visible.index
+        names = visible.ids
         if len(bands) > 1 and torch.is_grad_enabled():
             part = checkpoint(
                 composite, *inputs, absgrad, names, use_reentrant=False, preserve_rng_state=False

@@ -11,6 +11,6 @@ def sort_by_depth(depths: Tensor, visible: Tensor) -> Tensor:
 
 
 def sort_by_pixel(pixels: Tensor) -> tuple[Tensor, Tensor]:
-    """Fragments' pixels [P] in ascending order, and the order [P]; stable, so depth stays inside."""
+    """Pixels [P] of fragments in ascending order, and that order [P]; stable, as depth needs."""
     values, order = torch.sort(pixels.to(torch.int32), stable=True)
     return values.to(torch.int64), order
