@@ -1,0 +1,288 @@
+"""The training loop on a tiny scene: order, outputs, and resuming bit for bit."""
+
+import dataclasses
+import json
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+
+import gs.checkpoint
+from gs.cameras import Camera
+from gs.checkpoint import load_checkpoint, save_inria
+from gs.config import TrainConfig
+from gs.data.scene import Scene
+from gs.densify import DensifyConfig
+from gs.errors import SplatrimError
+from gs.gaussians import Gaussians
+from gs.optim import OptimConfig, keep_rows
+from gs.ply import load_ply
+from gs.renderer import render
+from gs.strategy import StepContext, Strategy
+from gs.trainer import Trainer
+from pruning import MaskGaussianConfig
+
+WIDTH, HEIGHT = 40, 30
+DENSIFY = DensifyConfig(
+    densify_from_iter=5, densify_until_iter=32, densification_interval=6,
+    opacity_reset_interval=20, densify_grad_threshold=1e-4,
+)  # fmt: skip
+# a low logit gap after a few steps, so that masks drop some and pruning bites
+OPTIM = OptimConfig(position_lr_max_steps=40, mask_lr=0.4)
+MASKS = MaskGaussianConfig(lambda_mask=1.0, mask_from_iter=3, mask_until_iter=30, mask_prune_iter=7)
+
+
+@pytest.fixture(scope="module")
+def scene(tmp_path_factory: pytest.TempPathFactory) -> Scene:
+    """Eight views of 80 Gaussians, six of them to train on."""
+    folder = tmp_path_factory.mktemp("scene")
+    generator = torch.Generator().manual_seed(0)
+    points = torch.rand(80, 3, generator=generator) * 2 - 1
+    colors = torch.rand(80, 3, generator=generator)
+    truth = Gaussians.from_points(points, colors, sh_degree=0)
+    truth.params["opacities"].data.fill_(3.0)
+    cameras = []
+    for i in range(8):
+        angle = torch.tensor(0.3 * i - 1.0)
+        viewmat = torch.eye(4)
+        viewmat[0, 0] = viewmat[2, 2] = angle.cos()
+        viewmat[0, 2], viewmat[2, 0] = angle.sin(), -angle.sin()
+        viewmat[2, 3] = 4.0
+        K = torch.tensor([[45.0, 0, WIDTH / 2], [0, 45.0, HEIGHT / 2], [0, 0, 1]])
+        path = folder / f"{i}.png"
+        camera = Camera(path.name, path, WIDTH, HEIGHT, viewmat, K, WIDTH, HEIGHT)
+        with torch.no_grad():
+            image = render(truth, camera, background=torch.zeros(3)).colors.clamp(0, 1)
+        Image.fromarray((image * 255).round().numpy().astype(np.uint8)).save(path)
+        cameras.append(camera)
+    start = points + 0.05 * torch.randn(80, 3, generator=generator)
+    return Scene(cameras[:6], cameras[6:], start, colors, 1.5, folder, "colmap")
+
+
+def make(scene: Scene, out: Path, *strategies: Strategy, **options: Any) -> Trainer:
+    """A quiet trainer of 40 iterations; keywords are fields of TrainConfig, or Trainer's."""
+    fields = {field.name for field in dataclasses.fields(TrainConfig)}
+    settings = {"iterations": 40, "sh_degree_interval": 10, "quiet": True, "device": "cpu"}
+    settings |= {k: options.pop(k) for k in list(options) if k in fields}
+    config = TrainConfig(model_path=out, **settings)
+    return Trainer(config, scene, strategies=strategies, optim=OPTIM, **options)
+
+
+def methods() -> list[Strategy]:
+    return [DENSIFY.build(), MASKS.build(densify_until=DENSIFY.densify_until_iter)]
+
+
+def state_of(trainer: Trainer) -> dict[str, Tensor]:
+    """Every tensor of the model and its optimizer, by name."""
+    tensors = {f"params.{k}": v.detach() for k, v in trainer.gaussians.params.items()}
+    tensors |= {f"rows.{k}": v for k, v in trainer.gaussians.rows.items()}
+    for group in trainer.optimizer.param_groups:
+        for key, value in trainer.optimizer.state[group["params"][0]].items():
+            tensors[f"{group['name']}.{key}"] = value
+    return tensors
+
+
+class Signals(Strategy):
+    """Sends this process a signal after iteration `step`."""
+
+    name = "signals"
+
+    def __init__(self, step: int, number: int = signal.SIGINT) -> None:
+        self.step, self.number = step, number
+
+    def after_step(self, step: int, ctx: StepContext) -> None:
+        if step == self.step:
+            os.kill(os.getpid(), self.number)
+
+
+def test_training_improves_and_writes_its_files(scene: Scene, tmp_path: Path) -> None:
+    settings = {"source_path": "here", "images": None, "sh_degree": 3, "eval": True}
+    gentle = dataclasses.replace(MASKS, lambda_mask=0.05).build(densify_until=32)
+    calm = {"opacity_reset_interval": 100, "densify_grad_threshold": 4e-3}
+    densify = dataclasses.replace(DENSIFY, **calm).build()
+    trainer = make(scene, tmp_path, densify, gentle, settings=settings, test_iterations=(1,))
+    assert not any(tmp_path.iterdir())
+    assert trainer.fit() is None
+
+    history = json.loads((tmp_path / "history.json").read_text())
+    assert history["step"] == [10, 20, 30, 40]
+    assert [entry["step"] for entry in history["test"]] == [1, 40]
+    assert history["test"][1]["psnr"] > history["test"][0]["psnr"] + 0.5
+    assert history["settings"] == settings
+    assert len(history["n_used"]) == len(history["n_gaussians"]) == len(history["seconds"]) == 4
+    assert min(history["n_used"]) < min(history["n_gaussians"])
+    assert json.loads((tmp_path / "config.json").read_text()) == settings
+    assert (tmp_path / "cfg_args").read_text().startswith("Namespace(")
+    assert len(json.loads((tmp_path / "cameras.json").read_text())) == 8
+    assert "test views PSNR" in (tmp_path / "train.log").read_text()
+    model = load_ply(tmp_path / "point_cloud" / "iteration_40" / "point_cloud.ply")
+    assert "mask_logits" not in model
+    assert 0 < len(model["means"]) <= history["n_gaussians"][-1]
+
+
+def test_tensorboard_scalars(scene: Scene, tmp_path: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    make(scene, tmp_path, *methods(), iterations=20).fit()
+    events = EventAccumulator(str(tmp_path))
+    events.Reload()
+    want = {
+        "train_loss_patches/l1_loss", "train_loss_patches/total_loss", "iter_time", "total_points",
+        "num_used_gs", "test/loss_viewpoint - psnr", "test/loss_viewpoint - l1_loss",
+        "train/loss_viewpoint - psnr",
+    }  # fmt: skip
+    assert want <= set(events.Tags()["scalars"])
+    assert [event.step for event in events.Scalars("num_used_gs")] == [10, 20]
+
+
+@pytest.mark.parametrize("stop", [17, 24])  # before and on an iteration that densifies
+def test_resuming_equals_not_stopping(scene: Scene, tmp_path: Path, stop: int) -> None:
+    whole = make(scene, tmp_path / "whole", *methods(), checkpoint_iterations=(stop,))
+    whole.fit()
+    start = load_checkpoint(tmp_path / "whole" / f"chkpnt{stop}.pth")
+    assert start["step"] == stop
+    resumed = make(scene, tmp_path / "resumed", *methods(), start=start)
+    assert len(resumed.gaussians) != len(whole.gaussians)  # rows still come and go
+    resumed.fit()
+
+    want, got = state_of(whole), state_of(resumed)
+    assert want.keys() == got.keys()
+    for name in want:
+        assert torch.equal(got[name], want[name]), name
+    for column in ("step", "loss", "psnr", "n_gaussians", "n_used", "test"):
+        assert resumed.tracker.history[column] == whole.tracker.history[column], column
+    file = Path("point_cloud") / "iteration_40" / "point_cloud.ply"
+    got_bytes = (tmp_path / "resumed" / file).read_bytes()
+    assert got_bytes == (tmp_path / "whole" / file).read_bytes()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_saves_a_checkpoint_that_resumes(
+    scene: Scene, tmp_path: Path, number: signal.Signals
+) -> None:
+    before = signal.getsignal(number)
+    trainer = make(scene, tmp_path, *methods(), Signals(13, number))
+    path = trainer.fit()
+    assert path == tmp_path / "chkpnt13.pth"
+    assert signal.getsignal(number) is before
+    assert json.loads((tmp_path / "history.json").read_text())["step"] == [10]
+
+    resumed = make(scene, tmp_path, *methods(), start=load_checkpoint(path))
+    assert resumed.fit() is None
+    whole = make(scene, tmp_path / "whole", *methods())
+    whole.fit()
+    want, got = state_of(whole), state_of(resumed)
+    assert all(torch.equal(got[name], want[name]) for name in want)
+
+
+def test_a_second_ctrl_c_during_a_save_leaves_the_old_file(
+    scene: Scene, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make(scene, tmp_path, Signals(7)).fit()
+    path = tmp_path / "chkpnt7.pth"
+    before = path.read_bytes()
+    save = torch.save
+
+    def interrupted_save(state: Any, file: Any) -> None:
+        file.write(b"half of a file")
+        os.kill(os.getpid(), signal.SIGINT)
+        save(state, file)
+
+    monkeypatch.setattr(gs.checkpoint.torch, "save", interrupted_save)
+    with pytest.raises(KeyboardInterrupt):
+        make(scene, tmp_path, Signals(7)).fit()
+    assert path.read_bytes() == before
+    assert not [name for name in os.listdir(tmp_path) if "tmp" in name]
+
+
+def test_hooks_come_in_the_published_order(scene: Scene, tmp_path: Path) -> None:
+    calls: list[str] = []
+
+    class Records(Strategy):
+        def before_render(self, step: int, gaussians: Gaussians) -> dict[str, Any]:
+            calls.append("before_render")
+            return {}
+
+        def loss(self, step: int, gaussians: Gaussians, out: Any) -> None:
+            assert gaussians.params["means"].grad is None
+            calls.append("loss")
+
+        def after_backward(self, step: int, ctx: StepContext) -> None:
+            assert ctx.gaussians.params["means"].grad is not None
+            assert ctx.out.info["means2d"].grad is not None
+            saved = (tmp_path / "point_cloud" / f"iteration_{step}").exists()
+            calls.append("after_backward, saved" if saved else "after_backward")
+            self.means = ctx.gaussians.params["means"].detach().clone()
+
+        def after_step(self, step: int, ctx: StepContext) -> None:
+            moved = not torch.equal(self.means, ctx.gaussians.params["means"])
+            calls.append("after_step, moved" if moved else "after_step")
+
+    make(scene, tmp_path, Records(), iterations=2).fit()
+    assert calls == [
+        "before_render", "loss", "after_backward", "after_step, moved",
+        "before_render", "loss", "after_backward, saved", "after_step",
+    ]  # fmt: skip
+
+
+def test_the_saved_model_is_the_one_before_pruning(scene: Scene, tmp_path: Path) -> None:
+    class PrunesAtTheEnd(Strategy):
+        def after_backward(self, step: int, ctx: StepContext) -> None:
+            if step == ctx.iterations:
+                keep_rows(ctx.gaussians, ctx.optimizer, torch.arange(80) < 5)
+
+    trainer = make(scene, tmp_path, PrunesAtTheEnd(), iterations=3)
+    trainer.fit()
+    assert len(trainer.gaussians) == 5
+    saved = load_ply(tmp_path / "point_cloud" / "iteration_3" / "point_cloud.ply")
+    assert len(saved["means"]) == 80
+
+
+def test_sh_degree_grows(scene: Scene, tmp_path: Path) -> None:
+    degrees: list[int] = []
+
+    class Watches(Strategy):
+        def before_render(self, step: int, gaussians: Gaussians) -> dict[str, Any]:
+            degrees.append(gaussians.active_sh_degree)
+            return {}
+
+    make(scene, tmp_path, Watches(), iterations=9, sh_degree_interval=2, sh_degree=2).fit()
+    assert degrees == [0, 1, 1, 2, 2, 2, 2, 2, 2]
+
+
+def test_mask_gaussian_goes_on_from_a_plain_checkpoint(scene: Scene, tmp_path: Path) -> None:
+    plain = make(scene, tmp_path / "plain", DENSIFY.build(), checkpoint_iterations=(20,))
+    plain.fit()
+    state = load_checkpoint(tmp_path / "plain" / "chkpnt20.pth")
+    save_inria(tmp_path / "inria.pth", state)
+    start = load_checkpoint(tmp_path / "inria.pth")
+    trainer = make(scene, tmp_path / "masks", *methods(), start=start)
+    assert trainer.step == 20
+    assert trainer.gaussians.params["mask_logits"].tolist()[0] == [10.0, 1.0]
+    moments = state_of(trainer)
+    assert torch.equal(moments["means.exp_avg"], state["optimizer"]["means"]["exp_avg"])
+    assert "mask_logits.exp_avg" not in moments
+    trainer.fit()
+    assert (tmp_path / "masks" / "point_cloud" / "iteration_40" / "point_cloud.ply").is_file()
+
+
+def test_a_loss_that_is_not_finite_stops(scene: Scene, tmp_path: Path) -> None:
+    class Breaks(Strategy):
+        def loss(self, step: int, gaussians: Gaussians, out: Any) -> Tensor:
+            return out.colors.sum() * float("nan")
+
+    with pytest.raises(SplatrimError, match="not finite at iteration 10"):
+        make(scene, tmp_path, Breaks()).fit()
+
+
+def test_random_background_differs_by_iteration(scene: Scene, tmp_path: Path) -> None:
+    trainer = make(scene, tmp_path, random_background=True, seed=4)
+    colors = [trainer._background(step).tolist() for step in (1, 2, 1)]
+    assert colors[0] == colors[2] != colors[1]
+    assert trainer._background(None).tolist() == [0.0, 0.0, 0.0]
