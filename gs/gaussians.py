@@ -37,10 +37,10 @@ class Gaussians(nn.Module):
     ) -> None:
         super().__init__()
         n, sh_degree = _check_tensors(tensors)
-        order = [name for name in PARAMETER_ORDER if name in tensors]
-        self.params = nn.ParameterDict(
-            {name: nn.Parameter(tensors[name].detach().float().contiguous()) for name in order}
-        )
+        self.params = nn.ParameterDict()
+        for name in PARAMETER_ORDER:  # one by one: ParameterDict sorts the names of a dict
+            if name in tensors:
+                self.params[name] = nn.Parameter(tensors[name].detach().float().contiguous())
         self.rows: dict[str, Tensor] = {
             "ids": torch.arange(n, dtype=torch.int32, device=tensors["means"].device)
         }

@@ -45,15 +45,6 @@ class OptimConfig:
     def scaled(self, factor: float) -> OptimConfig:
         """The same schedule over `factor` times as many iterations.
 
-        Adam moves a mask logit by its learning rate at most, and the way from keeping to dropping a
-        Gaussian stays as long: that rate grows as the run shrinks.
-        """
-        steps = max(round(self.position_lr_max_steps * factor), 1)
-        return replace(self, position_lr_max_steps=steps, mask_lr=self.mask_lr / factor)
-
-    def scaled(self, factor: float) -> OptimConfig:
-        """The same schedule over `factor` times as many iterations.
-
         Mask logits have to cross the same gap in fewer steps, so their learning rate grows.
         """
         steps = max(round(self.position_lr_max_steps * factor), 1)
@@ -213,7 +204,9 @@ def load_optimizer_state(optimizer: torch.optim.Optimizer, state: Mapping[str, A
     for name, lr in state.get("lrs", {}).items():
         if name in groups:
             groups[name]["lr"] = float(lr)
-    for name in groups.keys() & state.keys():
+    for name in groups:
+        if name not in state:
+            continue
         parameter, moments = groups[name]["params"][0], state[name]
         step = torch.as_tensor(moments["step"], dtype=torch.float32, device=parameter.device)
         loaded = {"step": step.clone()}

@@ -1,0 +1,138 @@
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from gs.gaussians import (
+    LEAF,
+    MIN_SQUARED_DISTANCE,
+    SH_C0,
+    Gaussians,
+    mean_squared_neighbor_distances,
+)
+
+
+def brute_force(points: Tensor, k: int = 3) -> Tensor:
+    squared = (points[:, None].double() - points[None].double()).square().sum(-1)
+    squared.fill_diagonal_(float("inf"))
+    return squared.topk(min(k, len(points) - 1), largest=False).values.mean(1)
+
+
+def from_seed(n: int, **kwargs: int) -> Gaussians:
+    generator = torch.Generator().manual_seed(n)
+    points = torch.randn(n, 3, generator=generator)
+    return Gaussians.from_points(points, torch.rand(n, 3, generator=generator), **kwargs)
+
+
+@pytest.mark.parametrize("n", [2, 3, 4, 5, LEAF, LEAF + 1, 2 * LEAF + 1, 1000, 2500])
+@pytest.mark.parametrize("shape", ["ball", "outliers", "plane"])
+def test_neighbor_distances_equal_brute_force(n: int, shape: str) -> None:
+    points = torch.randn(n, 3, generator=torch.Generator().manual_seed(n))
+    if shape == "outliers":
+        points[: n // 3] *= 100.0
+    if shape == "plane":
+        points[:, 1] = 2.0
+    got, want = mean_squared_neighbor_distances(points), brute_force(points)
+    torch.testing.assert_close(got.double(), want, rtol=1e-5, atol=1e-12)
+
+
+def test_neighbor_distances_do_not_depend_on_the_order() -> None:
+    points = torch.randn(700, 3, generator=torch.Generator().manual_seed(0))
+    order = torch.randperm(700, generator=torch.Generator().manual_seed(1))
+    got = mean_squared_neighbor_distances(points[order])
+    torch.testing.assert_close(got, mean_squared_neighbor_distances(points)[order])
+
+
+def test_neighbor_distances_of_duplicates() -> None:
+    points = torch.zeros(10, 3)
+    points[8], points[9] = torch.tensor([3.0, 0, 0]), torch.tensor([0, 4.0, 0])
+    got = mean_squared_neighbor_distances(points)
+    assert got[:8].tolist() == [0.0] * 8
+    assert got[8].item() == pytest.approx(9.0)
+    assert got[9].item() == pytest.approx(16.0)
+    assert mean_squared_neighbor_distances(torch.zeros(300, 3)).tolist() == [0.0] * 300
+
+
+def test_from_points() -> None:
+    # A unit square: two neighbours at distance 1 and one at sqrt(2).
+    points = torch.tensor([[0.0, 0, 0], [1, 0, 0], [0, 1, 0], [1, 1, 0]])
+    colors = torch.tensor([[0.0, 0.5, 1.0]]).repeat(4, 1)
+    gaussians = Gaussians.from_points(points, colors)
+    assert len(gaussians) == 4
+    assert (gaussians.sh_degree, gaussians.active_sh_degree) == (3, 0)
+    torch.testing.assert_close(gaussians.get_scales(), torch.full((4, 3), math.sqrt(4 / 3)))
+    torch.testing.assert_close(gaussians.get_opacities(), torch.full((4,), 0.1))
+    torch.testing.assert_close(gaussians.get_sh()[:, 0] * SH_C0 + 0.5, colors)
+    assert gaussians.get_sh().shape == (4, 16, 3)
+    assert gaussians.params["shN"].abs().max() == 0
+    assert gaussians.params["quats"].tolist() == [[1.0, 0, 0, 0]] * 4
+    assert torch.equal(gaussians.params["means"], points)
+    assert gaussians.rows["ids"].tolist() == [0, 1, 2, 3]
+    assert gaussians.rows["ids"].dtype == torch.int32
+    # The model must not write through to the scene's points.
+    assert gaussians.params["means"].data_ptr() != points.data_ptr()
+
+
+@pytest.mark.parametrize("n", [1, 2, 5])
+def test_from_points_at_one_place_has_finite_scales(n: int) -> None:
+    gaussians = Gaussians.from_points(torch.ones(n, 3), torch.ones(n, 3))
+    want = torch.full((n, 3), math.sqrt(MIN_SQUARED_DISTANCE))
+    torch.testing.assert_close(gaussians.get_scales(), want)
+
+
+@pytest.mark.parametrize("degree", [0, 1, 2, 3])
+def test_sh_degrees(degree: int) -> None:
+    gaussians = from_seed(7, sh_degree=degree)
+    assert gaussians.params["shN"].shape == (7, (degree + 1) ** 2 - 1, 3)
+    for _ in range(5):
+        gaussians.one_up_sh_degree()
+    assert gaussians.active_sh_degree == degree
+    assert Gaussians.from_tensors(gaussians.to_tensors()).sh_degree == degree
+
+
+def test_tensors_round_trip_and_parameter_order() -> None:
+    gaussians = from_seed(9)
+    gaussians.add_parameter("mask_logits", torch.tensor([10.0, 1.0]).repeat(9, 1))
+    tensors = gaussians.to_tensors()
+    shuffled = {name: tensors[name] for name in sorted(tensors)}
+    again = Gaussians.from_tensors(shuffled, active_sh_degree=2)
+    assert list(again.params) == [
+        "means", "sh0", "shN", "opacities", "mask_logits", "scales", "quats",
+    ]  # fmt: skip
+    for name, want in tensors.items():
+        assert torch.equal(again.params[name], want)
+        assert not tensors[name].requires_grad
+    assert again.active_sh_degree == 2
+
+
+def test_to_carries_row_buffers() -> None:
+    gaussians = from_seed(3)
+    gaussians.rows["sums"] = torch.ones(3)
+    moved = gaussians.to("meta")
+    assert {x.device.type for x in moved.rows.values()} == {"meta"}
+    assert moved.params["means"].device.type == "meta"
+
+
+def test_bad_tensors_are_named() -> None:
+    tensors = from_seed(4).to_tensors()
+    with pytest.raises(ValueError, match=r"missing \['quats'\]"):
+        Gaussians.from_tensors({k: v for k, v in tensors.items() if k != "quats"})
+    with pytest.raises(ValueError, match="colour"):
+        Gaussians.from_tensors({**tensors, "colour": torch.zeros(4)})
+    with pytest.raises(ValueError, match=r"scales: expected \[4, 3\], got \[4, 2\]"):
+        Gaussians.from_tensors({**tensors, "scales": torch.zeros(4, 2)})
+    with pytest.raises(ValueError, match="shN"):
+        Gaussians.from_tensors({**tensors, "shN": torch.zeros(4, 5, 3)})
+    with pytest.raises(ValueError, match="active_sh_degree"):
+        Gaussians.from_tensors(tensors, active_sh_degree=4)
+    with pytest.raises(ValueError, match="points"):
+        Gaussians.from_points(torch.zeros(0, 3), torch.zeros(0, 3))
+    with pytest.raises(ValueError, match="not finite"):
+        Gaussians.from_points(torch.full((2, 3), float("nan")), torch.zeros(2, 3))
+    with pytest.raises(ValueError, match="colors"):
+        Gaussians.from_points(torch.zeros(2, 3), torch.zeros(3, 3))
+    with pytest.raises(ValueError, match="expected 4 rows"):
+        from_seed(4).add_parameter("mask_logits", torch.zeros(5, 2))
+    with pytest.raises(ValueError, match="already"):
+        from_seed(4).add_parameter("means", torch.zeros(4, 3))
