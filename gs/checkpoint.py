@@ -143,7 +143,7 @@ def _verify_sums(path: Path) -> None:
     try:
         with zipfile.ZipFile(path) as archive:
             wrong = archive.testzip()
-    except (zipfile.BadZipFile, OSError, NotImplementedError, RuntimeError, EOFError) as error:
+    except (zipfile.BadZipFile, OSError, ValueError, RuntimeError, EOFError) as error:
         raise SplatrimError(f"{path} is damaged: {error}") from error
     if wrong is not None:
         raise SplatrimError(f"{path} is damaged: the checksum of {wrong} is wrong")
