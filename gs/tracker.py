@@ -51,6 +51,7 @@ class Tracker:
             raise SplatrimError(f"cannot write into {folder}: {error.strerror}") from error
         self._log_file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
         logger.addHandler(self._log_file)
+        logger.setLevel(logging.INFO)  # train.log has everything; the terminal has its own level
         self._bar = tqdm(
             total=self.iterations, initial=first_step - 1, disable=self.quiet, unit="it",
             dynamic_ncols=True, smoothing=0.1, desc="train",
@@ -111,9 +112,9 @@ class Tracker:
         self.scalar(f"{split}/loss_viewpoint - psnr", psnr, step)
         self.info(f"iteration {step}: {split} views PSNR {psnr:.2f} dB, L1 {l1:.4f}")
 
-    def image(self, name: str, image: Tensor, step: int) -> None:  # [H, W, 3] in 0..1
+    def image(self, name: str, image: Tensor, step: int) -> None:  # [H, W, 3] uint8
         if self._writer is not None:
-            self._writer.add_image(name, image.clamp(0, 1), step, dataformats="HWC")
+            self._writer.add_image(name, image, step, dataformats="HWC")
 
     def histogram(self, name: str, values: Tensor, step: int) -> None:
         if self._writer is not None and values.numel():

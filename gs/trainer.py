@@ -21,11 +21,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .cameras import Camera
 from .checkpoint import save_checkpoint
 from .config import TrainConfig, resolve_device
 from .data.loader import ImageLoader
 from .data.scene import Scene
 from .errors import SplatrimError
+from .evaluation import evaluate_views, mean_scores
 from .gaussians import Gaussians
 from .losses import l1, photometric_loss, to_float
 from .optim import (
@@ -203,24 +205,28 @@ class Trainer:
             "test": range(n_train, len(self.cameras)),
             "train": [i for i in LOGGED_TRAIN_VIEWS if i < n_train],
         }
+
+        def show(position: int, camera: Camera, rendering: Tensor, truth: Tensor) -> None:
+            if position < LOGGED_IMAGES:
+                self.tracker.image(f"test_view_{camera.image_name}/render", rendering, step)
+                if not self.tracker.history["test"]:
+                    self.tracker.image(f"test_view_{camera.image_name}/ground_truth", truth, step)
+
         results: dict[str, float] = {}
-        background = self._background(None)
         for split, indices in splits.items():
-            scores: list[Tensor] = []
-            for position, index in enumerate(indices):
-                colors = render(model, self.cameras[index], background=background).colors
-                colors, image = colors.clamp(0, 1), to_float(self.images[index])
-                mse = (colors - image).square().mean().clamp_min(1e-12)
-                scores.append(torch.stack([-10.0 * mse.log10(), l1(colors, image)]))
-                if split == "test" and position < LOGGED_IMAGES:
-                    name = self.cameras[index].image_name
-                    self.tracker.image(f"test_view_{name}/render", colors, step)
-                    if len(self.tracker.history["test"]) == 0:
-                        self.tracker.image(f"test_view_{name}/ground_truth", image, step)
+            scores = mean_scores(
+                evaluate_views(
+                    model,
+                    self.cameras,
+                    self.images,
+                    self._background(None),
+                    indices=indices,
+                    on_view=show if split == "test" else None,
+                )
+            )
             if scores:
-                psnr, mean_l1 = torch.stack(scores).mean(0).tolist()
-                self.tracker.test(step, split, psnr, mean_l1)
-                results[split] = psnr
+                self.tracker.test(step, split, scores["psnr"], scores["l1"])
+                results[split] = scores["psnr"]
         return results
 
     @torch.no_grad()
