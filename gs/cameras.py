@@ -1,0 +1,74 @@
+"""A camera of a scene, and the cameras.json that viewers read."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Camera:
+    """A posed pinhole camera at the training resolution. OpenCV axes, pixel centres at +0.5."""
+
+    image_name: str
+    """Name in the scene, sub-folders included ("a/0001.jpg")."""
+    image_path: Path | None
+    """The file that `gs.data.loader.ImageLoader` decodes; None where there is no image."""
+    width: int
+    """Training width in pixels."""
+    height: int
+    """Training height in pixels."""
+    viewmat: Tensor
+    """World to camera. [4, 4] float32, on the CPU"""
+    K: Tensor
+    """Intrinsics in pixels of the training resolution. [3, 3] float32, on the CPU"""
+    original_width: int
+    """Width that the scene's own description gives, before any down-scaling."""
+    original_height: int
+    """Height that the scene's own description gives."""
+    file_size: tuple[int, int] | None = None
+    """Width and height of the file on disk; None: the original size."""
+
+    @property
+    def position(self) -> Tensor:  # [3] float32
+        """Camera centre in the world."""
+        return -self.viewmat[:3, :3].T @ self.viewmat[:3, 3]
+
+    @property
+    def expected_file_size(self) -> tuple[int, int]:
+        """Width and height that the image file must have."""
+        return self.file_size or (self.original_width, self.original_height)
+
+
+def cameras_json(train: list[Camera], test: list[Camera]) -> list[dict[str, Any]]:
+    """Describe the cameras in the layout of 3DGS's cameras.json.
+
+    Test cameras come first, then the train cameras; `rotation` is camera to world, focal lengths
+    are pixels of the original resolution.
+    """
+    return [
+        {
+            "id": index,
+            "img_name": camera.image_name,
+            "width": camera.original_width,
+            "height": camera.original_height,
+            "position": camera.position.tolist(),
+            "rotation": camera.viewmat[:3, :3].T.tolist(),
+            "fy": float(camera.K[1, 1]) * camera.original_height / camera.height,
+            "fx": float(camera.K[0, 0]) * camera.original_width / camera.width,
+        }
+        for index, camera in enumerate([*test, *train])
+    ]
+
+
+def camera_extent(cameras: list[Camera]) -> float:
+    """Radius of the camera path: 1.1 times the largest distance to the mean centre.
+
+    The unit of the position learning rate and of the densification thresholds (3DGS, section
+    7.1). 1.0 where all the cameras stand on one spot.
+    """
+    centres = torch.stack([camera.position for camera in cameras]).double()
+    radius = 1.1 * (centres - centres.mean(dim=0)).norm(dim=1).max().item()
+    return radius if radius > 0 else 1.0

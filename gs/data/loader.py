@@ -1,0 +1,164 @@
+"""Training images: decoded when asked for or just before, kept within a bound of memory."""
+
+import threading
+from collections import OrderedDict
+from collections.abc import Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
+from types import TracebackType
+
+import torch
+from torch import Tensor
+
+from ..cameras import Camera
+from ..errors import SplatrimError
+from .image_file import check_size, decode, image_size
+
+
+class ImageLoader:
+    """The images of some cameras as uint8 tensors, by index. Safe to use from several threads.
+
+    Decoded images stay in the host's memory (pinned where the device is a GPU) until they exceed
+    `max_bytes`; then those go that were not used for longest. What threads are decoding at the
+    moment and tensors that the caller holds come on top. A decoding error in a thread is raised
+    where the image is asked for.
+    """
+
+    def __init__(
+        self,
+        cameras: list[Camera],
+        *,
+        white_background: bool = False,
+        device: str | torch.device = "cpu",
+        max_bytes: int = 2 * 2**30,
+        threads: int = 2,
+    ) -> None:
+        """Nothing is decoded yet.
+
+        Args:
+            cameras: The cameras whose images are wanted; indices refer to this list.
+            white_background: Composite transparent images over white, else black.
+            device: Where the returned tensors live.
+            max_bytes: Bound of the cache of decoded images (width x height x 3 bytes each).
+            threads: Number of decoding threads.
+        """
+        if max_bytes < 0:
+            raise ValueError(f"max_bytes: expected a size in bytes, got {max_bytes}")
+        if threads < 1:
+            raise ValueError(f"threads: expected at least 1, got {threads}")
+        self.cameras = list(cameras)
+        self.white_background = white_background
+        self.device = torch.device(device)
+        self.max_bytes = max_bytes
+        self._cache: OrderedDict[int, Tensor] = OrderedDict()  # least recently used first
+        self._bytes = 0
+        self._pending: dict[int, Future[Tensor]] = {}
+        self._lock = threading.Lock()
+        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="images")
+
+    def __len__(self) -> int:
+        return len(self.cameras)
+
+    def __getitem__(self, index: int) -> Tensor:  # [H, W, 3] uint8
+        """The image of camera `index`, composited, at the training resolution, on the device.
+
+        On the CPU it is the cached tensor itself: do not write into it.
+
+        Raises:
+            SplatrimError: The file is missing, damaged or of another size than its camera says.
+        """
+        image = self._host_image(range(len(self.cameras))[index])
+        return image.to(self.device, non_blocking=True)
+
+    def prefetch(self, indices: Iterable[int]) -> None:
+        """Start decoding in the background; images that the cache cannot hold are left out."""
+        for index in indices:
+            index = range(len(self.cameras))[index]
+            camera = self.cameras[index]
+            if camera.width * camera.height * 3 <= self.max_bytes:
+                with self._lock:
+                    if index not in self._cache:
+                        self._submit(index)
+
+    def check(self) -> None:
+        """Open the header of every file: SplatrimError names one that is missing or mismatched."""
+        for camera in self.cameras:
+            if camera.image_path is None:
+                raise SplatrimError(f"camera {camera.image_name} has no image")
+            size = image_size(camera.image_path, camera.image_name)
+            check_size(camera.image_name, size, camera.expected_file_size)
+
+    @property
+    def cached_bytes(self) -> int:
+        """Memory that the cache takes now; at most `max_bytes`."""
+        return self._bytes
+
+    def close(self) -> None:
+        """Stop the threads and drop the cache."""
+        self._pool.shutdown(wait=True, cancel_futures=True)
+        with self._lock:
+            self._pending.clear()
+            self._cache.clear()
+            self._bytes = 0
+
+    def __enter__(self) -> "ImageLoader":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def _host_image(self, index: int) -> Tensor:
+        with self._lock:
+            image = self._cache.get(index)
+            if image is not None:
+                self._cache.move_to_end(index)
+                return image
+            future = self._submit(index)
+        try:
+            return future.result()
+        finally:
+            with self._lock:
+                # A failure is told once; asking again tries again.
+                if self._pending.get(index) is future:
+                    del self._pending[index]
+
+    def _submit(self, index: int) -> Future[Tensor]:
+        """Decode in a thread unless one does already. Call with the lock held."""
+        future = self._pending.get(index)
+        if future is None:
+            future = self._pending[index] = self._pool.submit(self._decode, index)
+        return future
+
+    def _decode(self, index: int) -> Tensor:
+        camera = self.cameras[index]
+        if camera.image_path is None:
+            raise SplatrimError(f"camera {camera.image_name} has no image")
+        size = (camera.width, camera.height)
+        pixels = decode(
+            camera.image_path,
+            camera.image_name,
+            camera.expected_file_size,
+            size,
+            self.white_background,
+        )
+        image = torch.from_numpy(pixels)
+        if self.device.type == "cuda":
+            image = image.pin_memory()
+        with self._lock:
+            self._store(index, image)
+            self._pending.pop(index, None)
+        return image
+
+    def _store(self, index: int, image: Tensor) -> None:
+        """Cache an image and drop the oldest beyond the bound. Call with the lock held."""
+        if image.nbytes > self.max_bytes or index in self._cache:
+            return
+        self._cache[index] = image
+        self._bytes += image.nbytes
+        while self._bytes > self.max_bytes:
+            _, oldest = self._cache.popitem(last=False)
+            self._bytes -= oldest.nbytes
