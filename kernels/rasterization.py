@@ -217,7 +217,7 @@ def _check_gsplat_keywords(keywords: dict[str, Any]) -> None:
             accepted = isinstance(value, int)
         else:
             # gsplat's enumerations are told by the name of the value.
-            value = getattr(value, "name", value)
+            value = value if isinstance(value, Tensor) else getattr(value, "name", value)
             accepted = any(value is v or (v is not None and value == v) for v in neutral)
         if not accepted:
             raise NotImplementedError(f"rasterization: {name}={value!r} is not supported")

@@ -13,6 +13,7 @@ autograd: pixels with lists of similar length share a padded matrix, one row per
 transmittance is a cumulative product along it.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -154,14 +155,13 @@ def composite(
     masks: Tensor | None,  # [M]
     width: int,
     deterministic: bool = False,
-    absgrad: Tensor | None = None,  # [N, 2]
-    names: Tensor | None = None,  # [M] int64
+    on_v_means2d: Callable[[Tensor, Tensor], None] | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Blend padded rows, differentiably in everything but the rows.
 
     Args:
-        absgrad: If given, backward adds to its rows `names` the absolute values of the gradients
-            that single pixels give to means2d.
+        on_v_means2d: Called in backward with the index into means2d (M for padding) and the
+            gradient of every fragment: [R] and [R, 2].
 
     Returns:
         Sums of weighted features [B, D] and remaining transmittances [B], for the rows' pixels
@@ -175,8 +175,8 @@ def composite(
     pixels = torch.cat([row.pixels[:, None].expand_as(row.gaussians).reshape(-1) for row in rows])
 
     xy = _gather(_with_zero_row(means2d), index, deterministic)
-    if absgrad is not None and names is not None and xy.requires_grad:
-        xy.register_hook(lambda v_xy: _add_absolute(absgrad, names, index, v_xy))
+    if on_v_means2d is not None and xy.requires_grad:
+        xy.register_hook(lambda v_xy: on_v_means2d(index, v_xy))
     mx, my = xy.unbind(1)
     picked = _gather(table, index, deterministic)
     picked_conics, o, picked_features, *m = picked.split([c.shape[1] for c in columns], dim=1)
@@ -202,8 +202,3 @@ def composite(
 
 def _with_zero_row(table: Tensor) -> Tensor:
     return torch.cat([table, table.new_zeros(1, table.shape[1])])
-
-
-def _add_absolute(absgrad: Tensor, names: Tensor, index: Tensor, v_xy: Tensor) -> None:
-    total = absgrad.new_zeros(names.shape[0] + 1, 2).index_add_(0, index, v_xy.abs())
-    absgrad.index_add_(0, names, total[:-1])

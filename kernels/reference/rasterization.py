@@ -68,13 +68,18 @@ def rasterize(
     """
     N, C = means.shape[0], viewmats.shape[0]
     if mask_logits is not None:
-        masks = sample_masks(mask_logits, mask_seed, mask_ids)
+        lost = _nonfinite_rows([mask_logits])
+        masks = sample_masks(_without_rows(mask_logits, lost), mask_seed, mask_ids)
+        masks = _without_rows(masks, lost)
     per_camera_colors = sh_degree is None and colors.dim() == 3
     if per_camera_colors:
         colors = colors.transpose(0, 1)  # [N, C, D]
 
     tensors = [means, quats, scales, opacities, colors, masks, covars]
-    broken = _nonfinite_rows([t for t in tensors if t is not None])
+    broken = _nonfinite_rows([t for t in (*tensors, mask_logits) if t is not None])
+    # Asking costs a synchronisation on CUDA, where the caller reads info["n_nonfinite"] instead.
+    if not broken.is_cuda and broken.any():
+        _warn_once("some Gaussians have NaN or infinite parameters and are not drawn")
     tensors = [_without_rows(t, broken) for t in tensors]
     means, quats, scales, opacities, colors, used_masks, covars = tensors
     geometry = (means, quats, scales, opacities, covars)
@@ -148,11 +153,7 @@ def rasterize(
 def _nonfinite_rows(tensors: list[Tensor]) -> Tensor:
     """Which Gaussians [N] have a parameter that is NaN or infinite."""
     bad = [~torch.isfinite(t.detach()) for t in tensors]
-    broken = torch.stack([b.flatten(1).any(1) if b.dim() > 1 else b for b in bad]).any(0)
-    # Asking costs a synchronisation on CUDA, where the caller reads info["n_nonfinite"] instead.
-    if not broken.is_cuda and broken.any():
-        _warn_once("some Gaussians have NaN or infinite parameters and are not drawn")
-    return broken
+    return torch.stack([b.flatten(1).any(1) if b.dim() > 1 else b for b in bad]).any(0)
 
 
 @functools.cache
@@ -220,19 +221,20 @@ def _blend(
     with torch.no_grad():
         spans = gaussian_spans(means2d, covars2d, conics, opacities, width, height)
         bands = split_rows(spans, height, MAX_FRAGMENTS)
+    on_v_means2d = None
+    if absgrad is not None:
+        on_v_means2d = functools.partial(_add_absolute, absgrad, visible.ids)
     pixels, sums, remaining = [], [], []
     for band in bands:
         args = (band, means2d, conics, opacities, masks, width, height)
         fragments = contributing_fragments(*args, contributions=target)
         rows = buckets(fragments, dummy=means2d.shape[0])
-        inputs = (rows, means2d, conics, opacities, features, masks, width, deterministic)
-        names = visible.ids
+        options = (width, deterministic, on_v_means2d)
+        inputs = (rows, means2d, conics, opacities, features, masks, *options)
         if len(bands) > 1 and torch.is_grad_enabled():
-            part = checkpoint(
-                composite, *inputs, absgrad, names, use_reentrant=False, preserve_rng_state=False
-            )
+            part = checkpoint(composite, *inputs, use_reentrant=False, preserve_rng_state=False)
         else:
-            part = composite(*inputs, absgrad, names)
+            part = composite(*inputs)
         pixels += [row.pixels for row in rows]
         sums.append(part[0])
         remaining.append(part[1])
@@ -243,6 +245,11 @@ def _blend(
         image.index_copy(0, where, torch.cat(sums)),
         rest.index_copy(0, where, torch.cat(remaining)),
     )
+
+
+def _add_absolute(absgrad: Tensor, ids: Tensor, index: Tensor, v_means2d: Tensor) -> None:
+    total = absgrad.new_zeros(ids.shape[0] + 1, 2).index_add_(0, index, v_means2d.abs())
+    absgrad.index_add_(0, ids, total[:-1])
 
 
 def _finish(

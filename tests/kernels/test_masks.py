@@ -149,9 +149,9 @@ def test_two_gaussians(row: tuple) -> None:
     v_means2d = info["means2d"].grad[0] * torch.tensor([0.5 * W, 0.5 * H], dtype=F64)
 
     def close(name: str, got: Tensor, want: tuple | float) -> None:
-        # The published figures have six digits, and their support ends at three sigma.
+        # The figures have six digits.
         expected = torch.tensor(want, dtype=F64)
-        assert torch.allclose(got.detach(), expected, rtol=2e-3, atol=1e-4), f"{name}: {got}"
+        assert torch.allclose(got.detach(), expected, rtol=1e-5, atol=2e-6), f"{name}: {got}"
 
     close("mean2d", info["means2d"][0] - 0.5, ((27.0, 16.75), (25.333333, 18.0)))
     close("conics", info["conics"][0], ((0.369711, -0.267996, 0.505858), (0.0395256, 0, 0.0395257)))
