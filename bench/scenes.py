@@ -1,0 +1,107 @@
+"""Workloads of the benchmarks: Gaussians and a camera on one device.
+
+`garden-x1 garden-3x3 garden-5x5 garden-7x7`: coloured points of Mip-NeRF 360 garden within
+|xyz| <= 2 (data/garden_points.npz), repeated on a ground grid of pitch 4, scales U(0, 1) * 0.02,
+random unit quaternions, opacities U(0, 1), degree-0 colours from the points and the other
+coefficients N(0, 0.05). `bonsai bonsai-2x`: a trained model (models/bonsai_trained_geometry.npz)
+from the first test camera of data/bonsai at one and two times 800x533.
+"""
+
+import os
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+SH_C0 = 0.28209479177387814
+GARDEN = {
+    "garden-x1": (1, 1296, 840, 2.0),
+    "garden-3x3": (3, 1296, 840, 2.0),
+    "garden-5x5": (5, 1296, 840, 2.0),
+    "garden-7x7": (7, 1944, 1260, 3.0),
+}
+BONSAI = {"bonsai": 1, "bonsai-2x": 2}
+NAMES = (*GARDEN, *BONSAI)
+
+
+class Workload(NamedTuple):
+    name: str
+    means: Tensor  # [N, 3]
+    quats: Tensor  # [N, 4]
+    scales: Tensor  # [N, 3]
+    opacities: Tensor  # [N]
+    sh: Tensor  # [N, 16, 3]
+    viewmats: Tensor  # [1, 4, 4]
+    Ks: Tensor  # [1, 3, 3]
+    width: int
+    height: int
+
+    def parameters(self) -> list[Tensor]:
+        """Means, quats, scales, opacities and SH as leaves that require gradients."""
+        leaves = (self.means, self.quats, self.scales, self.opacities, self.sh)
+        return [t.clone().requires_grad_() for t in leaves]
+
+
+def data_root() -> Path:
+    """Folder with data/ and models/: $SPLATRIM_DATA, else ../shared."""
+    return Path(os.environ.get("SPLATRIM_DATA", Path(__file__).resolve().parents[2] / "shared"))
+
+
+def load(name: str, device: str = "cuda") -> Workload:
+    """A workload by name; FileNotFoundError where its data is absent."""
+    made = _garden(name) if name in GARDEN else _bonsai(name)
+    return made._replace(**{
+        field: value.to(device)
+        for field, value in made._asdict().items()
+        if isinstance(value, Tensor)
+    })  # fmt: skip
+
+
+def _garden(name: str) -> Workload:
+    repeats, width, height, factor = GARDEN[name]
+    data = np.load(data_root() / "data" / "garden_points.npz")
+    points = torch.from_numpy(data["means3d"])
+    colors = torch.from_numpy(data["colors"]).float() / 255.0
+    near = (points.abs() <= 2.0).all(1)
+    points, colors = points[near], colors[near]
+    reach = torch.arange(repeats) - repeats // 2
+    grid = torch.stack(torch.meshgrid(reach, reach, indexing="xy"), -1).reshape(-1, 2) * 4.0
+    shifts = torch.cat([grid, torch.zeros(len(grid), 1)], 1)
+    means = (points[None] + shifts[:, None]).reshape(-1, 3)
+    colors = colors.repeat(len(grid), 1)
+    N = len(means)
+    torch.manual_seed(0)
+    scales = torch.rand(N, 3) * 0.02
+    quats = torch.nn.functional.normalize(torch.randn(N, 4), dim=-1)
+    opacities = torch.rand(N)
+    sh = torch.randn(N, 16, 3) * 0.05
+    sh[:, 0] = (colors - 0.5) / SH_C0
+    K = torch.from_numpy(data["Ks"][0]).clone()
+    K[0, 0] *= factor
+    K[1, 1] *= factor
+    K[0, 2], K[1, 2] = width / 2, height / 2
+    view = torch.from_numpy(data["viewmats"][0])
+    return Workload(
+        name, means, quats, scales, opacities, sh, view[None], K[None], width, height
+    )
+
+
+def _bonsai(name: str) -> Workload:
+    import pycolmap
+
+    factor = BONSAI[name]
+    data = np.load(data_root() / "models" / "bonsai_trained_geometry.npz")
+    scene = pycolmap.Reconstruction(str(data_root() / "data" / "bonsai" / "sparse" / "0"))
+    image = min(scene.images.values(), key=lambda image: image.name)
+    camera = scene.cameras[image.camera_id]
+    K = torch.from_numpy(camera.calibration_matrix()).float() * factor
+    K[2, 2] = 1.0
+    view = torch.eye(4)
+    view[:3] = torch.from_numpy(image.cam_from_world().matrix()).float()
+    sh = torch.zeros(len(data["means"]), 16, 3)
+    sh[:, :1] = torch.from_numpy(data["sh0"].astype(np.float32))
+    tensors = (torch.from_numpy(data[k]) for k in ("means", "quats", "scales", "opacities"))
+    width, height = camera.width * factor, camera.height * factor
+    return Workload(name, *tensors, sh, view[None], K[None], width, height)

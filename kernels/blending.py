@@ -1,0 +1,293 @@
+r"""Alpha blending of depth-sorted tile lists.
+
+For the Gaussians i of a pixel, front to back, with d = pixel - mean and mask m:
+
+    a_i = min(o_i exp(-sigma_i), 0.99),  sigma = (A dx^2 + C dy^2) / 2 + B dx dy,  skipped below 1/255
+    e_i = m_i a_i,   T_{i+1} = T_i (1 - e_i),   stop before T_{i+1} < 1e-4
+    color = sum_i T_i e_i c_i + T_end background,    alpha = 1 - T_end
+
+One program of one warp blends one 8x8 tile in chunks of 16 Gaussians, as a [64 pixels, 16] block;
+the transmittance is a cumulative product along the chunk. The weights T e meet the colours in a
+matrix product of fp16 high and low halves, exact to 2^-21; features of unknown range are summed
+in float32 instead (PRODUCT off). Features wider than four channels run as several launches of
+four, in the backward (blending_backward.py) too: every gradient is a sum over channels.
+
+    records [C N 16] float32 (projection.py), flatten_ids [I] int32, offsets [C TH TW + 1] int32
+    colors [C H W D], alphas [C H W 1] float32
+"""
+
+from typing import Any, NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from .binning import DepthOrder, TileLists
+from .blending_backward import blend_bwd_kernel, sum_rows_kernel
+from .device import rcp
+from .tiles import (
+    ALPHA_MAX,
+    ALPHA_MIN,
+    CHUNK,
+    PIXELS,
+    T_MIN,
+    feature,
+    load_chunk,
+    raw_alpha,
+    tile_pixels,
+)
+
+GROUP = 4  # channels per launch
+
+
+@triton.jit
+def _column(block, k: tl.constexpr, WIDTH: tl.constexpr):
+    """Column k of a [CHUNK, WIDTH] block as a vector."""
+    index = tl.arange(0, WIDTH)
+    return tl.sum(tl.where(index[None, :] == k, block, 0.0), 1)
+
+
+@triton.jit(do_not_specialize=["N", "first", "D"])
+def _blend_fwd_kernel(
+    records_ptr,  # [C, N, 16]
+    features_ptr,  # [C, N, stride] or [N, stride]
+    flatten_ids_ptr,  # [I]
+    offsets_ptr,  # [C * TH * TW + 1]
+    backgrounds_ptr,  # [C, D]
+    colors_ptr,  # [C, H, W, D] out
+    alphas_ptr,  # [C, H, W] out
+    W,
+    H,
+    tiles_x,
+    tiles_y,
+    N,
+    stride,
+    D,
+    first,
+    CHANNELS: tl.constexpr,
+    SHARED: tl.constexpr,
+    BACKGROUND: tl.constexpr,
+    PRODUCT: tl.constexpr,
+):
+    tile = tl.program_id(0)
+    camera, xi, yi, inside, pixel = tile_pixels(tile, W, H, tiles_x, tiles_y)
+    x = xi.to(tl.float32) + 0.5
+    y = yi.to(tl.float32) + 0.5
+    run = tl.where(inside, 1.0, 0.0)  # transmittance, going on below the stop
+    opaque = tl.zeros([PIXELS], tl.float32)
+    sums = tl.zeros([PIXELS, 16], tl.float32)
+    q = tl.arange(0, 16)[None, :]
+    c0 = tl.zeros([PIXELS], tl.float32)
+    c1 = c0
+    c2 = c0
+    c3 = c0
+    i = tl.load(offsets_ptr + tile)
+    hi = tl.load(offsets_ptr + tile + 1)
+    alive = 1.0
+    while (i < hi) & (alive >= T_MIN):
+        ids, there, mx, my, A, B, C, lo, m = load_chunk(records_ptr, flatten_ids_ptr, i, hi)
+        raw = raw_alpha(x, y, mx, my, A, B, C, lo)
+        e = tl.where(raw >= ALPHA_MIN, tl.minimum(raw, ALPHA_MAX), 0.0) * m[None, :]
+        rest = 1.0 - e
+        after = run[:, None] * tl.cumprod(rest, 1)
+        run = tl.min(after, 1)
+        w = tl.where(after >= T_MIN, after, 0.0) * (e * rcp(rest))
+        if PRODUCT:
+            # columns: high halves of up to 4 features, low halves, and 1 to sum the weights
+            f = feature(features_ptr, ids[:, None], there[:, None], N, stride, D, q % 4, first, SHARED)
+            f_high = f.to(tl.float16)
+            f_low = (f - f_high.to(tl.float32)).to(tl.float16)
+            f_both = tl.where(q < 4, f_high, tl.where(q < 8, f_low, 0.0))
+            f_both = tl.where(q == 8, 1.0, f_both).to(tl.float16)
+            w_high = w.to(tl.float16)
+            w_low = (w - w_high.to(tl.float32)).to(tl.float16)
+            sums = tl.dot(w_low, f_both, tl.dot(w_high, f_both, sums))
+        else:
+            f = feature(features_ptr, ids, there, N, stride, D, 0, first, SHARED)
+            c0 += tl.sum(w * f[None, :], 1)
+            if CHANNELS > 1:
+                f = feature(features_ptr, ids, there, N, stride, D, 1, first, SHARED)
+                c1 += tl.sum(w * f[None, :], 1)
+            if CHANNELS > 2:
+                f = feature(features_ptr, ids, there, N, stride, D, 2, first, SHARED)
+                c2 += tl.sum(w * f[None, :], 1)
+            if CHANNELS > 3:
+                f = feature(features_ptr, ids, there, N, stride, D, 3, first, SHARED)
+                c3 += tl.sum(w * f[None, :], 1)
+            opaque += tl.sum(w, 1)
+        alive = tl.max(run, 0)
+        i += CHUNK
+    if PRODUCT:
+        opaque = _column(sums, 8, 16)
+        c0 = _column(sums, 0, 16) + _column(sums, 4, 16)
+        c1 = _column(sums, 1, 16) + _column(sums, 5, 16)
+        c2 = _column(sums, 2, 16) + _column(sums, 6, 16)
+        c3 = _column(sums, 3, 16) + _column(sums, 7, 16)
+    end = 1.0 - opaque
+    if BACKGROUND:
+        b = backgrounds_ptr + camera * D + first
+        c0 += end * tl.load(b)
+        if CHANNELS > 1:
+            c1 += end * tl.load(b + 1)
+        if CHANNELS > 2:
+            c2 += end * tl.load(b + 2)
+        if CHANNELS > 3:
+            c3 += end * tl.load(b + 3)
+    out = colors_ptr + pixel * D + first
+    tl.store(out, c0, mask=inside)
+    if CHANNELS > 1:
+        tl.store(out + 1, c1, mask=inside)
+    if CHANNELS > 2:
+        tl.store(out + 2, c2, mask=inside)
+    if CHANNELS > 3:
+        tl.store(out + 3, c3, mask=inside)
+    tl.store(alphas_ptr + pixel, opaque, mask=inside)
+
+
+class Blend(NamedTuple):
+    """What a call of rasterize_to_pixels needs besides differentiable tensors."""
+
+    width: int
+    height: int
+    tiles_x: int
+    tiles_y: int
+    depth: DepthOrder
+    lists: TileLists
+    first_column: int  # of the features within records, when they come from there
+    n_features: int
+    colors_only: bool  # features are the colours of records: range known, products in fp16
+    mask_gradient: bool
+    absgrad: bool
+    deterministic: bool
+    exact: bool
+
+
+def _features(records: Tensor, features: Tensor | None, args: Blend) -> tuple[Tensor, int, bool]:
+    """Features tensor, its row stride, and whether cameras share rows."""
+    if features is None:
+        return records[..., args.first_column :], 16, False
+    return features, features.shape[-1], features.dim() == 2
+
+
+def _groups(n: int) -> range:
+    return range(0, n, GROUP)
+
+
+def blend_fwd(
+    records: Tensor, features: Tensor | None, backgrounds: Tensor | None, args: Blend
+) -> tuple[Tensor, Tensor]:
+    C, N, _ = records.shape
+    W, H, D = args.width, args.height, args.n_features
+    colors = torch.empty(C, H, W, D, device=records.device)
+    alphas = torch.empty(C, H, W, 1, device=records.device)
+    table, stride, shared = _features(records, features, args)
+    for first in _groups(D):
+        _blend_fwd_kernel[(C * args.tiles_x * args.tiles_y,)](
+            records, table, args.lists.flatten_ids, args.lists.offsets, backgrounds, colors, alphas,
+            W, H, args.tiles_x, args.tiles_y, N, stride, D, first,
+            CHANNELS=min(GROUP, D - first), SHARED=shared, BACKGROUND=backgrounds is not None,
+            PRODUCT=args.colors_only, num_warps=1,
+        )  # fmt: skip
+    return colors, alphas
+
+
+def blend_bwd(
+    records: Tensor,
+    features: Tensor | None,
+    colors: Tensor,
+    alphas: Tensor,
+    v_colors: Tensor,
+    v_alphas: Tensor | None,
+    args: Blend,
+) -> tuple[Tensor, Tensor | None]:
+    C, N, _ = records.shape
+    W, H, D = args.width, args.height, args.n_features
+    lists, depth = args.lists, args.depth
+    v_records = torch.zeros_like(records)
+    v_features = None if features is None else torch.zeros_like(features)
+    table, stride, shared = _features(records, features, args)
+    for first in _groups(D):
+        rows = v_records
+        if args.deterministic:
+            rows = torch.zeros(lists.slots.shape[0], 16, device=records.device)
+        elif v_features is not None and first > 0:
+            rows = torch.zeros_like(records)
+        channels = min(GROUP, D - first)
+        blend_bwd_kernel[(C * args.tiles_x * args.tiles_y,)](
+            records, table, lists.flatten_ids, lists.slots, lists.offsets, colors, alphas,
+            v_colors, v_alphas, rows, W, H, args.tiles_x, args.tiles_y, N, stride, D, first,
+            COLUMN=args.first_column or 8, CHANNELS=channels, SHARED=shared,
+            ALPHA_GRADIENT=v_alphas is not None and first == 0, MASK_GRADIENT=args.mask_gradient,
+            ABSGRAD=args.absgrad, DETERMINISTIC=args.deterministic, PRODUCT=args.colors_only,
+            SPLIT=args.exact, num_warps=1,
+        )  # fmt: skip
+        if args.deterministic:
+            entries, rows = rows, torch.zeros_like(records) if first > 0 else v_records
+            sum_rows_kernel[(triton.cdiv(C * N, 32),)](
+                entries, depth.order, depth.cumulative, rows, C * N, BLOCK=32
+            )
+        if v_features is not None:
+            columns = rows[..., 8 : 8 + channels]
+            v_features[..., first : first + channels] = columns.sum(0) if shared else columns
+            if first > 0:
+                v_records += rows
+    return v_records, v_features
+
+
+class _RasterizeToPixels(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        means2d: Tensor,  # [C, N, 2] carries the gradient of the pixel means
+        records: Tensor,  # [C, N, 16]
+        features: Tensor | None,  # [C, N, D] or [N, D]
+        backgrounds: Tensor | None,  # [C, D]
+        args: Blend,
+    ) -> tuple[Tensor, Tensor]:
+        colors, alphas = blend_fwd(records, features, backgrounds, args)
+        ctx.save_for_backward(records, features, colors, alphas)
+        ctx.args, ctx.means2d = args, means2d if args.absgrad else None
+        ctx.set_materialize_grads(False)
+        return colors, alphas
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, v_colors: Tensor | None, v_alphas: Tensor | None) -> Any:
+        records, features, colors, alphas = ctx.saved_tensors
+        if v_colors is None and v_alphas is None:
+            return None, None, None, None, None
+        v_colors = torch.zeros_like(colors) if v_colors is None else v_colors.contiguous()
+        v_alphas = None if v_alphas is None else v_alphas.contiguous()
+        v_records, v_features = blend_bwd(
+            records, features, colors, alphas, v_colors, v_alphas, ctx.args
+        )
+        v_backgrounds = None
+        if ctx.needs_input_grad[3]:
+            v_backgrounds = (v_colors * (1.0 - alphas)).sum((1, 2))
+        if ctx.means2d is not None:
+            ctx.means2d.absgrad = v_records[..., 12:14]
+        return v_records[..., :2], v_records, v_features, v_backgrounds, None
+
+
+def rasterize_to_pixels(
+    means2d: Tensor,  # [C, N, 2]
+    records: Tensor,  # [C, N, 16]
+    features: Tensor | None,  # [C, N, D] or [N, D]
+    backgrounds: Tensor | None,  # [C, D]
+    args: Blend,
+) -> tuple[Tensor, Tensor]:  # [C, H, W, D], [C, H, W, 1]
+    """Blend tile lists into images.
+
+    Args:
+        means2d: The pixel means again, so that their gradient has a tensor to live on. Values come
+            from `records`.
+        records: Packed rows of projection.py.
+        features: What to blend in place of the colours in `records`.
+        backgrounds: Composited behind all features.
+        args: Image and tile sizes, lists, flags.
+
+    Returns:
+        Images and alphas. Gradients reach means2d (columns 0..1), records, features, backgrounds.
+    """
+    return _RasterizeToPixels.apply(means2d, records, features, backgrounds, args)

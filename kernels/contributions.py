@@ -1,0 +1,108 @@
+r"""What every Gaussian contributes to the images: maximum and sum of m alpha T, pixel counts.
+
+One more walk through the tile lists, as blending.py does it, with sums over the pixels of a block
+in place of sums over its Gaussians. The Gaussian that weighs most in a pixel is known at the end
+of the list, so its count is added once per pixel. Sums and counts use atomics: `contrib_sum` may
+differ in its last bits from run to run, the other three are exact.
+
+    contrib_max [N], contrib_sum [N] float32; contrib_count [N], contrib_top [N] int64
+"""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from .binning import TileLists
+from .device import rcp
+from .tiles import ALPHA_MAX, ALPHA_MIN, CHUNK, PIXELS, T_MIN, load_chunk, raw_alpha, tile_pixels
+
+
+@triton.jit(do_not_specialize=["N"])
+def _contributions_kernel(
+    records_ptr,  # [C, N, 16]
+    flatten_ids_ptr,  # [I]
+    offsets_ptr,  # [C * TH * TW + 1]
+    max_ptr,  # [N] in and out
+    sum_ptr,  # [N] in and out
+    count_ptr,  # [N] int64 in and out
+    top_ptr,  # [N] int64 in and out
+    W,
+    H,
+    tiles_x,
+    tiles_y,
+    N,
+):
+    tile = tl.program_id(0)
+    _, xi, yi, inside, _ = tile_pixels(tile, W, H, tiles_x, tiles_y)
+    x = xi.to(tl.float32) + 0.5
+    y = yi.to(tl.float32) + 0.5
+    run = tl.where(inside, 1.0, 0.0)
+    best = tl.zeros([PIXELS], tl.float32)
+    best_id = tl.zeros([PIXELS], tl.int32)
+    column = tl.arange(0, CHUNK)[None, :]
+    i = tl.load(offsets_ptr + tile)
+    hi = tl.load(offsets_ptr + tile + 1)
+    alive = 1.0
+    while (i < hi) & (alive >= T_MIN):
+        ids, there, mx, my, A, B, C, lo, m = load_chunk(records_ptr, flatten_ids_ptr, i, hi)
+        raw = raw_alpha(x, y, mx, my, A, B, C, lo)
+        e = tl.where(raw >= ALPHA_MIN, tl.minimum(raw, ALPHA_MAX), 0.0) * m[None, :]
+        rest = 1.0 - e
+        after = run[:, None] * tl.cumprod(rest, 1)
+        w = tl.where(after >= T_MIN, after, 0.0) * (e * rcp(rest))
+        n = (ids % N).to(tl.int32)
+        largest = tl.max(w, 0)
+        used = there & (largest > 0.0)
+        tl.atomic_max(max_ptr + n, largest, mask=used, sem="relaxed")
+        tl.atomic_add(sum_ptr + n, tl.sum(w, 0), mask=used, sem="relaxed")
+        count = tl.sum((w > 0.0).to(tl.int32), 0).to(tl.int64)
+        tl.atomic_add(count_ptr + n, count, mask=used, sem="relaxed")
+        # the nearest of equals: the first column that reaches the maximum
+        most = tl.max(w, 1)
+        place = tl.min(tl.where(w == most[:, None], column, CHUNK), 1)
+        name = tl.sum(tl.where(column == place[:, None], n[None, :], 0), 1)
+        better = most > best
+        best_id = tl.where(better, name, best_id)
+        best = tl.where(better, most, best)
+        run = tl.min(after, 1)
+        alive = tl.max(run, 0)
+        i += CHUNK
+    one = tl.full([PIXELS], 1, tl.int64)
+    tl.atomic_add(top_ptr + best_id, one, mask=best > 0.0, sem="relaxed")
+
+
+def contributions(
+    records: Tensor,  # [C, N, 16]
+    lists: TileLists,
+    width: int,
+    height: int,
+    tiles_x: int,
+    tiles_y: int,
+) -> dict[str, Tensor]:
+    """Scores of every Gaussian over all cameras, on the device.
+
+    Args:
+        records: Packed rows of projection.py.
+        lists: Tile lists of binning.py.
+        width: Image width in pixels.
+        height: Image height in pixels.
+        tiles_x: Tiles in a row of the image.
+        tiles_y: Rows of tiles.
+
+    Returns:
+        contrib_max [N] and contrib_sum [N] float32, contrib_count [N] and contrib_top [N] int64.
+    """
+    C, N, _ = records.shape
+    scores = torch.zeros(2, N, device=records.device)
+    counts = torch.zeros(2, N, dtype=torch.int64, device=records.device)
+    _contributions_kernel[(C * tiles_x * tiles_y,)](
+        records, lists.flatten_ids, lists.offsets, scores[0], scores[1], counts[0], counts[1],
+        width, height, tiles_x, tiles_y, N, num_warps=1,
+    )  # fmt: skip
+    return {
+        "contrib_max": scores[0],
+        "contrib_sum": scores[1],
+        "contrib_count": counts[0],
+        "contrib_top": counts[1],
+    }

@@ -1,0 +1,55 @@
+r"""Device functions on the support of a projected Gaussian, shared by projection and binning.
+
+The support is the ellipse where alpha >= 1/255:
+
+    A dx^2 + 2 B dx dy + C dy^2 <= t2 = 2 ln(255 o),    d = pixel - mean
+
+Over a band of rows dy in [a, b] its right edge is the largest value of the concave function
+
+    x(dy) = (-B dy + sqrt(A t2 - (A C - B^2) dy^2)) / A
+
+whose maximum sits at dy* = -B sqrt(t2 / (C (A C - B^2))); the left edge is the mirror image.
+So the tiles of one row are a span, found without testing tiles one by one (the idea of AccuTile,
+Speedy-Splat, section 4.2).
+"""
+
+import triton
+import triton.language as tl
+
+from . import constants
+
+TILE = tl.constexpr(constants.TILE_SIZE)
+# Tile borders are moved out by this many pixels: float32 rounding must never lose a pixel.
+MARGIN = tl.constexpr(1e-2)
+
+
+@triton.jit
+def row_range(my, ey, tiles_y):
+    """First and last tile row (inclusive) whose pixel centres lie within my +- ey."""
+    r0 = tl.ceil((my - ey - (TILE - 0.5) - MARGIN) / TILE)
+    r1 = tl.floor((my + ey - 0.5 + MARGIN) / TILE)
+    r0 = tl.minimum(tl.maximum(r0, 0.0), 1.0e6).to(tl.int32)
+    r1 = tl.minimum(tl.maximum(r1, -1.0), tiles_y - 1.0).to(tl.int32)
+    return r0, r1
+
+
+@triton.jit
+def row_span(row, mx, my, A, B, C, t2, tiles_x):
+    """First and last tile (inclusive) of a tile row that the ellipse touches; last < first: none."""
+    det = tl.maximum(A * C - B * B, 1e-20)
+    y_max = tl.sqrt(t2 * A / det)
+    a = row.to(tl.float32) * TILE + 0.5 - MARGIN - my
+    b = a + (TILE - 1.0 + 2.0 * MARGIN)
+    empty = (a > y_max) | (b < -y_max)
+    a = tl.minimum(tl.maximum(a, -y_max), y_max)
+    b = tl.minimum(tl.maximum(b, -y_max), y_max)
+    y_star = -B * tl.sqrt(t2 / tl.maximum(C * det, 1e-20))
+    y_right = tl.minimum(tl.maximum(y_star, a), b)
+    y_left = tl.minimum(tl.maximum(-y_star, a), b)
+    right = (-B * y_right + tl.sqrt(tl.maximum(A * t2 - det * y_right * y_right, 0.0))) / A
+    left = (-B * y_left - tl.sqrt(tl.maximum(A * t2 - det * y_left * y_left, 0.0))) / A
+    x0 = tl.ceil((mx + left - (TILE - 0.5) - MARGIN) / TILE)
+    x1 = tl.floor((mx + right - 0.5 + MARGIN) / TILE)
+    x0 = tl.minimum(tl.maximum(x0, 0.0), 1.0e6).to(tl.int32)
+    x1 = tl.minimum(tl.maximum(x1, -1.0), tiles_x - 1.0).to(tl.int32)
+    return x0, tl.where(empty, x0 - 1, x1)

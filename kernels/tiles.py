@@ -1,0 +1,75 @@
+"""Device functions that every walk through the tile lists shares.
+
+A tile is 8x8 pixels, a chunk 16 consecutive entries of its list, a block [64 pixels, 16 Gaussians].
+"""
+
+import triton
+import triton.language as tl
+
+from . import constants
+from .device import ex2
+
+TILE = tl.constexpr(constants.TILE_SIZE)
+PIXELS = tl.constexpr(constants.TILE_SIZE * constants.TILE_SIZE)
+CHUNK = tl.constexpr(16)
+ALPHA_MIN = tl.constexpr(constants.ALPHA_MIN)
+ALPHA_MAX = tl.constexpr(constants.ALPHA_MAX)
+T_MIN = tl.constexpr(constants.TRANSMITTANCE_MIN)
+LOG2E = tl.constexpr(1.4426950408889634)
+
+
+@triton.jit
+def tile_pixels(tile, W, H, tiles_x, tiles_y):
+    """Camera, pixel coordinates and validity of a tile's 64 pixels."""
+    per_camera = tiles_x * tiles_y
+    camera = tile // per_camera
+    t = tile - camera * per_camera
+    p = tl.arange(0, PIXELS)
+    x = (t % tiles_x) * TILE + p % TILE
+    y = (t // tiles_x) * TILE + p // TILE
+    inside = (x < W) & (y < H)
+    pixel = (camera.to(tl.int64) * H + y) * W + x
+    return camera, x, y, inside, pixel
+
+
+@triton.jit
+def load_chunk(records_ptr, flatten_ids_ptr, i, hi):
+    """Ids and geometry of the next CHUNK entries; entries past the end have no opacity."""
+    g = i + tl.arange(0, CHUNK)
+    there = g < hi
+    ids = tl.load(flatten_ids_ptr + g, mask=there, other=0).to(tl.int64)
+    row = records_ptr + ids * 16
+    mx = tl.load(row + 0, mask=there, other=0.0)
+    my = tl.load(row + 1, mask=there, other=0.0)
+    A = tl.load(row + 2, mask=there, other=0.0)
+    B = tl.load(row + 3, mask=there, other=0.0)
+    C = tl.load(row + 4, mask=there, other=0.0)
+    lo = tl.load(row + 5, mask=there, other=-1.0e4)
+    m = tl.load(row + 6, mask=there, other=0.0)
+    return ids, there, mx, my, A, B, C, lo, m
+
+
+@triton.jit
+def raw_alpha(x, y, mx, my, A, B, C, lo):
+    """o exp(-sigma) of every (pixel, Gaussian) pair, [PIXELS, CHUNK].
+
+    Most of log2(o) comes in through a product with ones: it costs little and lays the whole block
+    out as a matrix accumulator, in which scans along the chunk, sums over pixels and the operands
+    of later products stay within a few lanes.
+    """
+    k = tl.arange(0, 16)[:, None]
+    rounded = lo.to(tl.float16)
+    parts = tl.where(k == 0, rounded[None, :], 0.0).to(tl.float16)
+    along = tl.dot(tl.full([PIXELS, 16], 1.0, tl.float16), parts)
+    dx = x[:, None] - mx[None, :]
+    dy = y[:, None] - my[None, :]
+    rest = (lo - rounded.to(tl.float32))[None, :]
+    along += rest - (A * (0.5 * LOG2E))[None, :] * dx * dx
+    across = (B * LOG2E)[None, :] * dx
+    return ex2(along - dy * (across + (C * (0.5 * LOG2E))[None, :] * dy))
+
+
+@triton.jit
+def feature(features_ptr, ids, there, N, stride, D, k, first, SHARED: tl.constexpr):
+    row = ids % N if SHARED else ids
+    return tl.load(features_ptr + row * stride + first + k, mask=there & (first + k < D), other=0.0)
