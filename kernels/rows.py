@@ -1,0 +1,63 @@
+"""Device functions that move rows of up to 16 floats between memory and one lane per row.
+
+A lane that reads its row float by float makes a warp touch 32 rows with every instruction. These
+functions touch memory as a [rows, 16] block, which is coalesced, and exchange it within the
+program into one block of the rows' first floats, one of their second floats and so on.
+"""
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def join4(a, b, c, d):
+    """Four blocks [R] as the columns of one [R, 4]."""
+    return tl.reshape(tl.join(tl.join(a, c), tl.join(b, d)), [a.shape[0], 4])
+
+
+@triton.jit
+def join8(a, b, c, d, e, f, g, h):
+    """Eight blocks [R] as the columns of one [R, 8]."""
+    return tl.reshape(tl.join(join4(a, c, e, g), join4(b, d, f, h)), [a.shape[0], 8])
+
+
+@triton.jit
+def join16(v):
+    """A tuple of 16 blocks [R] as the columns of one [R, 16]."""
+    even = join8(v[0], v[2], v[4], v[6], v[8], v[10], v[12], v[14])
+    odd = join8(v[1], v[3], v[5], v[7], v[9], v[11], v[13], v[15])
+    return tl.reshape(tl.join(even, odd), [v[0].shape[0], 16])
+
+
+@triton.jit
+def split4(m):
+    """The four columns of a [R, 4] block."""
+    even, odd = tl.split(tl.reshape(m, [m.shape[0], 2, 2]))
+    a, c = tl.split(even)
+    b, d = tl.split(odd)
+    return a, b, c, d
+
+
+@triton.jit
+def split8(m):
+    """The eight columns of a [R, 8] block."""
+    even, odd = tl.split(tl.reshape(m, [m.shape[0], 4, 2]))
+    a, c, e, g = split4(even)
+    b, d, f, h = split4(odd)
+    return a, b, c, d, e, f, g, h
+
+
+@triton.jit
+def split16(m):
+    """The 16 columns of a [R, 16] block."""
+    even, odd = tl.split(tl.reshape(m, [m.shape[0], 8, 2]))
+    a0, a1, a2, a3, a4, a5, a6, a7 = split8(even)
+    b0, b1, b2, b3, b4, b5, b6, b7 = split8(odd)
+    return a0, b0, a1, b1, a2, b2, a3, b3, a4, b4, a5, b5, a6, b6, a7, b7
+
+
+@triton.jit
+def load16(row_ptr, mask, COUNT: tl.constexpr):
+    """The first COUNT <= 16 floats at each pointer [R], zeros beyond and where the mask is off."""
+    j = tl.arange(0, 16)[None, :]
+    return split16(tl.load(row_ptr[:, None] + j, mask=mask[:, None] & (j < COUNT), other=0.0))
