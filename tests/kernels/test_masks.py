@@ -95,8 +95,8 @@ def test_three_gaussians(row: tuple, dtype: torch.dtype) -> None:
         before *= 1 - masks[i] * a
 
 
-# W=50, H=37, two Gaussians: mean colour, colour and T at column 27 of row 17, loss, dL/dmask, dL/do,
-# and dL/dmean2d of each in NDC units.
+# W=50, H=37, two Gaussians: mean colour, colour and T at column 27 of row 17, loss, dL/dmask,
+# dL/do, and dL/dmean2d of each in NDC units.
 SCENES = [
     ((1, 1), (0.200044, 0.420533, 0.579422), (0.737409, 0.297741, 0.164850), 0.074468, 2.114673,
      (3.09181, -0.339893), (3.864762, -0.485562), (33.48349, -23.26894), (1.48503, -1.20095)),

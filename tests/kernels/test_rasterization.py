@@ -1,4 +1,5 @@
 import logging
+import time
 
 import pytest
 import torch
@@ -297,6 +298,24 @@ def test_no_gradients_asked() -> None:
     image, _, info = rasterization(**scene(), absgrad=True)
     assert not image.requires_grad
     assert not info["means2d"].requires_grad
+
+
+def test_a_training_step_takes_a_fraction_of_a_second() -> None:
+    values = scene(5000, width=160, height=120) | {"sh_degree": 3}
+    values["colors"] = torch.randn(5000, 16, 3, generator=torch.Generator().manual_seed(1)) * 0.2
+    values["Ks"][:, [0, 1], [0, 1]] = 150.0
+    values["scales"] *= 0.2
+    leaves = with_grad(values)
+    masks = torch.ones(5000, requires_grad=True)
+    seconds = []
+    for _ in range(4):
+        start = time.perf_counter()
+        image, _, info = rasterization(**values, masks=masks)
+        torch.autograd.grad(image.square().sum(), [*leaves, masks])
+        seconds.append(time.perf_counter() - start)
+    assert (info["radii"] > 0).all(-1).sum() > 2500
+    # About 0.05 s on two cores; the bound leaves room for a busy machine.
+    assert min(seconds) < 1.0
 
 
 @pytest.mark.gpu

@@ -1,0 +1,269 @@
+"""Inria's classes: against their own records, and against `rasterization`."""
+
+import math
+import weakref
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from kernels import rasterization
+from kernels.compat import GaussianRasterizationSettings, GaussianRasterizer
+from kernels.reference.projection import quats_to_rotmats
+
+F64 = torch.float64
+
+
+def settings(
+    viewmat: Tensor, K: Tensor, width: int, height: int, bg: Tensor, sh_degree: int = 3, **change
+) -> GaussianRasterizationSettings:
+    """Inria's description of a pinhole camera, with matrices as its scripts make them."""
+    fx, fy, cx, cy = (float(v) for v in (K[0, 0], K[1, 1], K[0, 2], K[1, 2]))
+    near, far = 0.01, 100.0
+    P = torch.tensor(
+        [
+            [2 * fx / width, 0, (2 * cx - width) / width, 0],
+            [0, 2 * fy / height, (2 * cy - height) / height, 0],
+            [0, 0, far / (far - near), -far * near / (far - near)],
+            [0, 0, 1, 0],
+        ],
+        dtype=viewmat.dtype,
+    )
+    view = viewmat.T
+    return GaussianRasterizationSettings(
+        **(
+            {
+                "image_height": height,
+                "image_width": width,
+                "tanfovx": width / (2 * fx),
+                "tanfovy": height / (2 * fy),
+                "bg": bg,
+                "scale_modifier": 1.0,
+                "viewmatrix": view,
+                "projmatrix": view @ P.T,
+                "sh_degree": sh_degree,
+                "campos": torch.linalg.inv(viewmat)[:3, 3],
+                "prefiltered": False,
+                "debug": False,
+            }
+            | change
+        )
+    )
+
+
+def load(root: Path, scene: str) -> dict[str, Tensor]:
+    with np.load(root / "golden" / f"golden_{scene}.npz") as file:
+        return {name: torch.from_numpy(np.asarray(value)) for name, value in file.items()}
+
+
+@pytest.mark.parametrize("tag", ["dgr", "mask_all", "mask_some", "mask_none"])
+@pytest.mark.parametrize("scene", ["faint", "solid"])
+def test_records(scene: str, tag: str, data_root: Path) -> None:
+    z = load(data_root, scene)
+    if f"{tag}.image" not in z:
+        tag = "dgr"
+    names = ("means", "scales", "quats", "opacities", "sh")
+    means, scales, quats, opacities, sh = (z["in_" + k].clone().requires_grad_() for k in names)
+    ones = torch.ones_like(z["in_mask"])
+    masks = {"mask_all": ones, "mask_some": z["in_mask"], "mask_none": 0 * ones}.get(tag)
+    masks = None if masks is None else masks[:, None].clone().requires_grad_()
+    means2D = torch.zeros_like(means, requires_grad=True)
+    width, height = int(z["in_width"]), int(z["in_height"])
+    camera = settings(z["in_viewmat"], z["in_K"], width, height, z["in_bg"])
+    image, radii = GaussianRasterizer(raster_settings=camera)(
+        means3D=means,
+        means2D=means2D,
+        shs=sh,
+        colors_precomp=None,
+        opacities=opacities[:, None],
+        scales=scales,
+        rotations=quats,
+        cov3D_precomp=None,
+        masks=masks,
+    )
+    assert image.shape == (3, height, width)
+    assert (image - z[f"{tag}.image"]).abs().max() <= 2e-5
+    assert radii.dtype == torch.int32
+    # Inria also keeps what shares a tile with the image, but rounds at its upper left border.
+    seen, inria = radii > 0, z[f"{tag}.radii"] > 0
+    assert (seen & ~inria).sum() <= 2
+    assert seen.sum() > 0.8 * inria.sum()
+    (image * z["in_loss_weights"]).sum().backward()
+
+    def hold(name: str, got: Tensor | None, want: Tensor) -> None:
+        assert got is not None, name
+        error = (got - want).double().norm() / want.double().norm().clamp_min(1e-30)
+        assert error <= 1e-4, f"{name}: {error:.1e}"
+
+    hold("sh", sh.grad, z[f"{tag}.grad_sh"])
+    if tag == "mask_some":
+        return
+    hold("means2D", means2D.grad, z[f"{tag}.grad_means2d_ndc"])
+    hold("means", means.grad, z[f"{tag}.grad_means"])
+    # Quaternions as given: also the radial part of the gradient is Inria's.
+    hold("quats", quats.grad, z[f"{tag}.grad_quats"])
+    hold("scales", scales.grad, z[f"{tag}.grad_scales"])
+    hold("opacities", opacities.grad, z[f"{tag}.grad_opacities"])
+    if masks is not None:
+        hold("masks", masks.grad, z[f"{tag}.grad_mask_published"])
+
+
+def scene(n: int = 30, dtype: torch.dtype = F64) -> dict[str, Tensor]:
+    g = torch.Generator().manual_seed(0)
+    tensors = {
+        "means3D": torch.rand(n, 3, generator=g) * 2 - 1 + torch.tensor([0, 0, 3.0]),
+        "opacities": torch.rand(n, 1, generator=g) * 0.8 + 0.1,
+        "shs": torch.randn(n, 16, 3, generator=g) * 0.3,
+        "scales": torch.rand(n, 3, generator=g) * 0.2 + 0.05,
+        "rotations": torch.nn.functional.normalize(torch.randn(n, 4, generator=g), dim=-1),
+    }
+    return {k: v.to(dtype) for k, v in tensors.items()}
+
+
+def camera(**change) -> tuple[GaussianRasterizationSettings, Tensor, Tensor]:
+    angle = 0.2
+    viewmat = torch.eye(4, dtype=F64)
+    viewmat[0, 0] = viewmat[2, 2] = math.cos(angle)
+    viewmat[0, 2], viewmat[2, 0] = math.sin(angle), -math.sin(angle)
+    viewmat[:3, 3] = torch.tensor([0.1, -0.2, 0.3])
+    K = torch.tensor([[30.0, 0, 17.5], [0, 28.0, 9.25], [0, 0, 1]], dtype=F64)
+    bg = torch.tensor([0.1, 0.6, 0.3])
+    return settings(viewmat, K, 40, 23, bg, **change), viewmat, K
+
+
+def test_is_rasterization_with_an_off_centre_principal_point() -> None:
+    values = scene()
+    for degree in range(4):
+        described, viewmat, K = camera(sh_degree=degree)
+        image, radii = GaussianRasterizer(described)(means2D=None, **values)
+        want, _, info = rasterization(
+            values["means3D"], values["rotations"], values["scales"], values["opacities"][:, 0],
+            values["shs"], viewmat[None], K[None], 40, 23, 0.2,
+            sh_degree=degree, backgrounds=described.bg.double()[None],
+        )  # fmt: skip
+        assert torch.allclose(image, want[0].permute(2, 0, 1), atol=1e-6)
+        assert torch.equal(radii, info["radii"][0].amax(-1))
+
+
+def test_precomputed_inputs_and_scale_modifier() -> None:
+    values = scene()
+    described, _, _ = camera(scale_modifier=0.7)
+    image, _ = GaussianRasterizer(described)(means2D=None, **values)
+
+    half = quats_to_rotmats(values["rotations"]) * (0.7 * values["scales"])[:, None]
+    full = half @ half.mT
+    upper = torch.stack(
+        [full[:, i, j] for i, j in ((0, 0), (0, 1), (0, 2), (1, 1), (1, 2), (2, 2))], 1
+    )
+    given = {k: values[k] for k in ("means3D", "opacities", "shs")}
+    again, _ = GaussianRasterizer(camera()[0])(means2D=None, **given, cov3D_precomp=upper)
+    assert torch.allclose(image, again, atol=1e-12)
+
+    # The gradient holds for the covariance and for the scale before the modifier.
+    leaf = values["scales"].clone().requires_grad_()
+    (v_scales,) = torch.autograd.grad(
+        GaussianRasterizer(described)(means2D=None, **(values | {"scales": leaf}))[0].sum(), leaf
+    )
+    step = torch.zeros_like(leaf)
+    step[3, 1] = 1e-6
+    up, down = (
+        GaussianRasterizer(described)(means2D=None, **(values | {"scales": leaf.detach() + s}))[0]
+        for s in (step, -step)
+    )
+    assert v_scales[3, 1].item() == pytest.approx(((up - down).sum() / 2e-6).item(), rel=1e-4)
+
+
+def test_raw_quaternions_are_used_as_given() -> None:
+    values = scene()
+    unit = GaussianRasterizer(camera()[0])(means2D=None, **values)[0]
+    longer = values | {"rotations": 1.3 * values["rotations"]}
+    assert not torch.allclose(GaussianRasterizer(camera()[0])(means2D=None, **longer)[0], unit)
+
+
+def test_precomputed_colors() -> None:
+    values = scene()
+    values.pop("shs")
+    colors = torch.rand(30, 3, dtype=F64, generator=torch.Generator().manual_seed(1))
+    image, _ = GaussianRasterizer(camera()[0])(means2D=None, colors_precomp=colors, **values)
+    assert image.shape == (3, 23, 40)
+    assert image.max() > 0.5
+
+
+def test_screen_gradient_without_other_gradients() -> None:
+    values = scene()
+    means2D = torch.zeros(30, 3, dtype=F64, requires_grad=True)
+    rasterizer = GaussianRasterizer(camera()[0])
+    for _ in range(2):
+        rasterizer(means2D=means2D, **values)[0].sum().backward()
+    assert means2D.grad is not None
+    once = torch.autograd.grad(rasterizer(means2D=means2D, **values)[0].sum(), means2D)[0]
+    assert torch.allclose(means2D.grad, 2 * once)
+    assert (means2D.grad[:, 2] == 0).all()
+    assert means2D.grad.abs().max() > 0
+
+
+class Sentinel:
+    """Lives as long as the graph that it is part of."""
+
+
+class Probe(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, value: Tensor, sentinel: Sentinel) -> Tensor:
+        ctx.sentinel = sentinel
+        return value.clone()
+
+    @staticmethod
+    def backward(ctx, v_value: Tensor) -> tuple[Tensor, None]:
+        return v_value, None
+
+
+def test_graph_is_freed_without_backward() -> None:
+    values, sentinel = scene(), Sentinel()
+    values["means3D"] = Probe.apply(values["means3D"].requires_grad_(), sentinel)
+    alive = weakref.ref(sentinel)
+    means2D = torch.zeros(30, 3, dtype=F64, requires_grad=True)
+    image, _ = GaussianRasterizer(camera()[0])(means2D=means2D, **values)
+    del values, sentinel
+    assert alive() is not None
+    del image
+    assert alive() is None
+
+
+def test_mark_visible() -> None:
+    described, viewmat, _ = camera()
+    points = torch.randn(100, 3, dtype=F64, generator=torch.Generator().manual_seed(0))
+    z = (points @ viewmat[:3, :3].T + viewmat[:3, 3])[:, 2]
+    assert torch.equal(GaussianRasterizer(described).markVisible(points), z > 0.2)
+
+
+def test_no_gaussians_give_the_background() -> None:
+    values = {k: v[:0].requires_grad_() for k, v in scene().items()}
+    described, _, _ = camera()
+    image, radii = GaussianRasterizer(described)(
+        means2D=torch.zeros(0, 3, dtype=F64, requires_grad=True), **values
+    )
+    image.sum().backward()
+    assert torch.equal(image, described.bg.double()[:, None, None].expand(3, 23, 40))
+    assert radii.shape == (0,)
+
+
+@pytest.mark.parametrize(
+    ("drop", "add", "sentence"),
+    [
+        (["shs"], {}, "exactly one of shs and colors_precomp"),
+        ([], {"colors_precomp": torch.rand(30, 3)}, "exactly one of shs and colors_precomp"),
+        (["scales"], {}, "exactly one of"),
+        ([], {"cov3D_precomp": torch.rand(30, 6)}, "exactly one of"),
+        (["scales", "rotations"], {"cov3D_precomp": torch.rand(30, 3, 3)}, "cov3D_precomp"),
+        ([], {"masks": torch.rand(7)}, "masks: .*N=30"),
+        ([], {"shs": torch.rand(30, 4, 3)}, "sh_degree=3 needs 16"),
+        ([], {"rotations": torch.rand(30, 3)}, "rotations"),
+    ],
+)
+def test_wrong_arguments(drop: list[str], add: dict, sentence: str) -> None:
+    values = {k: v for k, v in scene().items() if k not in drop}
+    add = {k: v.double() for k, v in add.items()}
+    with pytest.raises(ValueError, match=sentence):
+        GaussianRasterizer(camera()[0])(means2D=None, **(values | add))
