@@ -2,7 +2,8 @@ r"""Device functions that draw a Gaussian's hard mask from its logit.
 
     u     = uniform of Philox4x32-10 (counter = id, key = seed), in [2^-24, 1 - 2^-24]
     noise = log(u) - log1p(-u)
-    mask  = 1 if logit + noise > 0 else 0,    v_logit = s (1 - s) v_mask with s = sigmoid(logit + noise)
+    mask  = 1 if logit + noise > 0 else 0
+    v_logit = s (1 - s) v_mask with s = sigmoid(logit + noise)
 
 The uniform bits are those of kernels/reference/sampling.py. The 64-bit seed arrives as two int32:
 an integer argument of Triton changes its type, and so recompiles, with its size.

@@ -1,0 +1,320 @@
+"""Backward kernel of projection: see projection.py for the equations and the record's columns."""
+
+import triton
+import triton.language as tl
+
+from .linalg import (
+    Sym2,
+    Vec3,
+    add3,
+    combine3,
+    cross3,
+    dot3,
+    load3,
+    normalize3,
+    normalize3_vjp,
+    quat_to_rotmat,
+    quat_to_rotmat_vjp,
+    scale3,
+    store3,
+    sym2_inverse_vjp,
+)
+from .projection_parts import (
+    CULLED_KEY,
+    LN2,
+    center_offset,
+    columns_times,
+    load_camera,
+    load_covariance,
+    load_ids,
+    load_logit,
+    load_quat,
+    load_sh,
+    perspective,
+    perspective_vjp,
+    rows_times,
+    times3,
+    times_columns,
+    to_camera,
+)
+from .rows import join4, join16, load16
+from .sampling import hard_mask_vjp, logistic_noise
+from .spherical_harmonics import sh_basis, sh_color_vjp_direction
+
+
+@triton.jit
+def _or_one(mask, x):
+    return tl.where(mask, x, 1.0)
+
+
+@triton.jit
+def _store_sum4(ptr, a, b):
+    """Sums over the program of a vector and of one more block."""
+    tl.store(ptr, tl.sum(a.x, 0))
+    tl.store(ptr + 1, tl.sum(a.y, 0))
+    tl.store(ptr + 2, tl.sum(a.z, 0))
+    tl.store(ptr + 3, tl.sum(b, 0))
+
+
+@triton.jit
+def _compensation_vjp(det, trace, eps2d, v_log_o):
+    """v_det, and eps2d v_det_blurred, of log sqrt(det / det_blurred); 0 where det <= 0."""
+    half = tl.where(det > 0.0, 0.5 * v_log_o, 0.0)
+    v_blurred = -half / tl.maximum(det + eps2d * trace + eps2d * eps2d, 1e-30)
+    return half / tl.where(det > 0.0, det, 1.0) + v_blurred, eps2d * v_blurred
+
+
+@triton.jit
+def _store_v_sh(
+    v_sh_ptr,  # [N, WIDTH]
+    i,
+    inside,
+    visible,
+    first_camera,
+    basis,
+    v_color,
+    SKIP: tl.constexpr,  # leading coefficients that are stored elsewhere
+    WIDTH: tl.constexpr,
+    DEGREE: tl.constexpr,
+):
+    """Write or add the gradients of one camera; zeros above DEGREE."""
+    v = (v_color.x, v_color.y, v_color.z)
+    for first in tl.static_range(0, WIDTH, 16):
+        block = ()
+        for f in tl.static_range(SKIP + first, SKIP + first + 16):
+            if f < 3 * (DEGREE + 1) * (DEGREE + 1):
+                block = block + (basis[f // 3] * v[f % 3],)
+            else:
+                block = block + (tl.zeros_like(v_color.x),)
+        j = first + tl.arange(0, 16)[None, :]
+        ptr = v_sh_ptr + i[:, None] * WIDTH + j
+        values = join16(block)
+        if first_camera:
+            tl.store(ptr, values, mask=inside[:, None] & (j < WIDTH))
+        else:
+            there = visible[:, None] & (j < WIDTH)
+            tl.store(ptr, values + tl.load(ptr, mask=there, other=0.0), mask=there)
+
+
+@triton.jit(do_not_specialize=["N", "width", "height", "seed_low", "seed_high"])
+def project_bwd_kernel(
+    means_ptr,  # [N, 3]
+    quats_ptr,  # [N, 4]
+    scales_ptr,  # [N, 3]
+    covars_ptr,  # [N, 3, 3] in place of quats and scales, or None
+    opacities_ptr,  # [N]
+    sh0_ptr,  # [N, stride0]
+    shN_ptr,  # [N, strideN] or None
+    viewmats_ptr,  # [C, 4, 4]
+    Ks_ptr,  # [C, 3, 3]
+    mask_logits_ptr,  # [N] or [N, 2] or None
+    mask_ids_ptr,  # [N] or None
+    records_ptr,  # [C, N, 16] of the forward
+    depth_keys_ptr,  # [C, N] of the forward
+    v_means2d_ptr,  # [C N, stride_v_means2d] or None
+    v_records_ptr,  # [C, N, 16]
+    v_masks_ptr,  # [N] or None
+    v_means_ptr,  # [N, 3] out
+    v_quats_ptr,  # [N, 4] out or None
+    v_scales_ptr,  # [N, 3] out or None
+    v_covars_ptr,  # [N, 3, 3] out or None
+    v_opacities_ptr,  # [N] out
+    v_sh0_ptr,  # [N, WIDTH0] out or None
+    v_shN_ptr,  # [N, WIDTHN] out or None
+    v_viewmats_ptr,  # [programs, C, 12] out or None
+    v_mask_inputs_ptr,  # as masks or mask_logits, out or None
+    N,
+    C,
+    width,
+    height,
+    stride0,
+    strideN,
+    stride_v_means2d,
+    eps2d,
+    seed_low,
+    seed_high,
+    WIDTH0: tl.constexpr,
+    WIDTHN: tl.constexpr,
+    DEGREE: tl.constexpr,
+    LOGITS: tl.constexpr,
+    RAW: tl.constexpr,
+    ANTIALIASED: tl.constexpr,
+    NORMALIZE: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    pid = tl.program_id(0)
+    i = pid.to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    inside = i < N
+    zero = tl.zeros([BLOCK], tl.float32)
+    none = Vec3(zero, zero, zero)
+    v_mean = none
+    v_scale = none
+    v_qw, v_qx, v_qy, v_qz = zero, zero, zero, zero
+    v_diagonal, v_off = none, none  # of the covariance: xx yy zz and xy xz yz
+    v_opacity = zero
+    v_mask = zero
+    for c in range(C):
+        row = i + c * N.to(tl.int64)
+        key = tl.load(depth_keys_ptr + row, mask=inside, other=CULLED_KEY)
+        visible = key != CULLED_KEY
+        # Lanes that are not visible go through with harmless numbers and zero gradients.
+        mean = load3(means_ptr + i * 3, visible)
+        record = load16(records_ptr + row * 16, visible, 11)
+        v_record = load16(v_records_ptr + row * 16, visible, 12)
+        conic = Sym2(record[2], record[3], record[4])
+        v_mx, v_my = zero, zero
+        if v_means2d_ptr is not None:
+            v_mx = tl.load(v_means2d_ptr + row * stride_v_means2d, mask=visible, other=0.0)
+            v_my = tl.load(v_means2d_ptr + row * stride_v_means2d + 1, mask=visible, other=0.0)
+        v_mask += v_record[6]
+        v_log_o = v_record[5] * (1.0 / LN2)
+
+        camera = load_camera(viewmats_ptr, Ks_ptr, c, width, height)
+        t = to_camera(camera, mean)
+        t = Vec3(tl.where(visible, t.x, 0.0), tl.where(visible, t.y, 0.0), _or_one(visible, t.z))
+        slopes = perspective(camera, t)
+
+        opacity = tl.load(opacities_ptr + i, mask=visible, other=1.0)
+        if RAW:
+            v_opacity += v_log_o * (1.0 / (1.0 + tl.exp(opacity)))
+        else:
+            v_opacity += v_log_o / opacity
+
+        v_cov = sym2_inverse_vjp(conic, Sym2(v_record[2], v_record[3], v_record[4]))
+        if covars_ptr is None:
+            qw, qx, qy, qz = load_quat(quats_ptr, i, visible)
+            if NORMALIZE:
+                inverse = 1.0 / tl.sqrt(qw * qw + qx * qx + qy * qy + qz * qz)
+                qw, qx, qy, qz = qw * inverse, qx * inverse, qy * inverse, qz * inverse
+            rotation = quat_to_rotmat(qw, qx, qy, qz)
+            scale = load3(scales_ptr + i * 3, visible)
+            if RAW:
+                scale = Vec3(tl.exp(scale.x), tl.exp(scale.y), tl.exp(scale.z))
+            one = Vec3(1.0, 1.0, 1.0)
+            px = times_columns(slopes.row_x, rotation, one)
+            py = times_columns(slopes.row_y, rotation, one)
+            hx = times3(px, scale)
+            hy = times3(py, scale)
+            if ANTIALIASED:
+                n = cross3(hx, hy)
+                xx, yy = dot3(hx, hx), dot3(hy, hy)
+                v_det, v_eps = _compensation_vjp(dot3(n, n), xx + yy, eps2d, v_log_o)
+                v_cov = Sym2(v_cov.xx + v_eps, v_cov.xy, v_cov.yy + v_eps)
+            v_hx = combine3(2.0 * v_cov.xx, hx, v_cov.xy, hy)
+            v_hy = combine3(v_cov.xy, hx, 2.0 * v_cov.yy, hy)
+            if ANTIALIASED:
+                v_hx = add3(v_hx, scale3(2.0 * v_det, cross3(hy, n)))
+                v_hy = add3(v_hy, scale3(2.0 * v_det, cross3(n, hx)))
+            if RAW:
+                v_scale = add3(v_scale, add3(times3(v_hx, hx), times3(v_hy, hy)))
+            else:
+                v_scale = add3(v_scale, add3(times3(v_hx, px), times3(v_hy, py)))
+            a = times3(v_hx, scale)
+            b = times3(v_hy, scale)
+            v_row_x = columns_times(rotation, a)
+            v_row_y = columns_times(rotation, b)
+            v_w, v_x, v_y, v_z = quat_to_rotmat_vjp(
+                qw,
+                qx,
+                qy,
+                qz,
+                combine3(a.x, slopes.row_x, b.x, slopes.row_y),
+                combine3(a.y, slopes.row_x, b.y, slopes.row_y),
+                combine3(a.z, slopes.row_x, b.z, slopes.row_y),
+            )
+            if NORMALIZE:
+                along = v_w * qw + v_x * qx + v_y * qy + v_z * qz
+                v_w, v_x = inverse * (v_w - along * qw), inverse * (v_x - along * qx)
+                v_y, v_z = inverse * (v_y - along * qy), inverse * (v_z - along * qz)
+            v_qw += v_w
+            v_qx += v_x
+            v_qy += v_y
+            v_qz += v_z
+        else:
+            covariance = load_covariance(covars_ptr, i, visible)
+            hx = columns_times(covariance, slopes.row_x)
+            hy = columns_times(covariance, slopes.row_y)
+            if ANTIALIASED:
+                xx, yy = dot3(slopes.row_x, hx), dot3(slopes.row_y, hy)
+                xy = dot3(slopes.row_x, hy)
+                v_det, v_eps = _compensation_vjp(xx * yy - xy * xy, xx + yy, eps2d, v_log_o)
+                v_cov = Sym2(
+                    v_cov.xx + v_eps + v_det * yy,
+                    v_cov.xy - 2.0 * v_det * xy,
+                    v_cov.yy + v_eps + v_det * xx,
+                )
+            v_row_x = combine3(2.0 * v_cov.xx, hx, v_cov.xy, hy)
+            v_row_y = combine3(v_cov.xy, hx, 2.0 * v_cov.yy, hy)
+            # v_covariance = v_cov.xx x x^T + v_cov.xy (x y^T + y x^T) / 2 + v_cov.yy y y^T
+            x, y = slopes.row_x, slopes.row_y
+            p = combine3(v_cov.xx, x, 0.5 * v_cov.xy, y)
+            q = combine3(0.5 * v_cov.xy, x, v_cov.yy, y)
+            v_diagonal = add3(v_diagonal, add3(times3(p, x), times3(q, y)))
+            v_xy = p.x * x.y + q.x * y.y
+            v_xz = p.x * x.z + q.x * y.z
+            v_off = add3(v_off, Vec3(v_xy, v_xz, p.y * x.z + q.y * y.z))
+
+        v_t, v_r0, v_r1, v_r2 = perspective_vjp(camera, t, slopes, v_mx, v_my, v_row_x, v_row_y)
+        v_t = Vec3(v_t.x, v_t.y, v_t.z + v_record[7] + v_record[11])
+        v_mean = add3(v_mean, rows_times(camera, v_t))
+
+        v_dir = none
+        if DEGREE >= 0:
+            v_color = Vec3(
+                tl.where(record[8] > 0.0, v_record[8], 0.0),
+                tl.where(record[9] > 0.0, v_record[9], 0.0),
+                tl.where(record[10] > 0.0, v_record[10], 0.0),
+            )
+            d = add3(mean, center_offset(camera))
+            d, inverse_d = normalize3(Vec3(d.x, d.y, _or_one(visible, d.z)))
+            if DEGREE > 0:
+                REST: tl.constexpr = shN_ptr is not None
+                coeffs = load_sh(sh0_ptr, shN_ptr, i, visible, stride0, strideN, DEGREE, REST)
+                v_dir = sh_color_vjp_direction(d, coeffs, v_color, DEGREE)
+                v_dir = normalize3_vjp(d, inverse_d, v_dir)
+                v_mean = add3(v_mean, v_dir)
+            basis = sh_basis(d, DEGREE)
+            first = c == 0
+            if v_sh0_ptr is not None:
+                _store_v_sh(v_sh0_ptr, i, inside, visible, first, basis, v_color, 0, WIDTH0, DEGREE)
+            if v_shN_ptr is not None:
+                _store_v_sh(v_shN_ptr, i, inside, visible, first, basis, v_color, 3, WIDTHN, DEGREE)
+            if C > 1:
+                # The next camera's lanes add to what other lanes have written.
+                tl.debug_barrier()
+
+        if v_viewmats_ptr is not None:
+            # t = R mean + t_view and the direction mean + R^T t_view
+            out = v_viewmats_ptr + (pid.to(tl.int64) * C + c) * 12
+            r0 = add3(v_r0, combine3(v_t.x, mean, camera.t.x, v_dir))
+            r1 = add3(v_r1, combine3(v_t.y, mean, camera.t.y, v_dir))
+            r2 = add3(v_r2, combine3(v_t.z, mean, camera.t.z, v_dir))
+            _store_sum4(out, r0, v_t.x + dot3(camera.r0, v_dir))
+            _store_sum4(out + 4, r1, v_t.y + dot3(camera.r1, v_dir))
+            _store_sum4(out + 8, r2, v_t.z + dot3(camera.r2, v_dir))
+
+    store3(v_means_ptr + i * 3, v_mean, inside)
+    if v_quats_ptr is not None:
+        quat = i[:, None] * 4 + tl.arange(0, 4)[None, :]
+        tl.store(v_quats_ptr + quat, join4(v_qw, v_qx, v_qy, v_qz), mask=inside[:, None])
+    if v_scales_ptr is not None:
+        store3(v_scales_ptr + i * 3, v_scale, inside)
+    if v_covars_ptr is not None:
+        out = v_covars_ptr + i * 9
+        store3(out, Vec3(v_diagonal.x, v_off.x, v_off.y), inside)
+        store3(out + 3, Vec3(v_off.x, v_diagonal.y, v_off.z), inside)
+        store3(out + 6, Vec3(v_off.y, v_off.z, v_diagonal.z), inside)
+    tl.store(v_opacities_ptr + i, v_opacity, mask=inside)
+    if v_mask_inputs_ptr is not None:
+        if v_masks_ptr is not None:
+            v_mask += tl.load(v_masks_ptr + i, mask=inside, other=0.0)
+        if LOGITS == 0:
+            tl.store(v_mask_inputs_ptr + i, v_mask, mask=inside)
+        else:
+            logit = load_logit(mask_logits_ptr, i, inside, LOGITS)
+            ids = load_ids(mask_ids_ptr, i, inside)
+            v = hard_mask_vjp(logit + logistic_noise(seed_low, seed_high, ids), v_mask)
+            v = tl.where(0.0 * logit == 0.0, v, 0.0)
+            tl.store(v_mask_inputs_ptr + i * LOGITS, v, mask=inside)
+            if LOGITS == 2:
+                tl.store(v_mask_inputs_ptr + i * 2 + 1, -v, mask=inside)
