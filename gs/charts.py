@@ -1,6 +1,6 @@
 """Line charts as inline SVG: no script or font from outside, colours from the page's CSS variables.
 
-A chart is 460 units wide, so that its text stays readable on a phone. The page's script reads the
+A chart is 380 units wide, so that its text stays readable on a phone. The page's script reads the
 points from a chart's `data-chart` and shows values under the pointer (gs.report_page).
 """
 
@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from html import escape
 from typing import Literal
 
-WIDTH, HEIGHT = 460, 250
-LEFT, RIGHT, TOP, BOTTOM = 46, 14, 14, 34
+WIDTH, HEIGHT = 380, 230
+LEFT, RIGHT, TOP, BOTTOM = 42, 12, 12, 36
 MAX_POINTS = 300  # of a line; more are averaged in groups
 
 
@@ -75,8 +75,9 @@ def line_chart(
         path = " ".join(f"{px(x):.1f},{py(y):.1f}" for x, y in points)
         parts.append(f'<polyline class="{s.style} s{s.color}" points="{path}"/>')
         if s.style == "points":
+            radius = 4 if len(points) <= 12 else 3
             parts += [
-                f'<circle class="dot s{s.color}" cx="{px(x):.1f}" cy="{py(y):.1f}" r="4"/>'
+                f'<circle class="dot s{s.color}" cx="{px(x):.1f}" cy="{py(y):.1f}" r="{radius}"/>'
                 for x, y in points
             ]
     shown = [(s, points) for s, points in lines if s.style != "faint"]

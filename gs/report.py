@@ -34,11 +34,13 @@ from .report_page import (
     page,
     pairs_table,
     tile,
+    triple,
 )
 from .report_run import Run, View, load_run
 
 MAX_VIEWS = 6
-ERROR_TOPS = (0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
+ERROR_TOPS = (0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 1.0)
+ERROR_QUANTILE = 0.98  # of the shown errors; the scale of the colours ends at or above it
 
 logger = logging.getLogger("splatrim")
 
@@ -54,7 +56,7 @@ def headline(run: Run) -> tuple[str, str] | None:
         psnr, source = run.history["test"][-1].get("psnr"), "test views, by the trainer"
     if psnr is not None:
         tiles.append(tile("PSNR", f"{psnr:.2f}", "dB", source))
-    for name, detail in (("SSIM", "1 is equal"), ("LPIPS", "VGG, 0 is equal")):
+    for name, detail in (("SSIM", "1 = identical"), ("LPIPS", "VGG, 0 = identical")):
         if name in run.results:
             tiles.append(tile(name, f"{run.results[name]:.3f}", "", detail))
     counts = [n for n in run.column("n_gaussians") if n]
@@ -63,7 +65,7 @@ def headline(run: Run) -> tuple[str, str] | None:
         detail = ""
         if counts and max(counts) > n:
             peak = int(max(counts))
-            detail = f"from {peak:,} at the peak: −{100 * (1 - n / peak):.0f} %"
+            detail = f"{100 * (1 - n / peak):.3g} % fewer than the peak of {peak:,}"
         tiles.append(tile("Gaussians", f"{n:,}", "", detail))
     if run.ply_bytes is not None:
         tiles.append(tile("Model", f"{run.ply_bytes / 1e6:.3g}", "MB", "as .ply"))
@@ -71,7 +73,7 @@ def headline(run: Run) -> tuple[str, str] | None:
     if "train_seconds" in timing:
         rate = timing.get("iterations_per_second")
         detail = f"{rate:.3g} iterations/s" if rate else ""
-        tiles.append(tile("Training", duration(timing["train_seconds"]), "", detail))
+        tiles.append(tile("Training", *duration(timing["train_seconds"]), detail))
     if "fps" in run.stats:
         size = f"at {run.stats.get('width')}×{run.stats.get('height')}"
         tiles.append(tile("Rendering", f"{run.stats['fps']:.3g}", "frames/s", size))
@@ -131,19 +133,20 @@ def test_views(run: Run) -> tuple[str, str] | None:
             raise SplatrimError(f"{view.rendering} and its ground truth differ in size")
         difference = np.abs(rendering.astype(np.float32) - truth.astype(np.float32))
         triples.append((view, truth, rendering, difference.mean(axis=2) / np.float32(255)))
-    highest = max(float(np.quantile(error, 0.995)) for *_, error in triples)
+    errors = np.concatenate([error.ravel() for *_, error in triples])
+    highest = float(np.quantile(errors, ERROR_QUANTILE))
     top = next((t for t in ERROR_TOPS if t >= highest), 1.0)
     rows = []
     for view, truth, rendering, error in triples:
-        figures = (
-            figure(truth, "Ground truth")
-            + figure(rendering, "Rendering", flip=True)
-            + figure(error_map(error, top), "Error")
-        )
+        figures = [
+            figure(truth, "Ground truth"),
+            figure(rendering, "Rendering", flip=True),
+            figure(error_map(error, top), "Error"),
+        ]
         rows.append(
             f'<div class="view"><div class="view-head"><h3>{escape(view.name)}</h3>'
             f"<span>{escape(_scores_text(view.scores))}</span></div>"
-            f'<div class="triple">{figures}</div></div>'
+            f"{triple(figures, width=truth.shape[1], height=truth.shape[0])}</div>"
         )
     which = "All" if len(chosen) == len(run.views) else f"{len(chosen)} of {len(run.views)}"
     order = " from the worst PSNR to the best" if chosen[0].scores.get("PSNR") else ""
@@ -171,7 +174,7 @@ def machine_and_timing(run: Run) -> tuple[str, str] | None:
     timing: dict[str, Any] = run.history.get("timing", {})
     rows = []
     if "train_seconds" in timing:
-        rows.append(("Training", duration(timing["train_seconds"])))
+        rows.append(("Training", " ".join(duration(timing["train_seconds"]))))
     if timing.get("iterations_per_second"):
         rows.append(("Iterations per second", f"{timing['iterations_per_second']:.4g}"))
     if "ms" in run.stats:
@@ -243,7 +246,7 @@ def write_report(model_path: str | Path, *, sections: Sequence[Section] = SECTIO
         title += f", {settings['preset']}"
     parts = [f"{run.iteration:,} iterations"] if run.iteration else []
     device = run.history.get("timing", {}).get("device") or run.stats.get("device")
-    parts += [str(device)] if device else []
+    parts += [{"cpu": "CPU"}.get(str(device), str(device))] if device else []
     newest = max(
         (f.stat().st_mtime for f in run.path.glob("*.json")), default=run.path.stat().st_mtime
     )
@@ -263,15 +266,15 @@ def choose_views(views: Sequence[View], count: int = MAX_VIEWS) -> list[View]:
     return [ordered[round(i * (len(ordered) - 1) / (count - 1))] for i in range(count)]
 
 
-def duration(seconds: float) -> str:
-    """12.3 s, 4 min 05 s, 1 h 02 min."""
+def duration(seconds: float) -> tuple[str, str]:
+    """Number and unit: 12.3 s, 4:05 min, 1:02 h."""
     if seconds < 59.95:
-        return f"{seconds:.1f} s"
+        return f"{seconds:.1f}", "s"
     whole = round(seconds)
     if whole < 3600:
-        return f"{whole // 60} min {whole % 60:02d} s"
+        return f"{whole // 60}:{whole % 60:02d}", "min"
     minutes = round(seconds / 60)
-    return f"{minutes // 60} h {minutes % 60:02d} min"
+    return f"{minutes // 60}:{minutes % 60:02d}", "h"
 
 
 def _smoothed(name: str, x: Sequence[float], y: Sequence[float], window: int) -> list[Series]:

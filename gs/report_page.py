@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 MAX_IMAGE_WIDTH = 720  # shown a third of the page wide; twice that for sharp screens
+MAX_SHOWN_HEIGHT = 440  # CSS pixels
 LOSSLESS_PIXELS = 120_000  # up to this size PNG; larger images become JPEG
 
 # nine stops of matplotlib's "magma" (CC0)
@@ -47,10 +48,10 @@ header p, .note { color: var(--ink2); margin: 4px 0 0; font-size: .92rem; }
 .note { margin: 0 0 12px; max-width: 75ch; }
 code { font: .88em ui-monospace, SFMono-Regular, Menlo, Consolas, monospace;
   background: var(--soft); padding: 1px 5px; border-radius: 4px; overflow-wrap: anywhere; }
-.tiles { display: grid; gap: 10px; grid-template-columns: repeat(auto-fit, minmax(148px, 1fr)); }
+.tiles { display: flex; flex-wrap: wrap; gap: 10px; }
 .tile, .chart, .view, .box { background: var(--card); border: 1px solid var(--line);
   border-radius: 10px; }
-.tile { padding: 12px 14px; }
+.tile { flex: 1 1 136px; padding: 12px 14px; }
 .tile b { display: block; font-size: 1.55rem; font-weight: 620; letter-spacing: -.02em;
   white-space: nowrap; }
 .tile b small { font-size: .85rem; font-weight: 500; color: var(--ink2); letter-spacing: 0; }
@@ -83,22 +84,22 @@ polyline.faint { stroke-width: 1; opacity: .35; }
 .view-head { display: flex; flex-wrap: wrap; gap: 2px 16px; align-items: baseline;
   margin-bottom: 8px; }
 .view-head span { color: var(--ink2); font-size: .85rem; font-variant-numeric: tabular-nums; }
-.triple { display: grid; grid-template-columns: repeat(3, 1fr); gap: 8px; }
+.triple { display: grid; grid-template-columns: repeat(3, minmax(0, var(--width))); gap: 8px; }
 figure { margin: 0; }
 figure img { display: block; width: 100%; height: auto; border-radius: 5px; background: #000; }
 figcaption { color: var(--muted); font-size: .78rem; margin-top: 4px; }
 .flip { cursor: pointer; }
 .scale { display: flex; align-items: center; gap: 8px; font-size: .8rem; color: var(--ink2);
   margin-bottom: 12px; flex-wrap: wrap; font-variant-numeric: tabular-nums; }
-.scale i { width: 180px; height: 10px; border-radius: 5px; border: 1px solid var(--line); }
-.box { overflow-x: auto; }
+.scale i { width: 180px; height: 10px; border-radius: 5px; }
+.box { overflow-x: auto; max-width: 760px; }
 table { border-collapse: collapse; width: 100%; font-size: .87rem; }
 th, td { padding: 6px 14px; text-align: left; border-bottom: 1px solid var(--grid);
   vertical-align: top; overflow-wrap: anywhere; }
 tr:last-child td { border-bottom: 0; }
 th { font-weight: 600; color: var(--ink2); font-size: .8rem; white-space: nowrap; }
 td.number, th.number { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }
-table.pairs td:first-child { color: var(--ink2); width: 42%; }
+table.pairs td:first-child { color: var(--ink2); width: 1%; white-space: nowrap; }
 .columns { display: grid; gap: 12px; align-items: start;
   grid-template-columns: repeat(auto-fit, minmax(min(100%, 340px), 1fr)); }
 details { margin-top: 12px; }
@@ -109,10 +110,9 @@ footer { margin-top: 40px; color: var(--muted); font-size: .8rem; }
 @media (max-width: 620px) {
   main { padding: 20px 12px 32px; }
   h1 { font-size: 1.35rem; }
-  .tiles { grid-template-columns: 1fr 1fr; }
   .tile b { font-size: 1.3rem; }
-  .triple { grid-template-columns: 1fr 1fr; }
-  .triple figure:last-child { grid-column: 1 / -1; }
+  .triple.wide { grid-template-columns: 1fr 1fr; }
+  .triple.wide figure:last-child { grid-column: 1 / -1; }
   th, td { padding: 6px 10px; }
 }
 @media print { .view, .chart, .tile { break-inside: avoid; } }
@@ -132,7 +132,7 @@ for (const chart of document.querySelectorAll('.chart')) {
       (best, p) => Math.abs(p[0] - x) < Math.abs(best[0] - x) ? p : best));
     const at = near.reduce((best, p) => Math.abs(p[0] - x) < Math.abs(best[0] - x) ? p : best);
     cursor.setAttribute('x1', at[0]); cursor.setAttribute('x2', at[0]);
-    tip.textContent = data.x + ' ' + at[2].toLocaleString();
+    tip.textContent = data.x + ' ' + at[2].toLocaleString('en');
     near.forEach((p, i) => {
       if (Math.abs(p[0] - at[0]) > 6) return;
       const row = document.createElement('span');
@@ -218,6 +218,13 @@ def figure(pixels: NDArray[np.uint8], caption: str, *, flip: bool = False) -> st
         f'<figure><img{kind} src="{data_uri(pixels)}" width="{width}" height="{height}" '
         f'alt="{escape(caption)}"><figcaption>{escape(caption)}</figcaption></figure>'
     )
+
+
+def triple(figures: Sequence[str], *, width: int, height: int) -> str:
+    """Three figures of one size side by side; tall ones keep below MAX_SHOWN_HEIGHT."""
+    kind = "triple wide" if width > height else "triple"
+    limit = MAX_SHOWN_HEIGHT * width / height
+    return f'<div class="{kind}" style="--width: {limit:.0f}px">{"".join(figures)}</div>'
 
 
 def data_uri(pixels: NDArray[np.uint8]) -> str:
