@@ -3,6 +3,7 @@
 import re
 import shutil
 import tempfile
+import textwrap
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -97,7 +98,7 @@ def _read_model(model: Path) -> pycolmap.Reconstruction:
                 reconstruction.read_text(str(folder))
             return reconstruction
     except (RuntimeError, ValueError, LookupError, MemoryError, OSError) as error:
-        reason = " ".join(re.sub(r"^\[[^]]*\] *", "", str(error)).split())
+        reason = textwrap.shorten(re.sub(r"^\[[^]]*\] *", "", str(error)), 160, placeholder=" ...")
         raise SplatrimError(f"{model} is damaged, COLMAP cannot read it: {reason}") from None
 
 
