@@ -1,5 +1,6 @@
 import logging
 import time
+from collections.abc import Iterator
 
 import pytest
 import torch
@@ -300,7 +301,16 @@ def test_no_gradients_asked() -> None:
     assert not info["means2d"].requires_grad
 
 
-def test_a_training_step_takes_a_fraction_of_a_second() -> None:
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """Threads that wait for each other measure what else the machine is doing."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def test_a_training_step_takes_a_fraction_of_a_second(one_thread: None) -> None:
     values = scene(5000, width=160, height=120) | {"sh_degree": 3}
     values["colors"] = torch.randn(5000, 16, 3, generator=torch.Generator().manual_seed(1)) * 0.2
     values["Ks"][:, [0, 1], [0, 1]] = 150.0
@@ -314,7 +324,7 @@ def test_a_training_step_takes_a_fraction_of_a_second() -> None:
         torch.autograd.grad(image.square().sum(), [*leaves, masks])
         seconds.append(time.perf_counter() - start)
     assert (info["radii"] > 0).all(-1).sum() > 2500
-    # About 0.05 s on two cores; the bound leaves room for a busy machine.
+    # About 0.05 s on one core; the bound leaves room for a busy machine.
     assert min(seconds) < 1.0
 
 
