@@ -72,10 +72,13 @@ def read(
 
 def _read_model(model: Path) -> pycolmap.Reconstruction:
     """Read cameras, images and points; binary where both of the first are, otherwise text."""
-    end = "bin" if all((model / f"{name}.bin").is_file() for name in NEEDED) else "txt"
-    for name in NEEDED:
-        if not (model / f"{name}.{end}").is_file():
-            raise SplatrimError(f"{model} is incomplete: {name}.bin (or {name}.txt) is missing")
+    missing = {
+        end: [name for name in NEEDED if not (model / f"{name}.{end}").is_file()]
+        for end in ("bin", "txt")
+    }
+    end = min(missing, key=lambda end: len(missing[end]))
+    if missing[end]:
+        raise SplatrimError(f"{model} is incomplete: {missing[end][0]}.{end} is missing")
     files = [model / f"{name}.{end}" for name in (*NEEDED, *OPTIONAL)]
     files = [path for path in files if path.is_file()]
     for path in files:

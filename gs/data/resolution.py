@@ -16,7 +16,8 @@ def training_size(width: int, height: int, resolution: int) -> tuple[int, int]:
     """Width and height to train at, for a file of width x height.
 
     1, 2, 4, 8 divide and round; -1 makes files wider than 1600 pixels 1600 wide; any other value
-    is the width to train at. The last two truncate, as 3DGS does.
+    is the width to train at. The last two truncate a floating-point quotient as 3DGS does, so that
+    sizes equal the published ones; the width can come out one less than asked.
     """
     check_resolution(resolution)
     if resolution in (1, 2, 4, 8):
