@@ -212,7 +212,7 @@ def details(summary: str, html: str) -> str:
 
 def figure(pixels: NDArray[np.uint8], caption: str, *, flip: bool = False) -> str:
     """An image [H,W,3]; with `flip` it shows the first image of its row while pressed."""
-    kind = ' class="flip"' if flip else ""
+    kind = ' class="flip" draggable="false"' if flip else ""
     height, width = pixels.shape[:2]
     return (
         f'<figure><img{kind} src="{data_uri(pixels)}" width="{width}" height="{height}" '
