@@ -195,9 +195,7 @@ def _project_fwd_kernel(
         color = sh_color(d, coeffs, DEGREE)
         finite = finite & ((0.0 * (color.x + color.y + color.z) == 0.0) | (visible == 0))
         visible = visible & finite
-        color = Vec3(
-            tl.maximum(color.x, 0.0), tl.maximum(color.y, 0.0), tl.maximum(color.z, 0.0)
-        )
+        color = Vec3(tl.maximum(color.x, 0.0), tl.maximum(color.y, 0.0), tl.maximum(color.z, 0.0))
 
     mx = tl.where(visible, mx, 0.0)
     my = tl.where(visible, my, 0.0)
@@ -270,7 +268,7 @@ def _row_stride(sh: Tensor | None) -> int:
 
 def _packed_rows(sh: Tensor | None) -> Tensor | None:
     """Coefficients [N, K, 3] whose rows are contiguous; the rows may be spaced."""
-    if sh is None or sh.numel() == 0:
+    if sh is None or sh.shape[1] == 0:
         return None
     return sh if sh.stride(2) == 1 and sh.stride(1) == 3 else sh.contiguous()
 
