@@ -10,6 +10,7 @@ import importlib
 import logging
 import pickle
 import sys
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -109,7 +110,10 @@ def load_lpips(device: torch.device | str = "cpu") -> LPIPS | str:
         return f"LPIPS is left out: {error}; `pip install lpips torchvision` brings it"
     # torchvision raises these when it does not fit the installed torch
     except (RuntimeError, AttributeError, OSError) as error:
-        return f"LPIPS is left out: torchvision does not fit this torch ({_first_line(error)})"
+        return (
+            f"LPIPS is left out: torchvision does not work ({_first_sentence(error)}); "
+            f"install the one made for torch {torch.__version__}"
+        )
     weights = Path(torch.hub.get_dir()) / "checkpoints" / VGG_FILE
     if not weights.is_file():
         return (
@@ -117,14 +121,18 @@ def load_lpips(device: torch.device | str = "cpu") -> LPIPS | str:
             f"`curl -L --create-dirs -o {weights} {VGG_URL}` brings them"
         )
     try:
-        network = lpips.LPIPS(net="vgg", version="0.1", verbose=False)
+        with warnings.catch_warnings():
+            # lpips asks torchvision for weights in a way that is deprecated
+            warnings.simplefilter("ignore", UserWarning)
+            network = lpips.LPIPS(net="vgg", version="0.1", verbose=False)
     except (RuntimeError, EOFError, OSError, ValueError, KeyError, pickle.UnpicklingError) as error:
-        return f"LPIPS is left out: {weights} cannot be used ({_first_line(error)})"
+        return f"LPIPS is left out: {weights} cannot be used ({_first_sentence(error)})"
     return network.eval().requires_grad_(False).to(device)
 
 
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
+def _first_sentence(error: Exception) -> str:
+    lines = str(error).splitlines() or [type(error).__name__]
+    return lines[0].split(". ")[0]
 
 
 def _find_views(model_path: Path) -> dict[str, list[tuple[Path, Path]]]:
