@@ -1,0 +1,159 @@
+"""sort_pairs against torch.sort: order, stability, payloads, bit ranges and device-side counts."""
+
+from collections.abc import Iterator
+from typing import Literal
+
+import pytest
+import torch
+from torch import Tensor
+
+from kernels.radix import TILE
+from kernels.sorting import GROUP, sort_pairs
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+Launches = Literal["two per pass", "one"]
+Exchange = Literal["global", "shared"]
+# the interpreter has no shared memory of its own: one design tells as much as both there
+EXCHANGES = ["global", "shared"] if DEVICE == "cuda" else ["global"]
+N_TILE = int(TILE.value)
+
+
+@pytest.fixture(autouse=True)
+def poisoned(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Uninitialised memory holds a large number instead of lucky zeros."""
+    empty, empty_like = torch.empty, torch.empty_like
+    monkeypatch.setattr(torch, "empty", lambda *a, **k: empty(*a, **k).fill_(0x7F7F7F7))
+    monkeypatch.setattr(torch, "empty_like", lambda *a, **k: empty_like(*a, **k).fill_(-77))
+    yield
+
+
+@pytest.fixture(params=EXCHANGES)
+def exchange(request: pytest.FixtureRequest) -> Exchange:
+    return request.param
+
+
+@pytest.fixture(params=["two per pass", "one"])
+def launches(request: pytest.FixtureRequest) -> Launches:
+    return request.param
+
+
+def random_keys(n: int, bits: int = 31, seed: int = 0) -> Tensor:
+    g = torch.Generator().manual_seed(seed + n)
+    return torch.randint(0, 2**bits, (n,), generator=g, dtype=torch.int64).to(torch.int32)
+
+
+def check_sorted(
+    keys: Tensor,
+    values: Tensor | None,
+    begin_bit: int,
+    end_bit: int,
+    launches: Launches,
+    exchange: Exchange,
+    n_valid: int | None = None,
+) -> None:
+    keys = keys.to(DEVICE)
+    values = None if values is None else values.to(DEVICE)
+    before = keys.clone()
+    count = None if n_valid is None else torch.tensor([n_valid], dtype=torch.int32, device=DEVICE)
+    sorted_keys, sorted_values = sort_pairs(
+        keys, values, begin_bit=begin_bit, end_bit=end_bit, n_valid=count,
+        launches=launches, exchange=exchange,
+    )  # fmt: skip
+    n = keys.shape[0] if n_valid is None else min(n_valid, keys.shape[0])
+    compared = (before[:n].to(torch.int64) >> begin_bit) & ((1 << (end_bit - begin_bit)) - 1)
+    order = torch.sort(compared, stable=True).indices
+    want = order.to(torch.int32) if values is None else values[order]
+    assert sorted_keys.shape == sorted_values.shape == keys.shape
+    assert sorted_keys.dtype == sorted_values.dtype == torch.int32
+    assert torch.equal(sorted_keys[:n], before[:n][order]), "keys"
+    assert torch.equal(sorted_values[:n], want), "values"
+    assert torch.equal(keys, before), "the input changed"
+
+
+@pytest.mark.parametrize("n", [0, 1, 63, 1000, N_TILE - 1, N_TILE, N_TILE + 1, 5000])
+def test_sizes(n: int, launches: Launches, exchange: Exchange) -> None:
+    check_sorted(random_keys(n, 13), None, 0, 13, launches, exchange)
+    check_sorted(random_keys(n), random_keys(n, seed=1), 0, 32, launches, exchange)
+
+
+@pytest.mark.parametrize("bits", [(0, 1), (0, 4), (3, 8), (0, 9), (5, 22), (23, 31), (30, 32)])
+def test_bit_ranges(bits: tuple[int, int], launches: Launches, exchange: Exchange) -> None:
+    check_sorted(random_keys(5000), None, *bits, launches, exchange)
+
+
+@pytest.mark.parametrize("pattern", ["equal", "largest", "ascending", "descending", "few", "runs"])
+def test_patterns(pattern: str, launches: Launches, exchange: Exchange) -> None:
+    i = torch.arange(9001, dtype=torch.int32)
+    keys = {
+        "equal": torch.full_like(i, 0x2BCD),
+        "largest": torch.full_like(i, 0x7FFFFFFF),
+        "ascending": i,
+        "descending": i.flip(0).contiguous(),
+        "few": i * 7919 % 3,
+        "runs": i // 100 % 11,
+    }[pattern]
+    check_sorted(keys, None, 0, 16, launches, exchange)
+
+
+@pytest.mark.parametrize("n_valid", [0, 1, N_TILE, 7000, 9000, 12000])
+def test_n_valid(n_valid: int, launches: Launches, exchange: Exchange) -> None:
+    keys = random_keys(9000, 16)
+    check_sorted(keys, random_keys(9000, seed=2), 0, 16, launches, exchange, n_valid)
+    # keys past n_valid are never looked at
+    keys[n_valid:] = 0
+    check_sorted(keys, None, 0, 16, launches, exchange, n_valid)
+
+
+def test_many_groups(launches: Launches) -> None:
+    """More tiles than one program adds up, and more groups than it adds up at once on a GPU."""
+    tiles = int(GROUP.value) + 2 if DEVICE == "cpu" else 2 * int(GROUP.value) ** 2
+    keys = random_keys(tiles * N_TILE - 5, 8)
+    check_sorted(keys, None, 0, 8, launches, "shared")
+
+
+def test_sort_pairs_orders_depths(launches: Launches) -> None:
+    """Bit patterns of positive floats ascend with them; infinity comes last, in input order."""
+    depths = torch.rand(5000, generator=torch.Generator().manual_seed(0)) * 100 + 0.01
+    depths[::7] = float("inf")
+    check_sorted(depths.view(torch.int32), None, 0, 31, launches, "shared")
+
+
+def test_torch_backend_agrees() -> None:
+    keys, values = random_keys(5000, 17).to(DEVICE), random_keys(5000, seed=3).to(DEVICE)
+    count = torch.tensor([4321], dtype=torch.int32, device=DEVICE)
+    for bits in ((0, 17), (2, 15), (0, 31)):
+        results = [
+            sort_pairs(keys, values, begin_bit=bits[0], end_bit=bits[1], n_valid=c, backend=b)
+            for c, b in ((count, "torch"), (count, "triton"))
+        ]
+        for name, got, want in zip(("keys", "values"), *results, strict=True):
+            assert torch.equal(got[:4321], want[:4321]), f"{name}, bits {bits}"
+
+
+@pytest.mark.gpu
+def test_sort_pairs_in_a_graph(launches: Launches, exchange: Exchange) -> None:
+    keys = random_keys(300_000).to(DEVICE)
+    sort_pairs(keys, end_bit=31, launches=launches, exchange=exchange)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        got = sort_pairs(keys, end_bit=31, launches=launches, exchange=exchange)
+    for seed in range(3):
+        keys.copy_(random_keys(300_000, seed=seed))
+        graph.replay()
+        want = torch.sort(keys, stable=True)
+        assert torch.equal(got[0], want.values)
+        assert torch.equal(got[1].long(), want.indices)
+
+
+def test_bad_arguments() -> None:
+    keys = random_keys(10).to(DEVICE)
+    with pytest.raises(ValueError, match="keys: expected int32"):
+        sort_pairs(keys.long(), end_bit=8)
+    with pytest.raises(ValueError, match="values: expected"):
+        sort_pairs(keys, keys[:5], end_bit=8)
+    with pytest.raises(ValueError, match="n_valid: expected"):
+        sort_pairs(keys, n_valid=keys[:2], end_bit=8)
+    with pytest.raises(ValueError, match="end_bit: expected"):
+        sort_pairs(keys, begin_bit=8, end_bit=8)
+    with pytest.raises(ValueError, match="end_bit: expected"):
+        sort_pairs(keys, end_bit=33)
