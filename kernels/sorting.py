@@ -284,7 +284,7 @@ def _sort_triton(
     sort: dict[str, Any] = {
         **place,
         "VALUES_ARE_INDICES": values is None,
-        "SHARED": exchange == "shared" and keys.is_cuda,
+        "SHARED": exchange == "shared" and not INTERPRET.value,
         "maxnreg": MAX_REGISTERS,
     }
     if launches == "one":
