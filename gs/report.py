@@ -65,7 +65,8 @@ def headline(run: Run) -> tuple[str, str] | None:
         detail = ""
         if counts and max(counts) > n:
             peak = int(max(counts))
-            detail = f"{100 * (1 - n / peak):.3g} % fewer than the peak of {peak:,}"
+            fewer = 100 * (1 - n / peak)
+            detail = f"{fewer:.{0 if fewer >= 10 else 1}f} % fewer than the peak of {peak:,}"
         tiles.append(tile("Gaussians", f"{n:,}", "", detail))
     if run.ply_bytes is not None:
         tiles.append(tile("Model", f"{run.ply_bytes / 1e6:.3g}", "MB", "as .ply"))
