@@ -1,5 +1,8 @@
 """Backward kernel of projection: see projection.py for the equations and the record's columns."""
 
+# Triton types its device functions as returning nothing.
+# pyright: reportGeneralTypeIssues=false
+
 import triton
 import triton.language as tl
 
@@ -89,11 +92,11 @@ def _store_v_sh(
         j = first + tl.arange(0, 16)[None, :]
         ptr = v_sh_ptr + i[:, None] * WIDTH + j
         values = join16(block)
-        if first_camera:
-            tl.store(ptr, values, mask=inside[:, None] & (j < WIDTH))
-        else:
-            there = visible[:, None] & (j < WIDTH)
-            tl.store(ptr, values + tl.load(ptr, mask=there, other=0.0), mask=there)
+        if first_camera == 0:
+            # After what other lanes have written for the camera before.
+            tl.debug_barrier()
+            values += tl.load(ptr, mask=visible[:, None] & (j < WIDTH), other=0.0)
+        tl.store(ptr, values, mask=(visible | (inside & first_camera))[:, None] & (j < WIDTH))
 
 
 @triton.jit(do_not_specialize=["N", "width", "height", "seed_low", "seed_high"])
@@ -279,9 +282,6 @@ def project_bwd_kernel(
                 _store_v_sh(v_sh0_ptr, i, inside, visible, first, basis, v_color, 0, WIDTH0, DEGREE)
             if v_shN_ptr is not None:
                 _store_v_sh(v_shN_ptr, i, inside, visible, first, basis, v_color, 3, WIDTHN, DEGREE)
-            if C > 1:
-                # The next camera's lanes add to what other lanes have written.
-                tl.debug_barrier()
 
         if v_viewmats_ptr is not None:
             # t = R mean + t_view and the direction mean + R^T t_view

@@ -5,6 +5,9 @@ functions touch memory as a [rows, 16] block, which is coalesced, and exchange i
 program into one block of the rows' first floats, one of their second floats and so on.
 """
 
+# Triton types its device functions as returning nothing.
+# pyright: reportGeneralTypeIssues=false
+
 import triton
 import triton.language as tl
 
@@ -61,3 +64,18 @@ def load16(row_ptr, mask, COUNT: tl.constexpr):
     """The first COUNT <= 16 floats at each pointer [R], zeros beyond and where the mask is off."""
     j = tl.arange(0, 16)[None, :]
     return split16(tl.load(row_ptr[:, None] + j, mask=mask[:, None] & (j < COUNT), other=0.0))
+
+
+@triton.jit
+def pack_halves(low, high):
+    """Two values rounded to fp16 as the low and high 16 bits of one float32."""
+    low = low.to(tl.float16).to(tl.uint16, bitcast=True).to(tl.uint32)
+    high = high.to(tl.float16).to(tl.uint16, bitcast=True).to(tl.uint32)
+    return (low | (high << 16)).to(tl.float32, bitcast=True)
+
+
+@triton.jit
+def high_and_low_half(x):
+    """x as fp16 and what that leaves, packed; finite also beyond the range of fp16."""
+    x = tl.minimum(tl.maximum(x, -65504.0), 65504.0)
+    return pack_halves(x.to(tl.float16).to(tl.float32), x - x.to(tl.float16).to(tl.float32))

@@ -1,0 +1,290 @@
+"""Every kernel compiles for sm_80 and sm_90, and without spilling there; no GPU is needed.
+
+Run as a script with a compute capability, this file calls the public functions of CALLS with the
+launches replaced: what would have been launched is compiled instead, in the types, alignments and
+constants that a real call gives it. The tests run it once per capability and read its report. A
+new kernel needs a line in CALLS that reaches it, and nothing else.
+"""
+
+import ast
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+REPO = Path(__file__).resolve().parents[2]
+CAPABILITIES = (80, 90)
+# Stack bytes per thread that are accepted, by a pattern of labels, with the reason.
+SPILLS_ALLOWED: dict[str, int] = {
+    # gradients of several cameras at once: rare, and a few bytes beside 255 registers
+    r"kernels.projection_backward.project_bwd_kernel\((?!.*v_viewmats_ptr=None)": 64,
+    # one warp per tile, with all it needs in registers
+    "kernels.blending_backward.blend_bwd_kernel": 2048,
+    # offsets that do not change over its passes; two programs must fit an SM
+    "kernels.sorting._sort_kernel": 240,
+    # sm_80 alone, of values used once, for two programs per SM
+    "kernels.sorting._sort_tiles_kernel": 32,
+}
+
+
+def inputs(**extra: Any) -> dict[str, Any]:
+    """A scene of nothing: kernels are not run, so only shapes matter."""
+    import torch
+
+    leaf = lambda *shape: torch.zeros(*shape, requires_grad=True)  # noqa: E731
+    return {
+        "means": leaf(128, 3), "quats": leaf(128, 4), "scales": leaf(128, 3),
+        "opacities": leaf(128), "colors": leaf(128, 16, 3), "viewmats": torch.zeros(1, 4, 4),
+        "Ks": torch.zeros(1, 3, 3), "width": 80, "height": 56, "sh_degree": 3,
+    } | extra  # fmt: skip
+
+
+def render(**options: Any) -> None:
+    from kernels import rasterization
+
+    images, alphas, _ = rasterization(backend="triton", **inputs(**options))
+    (images.sum() + alphas.sum()).backward()
+
+
+def render_plain() -> None:
+    render()
+
+
+def render_masked() -> None:
+    import torch
+
+    leaf = torch.zeros(128, 2, requires_grad=True)
+    render(mask_logits=leaf, render_mode="RGB+ED", absgrad=True, contributions=True)
+
+
+def render_deterministic() -> None:
+    import torch
+
+    colors = torch.zeros(128, 5, requires_grad=True)
+    render(colors=colors, sh_degree=None, deterministic=True, backgrounds=torch.zeros(1, 5))
+
+
+def project_parameters(**options: Any) -> None:
+    """As a trainer calls it: raw parameters, SH in two tensors, sampled masks."""
+    import torch
+
+    from kernels.projection import project
+
+    t = inputs(mask_logits=torch.zeros(128, 2, requires_grad=True), raw=True) | options
+    colors = t.pop("colors")
+    t["sh0"] = torch.zeros(128, 1, 3, requires_grad=True)
+    t["shN"] = torch.zeros(128, 15, 3, requires_grad=True)
+    assert colors.shape[1] == 16
+    out = project(**t)
+    (out.means2d.sum() + out.records.sum()).backward()
+
+
+def project_low_degree() -> None:
+    project_parameters(sh_degree=1)
+
+
+def project_covariances() -> None:
+    """Everything rare at once: several cameras, their gradients, covariances, antialiasing."""
+    import torch
+
+    from kernels.projection import project
+
+    viewmats = torch.zeros(2, 4, 4, requires_grad=True)
+    covars = torch.zeros(128, 3, 3, requires_grad=True)
+    t = inputs(viewmats=viewmats, Ks=torch.zeros(2, 3, 3), covars=covars, antialiased=True)
+    t |= {"sh0": t.pop("colors"), "shN": None, "masks": torch.zeros(128, requires_grad=True)}
+    out = project(**t)
+    (out.means2d.sum() + out.records.sum()).backward()
+
+
+def project_cameras() -> None:
+    import torch
+
+    viewmats = torch.zeros(2, 4, 4, requires_grad=True)
+    project_parameters(viewmats=viewmats, Ks=torch.zeros(2, 3, 3), antialiased=True)
+
+
+def sort_everywhere() -> None:
+    import torch
+
+    from kernels.sorting import _sort_triton
+
+    keys, count = torch.zeros(5000, dtype=torch.int32), torch.zeros(1, dtype=torch.int32)
+    for launches in ("two per pass", "one"):
+        for exchange in ("global", "shared"):
+            _sort_triton(keys, None, 0, 16, count, launches, exchange)
+    _sort_triton(keys, keys, 0, 16, None, "two per pass", "shared")
+
+
+CALLS: list[Callable[[], None]] = [
+    render_plain,
+    render_masked,
+    render_deterministic,
+    project_parameters,
+    project_low_degree,
+    project_covariances,
+    project_cameras,
+    sort_everywhere,
+]
+
+
+def record_launches(calls: list[Callable[[], None]]) -> dict[str, tuple[Any, dict, dict, dict]]:
+    """Label -> (kernel, signature, constants with their positions, attributes and options)."""
+    import torch
+    from triton.runtime.jit import JITFunction
+
+    from kernels import launch
+
+    found: dict[str, tuple[Any, dict, dict, dict]] = {}
+    types = {
+        torch.float32: "*fp32", torch.float16: "*fp16", torch.int64: "*i64", torch.int32: "*i32",
+        torch.int16: "*i16", torch.uint8: "*u8", torch.bool: "*i1",
+    }  # fmt: skip
+
+    def run(self: Any, *args: Any, grid: Any, warmup: bool, **kwargs: Any) -> None:
+        options = {"num_warps": 4}
+        options |= {k: kwargs.pop(k) for k in ("num_warps", "maxnreg") if k in kwargs}
+        values = dict(zip(self.arg_names, args, strict=False)) | kwargs
+        signature, constants, attributes = {}, {}, {}
+        for k, parameter in enumerate(self.params):
+            value, name = values[parameter.name], parameter.name
+            special = not parameter.do_not_specialize
+            if isinstance(value, torch.Tensor):
+                signature[name] = types[value.dtype]
+                if value.data_ptr() % 16 == 0:
+                    attributes[(k,)] = [["tt.divisibility", 16]]
+            elif parameter.is_constexpr or value is None:
+                signature[name], constants[(k,)] = "constexpr", value
+            elif isinstance(value, float):
+                signature[name] = "fp32"
+            elif special and value == 1:
+                signature[name], constants[(k,)] = "constexpr", 1
+            else:
+                signature[name] = "i32" if -(2**31) <= value < 2**31 else "i64"
+                if special and value % 16 == 0:
+                    attributes[(k,)] = [["tt.divisibility", 16]]
+        names = {self.arg_names[k]: v for (k,), v in constants.items()}
+        shown = ", ".join(f"{n}={v}" for n, v in names.items())
+        label = f"{self.fn.__module__}.{self.fn.__name__}({shown})"
+        details = {"constants": constants, "attributes": attributes}
+        key = label
+        while key in found and found[key][1] != signature:
+            key += "'"
+        found[key] = (self, signature, details, options)
+
+    original = launch.launch
+
+    def replaced(kernel: Any, grid: Any, *args: Any, **kwargs: Any) -> None:
+        kernel[grid](*args, **kwargs)
+
+    JITFunction.run = run  # pyright: ignore[reportAttributeAccessIssue]
+    # Other modules import it by name, but only when the first call needs them.
+    launch.launch = replaced
+    torch.empty = torch.zeros
+    torch.empty_like = torch.zeros_like
+    for call in calls:
+        call()
+    assert not any(m.__dict__.get("launch") is original for m in list(sys.modules.values()) if m)
+    return found
+
+
+def resources(binary: bytes) -> dict[str, int]:
+    """Registers and stack bytes per thread of a cubin; nothing without cuobjdump."""
+    import triton
+
+    tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+    if not tool.exists():
+        return {}
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(binary)
+        file.flush()
+        text = subprocess.run(
+            [tool, "-res-usage", file.name], capture_output=True, text=True, check=True
+        ).stdout
+    usage = re.search(r"REG:(\d+).*?STACK:(\d+).*?SHARED:(\d+)", text)
+    assert usage is not None, text
+    return {"registers": int(usage[1]), "stack": int(usage[2])}
+
+
+def main(capability: int) -> None:
+    """Compile everything and print a JSON report."""
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    report: dict[str, dict[str, Any]] = {}
+    for label, (kernel, signature, details, options) in record_launches(CALLS).items():
+        start = time.perf_counter()
+        source = ASTSource(kernel, signature, details["constants"], details["attributes"])
+        try:
+            compiled = triton.compile(source, GPUTarget("cuda", capability, 32), options)
+            report[label] = resources(compiled.asm["cubin"])
+            report[label]["shared"] = compiled.metadata.shared
+        except Exception as error:  # noqa: BLE001
+            report[label] = {"error": f"{type(error).__name__}: {error}"}
+        report[label] |= options | {"seconds": round(time.perf_counter() - start, 2)}
+    print(json.dumps(report, indent=1))
+
+
+@pytest.fixture(scope="module")
+def reports() -> dict[int, dict[str, dict[str, Any]]]:
+    """What `main` reports for every capability; Triton may not interpret there."""
+    environment = os.environ | {"PYTHONPATH": str(REPO), "CUDA_VISIBLE_DEVICES": ""}
+    environment.pop("TRITON_INTERPRET", None)
+    jobs = {
+        capability: subprocess.Popen(
+            [sys.executable, __file__, str(capability)],
+            env=environment, cwd=REPO, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        )
+        for capability in CAPABILITIES
+    }  # fmt: skip
+    results = {}
+    for capability, job in jobs.items():
+        out, err = job.communicate(timeout=600)
+        assert job.returncode == 0, err
+        results[capability] = json.loads(out)
+    return results
+
+
+def kernel_names() -> set[str]:
+    """All @triton.jit functions of kernels/ whose name ends in _kernel, as module.function."""
+    names = set()
+    for path in sorted((REPO / "kernels").glob("*.py")):
+        for node in ast.parse(path.read_text()).body:
+            if isinstance(node, ast.FunctionDef) and node.name.endswith("_kernel"):
+                if any("jit" in ast.unparse(d) for d in node.decorator_list):
+                    names.add(f"kernels.{path.stem}.{node.name}")
+    return names
+
+
+@pytest.mark.parametrize("capability", CAPABILITIES)
+def test_kernels_compile(reports: dict, capability: int) -> None:
+    errors = {k: r["error"] for k, r in reports[capability].items() if "error" in r}
+    assert not errors, "\n".join(f"{k}: {e}" for k, e in errors.items())
+    compiled = {label.split("(")[0] for label in reports[capability]}
+    missing = kernel_names() - compiled
+    assert not missing, f"no line of CALLS reaches {sorted(missing)}"
+
+
+@pytest.mark.parametrize("capability", CAPABILITIES)
+def test_kernels_do_not_spill(reports: dict, capability: int) -> None:
+    spills = {}
+    for label, r in reports[capability].items():
+        if "stack" not in r:
+            pytest.skip("this Triton comes without cuobjdump")
+        allowed = [limit for text, limit in SPILLS_ALLOWED.items() if re.search(text, label)]
+        if r["stack"] > max(allowed, default=0):
+            spills[label] = r
+    assert not spills, "\n".join(f"{k}: {r}" for k, r in spills.items())
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]))
