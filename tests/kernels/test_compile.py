@@ -24,12 +24,12 @@ REPO = Path(__file__).resolve().parents[2]
 CAPABILITIES = (80, 90)
 # Stack bytes per thread that are accepted, by a pattern of labels, with the reason.
 SPILLS_ALLOWED: dict[str, int] = {
+    # Triton 3.6 alone: three values, for one more program per SM
+    "kernels.projection._project_fwd_kernel": 16,
     # gradients of several cameras at once: rare, and a few bytes beside 255 registers
     r"kernels.projection_backward.project_bwd_kernel\((?!.*v_viewmats_ptr=None)": 64,
     # one warp per tile, with all it needs in registers
     "kernels.blending_backward.blend_bwd_kernel": 2048,
-    # offsets that do not change over its passes; two programs must fit an SM
-    "kernels.sorting._sort_kernel": 240,
     # sm_80 alone, of values used once, for two programs per SM
     "kernels.sorting._sort_tiles_kernel": 32,
 }
@@ -118,9 +118,8 @@ def sort_everywhere() -> None:
     from kernels.sorting import _sort_triton
 
     keys, count = torch.zeros(5000, dtype=torch.int32), torch.zeros(1, dtype=torch.int32)
-    for launches in ("two per pass", "one"):
         for exchange in ("global", "shared"):
-            _sort_triton(keys, None, 0, 16, count, launches, exchange)
+            _sort_triton(keys, None, 0, 16, count, exchange)
     _sort_triton(keys, keys, 0, 16, None, "two per pass", "shared")
 
 
