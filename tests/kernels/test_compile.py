@@ -118,9 +118,9 @@ def sort_everywhere() -> None:
     from kernels.sorting import _sort_triton
 
     keys, count = torch.zeros(5000, dtype=torch.int32), torch.zeros(1, dtype=torch.int32)
-        for exchange in ("global", "shared"):
-            _sort_triton(keys, None, 0, 16, count, exchange)
-    _sort_triton(keys, keys, 0, 16, None, "two per pass", "shared")
+    for exchange in ("global", "shared"):
+        _sort_triton(keys, None, 0, 16, count, exchange)
+    _sort_triton(keys, keys, 0, 16, None, "shared")
 
 
 CALLS: list[Callable[[], None]] = [
