@@ -2,7 +2,7 @@ r"""Alpha blending of depth-sorted tile lists.
 
 For the Gaussians i of a pixel, front to back, with d = pixel - mean and mask m:
 
-    a_i = min(o_i exp(-sigma_i), 0.99),  sigma = (A dx^2 + C dy^2) / 2 + B dx dy,  skipped below 1/255
+    a_i = min(o_i exp(-sigma_i), 0.99), skipped below 1/255; sigma = (A dx^2 + C dy^2) / 2 + B dx dy
     e_i = m_i a_i,   T_{i+1} = T_i (1 - e_i),   stop before T_{i+1} < 1e-4
     color = sum_i T_i e_i c_i + T_end background,    alpha = 1 - T_end
 
@@ -26,6 +26,8 @@ from torch import Tensor
 from .binning import DepthOrder, TileLists
 from .blending_backward import blend_bwd_kernel, sum_rows_kernel
 from .device import rcp
+from .launch import launch
+from .rows import split8
 from .tiles import (
     ALPHA_MAX,
     ALPHA_MIN,
@@ -34,6 +36,7 @@ from .tiles import (
     T_MIN,
     feature,
     load_chunk,
+    load_halves,
     raw_alpha,
     tile_pixels,
 )
@@ -41,19 +44,13 @@ from .tiles import (
 GROUP = 4  # channels per launch
 
 
-@triton.jit
-def _column(block, k: tl.constexpr, WIDTH: tl.constexpr):
-    """Column k of a [CHUNK, WIDTH] block as a vector."""
-    index = tl.arange(0, WIDTH)
-    return tl.sum(tl.where(index[None, :] == k, block, 0.0), 1)
-
-
-@triton.jit(do_not_specialize=["N", "first", "D"])
+@triton.jit(do_not_specialize=["W", "H", "tiles_x", "tiles_y", "N", "stride", "D", "first"])
 def _blend_fwd_kernel(
     records_ptr,  # [C, N, 16]
     features_ptr,  # [C, N, stride] or [N, stride]
     flatten_ids_ptr,  # [I]
     offsets_ptr,  # [C * TH * TW + 1]
+    tile_order_ptr,  # [C * TH * TW]
     backgrounds_ptr,  # [C, D]
     colors_ptr,  # [C, H, W, D] out
     alphas_ptr,  # [C, H, W] out
@@ -70,14 +67,13 @@ def _blend_fwd_kernel(
     BACKGROUND: tl.constexpr,
     PRODUCT: tl.constexpr,
 ):
-    tile = tl.program_id(0)
+    tile = tl.load(tile_order_ptr + tl.program_id(0))
     camera, xi, yi, inside, pixel = tile_pixels(tile, W, H, tiles_x, tiles_y)
     x = xi.to(tl.float32) + 0.5
     y = yi.to(tl.float32) + 0.5
     run = tl.where(inside, 1.0, 0.0)  # transmittance, going on below the stop
     opaque = tl.zeros([PIXELS], tl.float32)
-    sums = tl.zeros([PIXELS, 16], tl.float32)
-    q = tl.arange(0, 16)[None, :]
+    sums = tl.zeros([PIXELS, 8], tl.float32)
     c0 = tl.zeros([PIXELS], tl.float32)
     c1 = c0
     c2 = c0
@@ -87,22 +83,20 @@ def _blend_fwd_kernel(
     alive = 1.0
     while (i < hi) & (alive >= T_MIN):
         ids, there, mx, my, A, B, C, lo, m = load_chunk(records_ptr, flatten_ids_ptr, i, hi)
-        raw = raw_alpha(x, y, mx, my, A, B, C, lo)
+        halves = load_halves(records_ptr, ids, there)
+        raw = raw_alpha(x, y, mx, my, A, B, C, lo, there, halves)
         e = tl.where(raw >= ALPHA_MIN, tl.minimum(raw, ALPHA_MAX), 0.0) * m[None, :]
         rest = 1.0 - e
         after = run[:, None] * tl.cumprod(rest, 1)
         run = tl.min(after, 1)
         w = tl.where(after >= T_MIN, after, 0.0) * (e * rcp(rest))
         if PRODUCT:
-            # columns: high halves of up to 4 features, low halves, and 1 to sum the weights
-            f = feature(features_ptr, ids[:, None], there[:, None], N, stride, D, q % 4, first, SHARED)
-            f_high = f.to(tl.float16)
-            f_low = (f - f_high.to(tl.float32)).to(tl.float16)
-            f_both = tl.where(q < 4, f_high, tl.where(q < 8, f_low, 0.0))
-            f_both = tl.where(q == 8, 1.0, f_both).to(tl.float16)
+            # columns: 1 to sum the weights, log2(o), and each colour's high and low half
+            rows = records_ptr.to(tl.pointer_type(tl.float16)) + ids[:, None] * 32 + 24
+            f = tl.load(rows + tl.arange(0, 8)[None, :], mask=there[:, None], other=0.0)
             w_high = w.to(tl.float16)
             w_low = (w - w_high.to(tl.float32)).to(tl.float16)
-            sums = tl.dot(w_low, f_both, tl.dot(w_high, f_both, sums))
+            sums = tl.dot(w_low, f, tl.dot(w_high, f, sums))
         else:
             f = feature(features_ptr, ids, there, N, stride, D, 0, first, SHARED)
             c0 += tl.sum(w * f[None, :], 1)
@@ -119,11 +113,10 @@ def _blend_fwd_kernel(
         alive = tl.max(run, 0)
         i += CHUNK
     if PRODUCT:
-        opaque = _column(sums, 8, 16)
-        c0 = _column(sums, 0, 16) + _column(sums, 4, 16)
-        c1 = _column(sums, 1, 16) + _column(sums, 5, 16)
-        c2 = _column(sums, 2, 16) + _column(sums, 6, 16)
-        c3 = _column(sums, 3, 16) + _column(sums, 7, 16)
+        opaque, _, r_high, r_low, g_high, g_low, b_high, b_low = split8(sums)
+        c0 = r_high + r_low
+        c1 = g_high + g_low
+        c2 = b_high + b_low
     end = 1.0 - opaque
     if BACKGROUND:
         b = backgrounds_ptr + camera * D + first
@@ -181,10 +174,12 @@ def blend_fwd(
     W, H, D = args.width, args.height, args.n_features
     colors = torch.empty(C, H, W, D, device=records.device)
     alphas = torch.empty(C, H, W, 1, device=records.device)
+    lists = args.lists
     table, stride, shared = _features(records, features, args)
     for first in _groups(D):
-        _blend_fwd_kernel[(C * args.tiles_x * args.tiles_y,)](
-            records, table, args.lists.flatten_ids, args.lists.offsets, backgrounds, colors, alphas,
+        launch(
+            _blend_fwd_kernel, (C * args.tiles_x * args.tiles_y,), records, table, lists.flatten_ids,
+            lists.offsets, lists.tile_order, backgrounds, colors, alphas,
             W, H, args.tiles_x, args.tiles_y, N, stride, D, first,
             CHANNELS=min(GROUP, D - first), SHARED=shared, BACKGROUND=backgrounds is not None,
             PRODUCT=args.colors_only, num_warps=1,
@@ -210,23 +205,26 @@ def blend_bwd(
     for first in _groups(D):
         rows = v_records
         if args.deterministic:
-            rows = torch.zeros(lists.slots.shape[0], 16, device=records.device)
+            rows = torch.zeros(lists.flatten_ids.shape[0], 16, device=records.device)
         elif v_features is not None and first > 0:
             rows = torch.zeros_like(records)
         channels = min(GROUP, D - first)
-        blend_bwd_kernel[(C * args.tiles_x * args.tiles_y,)](
-            records, table, lists.flatten_ids, lists.slots, lists.offsets, colors, alphas,
+        launch(
+            blend_bwd_kernel, (C * args.tiles_x * args.tiles_y,), records, table, lists.flatten_ids,
+            lists.slots, lists.offsets, lists.tile_order, colors, alphas,
             v_colors, v_alphas, rows, W, H, args.tiles_x, args.tiles_y, N, stride, D, first,
             COLUMN=args.first_column or 8, CHANNELS=channels, SHARED=shared,
             ALPHA_GRADIENT=v_alphas is not None and first == 0, MASK_GRADIENT=args.mask_gradient,
-            ABSGRAD=args.absgrad, DETERMINISTIC=args.deterministic, PRODUCT=args.colors_only,
+            ABSGRAD=args.absgrad, DETERMINISTIC=args.deterministic,
+            WIDE_SLOTS=lists.slots.dtype == torch.int64, PRODUCT=args.colors_only,
             SPLIT=args.exact, num_warps=1,
         )  # fmt: skip
         if args.deterministic:
             entries, rows = rows, torch.zeros_like(records) if first > 0 else v_records
-            sum_rows_kernel[(triton.cdiv(C * N, 32),)](
-                entries, depth.order, depth.cumulative, rows, C * N, BLOCK=32
-            )
+            launch(
+                sum_rows_kernel, (C * N,), entries, depth.order, depth.cumulative, rows,
+                WIDE_ORDER=depth.order.dtype == torch.int64, BLOCK=16, num_warps=1,
+            )  # fmt: skip
         if v_features is not None:
             columns = rows[..., 8 : 8 + channels]
             v_features[..., first : first + channels] = columns.sum(0) if shared else columns

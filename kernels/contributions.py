@@ -15,10 +15,21 @@ from torch import Tensor
 
 from .binning import TileLists
 from .device import rcp
-from .tiles import ALPHA_MAX, ALPHA_MIN, CHUNK, PIXELS, T_MIN, load_chunk, raw_alpha, tile_pixels
+from .launch import launch
+from .tiles import (
+    ALPHA_MAX,
+    ALPHA_MIN,
+    CHUNK,
+    PIXELS,
+    T_MIN,
+    load_chunk,
+    load_halves,
+    raw_alpha,
+    tile_pixels,
+)
 
 
-@triton.jit(do_not_specialize=["N"])
+@triton.jit(do_not_specialize=["W", "H", "tiles_x", "tiles_y", "N"])
 def _contributions_kernel(
     records_ptr,  # [C, N, 16]
     flatten_ids_ptr,  # [I]
@@ -46,7 +57,8 @@ def _contributions_kernel(
     alive = 1.0
     while (i < hi) & (alive >= T_MIN):
         ids, there, mx, my, A, B, C, lo, m = load_chunk(records_ptr, flatten_ids_ptr, i, hi)
-        raw = raw_alpha(x, y, mx, my, A, B, C, lo)
+        halves = load_halves(records_ptr, ids, there)
+        raw = raw_alpha(x, y, mx, my, A, B, C, lo, there, halves)
         e = tl.where(raw >= ALPHA_MIN, tl.minimum(raw, ALPHA_MAX), 0.0) * m[None, :]
         rest = 1.0 - e
         after = run[:, None] * tl.cumprod(rest, 1)
@@ -96,8 +108,9 @@ def contributions(
     C, N, _ = records.shape
     scores = torch.zeros(2, N, device=records.device)
     counts = torch.zeros(2, N, dtype=torch.int64, device=records.device)
-    _contributions_kernel[(C * tiles_x * tiles_y,)](
-        records, lists.flatten_ids, lists.offsets, scores[0], scores[1], counts[0], counts[1],
+    launch(
+        _contributions_kernel, (C * tiles_x * tiles_y,), records, lists.flatten_ids, lists.offsets,
+        scores[0], scores[1], counts[0], counts[1],
         width, height, tiles_x, tiles_y, N, num_warps=1,
     )  # fmt: skip
     return {

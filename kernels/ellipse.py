@@ -8,7 +8,7 @@ Over a band of rows dy in [a, b] its right edge is the largest value of the conc
 
     x(dy) = (-B dy + sqrt(A t2 - (A C - B^2) dy^2)) / A
 
-whose maximum sits at dy* = -B sqrt(t2 / (C (A C - B^2))); the left edge is the mirror image.
+whose maximum sits at dy* = -B sqrt(t2 / (C (A C - B^2))); the left edge mirrors it.
 So the tiles of one row are a span, found without testing tiles one by one (the idea of AccuTile,
 Speedy-Splat, section 4.2).
 """
@@ -21,6 +21,14 @@ from . import constants
 TILE = tl.constexpr(constants.TILE_SIZE)
 # Tile borders are moved out by this many pixels: float32 rounding must never lose a pixel.
 MARGIN = tl.constexpr(1e-2)
+LOG2_255 = tl.constexpr(7.994353436858858)
+LN2 = tl.constexpr(0.6931471805599453)
+
+
+@triton.jit
+def cutoff(lo):
+    """t2 = 2 ln(255 o) of a Gaussian with log2(o) = lo; not below 0."""
+    return tl.maximum((lo + LOG2_255) * (2.0 * LN2), 0.0)
 
 
 @triton.jit
@@ -35,7 +43,7 @@ def row_range(my, ey, tiles_y):
 
 @triton.jit
 def row_span(row, mx, my, A, B, C, t2, tiles_x):
-    """First and last tile (inclusive) of a tile row that the ellipse touches; last < first: none."""
+    """First and last tile (inclusive) of a tile row that the ellipse touches, or last < first."""
     det = tl.maximum(A * C - B * B, 1e-20)
     y_max = tl.sqrt(t2 * A / det)
     a = row.to(tl.float32) * TILE + 0.5 - MARGIN - my

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .binning import TileLists, depth_order, isect_tiles
+from .binning import depth_order, isect_tiles
 from .blending import Blend, rasterize_to_pixels
 from .constants import EPS2D, FAR_PLANE, NEAR_PLANE, TILE_SIZE
 from .contributions import contributions as measure_contributions
@@ -92,6 +92,9 @@ def rasterize(
     exact: bool = False,
     colors_rest: Tensor | None = None,  # [N, K - 1, 3]
     raw: bool = False,
+    sort: str = "torch",
+    covars: Tensor | None = None,  # [N, 3, 3]
+    normalize_quats: bool = True,
 ) -> tuple[Tensor, Tensor, dict[str, Any]]:
     """Render without validating; `kernels.rasterization` documents arguments and results.
 
@@ -99,15 +102,20 @@ def rasterize(
         exact: Gradients to float32 rounding, with twice the matrix products in the backward.
         colors_rest: SH coefficients above degree 0, with `colors` [N, 1, 3] the rest of them.
         raw: `scales` are logarithms and `opacities` logits; exp and sigmoid are fused.
+        sort: "torch" or "triton" (binning.py).
+        covars: World covariances in place of quats and scales.
+        normalize_quats: False uses quaternions as they are.
     """
     N, C, device = means.shape[0], viewmats.shape[0], means.device
+    if mask_ids is not None:
+        mask_ids = mask_ids.to(torch.int32).contiguous()
     has_depth = "D" in render_mode
     sh0 = colors if sh_degree is not None else None
     projected = project(
         means, quats, scales, opacities, sh0, colors_rest, viewmats, Ks, width, height,
-        near_plane=near_plane, far_plane=far_plane, eps2d=eps2d, sh_degree=sh_degree,
-        antialiased=antialiased, masks=masks, mask_logits=mask_logits, mask_seed=mask_seed,
-        mask_ids=mask_ids, raw=raw,
+        near_plane=float(near_plane), far_plane=float(far_plane), eps2d=float(eps2d),
+        sh_degree=sh_degree, antialiased=antialiased, masks=masks, mask_logits=mask_logits,
+        mask_seed=mask_seed, mask_ids=mask_ids, raw=raw, covars=covars, normalize_quats=normalize_quats,
     )  # fmt: skip
     means2d, records = projected.means2d, projected.records
     if means2d.requires_grad:
@@ -118,7 +126,7 @@ def rasterize(
     tiles_x, tiles_y = -(-width // TILE_SIZE), -(-height // TILE_SIZE)
     depth = lists = None
     if N > 0:
-        depth = depth_order(projected.depth_keys, projected.tiles_per_gauss)
+        depth = depth_order(projected.depth_keys, projected.tiles_per_gauss, sort)
     n_isects = depth.cumulative[-1:] if depth else torch.zeros(1, dtype=torch.int32, device=device)
     capacity = _capacities[device]
     capacity.ask(n_isects)
@@ -127,7 +135,7 @@ def rasterize(
 
     while True:
         entries = capacity.entries
-        lists = isect_tiles(records.detach(), depth, entries, tiles_x, tiles_y)
+        lists = isect_tiles(records, depth, entries, tiles_x, tiles_y, sort)
         args = Blend(
             width, height, tiles_x, tiles_y, depth, lists, first_column, n_features,
             colors_only=features is None and not has_depth,

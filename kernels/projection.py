@@ -17,8 +17,12 @@ One lane holds one Gaussian. Fused with it: exp and sigmoid of raw parameters, s
 over cameras, so that every gradient is written once and without atomics, zeros included.
 
     record [16] float32: 0 mx, 1 my, 2 A, 3 B, 4 C, 5 log2 o, 6 mask, 7 z, 8..10 colour, 11 z,
-                         12 t2, 13..15 zero; all zero where culled
+                         12..15 eight fp16: 1, log2 o, and each colour's high and low half;
+                         of no meaning where culled
 """
+
+# Triton types its device functions as returning nothing.
+# pyright: reportGeneralTypeIssues=false
 
 from typing import Any, NamedTuple
 
@@ -28,12 +32,12 @@ import triton.language as tl
 from torch import Tensor
 
 from . import constants
-from .ellipse import row_range, row_span
+from .ellipse import cutoff, row_range, row_span
+from .launch import launch
 from .linalg import Sym2, Vec3, add3, cross3, dot3, load3, normalize3, quat_to_rotmat, sym2_inverse
 from .projection_backward import project_bwd_kernel
 from .projection_parts import (
     CULLED_KEY,
-    LN2,
     center_offset,
     load_camera,
     load_covariance,
@@ -45,7 +49,7 @@ from .projection_parts import (
     times_columns,
     to_camera,
 )
-from .rows import join16
+from .rows import high_and_low_half, join16, pack_halves
 from .sampling import hard_mask, logistic_noise, split_seed
 from .spherical_harmonics import sh_color
 
@@ -58,7 +62,6 @@ TILE = constants.TILE_SIZE
 ALPHA_MIN = tl.constexpr(constants.ALPHA_MIN)
 # Extents grow by this much, so that rounding never loses a pixel of the support.
 EXTENT_SLACK = tl.constexpr(1e-3)
-LOG2_255 = tl.constexpr(7.994353436858858)
 
 
 @triton.jit
@@ -99,13 +102,13 @@ def _project_fwd_kernel(
     N,
     width,
     height,
-    stride0,
-    strideN,
     near_plane,
     far_plane,
     eps2d,
     seed_low,
     seed_high,
+    stride0: tl.constexpr,
+    strideN: tl.constexpr,
     DEGREE: tl.constexpr,
     LOGITS: tl.constexpr,
     RAW: tl.constexpr,
@@ -173,7 +176,7 @@ def _project_fwd_kernel(
     mx = camera.fx * slopes.x + camera.cx
     my = camera.fy * slopes.y + camera.cy
     lo = tl.log2(tl.maximum(opacity, ALPHA_MIN))
-    t2 = tl.maximum((lo + LOG2_255) * (2.0 * LN2), 0.0)
+    t2 = cutoff(lo)
     extent_x = tl.ceil(tl.sqrt(t2 * xx) * (1.0 + EXTENT_SLACK) + EXTENT_SLACK)
     extent_y = tl.ceil(tl.sqrt(t2 * yy) * (1.0 + EXTENT_SLACK) + EXTENT_SLACK)
     finite = probe == 0.0
@@ -209,17 +212,20 @@ def _project_fwd_kernel(
     n_tiles = _count_tiles(visible, mx, my, A, B, C, t2, tiles_x, tiles_y)
 
     row = c.to(tl.int64) * N + i
-    zero = tl.zeros_like(mx)
-    record = (mx, my, A, B, C, tl.where(visible, lo, 0.0), tl.where(visible, mask, 0.0), depth)
+    log_o = tl.where(visible, lo, 0.0)
+    red = tl.where(visible, color.x, 0.0)
+    green = tl.where(visible, color.y, 0.0)
+    blue = tl.where(visible, color.z, 0.0)
+    record = (mx, my, A, B, C, log_o, tl.where(visible, mask, 0.0), depth)
     record = record + (
-        tl.where(visible, color.x, 0.0),
-        tl.where(visible, color.y, 0.0),
-        tl.where(visible, color.z, 0.0),
+        red,
+        green,
+        blue,
         depth,
-        t2,
-        zero,
-        zero,
-        zero,
+        pack_halves(1.0 + 0.0 * log_o, log_o),
+        high_and_low_half(red),
+        high_and_low_half(green),
+        high_and_low_half(blue),
     )
     column = tl.arange(0, 16)[None, :]
     tl.store(records_ptr + row[:, None] * 16 + column, join16(record), mask=inside[:, None])
@@ -275,7 +281,7 @@ def _packed_rows(sh: Tensor | None) -> Tensor | None:
 
 class _Project(torch.autograd.Function):
     @staticmethod
-    def forward(  # noqa: D102
+    def forward(
         ctx: Any,
         means: Tensor,
         quats: Tensor | None,
@@ -301,16 +307,16 @@ class _Project(torch.autograd.Function):
         n_nonfinite = torch.zeros(1, **integers)
         sampled = None if mask_logits is None else torch.empty(N, device=device)
         logits = 0 if mask_logits is None else mask_logits.dim()
-        if N > 0:
-            _project_fwd_kernel[(triton.cdiv(N, FWD_BLOCK), C)](
-                means, quats, scales, covars, opacities, sh0, shN, viewmats, Ks,
-                masks if sampled is None else sampled, mask_logits, mask_ids,
-                means2d, records, radii, tiles_per_gauss, depth_keys, n_nonfinite,
-                N, s.width, s.height, _row_stride(sh0), _row_stride(shN),
-                s.near_plane, s.far_plane, s.eps2d, *s.seed,
-                DEGREE=s.degree, LOGITS=logits, RAW=s.raw, ANTIALIASED=s.antialiased,
-                NORMALIZE=s.normalize, TILE=TILE, BLOCK=FWD_BLOCK, num_warps=FWD_WARPS,
-            )  # fmt: skip
+        launch(
+            _project_fwd_kernel, (-(-N // FWD_BLOCK), C),
+            means, quats, scales, covars, opacities, sh0, shN, viewmats, Ks,
+            masks if sampled is None else sampled, mask_logits, mask_ids,
+            means2d, records, radii, tiles_per_gauss, depth_keys, n_nonfinite,
+            N, s.width, s.height, s.near_plane, s.far_plane, s.eps2d, *s.seed,
+            stride0=_row_stride(sh0), strideN=_row_stride(shN), DEGREE=s.degree,
+            LOGITS=logits, RAW=s.raw, ANTIALIASED=s.antialiased, NORMALIZE=s.normalize,
+            TILE=TILE, BLOCK=FWD_BLOCK, num_warps=FWD_WARPS,
+        )  # fmt: skip
         ctx.save_for_backward(
             means, quats, scales, covars, opacities, sh0, shN, viewmats, mask_logits, Ks,
             mask_ids, records, depth_keys,
@@ -322,7 +328,9 @@ class _Project(torch.autograd.Function):
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, *v_outputs: Tensor | None) -> tuple[Tensor | None, ...]:
+    def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
+        ctx: Any, *v_outputs: Tensor | None
+    ) -> tuple[Tensor | None, ...]:
         v_means2d, v_records, v_masks = v_outputs[:3]
         s: _Settings = ctx.settings
         means, quats, scales, covars, opacities, sh0, shN, viewmats, mask_logits = (
@@ -353,22 +361,22 @@ class _Project(torch.autograd.Function):
         v_mask_inputs = torch.empty(N, device=means.device) if needs[8] else None
         if needs[9]:
             v_mask_inputs = torch.empty_like(mask_logits)
-        n_programs = triton.cdiv(N, BWD_BLOCK)
+        n_programs = -(-N // BWD_BLOCK)
         partials = torch.empty((n_programs, C, 3, 4), device=means.device) if needs[7] else None
-        if N > 0:
-            project_bwd_kernel[(n_programs,)](
-                means, quats, scales, covars, opacities, sh0, shN, viewmats, Ks,
-                mask_logits, mask_ids, records, depth_keys, v_means2d, v_records, v_masks,
-                v_means, v_quats, v_scales, v_covars, v_opacities, v_sh0, v_shN, partials,
-                v_mask_inputs,
-                N, C, s.width, s.height, _row_stride(sh0), _row_stride(shN), stride_v_means2d,
-                s.eps2d, *s.seed,
-                WIDTH0=0 if sh0 is None else 3 * sh0.shape[1],
-                WIDTHN=0 if shN is None else 3 * shN.shape[1],
-                DEGREE=s.degree, LOGITS=0 if mask_logits is None else mask_logits.dim(),
-                RAW=s.raw, ANTIALIASED=s.antialiased, NORMALIZE=s.normalize,
-                BLOCK=BWD_BLOCK, num_warps=BWD_WARPS,
-            )  # fmt: skip
+        launch(
+            project_bwd_kernel, (n_programs,),
+            means, quats, scales, covars, opacities, sh0, shN, viewmats, Ks,
+            mask_logits, mask_ids, records, depth_keys, v_means2d, v_records, v_masks,
+            v_means, v_quats, v_scales, v_covars, v_opacities, v_sh0, v_shN, partials,
+            v_mask_inputs,
+            N, s.width, s.height, s.eps2d, *s.seed,
+            C=C, stride0=_row_stride(sh0), strideN=_row_stride(shN),
+            stride_v_means2d=stride_v_means2d, WIDTH0=0 if sh0 is None else 3 * sh0.shape[1],
+            WIDTHN=0 if shN is None else 3 * shN.shape[1],
+            DEGREE=s.degree, LOGITS=0 if mask_logits is None else mask_logits.dim(),
+            RAW=s.raw, ANTIALIASED=s.antialiased, NORMALIZE=s.normalize,
+            BLOCK=BWD_BLOCK, num_warps=BWD_WARPS,
+        )  # fmt: skip
         v_viewmats = None
         if partials is not None:
             v_viewmats = torch.zeros_like(viewmats)

@@ -1,5 +1,6 @@
 """The public rasterizer: checks its arguments once and calls a backend."""
 
+import functools
 import importlib.util
 from typing import Any
 
@@ -61,6 +62,7 @@ def rasterization(
     mask_ids: Tensor | None = None,  # [N] int32
     contributions: bool = False,
     deterministic: bool = False,
+    precision: str = "default",
     backend: str = "auto",
     **gsplat_keywords: Any,
 ) -> tuple[Tensor, Tensor, dict[str, Any]]:
@@ -96,6 +98,8 @@ def rasterization(
             default the row.
         contributions: Also return contrib_max, contrib_sum, contrib_count and contrib_top.
         deterministic: Gradients do not depend on the order in which threads run.
+        precision: "default" gradients (RMS error about 2e-4 per tensor), or "exact" to float32
+            rounding with the Triton backend.
         backend: "triton" (CUDA), "reference" (PyTorch, anywhere) or "auto".
         gsplat_keywords: gsplat's further keywords, at values that change nothing.
 
@@ -111,8 +115,65 @@ def rasterization(
         NotImplementedError: a keyword of gsplat at a value that is not supported.
         TypeError: an unknown keyword.
     """
-    _check_gsplat_keywords(gsplat_keywords)
+    if gsplat_keywords:
+        _check_gsplat_keywords(gsplat_keywords)
     width, height = _size("width", width), _size("height", height)
+    if precision not in ("default", "exact"):
+        raise ValueError(f"precision: expected 'default' or 'exact', got {precision!r}")
+    arguments = (
+        means, quats, scales, opacities, colors, viewmats, Ks, backgrounds, masks, mask_logits,
+        mask_ids, sh_degree, render_mode, rasterize_mode,
+    )  # fmt: skip
+    signature = tuple(map(_signature, arguments))
+    if signature not in _accepted:
+        _validate(*arguments)
+        if len(_accepted) > 256:
+            _accepted.clear()
+        _accepted.add(signature)
+    masks = None if masks is None else masks.reshape(-1)
+    if mask_logits is not None and mask_logits.dim() == 2 and mask_logits.shape[1] == 1:
+        mask_logits = mask_logits.reshape(-1)
+
+    run = choose_backend(backend, means)
+    # the reference is always exact
+    options = {} if run is rasterize_reference else {"exact": precision == "exact"}
+    return run(
+        means, quats, scales, opacities, colors, viewmats, Ks, width, height,
+        near_plane=near_plane, far_plane=far_plane, eps2d=eps2d, sh_degree=sh_degree,
+        backgrounds=backgrounds, render_mode=render_mode,
+        antialiased=rasterize_mode == "antialiased", absgrad=absgrad, masks=masks,
+        mask_logits=mask_logits, mask_seed=int(mask_seed), mask_ids=mask_ids,
+        contributions=contributions, deterministic=deterministic, **options,
+    )  # fmt: skip
+
+
+# Signatures that were found valid: checking takes longer than a small scene's kernels.
+_accepted: set[tuple[Any, ...]] = set()
+
+
+def _signature(x: Any) -> Any:
+    if isinstance(x, Tensor):
+        return x.shape, x.dtype, x.device
+    return x if x is None or isinstance(x, int | str) else type(x)
+
+
+def _validate(
+    means: Any,
+    quats: Any,
+    scales: Any,
+    opacities: Any,
+    colors: Any,
+    viewmats: Any,
+    Ks: Any,
+    backgrounds: Any,
+    masks: Any,
+    mask_logits: Any,
+    mask_ids: Any,
+    sh_degree: Any,
+    render_mode: Any,
+    rasterize_mode: Any,
+) -> None:
+    """Raise ValueError for the first argument of `rasterization` that cannot be."""
     if render_mode not in RENDER_MODES:
         raise ValueError(f"render_mode: expected one of {RENDER_MODES}, got {render_mode!r}")
     if rasterize_mode not in ("classic", "antialiased"):
@@ -128,7 +189,7 @@ def rasterization(
     dims["D"] = _check_colors(colors, sh_degree, dims)
     if backgrounds is not None:
         check(dims, backgrounds=(backgrounds, "C D"))
-    masks, mask_logits = _check_masks(masks, mask_logits, mask_ids, dims)
+    _check_masks(masks, mask_logits, mask_ids, dims)
     check_same(
         "means", means=means, quats=quats, scales=scales, opacities=opacities, colors=colors,
         viewmats=viewmats, Ks=Ks, backgrounds=backgrounds, masks=masks, mask_logits=mask_logits,
@@ -136,22 +197,17 @@ def rasterization(
     if mask_ids is not None and mask_ids.device != means.device:
         raise ValueError(f"mask_ids: expected on {means.device} as means, got {mask_ids.device}")
 
-    return choose_backend(backend, means)(
-        means, quats, scales, opacities, colors, viewmats, Ks, width, height,
-        near_plane=near_plane, far_plane=far_plane, eps2d=eps2d, sh_degree=sh_degree,
-        backgrounds=backgrounds, render_mode=render_mode,
-        antialiased=rasterize_mode == "antialiased", absgrad=absgrad, masks=masks,
-        mask_logits=mask_logits, mask_seed=int(mask_seed), mask_ids=mask_ids,
-        contributions=contributions, deterministic=deterministic,
-    )  # fmt: skip
+
+@functools.cache
+def _has_triton() -> bool:
+    return importlib.util.find_spec("triton") is not None
 
 
 def choose_backend(backend: str, means: Tensor) -> Any:
     """The function `rasterize` of a backend; "auto" takes Triton for float32 on CUDA."""
     if backend == "auto":
         fast = means.is_cuda and means.dtype == torch.float32
-        there = fast and importlib.util.find_spec(".pipeline", __package__) is not None
-        backend = "triton" if there else "reference"
+        backend = "triton" if fast and _has_triton() else "reference"
     if backend == "reference":
         return rasterize_reference
     if backend != "triton":
@@ -187,25 +243,22 @@ def _check_colors(colors: Tensor, sh_degree: int | None, dims: dict[str, int]) -
 
 def _check_masks(
     masks: Tensor | None, mask_logits: Tensor | None, mask_ids: Tensor | None, dims: dict[str, int]
-) -> tuple[Tensor | None, Tensor | None]:
-    """Masks [N] and logits [N] or [N, 2], of which at most one is given."""
+) -> None:
+    """Masks [N] or [N, 1] and logits [N], [N, 1] or [N, 2], of which at most one is given."""
     if masks is not None and mask_logits is not None:
         raise ValueError("masks and mask_logits: give only one of them")
     if masks is not None:
         check(dims, masks=(masks, "N 1" if getattr(masks, "ndim", 1) == 2 else "N"))
-        masks = masks.reshape(-1)
     if mask_logits is not None:
         pair = getattr(mask_logits, "ndim", 1) == 2
-        single = pair and mask_logits.shape[1] == 1
-        check(dims, mask_logits=(mask_logits, ("N 1" if single else "N 2") if pair else "N"))
-        mask_logits = mask_logits.reshape(-1) if single else mask_logits
+        columns = "1" if pair and mask_logits.shape[1] == 1 else "2"
+        check(dims, mask_logits=(mask_logits, f"N {columns}" if pair else "N"))
     if mask_ids is not None:
         check(dims, mask_ids=(mask_ids, "N"))
         if mask_ids.dtype not in (torch.int32, torch.int64):
             raise ValueError(f"mask_ids: expected int32, got {mask_ids.dtype}")
         if mask_logits is None:
             raise ValueError("mask_ids: given without mask_logits")
-    return masks, mask_logits
 
 
 def _check_gsplat_keywords(keywords: dict[str, Any]) -> None:

@@ -12,9 +12,10 @@ is found in two launches, with one program per tile of TILE consecutive keys:
    prefixes, and the last of these programs does so for the groups: no program waits for another.
 2. _place_tiles_kernel moves the runs of equal digits of a tile to their places, in whole sectors.
 
-launches="one" does all passes in one cooperative launch, with a barrier across the grid in place
-of launch boundaries. All its programs are resident then, so that waiting is safe; the interpreter
-runs a single program.
+On an H200, against torch.sort (stable, int64 indices out; GPU time, bench/bench_sorting.py): tile
+ids of 15 bits, 2.1M: 0.096 ms and 0.096 for int16 keys, before its gather of payloads; depths of
+31 bits, 1.27M: 0.144 and 0.108 ms. A single cooperative launch with grid barriers was slower at
+every size (0.115 and 0.194 ms), exchange through global memory in place of shared twice as slow.
 
     keys, values   [n] int32
     tile_keys, tile_values [n_tiles TILE] int32   ordered by digit within each tile; before, threads
@@ -24,7 +25,7 @@ runs a single program.
                                   plus the number of its keys in earlier tiles of the group
     group_offsets  [n_groups + 1, 256] int32   keys per digit in the group; then in earlier groups;
                                   last row: keys with smaller digits
-    tickets        [n_groups + 2] int32     0: groups that are done, 1: barrier, 2..: tiles that are
+    tickets        [n_groups + 2] int32     0: groups that are done, 2..: tiles that are
 """
 
 from typing import Any, Literal
@@ -36,11 +37,11 @@ from torch import Tensor
 
 from ._checks import check
 from .device import INTERPRET
+from .launch import launch
 from .radix import DIGITS, TILE, count_digits, order_tile, shared_memory
 
 GROUP = tl.constexpr(16)  # tiles whose counts one program adds up
 MAX_REGISTERS = 128  # lets two programs of 8 warps share an SM
-PROGRAMS_PER_SM = 2  # of the single launch: all must be resident
 
 
 @triton.jit
@@ -187,83 +188,16 @@ def _place_tiles_kernel(
         )  # fmt: skip
 
 
-@triton.jit
-def _grid_barrier(tickets_ptr, n_programs):
-    """Wait until all programs have come here and their stores are visible; all must be resident."""
-    tl.debug_barrier()
-    arrived = tl.atomic_add(tickets_ptr + 1, 1, sem="acq_rel") + 1
-    target = (arrived + n_programs - 1) // n_programs * n_programs
-    while arrived < target:
-        arrived = tl.atomic_add(tickets_ptr + 1, 0, sem="acquire")
-    tl.debug_barrier()
-
-
-@triton.jit(do_not_specialize=["n", "begin_bit", "end_bit", "n_passes", "last_row"])
-def _sort_kernel(
-    keys_ptr,  # [n]
-    values_ptr,  # [n]; unused if VALUES_ARE_INDICES
-    n_valid_ptr,  # [1]; unused without HAS_N_VALID
-    tile_keys_ptr,  # [n_tiles TILE] out
-    tile_values_ptr,  # [n_tiles TILE] out
-    tile_counts_ptr,  # [n_tiles 256] out
-    tile_offsets_ptr,  # [n_tiles 256] out
-    group_offsets_ptr,  # [n_groups + 1, 256] out
-    tickets_ptr,  # [n_groups + 2], zeros before
-    sorted_keys_ptr,  # [n] out
-    sorted_values_ptr,  # [n] out
-    n,
-    begin_bit,
-    end_bit,
-    n_passes,
-    last_row,
-    VALUES_ARE_INDICES: tl.constexpr,
-    HAS_N_VALID: tl.constexpr,
-    SHARED: tl.constexpr,
-):
-    pid = tl.program_id(0)
-    n_programs = tl.num_programs(0)
-    n_valid = n
-    if HAS_N_VALID:
-        n_valid = tl.minimum(tl.load(n_valid_ptr), n)
-    n_tiles = tl.cdiv(n_valid, TILE)
-    width = tl.cdiv(end_bit - begin_bit, n_passes)
-    shared = shared_memory(SHARED)
-    for i_pass in range(0, n_passes):
-        shift = begin_bit + i_pass * width
-        mask = (1 << tl.minimum(width, end_bit - shift)) - 1
-        from_keys_ptr = sorted_keys_ptr
-        from_values_ptr = sorted_values_ptr
-        if i_pass == 0:
-            from_keys_ptr = keys_ptr
-            from_values_ptr = values_ptr
-        for tile in range(pid, n_tiles, n_programs):
-            _sort_tile(
-                tile, from_keys_ptr, from_values_ptr, (i_pass == 0) & VALUES_ARE_INDICES,
-                tile_keys_ptr, tile_values_ptr, tile_counts_ptr, tile_offsets_ptr, shift, mask,
-                n_valid, shared, SHARED
-            )  # fmt: skip
-            _scan_counts(
-                tile, tile_counts_ptr, tile_offsets_ptr, group_offsets_ptr, tickets_ptr, last_row,
-                n_valid
-            )  # fmt: skip
-        _grid_barrier(tickets_ptr, n_programs)
-        for tile in range(pid, n_tiles, n_programs):
-            _place_tile(
-                tile, tile_keys_ptr, tile_values_ptr, tile_offsets_ptr, group_offsets_ptr,
-                sorted_keys_ptr, sorted_values_ptr, last_row, shift, mask, n_valid
-            )  # fmt: skip
-        _grid_barrier(tickets_ptr, n_programs)
-
-
-def _sort_triton(
-    keys: Tensor,
-    values: Tensor | None,
-    begin_bit: int,
+def sort_keys(
+    keys: Tensor,  # [n]
+    values: Tensor | None,  # [n]
     end_bit: int,
-    n_valid: Tensor | None,
-    launches: str,
-    exchange: str,
+    n_valid: Tensor | None = None,  # [1]
+    *,
+    begin_bit: int = 0,
+    exchange: str = "shared",
 ) -> tuple[Tensor, Tensor]:
+    """`sort_pairs` by the Triton kernels, for callers that need no checks."""
     n = keys.shape[0]
     sorted_keys, sorted_values = torch.empty_like(keys), torch.empty_like(keys)
     if n == 0:
@@ -280,35 +214,23 @@ def _sort_triton(
     n_passes = -(-(end_bit - begin_bit) // 8)
     width = -(-(end_bit - begin_bit) // n_passes)
     source = (keys, keys if values is None else values)
-    place: dict[str, Any] = {"HAS_N_VALID": n_valid is not None, "num_warps": 8}
-    sort: dict[str, Any] = {
-        **place,
-        "VALUES_ARE_INDICES": values is None,
+    constants = {
+        "HAS_N_VALID": n_valid is not None,
         "SHARED": exchange == "shared" and not INTERPRET.value,
-        "maxnreg": MAX_REGISTERS,
     }
-    if launches == "one":
-        programs = 1
-        if keys.is_cuda:
-            sms = torch.cuda.get_device_properties(keys.device).multi_processor_count
-            programs = min(n_tiles, PROGRAMS_PER_SM * sms)
-            sort["launch_cooperative_grid"] = True
-        _sort_kernel[(programs,)](
-            *source, n_valid, *scratch, sorted_keys, sorted_values, n, begin_bit, end_bit,
-            n_passes, n_groups, **sort
-        )  # fmt: skip
-        return sorted_keys, sorted_values
     for shift in range(begin_bit, end_bit, width):
         mask = (1 << min(width, end_bit - shift)) - 1
-        _sort_tiles_kernel[(n_tiles,)](
-            *source, n_valid, *scratch, n, shift, mask, n_groups, **sort
+        launch(
+            _sort_tiles_kernel, (n_tiles,), *source, n_valid, *scratch, n, shift, mask, n_groups,
+            VALUES_ARE_INDICES=values is None and shift == begin_bit, **constants,
+            num_warps=8, maxnreg=MAX_REGISTERS,
         )  # fmt: skip
-        _place_tiles_kernel[(n_tiles,)](
-            tile_keys, tile_values, n_valid, tile_offsets, group_offsets, sorted_keys,
-            sorted_values, n, shift, mask, n_groups, **place
+        launch(
+            _place_tiles_kernel, (n_tiles,), tile_keys, tile_values, n_valid, tile_offsets,
+            group_offsets, sorted_keys, sorted_values, n, shift, mask, n_groups,
+            HAS_N_VALID=n_valid is not None, num_warps=8,
         )  # fmt: skip
         source = (sorted_keys, sorted_values)
-        sort["VALUES_ARE_INDICES"] = False
     return sorted_keys, sorted_values
 
 
@@ -335,7 +257,6 @@ def sort_pairs(
     end_bit: int,
     n_valid: Tensor | None = None,  # [1]
     backend: Literal["triton", "torch"] = "triton",
-    launches: Literal["two per pass", "one"] = "two per pass",
     exchange: Literal["global", "shared"] = "shared",
 ) -> tuple[Tensor, Tensor]:
     """Sort keys by their bits begin_bit to end_bit - 1, and values with them; stable.
@@ -350,7 +271,6 @@ def sort_pairs(
         n_valid: [1] int32 on the device of the keys; only the first n_valid entries are sorted, and
             entries of the results past them are unspecified. None: all n.
         backend: "triton", or "torch" for torch.sort.
-        launches: Of the Triton kernels: two per pass of up to 8 bits, or a cooperative one for all.
         exchange: Memory through which the threads of a program exchange keys; "shared" is inline
             PTX and falls back to "global" in the interpreter.
 
@@ -384,4 +304,6 @@ def sort_pairs(
         raise ValueError(f'backend: expected "triton" or "torch", got {backend!r}')
     if not keys.is_cuda and not INTERPRET.value:
         raise ValueError("keys: the Triton sort needs a CUDA device or TRITON_INTERPRET=1")
-    return _sort_triton(keys, values, begin_bit, end_bit, n_valid, launches, exchange)
+    return sort_keys(
+        keys, values, end_bit, n_valid, begin_bit=begin_bit, exchange=exchange
+    )

@@ -44,27 +44,36 @@ def load_chunk(records_ptr, flatten_ids_ptr, i, hi):
     A = tl.load(row + 2, mask=there, other=0.0)
     B = tl.load(row + 3, mask=there, other=0.0)
     C = tl.load(row + 4, mask=there, other=0.0)
-    lo = tl.load(row + 5, mask=there, other=-1.0e4)
+    lo = tl.load(row + 5, mask=there, other=0.0)
     m = tl.load(row + 6, mask=there, other=0.0)
     return ids, there, mx, my, A, B, C, lo, m
 
 
 @triton.jit
-def raw_alpha(x, y, mx, my, A, B, C, lo):
+def load_halves(records_ptr, ids, there):
+    """The fp16 columns of a chunk's records, twice, as the right side of a product: [16, CHUNK].
+
+    Rows 0 and 8: 1; 1 and 9: log2(o); 2..7 and 10..15: each colour's high and low half.
+    """
+    k = tl.arange(0, 16)[:, None] % 8
+    halves = records_ptr.to(tl.pointer_type(tl.float16)) + ids[None, :] * 32 + 24
+    return tl.load(halves + k, mask=there[None, :], other=0.0)
+
+
+@triton.jit
+def raw_alpha(x, y, mx, my, A, B, C, lo, there, halves):
     """o exp(-sigma) of every (pixel, Gaussian) pair, [PIXELS, CHUNK].
 
-    Most of log2(o) comes in through a product with ones: it costs little and lays the whole block
-    out as a matrix accumulator, in which scans along the chunk, sums over pixels and the operands
-    of later products stay within a few lanes.
+    The rounded log2(o) comes in through a product: it costs little and lays the whole block out
+    as a matrix accumulator, in which scans along the chunk, sums over pixels and the operands of
+    later products stay within a few lanes.
     """
-    k = tl.arange(0, 16)[:, None]
-    rounded = lo.to(tl.float16)
-    parts = tl.where(k == 0, rounded[None, :], 0.0).to(tl.float16)
-    along = tl.dot(tl.full([PIXELS, 16], 1.0, tl.float16), parts)
+    k = tl.arange(0, 16)[None, :] + tl.zeros([PIXELS, 1], tl.int32)
+    rounded = tl.dot(tl.where(k == 1, 1.0, 0.0).to(tl.float16), halves)
+    rest = tl.where(there, lo - lo.to(tl.float16).to(tl.float32), -1.0e4)
     dx = x[:, None] - mx[None, :]
     dy = y[:, None] - my[None, :]
-    rest = (lo - rounded.to(tl.float32))[None, :]
-    along += rest - (A * (0.5 * LOG2E))[None, :] * dx * dx
+    along = rounded + (rest[None, :] - (A * (0.5 * LOG2E))[None, :] * dx * dx)
     across = (B * LOG2E)[None, :] * dx
     return ex2(along - dy * (across + (C * (0.5 * LOG2E))[None, :] * dy))
 

@@ -115,12 +115,12 @@ def project_cameras() -> None:
 def sort_everywhere() -> None:
     import torch
 
-    from kernels.sorting import _sort_triton
+    from kernels.sorting import sort_keys
 
     keys, count = torch.zeros(5000, dtype=torch.int32), torch.zeros(1, dtype=torch.int32)
     for exchange in ("global", "shared"):
-        _sort_triton(keys, None, 0, 16, count, exchange)
-    _sort_triton(keys, keys, 0, 16, None, "shared")
+        sort_keys(keys, None, 16, count, exchange=exchange)
+    sort_keys(keys, keys, 16)
 
 
 CALLS: list[Callable[[], None]] = [

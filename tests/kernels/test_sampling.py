@@ -11,7 +11,7 @@ from kernels.sampling import logistic_noise, split_seed
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["low", "high"])
 def _noise_kernel(ids_ptr, noise_ptr, low, high, BLOCK: tl.constexpr):
     i = tl.arange(0, BLOCK)
     tl.store(noise_ptr + i, logistic_noise(low, high, tl.load(ids_ptr + i)))

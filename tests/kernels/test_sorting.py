@@ -11,7 +11,6 @@ from kernels.radix import TILE
 from kernels.sorting import GROUP, sort_pairs
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-Launches = Literal["two per pass", "one"]
 Exchange = Literal["global", "shared"]
 # the interpreter has no shared memory of its own: one design tells as much as both there
 EXCHANGES = ["global", "shared"] if DEVICE == "cuda" else ["global"]
@@ -32,11 +31,6 @@ def exchange(request: pytest.FixtureRequest) -> Exchange:
     return request.param
 
 
-@pytest.fixture(params=["two per pass", "one"])
-def launches(request: pytest.FixtureRequest) -> Launches:
-    return request.param
-
-
 def random_keys(n: int, bits: int = 31, seed: int = 0) -> Tensor:
     g = torch.Generator().manual_seed(seed + n)
     return torch.randint(0, 2**bits, (n,), generator=g, dtype=torch.int64).to(torch.int32)
@@ -47,7 +41,6 @@ def check_sorted(
     values: Tensor | None,
     begin_bit: int,
     end_bit: int,
-    launches: Launches,
     exchange: Exchange,
     n_valid: int | None = None,
 ) -> None:
@@ -57,7 +50,7 @@ def check_sorted(
     count = None if n_valid is None else torch.tensor([n_valid], dtype=torch.int32, device=DEVICE)
     sorted_keys, sorted_values = sort_pairs(
         keys, values, begin_bit=begin_bit, end_bit=end_bit, n_valid=count,
-        launches=launches, exchange=exchange,
+        exchange=exchange,
     )  # fmt: skip
     n = keys.shape[0] if n_valid is None else min(n_valid, keys.shape[0])
     compared = (before[:n].to(torch.int64) >> begin_bit) & ((1 << (end_bit - begin_bit)) - 1)
@@ -71,18 +64,18 @@ def check_sorted(
 
 
 @pytest.mark.parametrize("n", [0, 1, 63, 1000, N_TILE - 1, N_TILE, N_TILE + 1, 5000])
-def test_sizes(n: int, launches: Launches, exchange: Exchange) -> None:
-    check_sorted(random_keys(n, 13), None, 0, 13, launches, exchange)
-    check_sorted(random_keys(n), random_keys(n, seed=1), 0, 32, launches, exchange)
+def test_sizes(n: int, exchange: Exchange) -> None:
+    check_sorted(random_keys(n, 13), None, 0, 13, exchange)
+    check_sorted(random_keys(n), random_keys(n, seed=1), 0, 32, exchange)
 
 
 @pytest.mark.parametrize("bits", [(0, 1), (0, 4), (3, 8), (0, 9), (5, 22), (23, 31), (30, 32)])
-def test_bit_ranges(bits: tuple[int, int], launches: Launches, exchange: Exchange) -> None:
-    check_sorted(random_keys(5000), None, *bits, launches, exchange)
+def test_bit_ranges(bits: tuple[int, int], exchange: Exchange) -> None:
+    check_sorted(random_keys(5000), None, *bits, exchange)
 
 
 @pytest.mark.parametrize("pattern", ["equal", "largest", "ascending", "descending", "few", "runs"])
-def test_patterns(pattern: str, launches: Launches, exchange: Exchange) -> None:
+def test_patterns(pattern: str, exchange: Exchange) -> None:
     i = torch.arange(9001, dtype=torch.int32)
     keys = {
         "equal": torch.full_like(i, 0x2BCD),
@@ -92,30 +85,30 @@ def test_patterns(pattern: str, launches: Launches, exchange: Exchange) -> None:
         "few": i * 7919 % 3,
         "runs": i // 100 % 11,
     }[pattern]
-    check_sorted(keys, None, 0, 16, launches, exchange)
+    check_sorted(keys, None, 0, 16, exchange)
 
 
 @pytest.mark.parametrize("n_valid", [0, 1, N_TILE, 7000, 9000, 12000])
-def test_n_valid(n_valid: int, launches: Launches, exchange: Exchange) -> None:
+def test_n_valid(n_valid: int, exchange: Exchange) -> None:
     keys = random_keys(9000, 16)
-    check_sorted(keys, random_keys(9000, seed=2), 0, 16, launches, exchange, n_valid)
+    check_sorted(keys, random_keys(9000, seed=2), 0, 16, exchange, n_valid)
     # keys past n_valid are never looked at
     keys[n_valid:] = 0
-    check_sorted(keys, None, 0, 16, launches, exchange, n_valid)
+    check_sorted(keys, None, 0, 16, exchange, n_valid)
 
 
-def test_many_groups(launches: Launches) -> None:
+def test_many_groups() -> None:
     """More tiles than one program adds up, and more groups than it adds up at once on a GPU."""
     tiles = int(GROUP.value) + 2 if DEVICE == "cpu" else 2 * int(GROUP.value) ** 2
     keys = random_keys(tiles * N_TILE - 5, 8)
-    check_sorted(keys, None, 0, 8, launches, "shared")
+    check_sorted(keys, None, 0, 8, "shared")
 
 
-def test_sort_pairs_orders_depths(launches: Launches) -> None:
+def test_sort_pairs_orders_depths() -> None:
     """Bit patterns of positive floats ascend with them; infinity comes last, in input order."""
     depths = torch.rand(5000, generator=torch.Generator().manual_seed(0)) * 100 + 0.01
     depths[::7] = float("inf")
-    check_sorted(depths.view(torch.int32), None, 0, 31, launches, "shared")
+    check_sorted(depths.view(torch.int32), None, 0, 31, "shared")
 
 
 def test_torch_backend_agrees() -> None:
@@ -131,12 +124,12 @@ def test_torch_backend_agrees() -> None:
 
 
 @pytest.mark.gpu
-def test_sort_pairs_in_a_graph(launches: Launches, exchange: Exchange) -> None:
+def test_sort_pairs_in_a_graph(exchange: Exchange) -> None:
     keys = random_keys(300_000).to(DEVICE)
-    sort_pairs(keys, end_bit=31, launches=launches, exchange=exchange)
+    sort_pairs(keys, end_bit=31, exchange=exchange)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        got = sort_pairs(keys, end_bit=31, launches=launches, exchange=exchange)
+        got = sort_pairs(keys, end_bit=31, exchange=exchange)
     for seed in range(3):
         keys.copy_(random_keys(300_000, seed=seed))
         graph.replay()
