@@ -24,7 +24,11 @@ from gs.densify import DensifyConfig
 from gs.errors import SplatrimError, run_cli
 from gs.files import check_writable
 from gs.logs import show_log
+from gs.memory import keep_freed_memory
+from gs.metrics import compute_metrics
 from gs.optim import OptimConfig
+from gs.render import render_views
+from gs.report import write_report
 from gs.trainer import Trainer
 from pruning import METHODS, MethodConfig
 
@@ -170,13 +174,15 @@ def main(args: list[str] | None = None) -> None:
     config = parse(args)
     out = config.train.model_path
     show_log(quiet=config.train.quiet)
+    keep_freed_memory()
     checkpoint = build_trainer(config, describe(config)).fit()
     if checkpoint is not None:
         print(f"stopped; go on with: {resume_command(args, config, checkpoint)}", file=sys.stderr)
         sys.exit(130)
     if config.choice.demo:
-        render_views(out)
-        compute_metrics([out])
+        device = config.train.device
+        render_views(out, skip_train=True, quiet=config.train.quiet, device=device)
+        compute_metrics([out], device=device)
         logger.info(f"report: {write_report(out)}")
     else:
         path = shlex.quote(str(out))

@@ -57,17 +57,20 @@ class DensifyConfig:
     """Gaussians of lower opacity are pruned."""
 
     def scaled(self, factor: float) -> DensifyConfig:
-        """The same schedule over `factor` times as many iterations.
+        """The same schedule over `factor` times as many iterations, as far as it bears it.
 
-        The interval stays at 20 iterations or more: a mean over fewer views is mostly noise.
+        The interval stays at 50 iterations or more: a mean over fewer views is mostly noise.
+        Opacities are not reset where they would have less than 500 iterations to recover.
         """
         interval = round(self.densification_interval * factor)
+        until = round(self.densify_until_iter * factor)
+        reset = round(self.opacity_reset_interval * factor)
         return replace(
             self,
             densify_from_iter=round(self.densify_from_iter * factor),
-            densify_until_iter=round(self.densify_until_iter * factor),
-            densification_interval=max(interval, min(self.densification_interval, 20)),
-            opacity_reset_interval=max(round(self.opacity_reset_interval * factor), 1),
+            densify_until_iter=until,
+            densification_interval=max(interval, min(self.densification_interval, 50)),
+            opacity_reset_interval=reset if reset >= 500 else max(until, 1),
         )
 
     def densifies_at(self, step: int) -> bool:

@@ -20,6 +20,10 @@ from .gaussians import PARAMETER_ORDER, Gaussians
 BETAS = (0.9, 0.999)
 EPS = 1e-15  # gradients of one Gaussian are tiny: torch's 1e-8 would swallow them
 
+_SCALED_RATES = (
+    "position_lr_init", "position_lr_final", "feature_lr", "scaling_lr", "rotation_lr",
+)  # fmt: skip
+
 
 @dataclass(frozen=True)
 class OptimConfig:
@@ -45,10 +49,15 @@ class OptimConfig:
     def scaled(self, factor: float) -> OptimConfig:
         """The same schedule over `factor` times as many iterations.
 
-        Mask logits have to cross the same gap in fewer steps, so their learning rate grows.
+        Shorter runs take larger steps, by the cube root of the shortening (600 iterations on the
+        fox at an eighth of its size: 31 dB instead of 28). Mask logits have to cross the same gap,
+        so their learning rate grows in full.
         """
+        gain = max(1.0, factor ** (-1 / 3))
+        scaled_rates = {name: getattr(self, name) * gain for name in _SCALED_RATES}
         steps = max(round(self.position_lr_max_steps * factor), 1)
-        return replace(self, position_lr_max_steps=steps, mask_lr=self.mask_lr / factor)
+        mask_lr = self.mask_lr / min(factor, 1.0)
+        return replace(self, position_lr_max_steps=steps, mask_lr=mask_lr, **scaled_rates)
 
     def learning_rates(self, extent: float) -> dict[str, float]:
         """Learning rate of every parameter at the start."""

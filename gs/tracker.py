@@ -100,7 +100,7 @@ class Tracker:
             self.scalar("GPU_mem", torch.cuda.memory_reserved() / 2**30, step)
         if self._bar is not None:
             self._bar.set_postfix(
-                loss=f"{loss:.4f}", psnr=f"{psnr:.2f}", n=n_gaussians, refresh=False
+                loss=f"{loss:.4f}", psnr=f"{psnr:.2f}", n=str(n_gaussians), refresh=False
             )
             self._bar.update(step - self._bar.n)
 

@@ -100,8 +100,9 @@ def test_schedule_is_the_published_one() -> None:
 def test_scaled_schedule() -> None:
     short = DensifyConfig().scaled(0.1)
     assert (short.densify_from_iter, short.densify_until_iter) == (50, 1500)
-    assert short.densification_interval == 20
-    assert short.opacity_reset_interval == 300
+    assert short.densification_interval == 50
+    assert not any(short.resets_opacity_at(s, white_background=False) for s in range(1, 3001))
+    assert DensifyConfig().scaled(0.2).opacity_reset_interval == 600
     assert DensifyConfig().scaled(2.0).densification_interval == 200
     assert DensifyConfig().scaled(1.0) == DensifyConfig()
 

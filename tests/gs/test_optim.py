@@ -89,13 +89,17 @@ def test_position_rate_of_one_published_iteration() -> None:
 
 
 def test_scaled_schedule_keeps_its_shape() -> None:
-    short = OptimConfig().scaled(0.02)
-    assert short.position_lr_max_steps == 600
+    short = OptimConfig().scaled(0.008)
+    assert short.position_lr_max_steps == 240
     for share in (0.0, 0.25, 1.0):
-        got = position_lr(short, 1.0, round(600 * share))
-        assert got == pytest.approx(position_lr(OptimConfig(), 1.0, round(30_000 * share)))
-    assert short.mask_lr == pytest.approx(0.5)
-    assert short.feature_lr == OptimConfig().feature_lr
+        got = position_lr(short, 1.0, round(240 * share))
+        want = 5.0 * position_lr(OptimConfig(), 1.0, round(30_000 * share))
+        assert got == pytest.approx(want)  # 5 = 0.008^(-1/3)
+    assert short.mask_lr == pytest.approx(1.25)
+    assert short.feature_lr == pytest.approx(5.0 * OptimConfig().feature_lr)
+    assert short.opacity_lr == OptimConfig().opacity_lr
+    assert OptimConfig().scaled(1.0) == OptimConfig()
+    assert OptimConfig().scaled(2.0).feature_lr == OptimConfig().feature_lr
 
 
 def test_step_is_adam() -> None:

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import os
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,15 @@ DENSIFY = DensifyConfig(
 # a low logit gap after a few steps, so that masks drop some and pruning bites
 OPTIM = OptimConfig(position_lr_max_steps=40, mask_lr=0.4)
 MASKS = MaskGaussianConfig(lambda_mask=1.0, mask_from_iter=3, mask_until_iter=30, mask_prune_iter=7)
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """Images are tiny: more threads would only wait for each other."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")
