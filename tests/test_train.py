@@ -1,0 +1,202 @@
+"""The command line: defaults, published flags, a whole run, Ctrl-C and going on."""
+
+import json
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+import train
+from gs.data.demo import write_demo_scene
+from gs.errors import SplatrimError
+from gs.ply import load_ply
+
+
+@pytest.fixture(scope="module")
+def scene(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small copy of the built-in scene: 9 views, two of them for testing."""
+    folder = tmp_path_factory.mktemp("scenes") / "demo"
+    write_demo_scene(folder, views=9, width=48, height=36)
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Images are tiny: more threads would only wait for each other."""
+    torch.set_num_threads(1)
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+
+
+def parse(line: str) -> train.Config:
+    return train.parse(shlex.split(line))
+
+
+def test_defaults_are_the_published_setting_beta() -> None:
+    config = parse("-s scene")
+    assert (config.choice.method, config.choice.preset) == ("mask-gaussian", "beta")
+    assert config.train.iterations == 30_000
+    assert config.pruning.lambda_mask == 0.0005
+    assert config.densify.densify_until_iter == 15_000
+    assert config.optim.mask_lr == 0.01
+    out = config.train.model_path
+    assert out.parent == Path("output") and len(out.name) == 10
+    assert out != parse("-s scene").train.model_path
+
+
+def test_published_flags() -> None:
+    config = parse(
+        "-s a/scene -m out -i images_4 -r -1 -w --eval --sh_degree 2 --iterations 8000"
+        " --test_iterations 7000 30000 --save_iterations 7000 --checkpoint_iterations 1 2"
+        " --start_checkpoint x.pth --init_points 5 --lambda_mask 0.1 --mask_from_iter 19000"
+        " --mask_until_iter 20000 --position_lr_init 1e-3 --densify_grad_threshold 1e-3"
+        " --opacity_reset_interval 7 --lambda_dssim 0.3 --random_background --quiet"
+    )
+    assert config.scene.source_path == Path("a/scene")
+    assert (config.scene.images, config.scene.resolution) == ("images_4", -1)
+    assert config.scene.white_background and config.scene.eval and config.train.quiet
+    assert config.scene.init_points == 5
+    assert (config.train.model_path, config.train.sh_degree) == (Path("out"), 2)
+    assert config.train.test_iterations == (7000, 30_000)
+    assert config.train.checkpoint_iterations == (1, 2)
+    assert config.train.start_checkpoint == Path("x.pth")
+    assert config.train.random_background and config.train.lambda_dssim == 0.3
+    assert config.pruning.mask_from_iter == 19_000
+    assert config.optim.position_lr_init == 1e-3
+    assert config.densify.opacity_reset_interval == 7
+
+
+def test_dashes_and_long_names() -> None:
+    config = parse("--source-path s --model-path m --lambda-mask 2 --test-iterations -1 --images i")
+    assert config.pruning.lambda_mask == 2.0
+    assert config.train.test_iterations == (-1,)
+    assert config.scene.images == "i"
+
+
+def test_flags_win_over_presets() -> None:
+    config = parse("-s x --preset alpha --lambda_mask 0.3")
+    assert (config.pruning.lambda_mask, config.pruning.mask_from_iter) == (0.3, 19_000)
+    assert parse("-s x --preset gamma").pruning.lambda_mask == 0.001
+
+
+def test_only_the_chosen_method_has_flags(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        parse("-s x --method 3dgs --lambda_mask 1")
+    said = "".join(capsys.readouterr())
+    assert "Unrecognized options: --lambda_mask" in said
+
+
+def test_short_runs_scale_the_schedule_unless_told() -> None:
+    short = parse("-s x --iterations 3000 --preset alpha")
+    assert (short.pruning.mask_from_iter, short.pruning.mask_until_iter) == (1900, 2000)
+    assert short.densify.densify_until_iter == 1500
+    assert short.optim.position_lr_max_steps == 3000
+    assert short.train.sh_degree_interval == 100
+    given = parse("-s x --iterations 3000 --preset alpha --mask_until_iter 777")
+    assert (given.pruning.mask_from_iter, given.pruning.mask_until_iter) == (1900, 777)
+    published = parse("-s x --iterations 3000 --schedule published")
+    assert published.densify == parse("-s x").densify
+    assert parse("-s x --iterations 7000").densify == parse("-s x").densify
+    scaled = parse("-s x --iterations 15000 --schedule scaled")
+    assert scaled.densify.densify_until_iter == 7500
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("-s x --method magic", "unknown --method 'magic': choose mask-gaussian, 3dgs"),
+        ("-s x --preset omega", "no preset 'omega': choose beta"),
+        ("-s x --iterations 0", "--iterations must be at least 1"),
+        ("-s x --sh_degree 4", "--sh_degree must be 0 to 3"),
+    ],
+)
+def test_impossible_choices(line: str, message: str) -> None:
+    with pytest.raises(SplatrimError, match=message):
+        parse(line)
+
+
+def test_resume_command_replaces_an_old_checkpoint() -> None:
+    args = shlex.split("-s 'my scene' --start_checkpoint old.pth --eval")
+    command = train.resume_command(args, train.parse(args), Path("out/chkpnt7.pth"))
+    words = shlex.split(command)
+    assert words[:5] == ["python", "train.py", "-s", "my scene", "--eval"]
+    assert words[5] == "-m" and words[6].startswith("output")
+    assert words[7:] == ["--start_checkpoint", "out/chkpnt7.pth"]
+    args = shlex.split("-s x --model-path=m --start-checkpoint=old.pth")
+    command = train.resume_command(args, train.parse(args), Path("c"))
+    assert command == "python train.py -s x --model-path=m --start_checkpoint c"
+
+
+def test_a_run_leaves_a_complete_folder(scene: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    train.main(["-s", str(scene), "-m", str(out), "--eval", "--iterations", "12", "--quiet"])
+    config = json.loads((out / "config.json").read_text())
+    want = {
+        "source_path": str(scene), "model_path": str(out), "images": None, "resolution": -1,
+        "white_background": False, "eval": True, "sh_degree": 3, "init_points": None,
+        "iterations": 12, "method": "mask-gaussian", "preset": "beta", "seed": 0,
+    }  # fmt: skip
+    assert {key: config[key] for key in want} == want
+    assert config["pruning"]["mask_until_iter"] == 12
+    names = {path.name for path in out.iterdir()}
+    assert {"cfg_args", "cameras.json", "input.ply", "train.log", "history.json"} <= names
+    assert (out / "cfg_args").read_text().startswith("Namespace(sh_degree=3, source_path=")
+    assert [e["step"] for e in json.loads((out / "history.json").read_text())["test"]] == [12]
+    model = load_ply(out / "point_cloud" / "iteration_12" / "point_cloud.ply")
+    assert len(model["means"]) > 0
+
+
+def test_final_mask_sample_keeps_its_share(scene: Path, tmp_path: Path) -> None:
+    line = f"-s {scene} -m {tmp_path}/out --iterations 3 --quiet --final_mask sample --seed 5"
+    train.main([*shlex.split(line), "--mask_lr", "0"])
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert config["pruning"]["final_mask"] == "sample" and config["seed"] == 5
+    saved = load_ply(tmp_path / "out" / "point_cloud" / "iteration_3" / "point_cloud.ply")
+    n = json.loads((tmp_path / "out" / "history.json").read_text())["n_gaussians"][-1]
+    assert 0.995 * n < len(saved["means"]) <= n  # p = 0.99988
+
+
+def test_ctrl_c_and_going_on_equal_an_uninterrupted_run(
+    scene: Path, tmp_path: Path, repo: Path
+) -> None:
+    out, args = tmp_path / "out", ["-s", str(scene), "--iterations", "90", "--quiet"]
+    args += ["--densify_from_iter", "20", "--densify_grad_threshold", "2e-3"]
+    command = [sys.executable, str(repo / "train.py"), *args, "-m", str(out)]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 120
+    while not list(out.glob("events.*")):  # training has begun
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.05)
+    time.sleep(0.3)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 130, errors
+    assert len(errors.splitlines()) == 1
+    assert errors.startswith("stopped; go on with: python train.py ")
+    words = shlex.split(errors.split(": ", 1)[1])
+    assert 1 <= int(Path(words[-1]).stem.removeprefix("chkpnt")) < 90
+    assert not list(out.glob("point_cloud/*"))
+
+    train.main(words[2:])
+    train.main([*args, "-m", str(tmp_path / "whole")])
+    file = Path("point_cloud") / "iteration_90" / "point_cloud.ply"
+    assert (out / file).read_bytes() == (tmp_path / "whole" / file).read_bytes()
+    assert len([name for name in os.listdir(out) if "tmp" in name]) == 0
+
+
+def test_going_on_from_the_published_checkpoint(data_root: Path, tmp_path: Path) -> None:
+    checkpoint = data_root / "golden" / "maskgaussian_run" / "chkpnt60.pth"
+    fox = data_root / "data" / "fox"
+    if not checkpoint.is_file() or not fox.is_dir():
+        pytest.skip("the published checkpoint or its scene is not there")
+    line = f"-s {fox} -m {tmp_path}/out -r 8 --iterations 62 --schedule published --quiet"
+    train.main([*shlex.split(line), "--start_checkpoint", str(checkpoint)])
+    history = json.loads((tmp_path / "out" / "history.json").read_text())
+    assert history["step"] == [62] and history["n_gaussians"] == [14_266]
+    # 60 published iterations lift it well above the 10 dB of the start
+    assert history["psnr"][0] > 14.0
