@@ -16,8 +16,14 @@ from typing import Any, Generic, Literal, TypeVar
 
 import tyro
 
-from gs.checkpoint import load_checkpoint
-from gs.config import PUBLISHED_ITERATIONS, SceneConfig, TrainConfig, as_plain, resolve_device
+from gs.config import (
+    PUBLISHED_ITERATIONS,
+    SceneConfig,
+    TrainConfig,
+    as_plain,
+    resolve_device,
+    resume_command,
+)
 from gs.data.demo import write_demo_scene
 from gs.data.scene import load_scene
 from gs.densify import DensifyConfig
@@ -29,7 +35,7 @@ from gs.metrics import compute_metrics
 from gs.optim import OptimConfig
 from gs.render import render_views
 from gs.report import write_report
-from gs.trainer import Trainer
+from gs.trainer import Trainer, load_start
 from pruning import METHODS, MethodConfig
 
 SCALE_BELOW = 7000  # iterations under which --schedule auto scales
@@ -82,10 +88,13 @@ def default_config(choice: Choice, iterations: int | None) -> Config[Any]:
     iterations = iterations or (DEMO_ITERATIONS if choice.demo else PUBLISHED_ITERATIONS)
     scene = SceneConfig(DEMO_SCENE if choice.demo else tyro.MISSING, eval=choice.demo)
     train = TrainConfig(Path("output") / secrets.token_hex(5), iterations=iterations)
-    parts = train, OptimConfig(), DensifyConfig(), method.preset(preset)
+    optim, densify, pruning = OptimConfig(), DensifyConfig(), method.preset(preset)
     if choice.schedule == "scaled" or (choice.schedule == "auto" and iterations < SCALE_BELOW):
-        parts = [part.scaled(iterations / PUBLISHED_ITERATIONS) for part in parts]
-    return Config(dataclasses.replace(choice, preset=preset), scene, *parts)
+        factor = iterations / PUBLISHED_ITERATIONS
+        train, optim, densify = train.scaled(factor), optim.scaled(factor), densify.scaled(factor)
+        pruning = pruning.scaled(factor)
+    choice = dataclasses.replace(choice, preset=preset)
+    return Config(choice, scene, train, optim, densify, pruning)
 
 
 def parse(args: list[str]) -> Config[Any]:
@@ -113,19 +122,7 @@ def build_trainer(config: Config[Any], settings: dict[str, Any]) -> Trainer:
     train, method = config.train, config.choice.method
     resolve_device(train.device)
     check_writable(train.model_path)
-    start = None
-    if train.start_checkpoint is not None:
-        start = load_checkpoint(train.start_checkpoint, method=None)
-        if start["method"] not in (method, "3dgs"):
-            raise SplatrimError(
-                f"{train.start_checkpoint} is a checkpoint of {start['method']}:"
-                f" go on with --method {start['method']} instead of {method}"
-            )
-        if start["step"] >= train.iterations:
-            raise SplatrimError(
-                f"{train.start_checkpoint} is at iteration {start['step']} of"
-                f" {train.iterations}: give more --iterations"
-            )
+    start = train.start_checkpoint and load_start(train.start_checkpoint, method, train.iterations)
     where = vars(config.scene).copy()
     source = where.pop("source_path")
     if config.choice.demo and not source.exists():
@@ -152,22 +149,6 @@ def describe(config: Config[Any]) -> dict[str, Any]:
     return flat | {name: as_plain(getattr(config, name)) for name in parts}
 
 
-def resume_command(args: list[str], config: Config[Any], checkpoint: Path) -> str:
-    """The command that goes on from `checkpoint` with the same settings."""
-    kept, skip = [], False
-    for arg in args:
-        name = arg.split("=")[0].replace("-", "_")
-        if name == "__start_checkpoint":
-            skip = "=" not in arg
-        elif not skip:
-            kept.append(arg)
-        else:
-            skip = False
-    if not {a.split("=")[0].replace("_", "-") for a in kept} & {"-m", "--model-path"}:
-        kept += ["-m", str(config.train.model_path)]
-    return shlex.join(["python", "train.py", *kept, "--start_checkpoint", str(checkpoint)])
-
-
 def main(args: list[str] | None = None) -> None:
     """Train, and say what to run next."""
     args = sys.argv[1:] if args is None else args
@@ -177,7 +158,7 @@ def main(args: list[str] | None = None) -> None:
     keep_freed_memory()
     checkpoint = build_trainer(config, describe(config)).fit()
     if checkpoint is not None:
-        print(f"stopped; go on with: {resume_command(args, config, checkpoint)}", file=sys.stderr)
+        print(f"stopped; go on with: {resume_command(args, out, checkpoint)}", file=sys.stderr)
         sys.exit(130)
     if config.choice.demo:
         device = config.train.device

@@ -5,6 +5,8 @@ All are frozen dataclasses; `train.py` joins them into flat command-line flags.
 """
 
 import dataclasses
+import shlex
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -109,3 +111,19 @@ def as_plain(config: Any) -> Any:
     if isinstance(config, (list, tuple)):
         return [as_plain(value) for value in config]
     return str(config) if isinstance(config, Path) else config
+
+
+def resume_command(args: Sequence[str], model_path: Path, checkpoint: Path) -> str:
+    """The command that goes on from `checkpoint`: `args` of train.py, pointed at it."""
+    kept: list[str] = []
+    skip = False
+    for word in args:
+        if word.split("=")[0].replace("-", "_") == "__start_checkpoint":
+            skip = "=" not in word  # the next word is its value
+        elif skip:
+            skip = False
+        else:
+            kept.append(word)
+    if not {word.split("=")[0].replace("_", "-") for word in kept} & {"-m", "--model-path"}:
+        kept += ["-m", str(model_path)]
+    return shlex.join(["python", "train.py", *kept, "--start_checkpoint", str(checkpoint)])

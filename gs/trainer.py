@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from .cameras import Camera
-from .checkpoint import save_checkpoint
+from .checkpoint import load_checkpoint, save_checkpoint
 from .config import TrainConfig, resolve_device
 from .data.loader import ImageLoader
 from .data.scene import Scene
@@ -330,6 +330,25 @@ class Trainer:
         finally:
             for number, handler in previous.items():
                 signal.signal(number, handler)
+
+
+def load_start(path: Path, method: str, iterations: int) -> dict[str, Any]:
+    """Read a checkpoint for `Trainer(start=...)`: of the same method, or of plain 3DGS.
+
+    Raises:
+        SplatrimError: absent, broken, of another method, or with no iterations left.
+    """
+    state = load_checkpoint(path)
+    if state["method"] not in (method, "3dgs"):
+        raise SplatrimError(
+            f"{path} is a checkpoint of {state['method']}:"
+            f" go on with --method {state['method']} instead of {method}"
+        )
+    if state["step"] >= iterations:
+        raise SplatrimError(
+            f"{path} is at iteration {state['step']} of {iterations}: give more --iterations"
+        )
+    return state
 
 
 def _restore_gaussians(state: dict[str, Any], device: torch.device) -> Gaussians:
