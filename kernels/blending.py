@@ -178,8 +178,9 @@ def blend_fwd(
     table, stride, shared = _features(records, features, args)
     for first in _groups(D):
         launch(
-            _blend_fwd_kernel, (C * args.tiles_x * args.tiles_y,), records, table, lists.flatten_ids,
-            lists.offsets, lists.tile_order, backgrounds, colors, alphas,
+            _blend_fwd_kernel, (C * args.tiles_x * args.tiles_y,),
+            records, table, lists.flatten_ids, lists.offsets, lists.tile_order, backgrounds,
+            colors, alphas,
             W, H, args.tiles_x, args.tiles_y, N, stride, D, first,
             CHANNELS=min(GROUP, D - first), SHARED=shared, BACKGROUND=backgrounds is not None,
             PRODUCT=args.colors_only, num_warps=1,
@@ -202,33 +203,41 @@ def blend_bwd(
     v_records = torch.zeros_like(records)
     v_features = None if features is None else torch.zeros_like(features)
     table, stride, shared = _features(records, features, args)
-    for first in _groups(D):
-        rows = v_records
+    wide_absgrad = args.absgrad and D > GROUP
+    passes = [(first, False) for first in _groups(D)] + [(0, True)] * wide_absgrad
+    for first, absgrad_only in passes:
+        more = absgrad_only or first > 0
+        rows = torch.zeros_like(records) if more else v_records
+        entries = rows
         if args.deterministic:
-            rows = torch.zeros(lists.flatten_ids.shape[0], 16, device=records.device)
-        elif v_features is not None and first > 0:
-            rows = torch.zeros_like(records)
-        channels = min(GROUP, D - first)
+            entries = torch.zeros(lists.flatten_ids.shape[0], 16, device=records.device)
+        channels = 1 if absgrad_only else min(GROUP, D - first)
         launch(
             blend_bwd_kernel, (C * args.tiles_x * args.tiles_y,), records, table, lists.flatten_ids,
             lists.slots, lists.offsets, lists.tile_order, colors, alphas,
-            v_colors, v_alphas, rows, W, H, args.tiles_x, args.tiles_y, N, stride, D, first,
+            v_colors, v_alphas, entries,
+            W, H, args.tiles_x, args.tiles_y, N, stride, D, first,
             COLUMN=args.first_column or 8, CHANNELS=channels, SHARED=shared,
             ALPHA_GRADIENT=v_alphas is not None and first == 0, MASK_GRADIENT=args.mask_gradient,
-            ABSGRAD=args.absgrad, DETERMINISTIC=args.deterministic,
+            ABSGRAD=absgrad_only or (args.absgrad and not wide_absgrad),
+            ABSGRAD_ONLY=absgrad_only, DETERMINISTIC=args.deterministic,
             WIDE_SLOTS=lists.slots.dtype == torch.int64, PRODUCT=args.colors_only,
             SPLIT=args.exact, num_warps=1,
         )  # fmt: skip
         if args.deterministic:
-            entries, rows = rows, torch.zeros_like(records) if first > 0 else v_records
             launch(
                 sum_rows_kernel, (C * N,), entries, depth.order, depth.cumulative, rows,
                 WIDE_ORDER=depth.order.dtype == torch.int64, BLOCK=16, num_warps=1,
             )  # fmt: skip
+        if absgrad_only:
+            v_records[..., 12:14] = rows[..., 12:14]
+            continue
         if v_features is not None:
             columns = rows[..., 8 : 8 + channels]
             v_features[..., first : first + channels] = columns.sum(0) if shared else columns
-            if first > 0:
+            # they are no gradients of what records hold there
+            rows[..., 8:12].zero_()
+            if more:
                 v_records += rows
     return v_records, v_features
 

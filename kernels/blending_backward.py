@@ -99,6 +99,7 @@ def blend_bwd_kernel(
     ALPHA_GRADIENT: tl.constexpr,
     MASK_GRADIENT: tl.constexpr,
     ABSGRAD: tl.constexpr,
+    ABSGRAD_ONLY: tl.constexpr,  # of all D channels at once: |x| is not a sum over channels
     DETERMINISTIC: tl.constexpr,
     WIDE_SLOTS: tl.constexpr,  # slots are int64
     PRODUCT: tl.constexpr,
@@ -115,6 +116,12 @@ def blend_bwd_kernel(
     g1 = tl.zeros([PIXELS], tl.float32)
     g2 = g1
     g3 = g1
+    largest = tl.abs(g0)
+    if ABSGRAD_ONLY:
+        for channel in range(1, D):
+            gc, r = _load_gradient(v_colors_ptr, colors_ptr, pixel, inside, D, channel, 0)
+            remainder += r
+            largest = tl.maximum(largest, tl.abs(gc))
     if CHANNELS > 1:
         g1, r = _load_gradient(v_colors_ptr, colors_ptr, pixel, inside, D, first, 1)
         remainder += r
@@ -124,7 +131,7 @@ def blend_bwd_kernel(
     if CHANNELS > 3:
         g3, r = _load_gradient(v_colors_ptr, colors_ptr, pixel, inside, D, first, 3)
         remainder += r
-    largest = tl.maximum(tl.maximum(tl.abs(g0), tl.abs(g1)), tl.maximum(tl.abs(g2), tl.abs(g3)))
+    largest = tl.maximum(tl.maximum(largest, tl.abs(g1)), tl.maximum(tl.abs(g2), tl.abs(g3)))
     if ALPHA_GRADIENT:
         ga = tl.load(v_alphas_ptr + pixel, mask=inside, other=0.0)
         remainder += ga * (tl.load(alphas_ptr + pixel, mask=inside, other=0.0) - 1.0)
@@ -181,6 +188,11 @@ def blend_bwd_kernel(
                 f = feature(features_ptr, ids, there, N, stride, D, 3, first, SHARED)
                 u += g3[:, None] * f[None, :]
 
+        if ABSGRAD_ONLY:
+            for channel in range(1, D):
+                gc, _ = _load_gradient(v_colors_ptr, colors_ptr, pixel, inside, D, channel, 0)
+                f = feature(features_ptr, ids, there, N, stride, D, 0, channel, SHARED)
+                u += (gc * scale)[:, None] * f[None, :]
         raw = raw_alpha(x, y, mx, my, A, B, C, lo, there, halves)
         raw = tl.where(raw >= ALPHA_MIN, raw, 0.0)
         e = tl.minimum(raw, ALPHA_MAX) * m[None, :]
@@ -234,7 +246,9 @@ def blend_bwd_kernel(
         row = tl.where(j == 4, (m * hyy * -0.5)[:, None], row)
         row = tl.where(j == 5, (m * s0 * LN2)[:, None], row)
         row = tl.where(j == 6, v_m[:, None], tl.where(j == 7, 0.0, row))
-        if DETERMINISTIC:
+        if ABSGRAD_ONLY:
+            pass
+        elif DETERMINISTIC:
             slot = tl.load(slots_ptr + i + tl.arange(0, CHUNK), mask=there, other=0).to(tl.int64)
             out = v_rows_ptr + slot[:, None] * 16
             tl.store(out + j, row, mask=there[:, None])

@@ -18,10 +18,12 @@ from .binning import depth_order, isect_tiles
 from .blending import Blend, rasterize_to_pixels
 from .constants import EPS2D, FAR_PLANE, NEAR_PLANE, TILE_SIZE
 from .contributions import contributions as measure_contributions
+from .device import INTERPRET
 from .projection import project
+from .reference.rasterization import rasterize as rasterize_nothing
 
 SLACK = 1.125  # capacity over the number of intersections seen
-GRAIN = 1 << 15  # capacities are multiples of this
+GRAIN = 128 if INTERPRET.value else 1 << 15  # capacities are multiples of this
 
 
 class Capacity:
@@ -107,6 +109,12 @@ def rasterize(
         normalize_quats: False uses quaternions as they are.
     """
     N, C, device = means.shape[0], viewmats.shape[0], means.device
+    if N == 0:
+        return rasterize_nothing(
+            means, quats, scales, opacities, colors, viewmats, Ks, width, height,
+            sh_degree=sh_degree, backgrounds=backgrounds, render_mode=render_mode, masks=masks,
+            mask_logits=mask_logits, contributions=contributions,
+        )  # fmt: skip
     if mask_ids is not None:
         mask_ids = mask_ids.to(torch.int32).contiguous()
     has_depth = "D" in render_mode
@@ -115,7 +123,8 @@ def rasterize(
         means, quats, scales, opacities, sh0, colors_rest, viewmats, Ks, width, height,
         near_plane=float(near_plane), far_plane=float(far_plane), eps2d=float(eps2d),
         sh_degree=sh_degree, antialiased=antialiased, masks=masks, mask_logits=mask_logits,
-        mask_seed=mask_seed, mask_ids=mask_ids, raw=raw, covars=covars, normalize_quats=normalize_quats,
+        mask_seed=mask_seed, mask_ids=mask_ids, raw=raw, covars=covars,
+        normalize_quats=normalize_quats,
     )  # fmt: skip
     means2d, records = projected.means2d, projected.records
     if means2d.requires_grad:
@@ -124,10 +133,8 @@ def rasterize(
     features, first_column, n_features = _features(colors, records, sh_degree, render_mode)
     background = _background(backgrounds, render_mode, C, device)
     tiles_x, tiles_y = -(-width // TILE_SIZE), -(-height // TILE_SIZE)
-    depth = lists = None
-    if N > 0:
-        depth = depth_order(projected.depth_keys, projected.tiles_per_gauss, sort)
-    n_isects = depth.cumulative[-1:] if depth else torch.zeros(1, dtype=torch.int32, device=device)
+    depth = depth_order(projected.depth_keys, projected.tiles_per_gauss, sort)
+    n_isects = depth.cumulative[-1:]
     capacity = _capacities[device]
     capacity.ask(n_isects)
     if capacity.entries == 0:

@@ -32,7 +32,7 @@ def repo() -> Path:
 
 @pytest.fixture(scope="session")
 def data_root() -> Path:
-    """Folder with `data/`, `golden/` and `models/`: $SPLATRIM_DATA, else ../shared; skips without."""
+    """Folder with data/, golden/ and models/: $SPLATRIM_DATA, else ../shared; skips without."""
     root = Path(os.environ.get("SPLATRIM_DATA", REPO.parent / "shared"))
     if not (root / "golden").is_dir() and not (root / "data").is_dir():
         pytest.skip(f"no measuring data at {root}; set SPLATRIM_DATA")

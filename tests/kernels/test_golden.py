@@ -10,6 +10,10 @@ from torch import Tensor
 
 from kernels import rasterization
 
+ON_GPU = torch.cuda.is_available()
+# Interpreted kernels are slow: the other records run on a GPU alone.
+INTERPRETED = {("faint", "dgr"), ("solid", "dgr_sampled_only"), ("near", "gsplat")}
+CASES = {"f32": torch.float32, "f64": torch.float64, "triton": torch.float32}
 PARAMETERS = ("means", "quats", "scales", "opacities", "sh")
 
 
@@ -51,10 +55,20 @@ RECORDS = {
 }
 
 
-def load(root: Path, scene: str, dtype: torch.dtype) -> dict[str, Tensor]:
+def load(root: Path, scene: str, case: str) -> dict[str, Tensor]:
+    device = "cuda" if case == "triton" and ON_GPU else "cpu"
     with np.load(root / "golden" / f"golden_{scene}.npz") as file:
         tensors = {name: torch.from_numpy(np.asarray(value)) for name, value in file.items()}
-    return {k: v.to(dtype) if v.is_floating_point() else v for k, v in tensors.items()}
+    return {
+        k: v.to(device, CASES[case] if v.is_floating_point() else v.dtype)
+        for k, v in tensors.items()
+    }
+
+
+def backend(case: str) -> dict[str, str]:
+    if case == "triton":
+        return {"backend": "triton", "precision": "exact"}
+    return {"backend": "reference"}
 
 
 def hold(name: str, got: Tensor, want: Tensor, bound: float) -> None:
@@ -72,10 +86,12 @@ def hold_image(name: str, got: Tensor, want: Tensor, bound: Bound) -> None:
         assert error.mean() <= bound.mean, f"{name}: mean {error.mean():.2e}"
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["f32", "f64"])
+@pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize(("scene", "tag"), RECORDS, ids=[f"{s}-{t}" for s, t in RECORDS])
-def test_record(scene: str, tag: str, dtype: torch.dtype, data_root: Path) -> None:
-    z, bound = load(data_root, scene, dtype), RECORDS[scene, tag]
+def test_record(scene: str, tag: str, case: str, data_root: Path) -> None:
+    if case == "triton" and not ON_GPU and (scene, tag) not in INTERPRETED:
+        pytest.skip("too slow interpreted; runs on a GPU")
+    z, bound = load(data_root, scene, case), RECORDS[scene, tag]
     masks = None
     if tag == "dgr_sampled_only":
         # The same Gaussians with masks: exact gradients are those of the sampled ones alone.
@@ -101,8 +117,8 @@ def test_record(scene: str, tag: str, dtype: torch.dtype, data_root: Path) -> No
         backgrounds=z["in_bg"][None],
         masks=masks,
         rasterize_mode="antialiased" if tag == "gsplat_aa" else "classic",
-        render_mode="RGB+ED",
-        backend="reference",
+        render_mode="RGB" if inria else "RGB+ED",
+        **backend(case),
     )
     colors, depths = image[0, ..., :3], image[0, ..., 3:]
     hold_image("image", colors.detach(), z[f"{tag}.image"].permute(1, 2, 0), bound)
@@ -111,7 +127,7 @@ def test_record(scene: str, tag: str, dtype: torch.dtype, data_root: Path) -> No
         far = float(depths.detach().max())
         expected = z[f"{tag}.expected_depth"][..., None]
         hold_image("depth", depths.detach() / far, expected / far, bound)
-    if scene == "dense" and dtype == torch.float64:
+    if scene == "dense" and case == "f64":
         return
     (colors.permute(2, 0, 1) * z["in_loss_weights"]).sum().backward()
     check_gradients(scene, tag, z, dict(zip(PARAMETERS, leaves, strict=True)), masks, bound)
@@ -147,9 +163,9 @@ def check_gradients(
         hold("v_masks", masks.grad, z[f"{tag}.grad_mask_published"][:, 0], bound.gradient)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["f32", "f64"])
-def test_two_cameras(dtype: torch.dtype, data_root: Path) -> None:
-    z = load(data_root, "multi", dtype)
+@pytest.mark.parametrize("case", CASES)
+def test_two_cameras(case: str, data_root: Path) -> None:
+    z = load(data_root, "multi", case)
     names = ("means", "quats", "scales", "opacities", "colors", "viewmats", "backgrounds")
     leaves = {k: z["in_" + k].clone().requires_grad_() for k in names}
     backgrounds = leaves["backgrounds"]
@@ -160,7 +176,7 @@ def test_two_cameras(dtype: torch.dtype, data_root: Path) -> None:
         int(z["in_height"]),
         backgrounds=backgrounds,
         absgrad=True,
-        backend="reference",
+        **backend(case),
     )
     hold_image("colors", colors[0].detach(), z["gsplat.colors"][0], TIGHT)
     hold_image("colors", colors[1].detach(), z["gsplat.colors"][1], TIGHT)

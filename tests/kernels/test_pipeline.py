@@ -1,0 +1,272 @@
+"""The Triton backend of `rasterization` against the float64 reference, whole."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from kernels import rasterization
+from kernels.compat import GaussianRasterizationSettings, GaussianRasterizer
+
+ON_GPU = torch.cuda.is_available()
+DEVICE = "cuda" if ON_GPU else "cpu"
+EDGE = 24 if ON_GPU else 16
+SIZE = (37, 29) if ON_GPU else (21, 13)  # interpreted kernels are slow
+NAMES = ("means", "quats", "scales", "opacities", "colors", "masks", "viewmats")
+
+
+@pytest.fixture(autouse=True)
+def poisoned(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What nothing writes is NaN, or a huge integer."""
+    empty, empty_like = torch.empty, torch.empty_like
+
+    def spoil(x: Tensor) -> Tensor:
+        with torch.no_grad():
+            return x.fill_(float("nan") if x.is_floating_point() else 2**14 - 3)
+
+    monkeypatch.setattr(torch, "empty", lambda *a, **k: spoil(empty(*a, **k)))
+    monkeypatch.setattr(torch, "empty_like", lambda *a, **k: spoil(empty_like(*a, **k)))
+
+
+def make_scene(N: int, C: int = 1, channels: int | None = None) -> dict[str, Tensor]:
+    g = torch.Generator().manual_seed(N)
+    rand = lambda *shape: torch.rand(*shape, generator=g)  # noqa: E731
+    means = rand(N, 3) * torch.tensor([5.0, 4.0, 5.0]) - torch.tensor([2.5, 2.0, 0.5])
+    viewmats = torch.eye(4).repeat(C, 1, 1)
+    viewmats[:, :3, 3] = 0.2 * torch.randn(C, 3, generator=g)
+    colors = torch.randn(N, 16, 3, generator=g) * 0.3 if channels is None else rand(N, channels)
+    scene = {
+        "means": means,
+        "quats": torch.randn(N, 4, generator=g),
+        "scales": 0.02 + 0.25 * rand(N, 3) ** 2,
+        "opacities": rand(N),
+        "colors": colors,
+        "masks": (rand(N) < 0.7).float(),
+        "viewmats": viewmats,
+    }
+    return {k: v.to(DEVICE) for k, v in scene.items()}
+
+
+def run(scene: dict[str, Tensor], size: tuple[int, int], backend: str, **options: Any):
+    """Outputs and gradients of a random linear loss, in float64."""
+    dtype = torch.float64 if backend == "reference" else torch.float32
+    leaves = {k: v.to(dtype).clone().requires_grad_() for k, v in scene.items()}
+    W, H = size
+    C = len(scene["viewmats"])
+    K = torch.tensor([[0.9 * W, 0, 0.53 * W], [0, 0.8 * W, 0.46 * H], [0, 0, 1.0]])
+    if scene["colors"].dim() == 3:
+        options = {"sh_degree": 3} | options
+    arguments = [leaves[k] for k in NAMES if k != "masks"]
+    background = options.pop("background", None)
+    if background is not None:
+        background = background.to(DEVICE, dtype).expand(C, -1).clone().requires_grad_()
+        options["backgrounds"] = background
+    image, alphas, info = rasterization(
+        *arguments, K.to(DEVICE, dtype).repeat(C, 1, 1), W, H, 0.2,
+        masks=leaves["masks"], backend=backend, **options,
+    )  # fmt: skip
+    g = torch.Generator().manual_seed(1)
+    v = torch.randn(image.shape, generator=g).to(image)
+    v_alphas = torch.randn(alphas.shape, generator=g).to(alphas)
+    ((image * v).sum() + (alphas * v_alphas).sum()).backward()
+    results = {"image": image, "alphas": alphas, "v_means2d": info["means2d"].grad}
+    results |= {f"v_{k}": leaf.grad for k, leaf in leaves.items()}
+    if background is not None:
+        results["v_backgrounds"] = background.grad
+    return {k: v.detach().double() for k, v in results.items() if v is not None}, info
+
+
+def compare(assert_close, got: dict[str, Tensor], want: dict[str, Tensor], limit: float) -> None:
+    # what an image does not depend on has gradient None or zero
+    got = {k: v for k, v in got.items() if k in want or bool((v != 0).any())}
+    assert got.keys() == want.keys()
+    # pixels in which an alpha sits within rounding of 1/255 or a ray's end may flip: few
+    error = (got["image"] - want["image"]).abs().amax(-1)
+    flipped = error > 1e-4
+    assert flipped.sum() <= 2 + 1e-3 * flipped.numel(), f"{int(flipped.sum())} pixels flipped"
+    for name, value in got.items():
+        if name in ("image", "alphas"):
+            keep = ~flipped
+            assert_close(name, value[keep], want[name][keep], 1e-5)
+        else:
+            assert_close(name, value, want[name], limit)
+
+
+CASES: dict[str, dict[str, Any]] = {
+    "exact": {"precision": "exact"},
+    "default": {"_limit": 1e-3},
+    "background": {"background": torch.tensor([0.2, 0.5, 0.9]), "precision": "exact"},
+    "antialiased": {"rasterize_mode": "antialiased", "precision": "exact"},
+    "depth": {"render_mode": "D", "precision": "exact"},
+    "expected-depth": {"render_mode": "RGB+ED", "precision": "exact"},
+    "cameras": {"_C": 2, "precision": "exact"},
+    "five-channels": {"_channels": 5, "precision": "exact"},
+    "five-and-depth": {"_channels": 5, "render_mode": "RGB+D", "precision": "exact"},
+    "deterministic": {"deterministic": True, "precision": "exact"},
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_against_reference(case, assert_close):
+    options = dict(CASES[case])
+    limit = options.pop("_limit", 2e-4)
+    scene = make_scene(40, options.pop("_C", 1), options.pop("_channels", None))
+    precision = {"precision": options.pop("precision", "default")}
+    got, _ = run(scene, SIZE, "triton", **options, **precision)
+    options.pop("deterministic", None)
+    want, _ = run(scene, SIZE, "reference", **options)
+    compare(assert_close, got, want, limit)
+
+
+@pytest.mark.parametrize("N", [1, 1000])
+def test_sizes(N, assert_close):
+    scene = make_scene(N)
+    size = SIZE if N == 1 or ON_GPU else (15, 7)
+    got, _ = run(scene, size, "triton", precision="exact")
+    want, _ = run(scene, size, "reference")
+    compare(assert_close, got, want, 2e-4)
+
+
+@pytest.mark.parametrize("what", ["none", "behind", "transparent"])
+def test_nothing_to_see(what):
+    scene = make_scene(0 if what == "none" else 20)
+    if what == "behind":
+        scene["means"][:, 2] = -1.0
+    if what == "transparent":
+        scene["opacities"].fill_(1e-3)
+    background = torch.tensor([0.2, 0.5, 0.9])
+    results, info = run(scene, (17, 9), "triton", background=background)
+    assert torch.equal(results["image"].float(), background.to(DEVICE).expand(1, 9, 17, 3))
+    for name in NAMES:
+        assert torch.equal(results[f"v_{name}"], torch.zeros_like(results[f"v_{name}"])), name
+    assert int(info["n_isects"]) == 0
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_nonfinite_parameters_are_culled(value, assert_close):
+    scene = make_scene(30)
+    scene["means"][:5] = torch.tensor([0.0, 0.0, 3.0])
+    scene["opacities"][:5] = 0.5
+    sound = {k: v if k == "viewmats" else v[5:] for k, v in scene.items()}
+    want, _ = run(sound, SIZE, "triton")
+    for i, name in enumerate(("means", "quats", "scales", "opacities", "colors")):
+        scene[name].view(30, -1)[i, -1] = value
+    got, info = run(scene, SIZE, "triton")
+    assert int(info["n_nonfinite"]) == 5
+    assert_close("image", got["image"], want["image"], 1e-6)
+    for name in ("means", "quats", "scales", "opacities", "colors"):
+        assert torch.equal(got[f"v_{name}"][:5], torch.zeros_like(got[f"v_{name}"][:5])), name
+        assert_close(name, got[f"v_{name}"][5:], want[f"v_{name}"], 1e-5)
+
+
+def test_capacity_grows(assert_close):
+    """A call with more intersections than were ever seen repeats itself and is right."""
+    from kernels import pipeline
+
+    scene = make_scene(150)
+    want, _ = run(scene, SIZE, "triton")
+    pipeline._capacities[scene["means"].device].entries = 64
+    got, info = run(scene, SIZE, "triton")
+    assert int(info["n_isects"]) > 64
+    compare(assert_close, got, want, 1e-5)
+
+
+def test_deterministic_bits():
+    scene = make_scene(60)
+    first, _ = run(scene, SIZE, "triton", deterministic=True)
+    second, _ = run(scene, SIZE, "triton", deterministic=True)
+    for name, value in first.items():
+        assert torch.equal(value, second[name]), name
+
+
+def test_sampled_masks(assert_close):
+    """Logits draw the same masks as the reference, with straight-through gradients."""
+    scene = make_scene(63)
+    logits = torch.randn(63, 2, device=DEVICE)
+    results = []
+    for backend, dtype in (("triton", torch.float32), ("reference", torch.float64)):
+        leaf = logits.to(dtype).clone().requires_grad_()
+        tensors = [scene[k].to(dtype) for k in ("means", "quats", "scales", "opacities", "colors")]
+        K = torch.tensor([[33.0, 0, 18], [0, 33, 14], [0, 0, 1]]).to(DEVICE, dtype)
+        image, _, info = rasterization(
+            *tensors, scene["viewmats"].to(dtype), K[None], *SIZE, sh_degree=3,
+            mask_logits=leaf, mask_seed=2**40 + 5, backend=backend,
+        )  # fmt: skip
+        (image.square().sum() + info["masks"].mean() ** 2).backward()
+        results.append((info["masks"], leaf.grad))
+    assert torch.equal(results[0][0].detach().double(), results[1][0].detach())
+    assert 0 < results[0][0].mean() < 1
+    assert_close("v_logits", results[0][1], results[1][1], 1e-3)
+
+
+@pytest.mark.gpu
+def test_long_tile_list(assert_close):
+    """One tile with more than 10,000 entries."""
+    scene = make_scene(12_000)
+    scene["means"] = torch.tensor([0.0, 0.0, 3.0], device=DEVICE) + 0.02 * torch.randn(
+        12_000, 3, generator=torch.Generator().manual_seed(0)
+    ).to(DEVICE)
+    scene["opacities"].mul_(0.02)
+    scene["scales"].fill_(0.02)
+    got, info = run(scene, (40, 40), "triton", precision="exact")
+    want, _ = run(scene, (40, 40), "reference")
+    assert int(info["tiles_per_gauss"].sum()) == int(info["n_isects"])
+    compare(assert_close, got, want, 1e-3)
+
+
+def inria_settings(**changes: Any) -> GaussianRasterizationSettings:
+    view = torch.eye(4, device=DEVICE)
+    tan = 0.6
+    near, far = 0.01, 100.0
+    project = torch.zeros(4, 4, device=DEVICE)
+    project[0, 0] = project[1, 1] = 1 / tan
+    project[2, 2], project[2, 3], project[3, 2] = far / (far - near), -far * near / (far - near), 1
+    defaults: dict[str, Any] = {
+        "image_height": EDGE, "image_width": EDGE, "tanfovx": tan, "tanfovy": tan,
+        "bg": torch.zeros(3, device=DEVICE), "scale_modifier": 1.0, "viewmatrix": view.T,
+        "projmatrix": (project @ view).T, "sh_degree": 1, "campos": torch.zeros(3, device=DEVICE),
+        "prefiltered": False, "debug": False,
+    }  # fmt: skip
+    return GaussianRasterizationSettings(**(defaults | changes))
+
+
+@pytest.mark.parametrize("style", ["inria", "mask", "gsplat"])
+def test_scripts_of_each_style_train(style):
+    """Loops as written for the three rasterizers, with nothing but the import changed."""
+    scene = make_scene(40)
+    scene["means"][:, 2] = scene["means"][:, 2].abs() + 1.5
+    target = torch.rand(3, EDGE, EDGE, generator=torch.Generator().manual_seed(3)).to(DEVICE)
+    means = scene["means"].clone().requires_grad_()
+    quats = torch.nn.functional.normalize(scene["quats"], dim=-1)
+    logits = torch.zeros(40, 1, device=DEVICE).requires_grad_()
+    sh = scene["colors"].clone().requires_grad_()
+    optimizer = torch.optim.Adam([means, logits, sh], lr=0.03)
+    losses = []
+    for _ in range(8 if ON_GPU else 3):
+        screen = torch.zeros_like(means, requires_grad=True)
+        opacities = torch.sigmoid(logits)
+        if style == "gsplat":
+            K = torch.tensor([[20.0, 0, 12], [0, 20, 12], [0, 0, 1]], device=DEVICE)
+            colors, _, info = rasterization(
+                means, quats, scene["scales"], opacities[:, 0], sh, scene["viewmats"], K[None],
+                EDGE, EDGE, sh_degree=1, packed=False, backend="triton",
+            )  # fmt: skip
+            info["means2d"].retain_grad()
+            image, grads = colors[0].permute(2, 0, 1), info["means2d"]
+        else:
+            rasterizer = GaussianRasterizer(raster_settings=inria_settings())
+            options = {"masks": torch.ones(40, 1, device=DEVICE)} if style == "mask" else {}
+            image, radii = rasterizer(
+                means3D=means, means2D=screen, shs=sh, opacities=opacities,
+                scales=scene["scales"], rotations=quats, **options,
+            )  # fmt: skip
+            assert radii.shape == (40,) and bool((radii > 0).any())
+            grads = screen
+        loss = (image - target).abs().mean()
+        loss.backward()
+        assert grads.grad is not None and bool((grads.grad != 0).any())
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        losses.append(loss.item())
+    assert losses[-1] < losses[0]
