@@ -77,7 +77,13 @@ def run(scene: dict[str, Tensor], size: tuple[int, int], backend: str, **options
     return {k: v.detach().double() for k, v in results.items() if v is not None}, info
 
 
-def compare(assert_close, got: dict[str, Tensor], want: dict[str, Tensor], limit: float) -> None:
+def compare(
+    assert_close,
+    got: dict[str, Tensor],
+    want: dict[str, Tensor],
+    limit: float,
+    image_limit: float = 1e-5,
+) -> None:
     # what an image does not depend on has gradient None or zero
     got = {k: v for k, v in got.items() if k in want or bool((v != 0).any())}
     assert got.keys() == want.keys()
@@ -88,7 +94,7 @@ def compare(assert_close, got: dict[str, Tensor], want: dict[str, Tensor], limit
     for name, value in got.items():
         if name in ("image", "alphas"):
             keep = ~flipped
-            assert_close(name, value[keep], want[name][keep], 1e-5)
+            assert_close(name, value[keep], want[name][keep], image_limit)
         else:
             assert_close(name, value, want[name], limit)
 
@@ -212,7 +218,8 @@ def test_long_tile_list(assert_close):
     got, info = run(scene, (40, 40), "triton", precision="exact")
     want, _ = run(scene, (40, 40), "reference")
     assert int(info["tiles_per_gauss"].sum()) == int(info["n_isects"])
-    compare(assert_close, got, want, 1e-3)
+    # a product of 12,000 float32 transmittances: rounding grows with the square root
+    compare(assert_close, got, want, 1e-3, image_limit=1e-4)
 
 
 def inria_settings(**changes: Any) -> GaussianRasterizationSettings:
