@@ -49,6 +49,8 @@ class MaskGaussianConfig(MethodConfig):
         "beta": {},
         "alpha": {"lambda_mask": 0.1, "mask_from_iter": 19_000, "mask_until_iter": 20_000},
         "gamma": {"lambda_mask": 0.001},
+        # a few hundred iterations on the built-in scene
+        "demo": {"lambda_mask": 0.001},
     }
 
     def scaled(self, factor: float) -> "MaskGaussianConfig":
