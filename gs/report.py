@@ -77,7 +77,9 @@ def headline(run: Run) -> tuple[str, str] | None:
         tiles.append(tile("Training", *duration(timing["train_seconds"]), detail))
     if "fps" in run.stats:
         size = f"at {run.stats.get('width')}×{run.stats.get('height')}"
-        tiles.append(tile("Rendering", f"{run.stats['fps']:.3g}", "frames/s", size))
+        fps = run.stats["fps"]
+        rate = f"{fps:,.0f}" if fps >= 100 else f"{fps:.3g}"
+        tiles.append(tile("Rendering", rate, "frames/s", size))
     return ("", f'<div class="tiles">{"".join(tiles)}</div>') if tiles else None
 
 
