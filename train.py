@@ -41,7 +41,6 @@ from pruning import METHODS, MethodConfig
 SCALE_BELOW = 7000  # iterations under which --schedule auto scales
 DEMO_SCENE = Path("output") / "demo_scene"
 DEMO_ITERATIONS = 500
-DEMO_MASK_LR = 0.1  # logits cross their gap within some 90 consistent steps
 
 P = TypeVar("P", bound=MethodConfig)
 logger = logging.getLogger("splatrim")
@@ -94,8 +93,6 @@ def default_config(choice: Choice, iterations: int | None) -> Config[Any]:
         factor = iterations / PUBLISHED_ITERATIONS
         train, optim, densify = train.scaled(factor), optim.scaled(factor), densify.scaled(factor)
         pruning = pruning.scaled(factor)
-    if preset == "demo":
-        optim = dataclasses.replace(optim, mask_lr=DEMO_MASK_LR)
     choice = dataclasses.replace(choice, preset=preset)
     return Config(choice, scene, train, optim, densify, pruning)
 

@@ -291,6 +291,7 @@ def isect_tiles(
         NARROW=narrow, WIDE_SLOTS=sort == "torch", TILES=TILES, GATHER=GATHER,
     )  # fmt: skip
     launch(
-        _tile_order_kernel, (n_search,), offsets, class_counts, tile_order, n_tiles, TILES=TILES
-    )
+        _tile_order_kernel, (n_search,), offsets, class_counts, tile_order, n_tiles,
+        TILES=TILES, num_warps=8,
+    )  # fmt: skip
     return TileLists(flatten_ids, slots, offsets, tile_order)

@@ -49,8 +49,7 @@ class MaskGaussianConfig(MethodConfig):
         "beta": {},
         "alpha": {"lambda_mask": 0.1, "mask_from_iter": 19_000, "mask_until_iter": 20_000},
         "gamma": {"lambda_mask": 0.001},
-        # a few hundred iterations on the built-in scene
-        "demo": {"lambda_mask": 0.001},
+        "demo": {"lambda_mask": 0.001},  # a few hundred iterations on the built-in scene
     }
 
     def scaled(self, factor: float) -> "MaskGaussianConfig":

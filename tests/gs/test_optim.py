@@ -95,7 +95,7 @@ def test_scaled_schedule_keeps_its_shape() -> None:
         got = position_lr(short, 1.0, round(240 * share))
         want = 5.0 * position_lr(OptimConfig(), 1.0, round(30_000 * share))
         assert got == pytest.approx(want)  # 5 = 0.008^(-1/3)
-    assert short.mask_lr == pytest.approx(1.25)
+    assert short.mask_lr == pytest.approx(0.25)
     assert short.feature_lr == pytest.approx(5.0 * OptimConfig().feature_lr)
     assert short.opacity_lr == OptimConfig().opacity_lr
     assert OptimConfig().scaled(1.0) == OptimConfig()
