@@ -270,7 +270,7 @@ def isect_tiles(
         top *= FANOUT.value
     wide_order = depth.order.dtype == torch.int64
     launch(
-        _expand_kernel, (triton.cdiv(capacity, BLOCK),),
+        _expand_kernel, (-(-capacity // BLOCK),),
         records, depth.order, depth.cumulative, tile_ids, gaussian_ids, class_counts,
         M, N, top, capacity, n_tiles, tiles_x, tiles_y,
         NARROW=narrow, WIDE_ORDER=wide_order, BLOCK=BLOCK, num_warps=1,
@@ -283,9 +283,9 @@ def isect_tiles(
     flatten_ids = torch.empty(capacity, dtype=torch.int32, device=device)
     offsets = torch.empty(n_tiles + 1, dtype=torch.int32, device=device)
     tile_order = torch.empty(n_tiles, dtype=torch.int32, device=device)
-    n_search = triton.cdiv(n_tiles, TILES)
+    n_search = -(-n_tiles // TILES)
     launch(
-        _lists_kernel, (n_search + triton.cdiv(capacity, GATHER),),
+        _lists_kernel, (n_search + -(-capacity // GATHER),),
         sorted_ids, depth.cumulative, slots, gaussian_ids, flatten_ids, offsets, class_counts,
         M, capacity, n_tiles, capacity.bit_length(), n_search,
         NARROW=narrow, WIDE_SLOTS=sort == "torch", TILES=TILES, GATHER=GATHER,

@@ -16,6 +16,9 @@ four, in the backward (blending_backward.py) too: every gradient is a sum over c
     colors [C H W D], alphas [C H W 1] float32
 """
 
+# Triton types its device functions as returning nothing.
+# pyright: reportGeneralTypeIssues=false
+
 from typing import Any, NamedTuple
 
 import torch
@@ -260,7 +263,9 @@ class _RasterizeToPixels(torch.autograd.Function):
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, v_colors: Tensor | None, v_alphas: Tensor | None) -> Any:
+    def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
+        ctx: Any, v_colors: Tensor | None, v_alphas: Tensor | None
+    ) -> Any:
         records, features, colors, alphas = ctx.saved_tensors
         if v_colors is None and v_alphas is None:
             return None, None, None, None, None

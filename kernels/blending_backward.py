@@ -23,6 +23,9 @@ registers. With it left out, mask gradients are free: v_m is the first of the mo
     Deterministic mode writes one row per list entry instead, summed by _sum_rows_kernel.
 """
 
+# Triton types its device functions as returning nothing.
+# pyright: reportGeneralTypeIssues=false
+
 import triton
 import triton.language as tl
 
