@@ -6,10 +6,13 @@ Tile lists live in buffers whose capacity is a guess, a little above the largest
 intersections seen. The true number is copied to the host while the GPU sorts and blends; it is
 read after everything is queued, so the GPU never waits for the host, and a call whose guess was
 too small repeats the lists and the images with room for all before it returns.
+
+A CUDA graph can neither read a count nor repeat anything. There the caller fixes the capacities
+(`Room`) and compares them with `info["needed"]` once the graph has run.
 """
 
 import threading
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -24,6 +27,15 @@ from .reference.rasterization import rasterize as rasterize_nothing
 
 SLACK = 1.125  # capacity over the number of intersections seen
 GRAIN = 128 if INTERPRET.value else 1 << 15  # capacities are multiples of this
+
+
+class Room(NamedTuple):
+    """Capacities that a caller fixes, for a call that is captured in a CUDA graph."""
+
+    rows: int
+    """Visible (camera, Gaussian) pairs."""
+    entries: int
+    """Intersections of Gaussians and tiles."""
 
 
 class Capacity:
@@ -87,7 +99,7 @@ def rasterize(
     absgrad: bool = False,
     masks: Tensor | None = None,  # [N]
     mask_logits: Tensor | None = None,  # [N] or [N, 2]
-    mask_seed: int = 0,
+    mask_seed: int | Tensor = 0,  # or [2] int32
     mask_ids: Tensor | None = None,  # [N] int32
     contributions: bool = False,
     deterministic: bool = False,
@@ -97,6 +109,7 @@ def rasterize(
     sort: str = "torch",
     covars: Tensor | None = None,  # [N, 3, 3]
     normalize_quats: bool = True,
+    room: Room | None = None,
 ) -> tuple[Tensor, Tensor, dict[str, Any]]:
     """Render without validating; `kernels.rasterization` documents arguments and results.
 
@@ -107,14 +120,22 @@ def rasterize(
         sort: "torch" or "triton" (binning.py).
         covars: World covariances in place of quats and scales.
         normalize_quats: False uses quaternions as they are.
+        room: Fixed capacities. Nothing is copied to the host or waited for, so that the call and
+            its backward can be captured in a CUDA graph, and `info["needed"]` [2] int32 on the
+            device says how many rows and entries the scene has: images and gradients are right
+            only where both are within the room. `rows` does not limit anything yet, and
+            needed[0] is C N.
     """
     N, C, device = means.shape[0], viewmats.shape[0], means.device
     if N == 0:
-        return rasterize_nothing(
+        image, alphas, info = rasterize_nothing(
             means, quats, scales, opacities, colors, viewmats, Ks, width, height,
             sh_degree=sh_degree, backgrounds=backgrounds, render_mode=render_mode, masks=masks,
             mask_logits=mask_logits, contributions=contributions,
         )  # fmt: skip
+        if room is not None:
+            info["needed"] = torch.zeros(2, dtype=torch.int32, device=device)
+        return image, alphas, info
     if mask_ids is not None:
         mask_ids = mask_ids.to(torch.int32).contiguous()
     has_depth = "D" in render_mode
@@ -135,10 +156,11 @@ def rasterize(
     tiles_x, tiles_y = -(-width // TILE_SIZE), -(-height // TILE_SIZE)
     depth = depth_order(projected.depth_keys, projected.tiles_per_gauss, sort)
     n_isects = depth.cumulative[-1:]
-    capacity = _capacities[device]
-    capacity.ask(n_isects)
-    if capacity.entries == 0:
-        capacity.answer()
+    capacity = _capacities[device] if room is None else room
+    if isinstance(capacity, Capacity):
+        capacity.ask(n_isects)
+        if capacity.entries == 0:
+            capacity.answer()
 
     while True:
         entries = capacity.entries
@@ -150,7 +172,7 @@ def rasterize(
             absgrad=absgrad, deterministic=deterministic, exact=exact,
         )  # fmt: skip
         image, alphas = rasterize_to_pixels(means2d, records, features, background, args)
-        if capacity.answer() <= entries:
+        if isinstance(capacity, Room) or capacity.answer() <= entries:
             break
 
     if "ED" in render_mode:
@@ -168,6 +190,9 @@ def rasterize(
         "n_nonfinite": projected.n_nonfinite,
         "masks": projected.masks,
     }
+    if room is not None:
+        info["needed"] = torch.full((2,), C * N, dtype=torch.int32, device=device)
+        info["needed"][1:] = n_isects
     if contributions:
         info |= measure_contributions(records.detach(), lists, width, height, tiles_x, tiles_y)
     return image, alphas, info

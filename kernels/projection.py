@@ -50,7 +50,7 @@ from .projection_parts import (
     to_camera,
 )
 from .rows import high_and_low_half, join16, pack_halves
-from .sampling import hard_mask, logistic_noise, split_seed
+from .sampling import hard_mask, load_seed, logistic_noise, split_seed
 from .spherical_harmonics import sh_color
 
 FWD_BLOCK = 64  # Gaussians per program, one per lane
@@ -93,6 +93,7 @@ def _project_fwd_kernel(
     masks_ptr,  # [N] in, or out with mask_logits, or None
     mask_logits_ptr,  # [N] or [N, 2] or None
     mask_ids_ptr,  # [N] or None
+    seed_ptr,  # [2] in place of seed_low and seed_high, or None
     means2d_ptr,  # [C, N, 2] out
     records_ptr,  # [C, N, 16] out
     radii_ptr,  # [C, N, 2] out
@@ -131,7 +132,8 @@ def _project_fwd_kernel(
         logit = load_logit(mask_logits_ptr, i, inside, LOGITS)
         probe += 0.0 * logit
         ids = load_ids(mask_ids_ptr, i, inside)
-        mask = hard_mask(logit + logistic_noise(seed_low, seed_high, ids))
+        low, high = load_seed(seed_ptr, seed_low, seed_high)
+        mask = hard_mask(logit + logistic_noise(low, high, ids))
         tl.store(masks_ptr + i, mask, mask=inside & (c == 0))
     elif masks_ptr is not None:
         mask = tl.load(masks_ptr + i, mask=inside, other=0.0)
@@ -295,6 +297,7 @@ class _Project(torch.autograd.Function):
         mask_logits: Tensor | None,
         Ks: Tensor,
         mask_ids: Tensor | None,
+        seed: Tensor | None,
         s: _Settings,
     ) -> tuple[Tensor | None, ...]:
         N, C, device = means.shape[0], viewmats.shape[0], means.device
@@ -310,7 +313,7 @@ class _Project(torch.autograd.Function):
         launch(
             _project_fwd_kernel, (-(-N // FWD_BLOCK), C),
             means, quats, scales, covars, opacities, sh0, shN, viewmats, Ks,
-            masks if sampled is None else sampled, mask_logits, mask_ids,
+            masks if sampled is None else sampled, mask_logits, mask_ids, seed,
             means2d, records, radii, tiles_per_gauss, depth_keys, n_nonfinite,
             N, s.width, s.height, s.near_plane, s.far_plane, s.eps2d, *s.seed,
             stride0=_row_stride(sh0), strideN=_row_stride(shN), DEGREE=s.degree,
@@ -319,7 +322,7 @@ class _Project(torch.autograd.Function):
         )  # fmt: skip
         ctx.save_for_backward(
             means, quats, scales, covars, opacities, sh0, shN, viewmats, mask_logits, Ks,
-            mask_ids, records, depth_keys,
+            mask_ids, seed, records, depth_keys,
         )  # fmt: skip
         ctx.settings = s
         ctx.set_materialize_grads(False)
@@ -336,7 +339,7 @@ class _Project(torch.autograd.Function):
         means, quats, scales, covars, opacities, sh0, shN, viewmats, mask_logits = (
             ctx.saved_tensors[:9]
         )
-        Ks, mask_ids, records, depth_keys = ctx.saved_tensors[9:]
+        Ks, mask_ids, seed, records, depth_keys = ctx.saved_tensors[9:]
         needs = ctx.needs_input_grad
         N, C = means.shape[0], viewmats.shape[0]
         if v_records is None:
@@ -366,7 +369,7 @@ class _Project(torch.autograd.Function):
         launch(
             project_bwd_kernel, (n_programs,),
             means, quats, scales, covars, opacities, sh0, shN, viewmats, Ks,
-            mask_logits, mask_ids, records, depth_keys, v_means2d, v_records, v_masks,
+            mask_logits, mask_ids, seed, records, depth_keys, v_means2d, v_records, v_masks,
             v_means, v_quats, v_scales, v_covars, v_opacities, v_sh0, v_shN, partials,
             v_mask_inputs,
             N, s.width, s.height, s.eps2d, *s.seed,
@@ -384,7 +387,7 @@ class _Project(torch.autograd.Function):
         v_given, v_logits = (v_mask_inputs, None) if needs[8] else (None, v_mask_inputs)
         return (
             v_means, v_quats, v_scales, v_covars, v_opacities, v_sh0, v_shN, v_viewmats,
-            v_given, v_logits, None, None, None,
+            v_given, v_logits, None, None, None, None,
         )  # fmt: skip
 
 
@@ -407,7 +410,7 @@ def project(
     antialiased: bool = False,
     masks: Tensor | None = None,  # [N]
     mask_logits: Tensor | None = None,  # [N] or [N, 2] (keep, drop)
-    mask_seed: int = 0,
+    mask_seed: int | Tensor = 0,  # or [2] int32
     mask_ids: Tensor | None = None,  # [N] int32
     raw: bool = False,
     covars: Tensor | None = None,  # [N, 3, 3]
@@ -419,6 +422,7 @@ def project(
 
     Args:
         sh0: Spherical harmonics, all of them when shN is None. Rows may be spaced: no copy is made.
+        mask_seed: An integer, or the two words of sampling.split_seed on the device.
         sh_degree: Degree that is evaluated; None leaves the colours of records at zero.
         near_plane: Not negative.
         raw: `scales` are logarithms and `opacities` logits; exp and sigmoid are fused.
@@ -428,9 +432,11 @@ def project(
     Returns:
         Records and what binning needs. `masks` is differentiable when drawn from mask_logits.
     """
+    seed = mask_seed if isinstance(mask_seed, Tensor) else None
+    words = (0, 0) if isinstance(mask_seed, Tensor) else split_seed(mask_seed)
     settings = _Settings(
         width, height, near_plane, far_plane, eps2d, -1 if sh_degree is None else sh_degree,
-        antialiased, raw, normalize_quats, split_seed(mask_seed),
+        antialiased, raw, normalize_quats, words,
     )  # fmt: skip
     if covars is not None:
         quats, scales, covars = None, None, covars.contiguous()
@@ -444,7 +450,7 @@ def project(
         _packed_rows(sh0), _packed_rows(shN), viewmats.contiguous(),
         None if masks is None else masks.contiguous(),
         None if mask_logits is None else mask_logits.contiguous(),
-        Ks.contiguous(), mask_ids, settings,
+        Ks.contiguous(), mask_ids, seed, settings,
     )  # fmt: skip
     means2d, records, sampled, *integers = results
     return Projected(means2d, records, masks if mask_logits is None else sampled, *integers)

@@ -41,7 +41,7 @@ from .projection_parts import (
     to_camera,
 )
 from .rows import join4, join16, load16
-from .sampling import hard_mask_vjp, logistic_noise
+from .sampling import hard_mask_vjp, load_seed, logistic_noise
 from .spherical_harmonics import sh_basis, sh_color_vjp_direction
 
 
@@ -112,6 +112,7 @@ def project_bwd_kernel(
     Ks_ptr,  # [C, 3, 3]
     mask_logits_ptr,  # [N] or [N, 2] or None
     mask_ids_ptr,  # [N] or None
+    seed_ptr,  # [2] in place of seed_low and seed_high, or None
     records_ptr,  # [C, N, 16] of the forward
     depth_keys_ptr,  # [C, N] of the forward
     v_means2d_ptr,  # [C N, stride_v_means2d] or None
@@ -313,7 +314,8 @@ def project_bwd_kernel(
         else:
             logit = load_logit(mask_logits_ptr, i, inside, LOGITS)
             ids = load_ids(mask_ids_ptr, i, inside)
-            v = hard_mask_vjp(logit + logistic_noise(seed_low, seed_high, ids), v_mask)
+            low, high = load_seed(seed_ptr, seed_low, seed_high)
+            v = hard_mask_vjp(logit + logistic_noise(low, high, ids), v_mask)
             v = tl.where(0.0 * logit == 0.0, v, 0.0)
             tl.store(v_mask_inputs_ptr + i * LOGITS, v, mask=inside)
             if LOGITS == 2:

@@ -58,7 +58,7 @@ def rasterization(
     absgrad: bool = False,
     masks: Tensor | None = None,  # [N] or [N, 1]
     mask_logits: Tensor | None = None,  # [N], [N, 1] or [N, 2]
-    mask_seed: int = 0,
+    mask_seed: int | Tensor = 0,  # or [2] int32
     mask_ids: Tensor | None = None,  # [N] int32
     contributions: bool = False,
     deterministic: bool = False,
@@ -93,7 +93,8 @@ def rasterization(
         masks: Factor on each Gaussian's alpha after the 1/255 test, with a gradient also at 0.
         mask_logits: Draw hard masks instead: 1 with probability sigmoid(logit), or sigmoid of the
             difference (keep, drop); straight-through gradient.
-        mask_seed: One integer per draw.
+        mask_seed: One integer per draw; or its two words (low and high 32 bits, each as a signed
+            number) in a tensor [2] int32 on the device, which a captured CUDA graph reads anew.
         mask_ids: Names the Gaussians in the draw, so that it does not depend on their order;
             default the row.
         contributions: Also return contrib_max, contrib_sum, contrib_count and contrib_top.
@@ -122,7 +123,8 @@ def rasterization(
         raise ValueError(f"precision: expected 'default' or 'exact', got {precision!r}")
     arguments = (
         means, quats, scales, opacities, colors, viewmats, Ks, backgrounds, masks, mask_logits,
-        mask_ids, sh_degree, render_mode, rasterize_mode,
+        mask_ids, mask_seed if isinstance(mask_seed, Tensor) else None, sh_degree, render_mode,
+        rasterize_mode,
     )  # fmt: skip
     signature = tuple(map(_signature, arguments))
     if signature not in _accepted:
@@ -135,6 +137,11 @@ def rasterization(
         mask_logits = mask_logits.reshape(-1)
 
     run = choose_backend(backend, means)
+    if not isinstance(mask_seed, Tensor):
+        mask_seed = int(mask_seed)
+    elif run is rasterize_reference:
+        low, high = mask_seed.tolist()
+        mask_seed = (high << 32) | (low & 0xFFFFFFFF)
     # the reference is always exact
     options = {} if run is rasterize_reference else {"exact": precision == "exact"}
     return run(
@@ -142,7 +149,7 @@ def rasterization(
         near_plane=near_plane, far_plane=far_plane, eps2d=eps2d, sh_degree=sh_degree,
         backgrounds=backgrounds, render_mode=render_mode,
         antialiased=rasterize_mode == "antialiased", absgrad=absgrad, masks=masks,
-        mask_logits=mask_logits, mask_seed=int(mask_seed), mask_ids=mask_ids,
+        mask_logits=mask_logits, mask_seed=mask_seed, mask_ids=mask_ids,
         contributions=contributions, deterministic=deterministic, **options,
     )  # fmt: skip
 
@@ -169,6 +176,7 @@ def _validate(
     masks: Any,
     mask_logits: Any,
     mask_ids: Any,
+    mask_seed: Any,
     sh_degree: Any,
     render_mode: Any,
     rasterize_mode: Any,
@@ -194,8 +202,13 @@ def _validate(
         "means", means=means, quats=quats, scales=scales, opacities=opacities, colors=colors,
         viewmats=viewmats, Ks=Ks, backgrounds=backgrounds, masks=masks, mask_logits=mask_logits,
     )  # fmt: skip
-    if mask_ids is not None and mask_ids.device != means.device:
-        raise ValueError(f"mask_ids: expected on {means.device} as means, got {mask_ids.device}")
+    for name, x in (("mask_ids", mask_ids), ("mask_seed", mask_seed)):
+        if x is not None and x.device != means.device:
+            raise ValueError(f"{name}: expected on {means.device} as means, got {x.device}")
+    if mask_seed is not None:
+        check(mask_seed=(mask_seed, "2"))
+        if mask_seed.dtype != torch.int32:
+            raise ValueError(f"mask_seed: expected an integer or int32, got {mask_seed.dtype}")
 
 
 @functools.cache

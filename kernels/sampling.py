@@ -6,7 +6,8 @@ r"""Device functions that draw a Gaussian's hard mask from its logit.
     v_logit = s (1 - s) v_mask with s = sigmoid(logit + noise)
 
 The uniform bits are those of kernels/reference/sampling.py. The 64-bit seed arrives as two int32:
-an integer argument of Triton changes its type, and so recompiles, with its size.
+an integer argument of Triton changes its type, and so recompiles, with its size. A captured graph
+keeps its arguments, so there the two words lie in memory.
 """
 
 import triton
@@ -15,6 +16,15 @@ import triton.language as tl
 from . import constants
 
 UNIFORM_MIN = tl.constexpr(constants.UNIFORM_MIN)
+
+
+@triton.jit
+def load_seed(seed_ptr, seed_low, seed_high):
+    """The words at seed_ptr [2], or those given where it is None."""
+    if seed_ptr is None:
+        return seed_low, seed_high
+    else:
+        return tl.load(seed_ptr), tl.load(seed_ptr + 1)
 
 
 @triton.jit

@@ -1,5 +1,6 @@
 """The Triton backend of `rasterization` against the float64 reference, whole."""
 
+import functools
 from typing import Any
 
 import pytest
@@ -178,6 +179,89 @@ def test_capacity_grows(assert_close):
     compare(assert_close, got, want, 1e-5)
 
 
+@functools.cache
+def intrinsics(C: int) -> Tensor:
+    """Ks, on the device before anything is captured."""
+    W, H = SIZE
+    K = torch.tensor([[0.9 * W, 0, 0.53 * W], [0, 0.8 * W, 0.46 * H], [0, 0, 1.0]])
+    return K.repeat(C, 1, 1).to(DEVICE)
+
+
+def pipeline_call(scene: dict[str, Tensor], **options: Any):
+    """kernels.pipeline.rasterize on leaves, and the leaves."""
+    from kernels import pipeline
+
+    leaves = {k: v.clone().requires_grad_() for k, v in scene.items()}
+    arguments = [leaves[k] for k in NAMES if k != "masks"]
+    Ks = intrinsics(len(scene["viewmats"]))
+    out = pipeline.rasterize(*arguments, Ks, *SIZE, sh_degree=3, **options)
+    return *out, leaves
+
+
+def test_room(assert_close, monkeypatch):
+    """Fixed capacities: same images and gradients, nothing asked, and the need is told."""
+    from kernels import pipeline
+    from kernels.pipeline import Room
+
+    scene = make_scene(60, C=2)
+    want, _, want_info, want_leaves = pipeline_call(scene)
+    want.square().sum().backward()
+    n = int(want_info["n_isects"])
+    rows = int((want_info["radii"] > 0).all(-1).sum())
+    monkeypatch.setattr(pipeline, "_capacities", None)
+    for spare in (0, 300):
+        got, _, info, leaves = pipeline_call(scene, room=Room(120, n + spare))
+        got.square().sum().backward()
+        assert_close("image", got, want, 1e-6)
+        for name, leaf in leaves.items():
+            if leaf.grad is not None:
+                assert_close(f"v_{name}", leaf.grad, want_leaves[name].grad, 1e-4)
+        needed = info["needed"]
+        assert needed.dtype == torch.int32 and needed.device.type == DEVICE
+        assert needed[0] in (rows, 120) and needed[1] == n
+    _, _, info, _ = pipeline_call(scene, room=Room(120, n - 1))
+    assert info["needed"][1] == n
+    _, _, info, _ = pipeline_call(make_scene(0), room=Room(1, 1))
+    assert info["needed"].tolist() == [0, 0]
+
+
+@pytest.mark.gpu
+def test_capture(assert_close):
+    """A graph of forward and backward draws anew with the seed in memory."""
+    from kernels.pipeline import Room
+    from kernels.sampling import split_seed
+
+    scene = make_scene(200)
+    logits = torch.randn(200, 2, device=DEVICE, requires_grad=True)
+    seed = torch.tensor(split_seed(1), dtype=torch.int32, device=DEVICE)
+
+    def step(mask_seed: Any, room: Room | None) -> list[Tensor]:
+        options = {"mask_logits": logits, "mask_seed": mask_seed, "room": room}
+        image, _, info, leaves = pipeline_call(scene, **options)
+        (image.square().sum() + info["masks"].mean()).backward()
+        v_logits, logits.grad = logits.grad, None
+        assert v_logits is not None and leaves["means"].grad is not None
+        needed = [info["needed"]] if room else []
+        return [image, v_logits, leaves["means"].grad, *needed]
+
+    room = Room(200, 20_000)
+    stream = torch.cuda.Stream()
+    with torch.cuda.stream(stream):
+        for _ in range(2):
+            step(seed, room)
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph, stream=stream):
+        results = step(seed, room)
+    for value in (5, 2**40 + 5):
+        seed.copy_(torch.tensor(split_seed(value), dtype=torch.int32))
+        graph.replay()
+        want = step(value, None)
+        for name, got, expected in zip(("image", "v_logits", "v_means"), results, want):  # noqa: B905
+            assert_close(name, got, expected, 1e-3)
+        assert 0 < results[3][1] <= room.entries
+
+
 def test_deterministic_bits():
     scene = make_scene(60)
     first, _ = run(scene, SIZE, "triton", deterministic=True)
@@ -190,20 +274,26 @@ def test_sampled_masks(assert_close):
     """Logits draw the same masks as the reference, with straight-through gradients."""
     scene = make_scene(63)
     logits = torch.randn(63, 2, device=DEVICE)
+    seed = 2**40 + 2**31 + 5
+    words = torch.tensor([5 - 2**31, 2**8], dtype=torch.int32, device=DEVICE)
     results = []
-    for backend, dtype in (("triton", torch.float32), ("reference", torch.float64)):
+    for backend, mask_seed in (
+        ("triton", seed), ("triton", words), ("reference", seed), ("reference", words)
+    ):  # fmt: skip
+        dtype = torch.float32 if backend == "triton" else torch.float64
         leaf = logits.to(dtype).clone().requires_grad_()
         tensors = [scene[k].to(dtype) for k in ("means", "quats", "scales", "opacities", "colors")]
         K = torch.tensor([[33.0, 0, 18], [0, 33, 14], [0, 0, 1]]).to(DEVICE, dtype)
         image, _, info = rasterization(
             *tensors, scene["viewmats"].to(dtype), K[None], *SIZE, sh_degree=3,
-            mask_logits=leaf, mask_seed=2**40 + 5, backend=backend,
+            mask_logits=leaf, mask_seed=mask_seed, backend=backend,
         )  # fmt: skip
         (image.square().sum() + info["masks"].mean() ** 2).backward()
         results.append((info["masks"], leaf.grad))
-    assert torch.equal(results[0][0].detach().double(), results[1][0].detach())
+    for masks, v_logits in results[1:]:
+        assert torch.equal(results[0][0].detach().double(), masks.detach().double())
+        assert_close("v_logits", results[0][1], v_logits, 1e-3)
     assert 0 < results[0][0].mean() < 1
-    assert_close("v_logits", results[0][1], results[1][1], 1e-3)
 
 
 @pytest.mark.gpu
