@@ -19,6 +19,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -26,6 +27,7 @@ from torch import Tensor
 
 if TYPE_CHECKING:
     from .cameras import Camera
+    from .evaluation import Images
     from .gaussians import Gaussians
     from .renderer import RenderOutput
 
@@ -45,6 +47,12 @@ class StepContext:
     """Length of the run; `step == iterations` is the last one."""
     white_background: bool = False
     strategies: Sequence[Strategy] = field(default_factory=tuple)
+    cameras: Sequence[Camera] = field(default_factory=tuple)
+    """All training cameras."""
+    images: Images | None = None
+    """Their images, by the same index."""
+    model_path: Path | None = None
+    """The run's output folder."""
 
 
 class Strategy:

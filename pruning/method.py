@@ -5,6 +5,7 @@ from typing import Any, ClassVar
 
 from typing_extensions import Self
 
+from gs.errors import SplatrimError
 from gs.strategy import Strategy
 
 
@@ -23,6 +24,19 @@ class MethodConfig:
     def scaled(self, factor: float) -> Self:
         """The same schedule over `factor` times as many iterations."""
         raise NotImplementedError
+
+    def post_training(self, start: int, iterations: int) -> Self:
+        """The same rule for a model that comes in finished.
+
+        Args:
+            start: The iteration that the model counts as; training goes on with the next.
+            iterations: The last iteration of the run.
+
+        Raises:
+            SplatrimError: The method cannot do that, or the run is too short for it.
+        """
+        name = type(self).__name__.removesuffix("Config")
+        raise SplatrimError(f"{name} cannot prune a finished model")
 
     def build(self, *, densify_until: int) -> Strategy:
         """The strategy; `densify_until` is the iteration at which densification ends."""
