@@ -184,13 +184,13 @@ def machine_and_timing(run: Run) -> tuple[str, str] | None:
         device = run.stats.get("device", "")
         rows.append(("Rendering a view", f"{run.stats['ms']:.3g} ms (median), {device}"))
     known = {"device": "Device", "torch": "PyTorch", "triton": "Triton", "threads": "CPU threads"}
-    known |= {"python": "Python", "platform": "Platform", "peak_memory_bytes": "Peak GPU memory"}
+    known |= {"python": "Python", "platform": "Platform"}
     for key, label in known.items():
         if key in timing:
-            value = timing[key]
-            text = f"{value / 2**30:.3g} GiB" if key == "peak_memory_bytes" else str(value)
-            rows.append((label, text))
-    rest = set(timing) - set(known) - {"train_seconds", "iterations_per_second"}
+            rows.append((label, str(timing[key])))
+    memory = {"peak_memory_mb": "Peak memory", "peak_reserved_mb": "Peak memory, reserved"}
+    rows += [(label, f"{timing[k]:,.0f} MB") for k, label in memory.items() if k in timing]
+    rest = set(timing) - {*known, *memory, "train_seconds", "iterations_per_second"}
     rows += [(_spaced(key), _value(timing[key])) for key in sorted(rest)]
     return ("Time and machine", pairs_table(rows)) if rows else None
 

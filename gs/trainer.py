@@ -30,6 +30,7 @@ from .errors import SplatrimError
 from .evaluation import evaluate_views, mean_scores
 from .gaussians import Gaussians
 from .losses import l1, photometric_loss, to_float
+from .memory import peak_memory
 from .optim import (
     OptimConfig,
     build_optimizer,
@@ -284,6 +285,7 @@ class Trainer:
             "device": _device_name(self.device),
             "threads": torch.get_num_threads(),
             "torch": torch.__version__,
+            **peak_memory(self.device),
         }
         path = self.config.model_path / "history.json"
         self.tracker.write_history(path, settings=self.settings, timing=timing)
