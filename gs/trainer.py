@@ -162,7 +162,8 @@ class Trainer:
 
         context = StepContext(
             gaussians, self.optimizer, out, camera, self.scene.extent, config.iterations,
-            self.white_background, self.strategies, self.scene.train, self.images, config.model_path,
+            self.white_background, self.strategies, self.scene.train, self.images,
+            config.model_path,
         )  # fmt: skip
         for strategy in self.strategies:
             strategy.after_backward(step, context)

@@ -1,11 +1,32 @@
 """Pruning methods by the name that `train.py --method` takes. Each is one file beside this one."""
 
+from .light_gaussian import LightGaussianConfig
 from .mask_gaussian import MaskGaussian, MaskGaussianConfig
 from .method import MethodConfig, NoPruning
+from .mini_splatting import MiniSplattingConfig
+from .radsplat import RadSplatConfig
+from .score_pruning import OpacityConfig, ScorePruning, ScorePruningConfig, prune_once
 
 METHODS: dict[str, type[MethodConfig]] = {
     "mask-gaussian": MaskGaussianConfig,
     "3dgs": NoPruning,
+    "radsplat": RadSplatConfig,
+    "mini-splatting": MiniSplattingConfig,
+    "light-gaussian": LightGaussianConfig,
+    "opacity": OpacityConfig,
 }
 
-__all__ = ["METHODS", "MaskGaussian", "MaskGaussianConfig", "MethodConfig", "NoPruning"]
+__all__ = [
+    "METHODS",
+    "LightGaussianConfig",
+    "MaskGaussian",
+    "MaskGaussianConfig",
+    "MethodConfig",
+    "MiniSplattingConfig",
+    "NoPruning",
+    "OpacityConfig",
+    "RadSplatConfig",
+    "ScorePruning",
+    "ScorePruningConfig",
+    "prune_once",
+]

@@ -1,0 +1,55 @@
+"""LightGaussian's pruning: by hits, opacity and volume.
+
+Fan et al., "LightGaussian: Unbounded 3D Gaussian Compression with 15x Reduction and 200+ FPS"
+(NeurIPS 2024, https://arxiv.org/abs/2311.17245). The global significance of a Gaussian is its
+opacity, times the pixels that it reaches in all training views, times its volume (over that which
+90 % of the Gaussians exceed) to the power v_pow. The published code multiplies by the opacity
+itself, where the paper has alpha T, and does not clamp the volume, where the paper does: here as in
+the code. Pruning number k = 0, 1, ... removes the share ratio * decay^k of the lowest.
+
+Only the pruning is here, not the distillation of SH bands nor the quantisation that follow it.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from torch import Tensor
+
+from gs.cameras import Camera
+from gs.errors import SplatrimError
+from gs.gaussians import Gaussians
+
+from .score_pruning import ScorePruningConfig, check_share
+from .scores import accumulate_scores, n_kept, top_k
+
+
+@dataclass(frozen=True)
+class LightGaussianConfig(ScorePruningConfig):
+    """Settings of LightGaussian's pruning; the defaults are those of its training script."""
+
+    ratio: float = 0.6
+    """Share of the Gaussians that the first pruning removes."""
+    decay: float = 0.6
+    """Factor on that share from one pruning to the next."""
+    v_pow: float = 0.1
+    """Exponent of the volume; 0 leaves it out."""
+
+    PRESETS: ClassVar[dict[str, dict[str, Any]]] = {
+        "default": {},
+        "two-step": {"prune_iterations": (16_000, 24_000), "ratio": 0.5, "decay": 0.8},
+        "finetune": {"ratio": 0.66, "decay": 1.0},  # as published for finished models
+        "demo": {},
+    }
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_share("ratio", self.ratio)
+        if not 0 <= self.decay <= 1:
+            raise SplatrimError(f"--decay must be 0 to 1, not {self.decay}")
+
+    def score(self, gaussians: Gaussians, cameras: Sequence[Camera]) -> Tensor:
+        return accumulate_scores(gaussians, cameras, "light-gaussian", v_pow=self.v_pow)
+
+    def keep(self, index: int, scores: Tensor, ids: Tensor, seed: int) -> Tensor:
+        return top_k(scores, n_kept(len(scores), self.ratio * self.decay**index))
