@@ -33,6 +33,7 @@ __all__ = [
     "export_inria",
     "import_inria",
     "load_checkpoint",
+    "peek_checkpoint",
     "save_checkpoint",
     "save_inria",
 ]
@@ -119,6 +120,22 @@ def load_checkpoint(path: str | Path, *, method: str | None = None) -> dict[str,
     return state
 
 
+def peek_checkpoint(path: str | Path) -> tuple[int, dict[str, Any]] | None:
+    """The iteration of a checkpoint and its run's settings ({} in published ones), at low cost.
+
+    None for what `load_checkpoint` will refuse by its content; tensors are not looked at.
+
+    Raises:
+        SplatrimError: absent, cut short, or not of tensors and plain values.
+    """
+    obj = _load_restricted(Path(path), mmap=True)
+    if is_inria(obj) and isinstance(obj[1], int):
+        return obj[1], {}
+    if isinstance(obj, dict) and isinstance(obj.get("step"), int):
+        return obj["step"], obj.get("config") or {}
+    return None
+
+
 def _checked(path: Path, obj: Any) -> dict[str, Any]:
     if not isinstance(obj, dict) or obj.get("format") != FORMAT:
         raise SplatrimError(f"{path} is not a training checkpoint")
@@ -149,12 +166,13 @@ def _verify_sums(path: Path) -> None:
         raise SplatrimError(f"{path} is damaged: the checksum of {wrong} is wrong")
 
 
-def _load_restricted(path: Path) -> Any:
+def _load_restricted(path: Path, *, mmap: bool = False) -> Any:
     if not path.is_file():
         raise SplatrimError(f"no such checkpoint: {path}")
+    mmap = mmap and zipfile.is_zipfile(path)  # torch maps no files of its older format
     try:
         with torch.serialization.safe_globals(_allowed_globals()):
-            return torch.load(path, map_location="cpu", weights_only=True)
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
     except OSError as error:
         # torch seeks before the beginning of an archive that is cut short
         if error.errno == errno.EINVAL:

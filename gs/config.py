@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import torch
-from tyro.conf import arg
+from tyro.conf import Suppress, arg
 
 from .errors import SplatrimError
 
@@ -60,7 +60,12 @@ class TrainConfig:
     checkpoint_iterations: tuple[int, ...] = ()
     """Iterations at which a checkpoint (chkpntN.pth) is saved."""
     start_checkpoint: Path | None = None
-    """Go on from this checkpoint: of this project, of Inria's 3DGS, or of MaskGaussian."""
+    """Go on from this checkpoint: of this project, of Inria's 3DGS, or of MaskGaussian. One from
+    the end of its schedule is post-trained, as --start_ply."""
+    start_ply: Path | None = None
+    """Post-train this finished model: no densification, 5000 iterations counted from 30000."""
+    post_start: Suppress[int | None] = None
+    """Iteration at which post-training begins; set from the two above."""
     seed: int = 0
     """Seed of everything random."""
     device: str = "auto"
@@ -118,7 +123,7 @@ def resume_command(args: Sequence[str], model_path: Path, checkpoint: Path) -> s
     kept: list[str] = []
     skip = False
     for word in args:
-        if word.split("=")[0].replace("-", "_") == "__start_checkpoint":
+        if word.split("=")[0].replace("-", "_") in ("__start_checkpoint", "__start_ply"):
             skip = "=" not in word  # the next word is its value
         elif skip:
             skip = False

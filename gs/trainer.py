@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from .cameras import Camera
-from .checkpoint import load_checkpoint, save_checkpoint
+from .checkpoint import save_checkpoint
 from .config import TrainConfig, resolve_device
 from .data.loader import ImageLoader
 from .data.scene import Scene
@@ -42,6 +42,7 @@ from .ply import save_ply
 from .renderer import render
 from .run_files import write_run_files
 from .sampler import CameraSampler, derive_seed
+from .start import add_aged_moments, changed_settings
 from .strategy import StepContext, Strategy, final_keep
 from .tracker import Tracker
 
@@ -63,7 +64,7 @@ class Trainer:
         method: Name of the pruning method, kept in checkpoints.
         white_background: Train over white instead of black.
         settings: What config.json shall say.
-        start: A checkpoint's state (gs.checkpoint) to go on from.
+        start: A checkpoint's state (gs.checkpoint) to go on from, or a finished model (gs.start).
 
     Building a trainer writes nothing; `fit` does.
     """
@@ -302,7 +303,14 @@ class Trainer:
     def _restore(self, state: dict[str, Any]) -> None:
         """Take over all but the model, which is there already."""
         self.step = int(state["step"])
-        load_optimizer_state(self.optimizer, state["optimizer"])
+        optimizer = state["optimizer"]
+        if self.step == self.config.post_start:
+            optimizer = add_aged_moments(state, self.gaussians)
+        changes = changed_settings(state.get("config") or {}, self.settings)
+        if changes:
+            logger.warning(f"settings differ from the checkpoint's: {', '.join(changes)}")
+            optimizer = {**optimizer, "lrs": {}}
+        load_optimizer_state(self.optimizer, optimizer)
         self.seed = state.get("rng", {}).get("seed", self.seed)
         known = state["strategies"]
         for strategy in self.strategies:
@@ -333,25 +341,6 @@ class Trainer:
         finally:
             for number, handler in previous.items():
                 signal.signal(number, handler)
-
-
-def load_start(path: Path, method: str, iterations: int) -> dict[str, Any]:
-    """Read a checkpoint for `Trainer(start=...)`: of the same method, or of plain 3DGS.
-
-    Raises:
-        SplatrimError: absent, broken, of another method, or with no iterations left.
-    """
-    state = load_checkpoint(path)
-    if state["method"] not in (method, "3dgs"):
-        raise SplatrimError(
-            f"{path} is a checkpoint of {state['method']}:"
-            f" go on with --method {state['method']} instead of {method}"
-        )
-    if state["step"] >= iterations:
-        raise SplatrimError(
-            f"{path} is at iteration {state['step']} of {iterations}: give more --iterations"
-        )
-    return state
 
 
 def _restore_gaussians(state: dict[str, Any], device: torch.device) -> Gaussians:

@@ -9,6 +9,11 @@ rasterizer; its straight-through gradient moves the logits, and the loss gains
 
 with the mean over all N Gaussians, seen or not. What is absent from each of ten fresh samples goes,
 inside every densification and at multiples of mask_prune_iter after it.
+
+The published post-training of a finished model (30000 to 35000) writes its mask loss inside the
+bracket that the share of D-SSIM, 0.2, multiplies: its lambda_mask of 0.1 weighs 0.02 as counted
+here (lambda_mask_factor). It removes nothing before the end; the preset "post" differs in that, so
+that iterations get faster as masks fall.
 """
 
 from dataclasses import dataclass, replace
@@ -21,6 +26,7 @@ from gs.gaussians import Gaussians
 from gs.optim import keep_rows
 from gs.renderer import RenderOutput
 from gs.sampler import derive_seed
+from gs.start import POST_ITERATIONS
 from gs.strategy import StepContext, Strategy
 from kernels import sample_masks
 
@@ -36,12 +42,14 @@ class MaskGaussianConfig(MethodConfig):
 
     lambda_mask: float = 0.0005
     """Weight of mean(M)^2 in the loss."""
+    lambda_mask_factor: float = 1.0
+    """Multiplies lambda_mask; 0.2 in post-training, where the published weight is so counted."""
     mask_from_iter: int = 0
     """First iteration with the mask loss."""
     mask_until_iter: int = 30_000
     """Last iteration with the mask loss (inclusive)."""
     mask_prune_iter: int = 1000
-    """Once densification is over, prune at multiples of this iteration."""
+    """Once densification is over, prune at multiples of this iteration; 0 for never."""
     final_mask: Literal["threshold", "sample"] = "threshold"
     """Which Gaussians the saved model has: those with p > 0.5, or one random draw as published."""
 
@@ -50,7 +58,10 @@ class MaskGaussianConfig(MethodConfig):
         "alpha": {"lambda_mask": 0.1, "mask_from_iter": 19_000, "mask_until_iter": 20_000},
         "gamma": {"lambda_mask": 0.001},
         "demo": {"lambda_mask": 0.001},  # a few hundred iterations on the built-in scene
+        "post": {"lambda_mask": 0.1, "lambda_mask_factor": 0.2, "mask_prune_iter": 500},
+        "published-post": {"lambda_mask": 0.1, "lambda_mask_factor": 0.2, "mask_prune_iter": 0},
     }
+    POST_PRESET: ClassVar[str | None] = "post"
 
     def scaled(self, factor: float) -> "MaskGaussianConfig":
         """The same schedule over `factor` times as many iterations."""
@@ -58,8 +69,20 @@ class MaskGaussianConfig(MethodConfig):
             self,
             mask_from_iter=round(self.mask_from_iter * factor),
             mask_until_iter=round(self.mask_until_iter * factor),
-            mask_prune_iter=max(round(self.mask_prune_iter * factor), 1),
+            mask_prune_iter=self._interval(factor),
         )
+
+    def post_training(self, start: int, iterations: int) -> "MaskGaussianConfig":
+        """The mask loss in every iteration after `start`; pruning over 5000 iterations as set."""
+        return replace(
+            self,
+            mask_from_iter=start,
+            mask_until_iter=iterations,
+            mask_prune_iter=self._interval((iterations - start) / POST_ITERATIONS),
+        )
+
+    def _interval(self, factor: float) -> int:
+        return self.mask_prune_iter and max(round(self.mask_prune_iter * factor), 1)
 
     def build(self, *, densify_until: int) -> "MaskGaussian":
         """The strategy; `densify_until` is the iteration at which densification ends."""
@@ -96,10 +119,12 @@ class MaskGaussian(Strategy):
         self._n_used = masks.detach().sum()
         if not self.config.mask_from_iter <= step <= self.config.mask_until_iter:
             return None
-        return self.config.lambda_mask * masks.mean().square()
+        weight = self.config.lambda_mask * self.config.lambda_mask_factor
+        return weight * masks.mean().square()
 
     def after_backward(self, step: int, ctx: StepContext) -> None:
-        if step >= self.densify_until and step % self.config.mask_prune_iter == 0:
+        interval = self.config.mask_prune_iter
+        if interval and step >= self.densify_until and step % interval == 0:
             dropped = self.prune_rows(step, ctx.gaussians)
             keep_rows(ctx.gaussians, ctx.optimizer, ~dropped)
 

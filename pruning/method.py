@@ -16,6 +16,9 @@ class MethodConfig:
     PRESETS: ClassVar[dict[str, dict[str, Any]]] = {}
     """Settings by preset, as far as they differ from the defaults; the first is the default."""
 
+    POST_PRESET: ClassVar[str | None] = None
+    """The preset that post-training takes by default; None is the first."""
+
     @classmethod
     def preset(cls, name: str) -> Self:
         """The settings called `name`."""
@@ -50,6 +53,9 @@ class NoPruning(MethodConfig):
     PRESETS: ClassVar[dict[str, dict[str, Any]]] = {"published": {}, "demo": {}}
 
     def scaled(self, factor: float) -> Self:
+        return self
+
+    def post_training(self, start: int, iterations: int) -> Self:
         return self
 
     def build(self, *, densify_until: int) -> Strategy:

@@ -14,12 +14,14 @@ import pycolmap
 import pytest
 import torch
 from PIL import Image
-from plyfile import PlyData
+from plyfile import PlyData, PlyElement
 
 import gs.render
 import train
 from gs.data.demo import write_demo_scene
 from gs.errors import SplatrimError
+from gs.gaussians import Gaussians
+from gs.ply import save_ply
 
 
 @pytest.fixture(scope="module")
@@ -152,6 +154,24 @@ def test_checkpoint_that_is_at_the_end(scene: Path, tmp_path: Path) -> None:
     path = make_checkpoint(scene, tmp_path / "masks")
     line = f"-s {scene} -m {tmp_path}/out --start_checkpoint {path} --iterations 2"
     refuses(tmp_path, line, "iteration 2", "--iterations")
+
+
+def test_models_that_cannot_be_post_trained(scene: Path, tmp_path: Path) -> None:
+    ply = tmp_path / "model.ply"
+    line = f"-s {scene} -m {tmp_path}/out --start_ply {ply}"
+    refuses(tmp_path, line, "no such file", "model.ply")
+    ply.write_bytes(b"no header")
+    refuses(tmp_path, line, "model.ply", "not a complete .ply")
+    points = np.zeros(3, [("x", "f4"), ("y", "f4"), ("z", "f4")])
+    PlyData([PlyElement.describe(points, "vertex")]).write(str(ply))
+    refuses(tmp_path, line, "model.ply", "not a file of Gaussians", "f_dc_0")
+    model = Gaussians.from_points(torch.rand(5, 3), torch.rand(5, 3), sh_degree=0).to_tensors()
+    save_ply(ply, model)
+    refuses(tmp_path, f"{line} --iterations 30000", "iteration 30000 of 30000", "--iterations")
+    refuses(tmp_path, f"{line} --start_checkpoint {ply}", "--start_ply", "--start_checkpoint")
+    refuses(tmp_path, f"{line} --preset magic", "no preset 'magic'")
+    save_ply(ply, {name: x[:0] for name, x in model.items()})
+    refuses(tmp_path, line, "model.ply", "no Gaussians")
 
 
 def test_nan_in_a_saved_model(scene: Path, tmp_path: Path) -> None:

@@ -13,10 +13,15 @@ import pytest
 import torch
 
 import train
+from gs.checkpoint import load_checkpoint, save_inria
 from gs.config import resume_command
 from gs.data.demo import write_demo_scene
+from gs.data.loader import ImageLoader
+from gs.data.scene import load_scene
 from gs.errors import SplatrimError
-from gs.ply import load_ply
+from gs.evaluation import evaluate_views, mean_scores
+from gs.gaussians import Gaussians
+from gs.ply import load_ply, save_ply
 
 
 @pytest.fixture(scope="module")
@@ -201,3 +206,85 @@ def test_going_on_from_the_published_checkpoint(data_root: Path, tmp_path: Path)
     assert history["step"] == [62] and history["n_gaussians"] == [14_266]
     # 60 published iterations lift it well above the 10 dB of the start
     assert history["psnr"][0] > 14.0
+
+
+@pytest.fixture(scope="module")
+def finished_ply(scene: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The scene's points as a model of SH degree 1, as if it were trained."""
+    points = load_scene(scene)
+    model = Gaussians.from_points(points.points[::4], points.colors[::4], sh_degree=1)
+    model.params["opacities"].data.fill_(1.0)
+    path = tmp_path_factory.mktemp("models") / "model.ply"
+    save_ply(path, model.to_tensors())
+    return path
+
+
+def test_settings_of_post_training() -> None:
+    config = parse("-s x --start_ply any.ply")
+    assert (config.choice.preset, config.train.post_start) == ("post", 30_000)
+    assert (config.train.iterations, config.train.test_iterations) == (35_000, (30_001,))
+    assert config.optim.position_lr_max_steps == 35_000
+    assert config.densify.densify_until_iter == 15_000
+    pruning = config.pruning
+    assert (pruning.mask_from_iter, pruning.mask_until_iter) == (30_000, 35_000)
+    assert pruning.lambda_mask * pruning.lambda_mask_factor == pytest.approx(0.02)
+    # the published command's weight, and its length
+    config = parse("-s x --start-ply any.ply --preset published-post --lambda_mask 0.15"
+                   " --iterations 32500")  # fmt: skip
+    pruning = config.pruning
+    assert pruning.lambda_mask * pruning.lambda_mask_factor == pytest.approx(0.03)
+    assert (pruning.mask_until_iter, pruning.mask_prune_iter) == (32_500, 0)
+    assert parse("-s x --start_ply any.ply --method 3dgs").train.iterations == 35_000
+
+
+def test_a_finished_ply_is_post_trained_and_resumed(
+    scene: Path, finished_ply: Path, tmp_path: Path
+) -> None:
+    args = ["-s", str(scene), "--eval", "--quiet", "--iterations", "30040"]
+    args += ["--mask_lr", "0.2", "--checkpoint_iterations", "30025", "30040"]
+    out = tmp_path / "out"
+    train.main([*args, "-m", str(out), "--start_ply", str(finished_ply)])
+    config = json.loads((out / "config.json").read_text())
+    assert (config["post_start"], config["sh_degree"], config["preset"]) == (30_000, 1, "post")
+    history = json.loads((out / "history.json").read_text())
+    assert [entry["step"] for entry in history["test"]] == [30_001, 30_040]
+    before, after = (
+        load_ply(finished_ply),
+        load_ply(out / "point_cloud" / "iteration_30040" / "point_cloud.ply"),
+    )
+    assert 0 < len(after["means"]) < len(before["means"])
+    assert after["shN"].shape[1:] == (3, 3)
+    # the first evaluation is of the model as it came
+    views = load_scene(scene, eval=True).test
+    scores = evaluate_views(Gaussians.from_tensors(before), views, ImageLoader(views))
+    assert history["test"][0]["psnr"] == pytest.approx(mean_scores(scores)["psnr"], abs=1e-3)
+
+    # the run goes on as post-training, with the bytes of the uninterrupted one
+    again = tmp_path / "again"
+    command = resume_command([*args, "--start_ply", str(finished_ply)], again,
+                             out / "chkpnt30025.pth")  # fmt: skip
+    assert "--start_ply" not in command
+    train.main(shlex.split(command)[2:])
+    file = Path("point_cloud") / "iteration_30040" / "point_cloud.ply"
+    assert (again / file).read_bytes() == (out / file).read_bytes()
+
+    # and its end is a beginning for another method
+    save_inria(tmp_path / "chkpnt.pth", load_checkpoint(out / "chkpnt30040.pth"))
+    line = f"-s {scene} -m {tmp_path}/3dgs --quiet --method 3dgs --iterations 30043"
+    train.main([*shlex.split(line), "--start_checkpoint", str(tmp_path / "chkpnt.pth")])
+    plain = load_ply(tmp_path / "3dgs" / "point_cloud" / "iteration_30043" / "point_cloud.ply")
+    assert len(plain["means"]) == len(after["means"])
+
+
+def test_changed_settings_are_warned_of(
+    scene: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    line = f"-s {scene} --quiet --iterations 4 --checkpoint_iterations 2 --schedule published"
+    train.main([*shlex.split(line), "-m", str(tmp_path / "a")])
+    resumed = [*shlex.split(line), "--start_checkpoint", str(tmp_path / "a" / "chkpnt2.pth")]
+    train.main([*resumed, "-m", str(tmp_path / "b")])
+    assert not [record for record in caplog.records if record.levelname == "WARNING"]
+    train.main([*resumed, "-m", str(tmp_path / "c"), "--lambda_mask", "0.1", "--opacity_lr", "0.1"])
+    (record,) = [record for record in caplog.records if record.levelname == "WARNING"]
+    said = "settings differ from the checkpoint's: opacity_lr 0.1 (was 0.05), lambda_mask 0.1 (was"
+    assert record.getMessage().startswith(said)

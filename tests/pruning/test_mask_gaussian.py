@@ -81,6 +81,33 @@ def test_loss_and_its_gradient() -> None:
     assert float(strategy.scalars(1)["num_used_gs"]) == 3.0
 
 
+@pytest.mark.parametrize("preset", ["post", "published-post"])
+def test_published_post_training(preset: str) -> None:
+    config = MaskGaussianConfig.preset(preset).post_training(30_000, 35_000)
+    assert MaskGaussianConfig.POST_PRESET == "post"
+    strategy = config.build(densify_until=15_000)
+    _, model = make(4)
+    for step in (30_001, 32_500, 35_000):
+        loss = strategy.loss(step, model, output(torch.tensor([1.0, 1.0, 0.0, 1.0])))
+        # 0.2 (1 - SSIM + 0.1 mean(M)^2): the bracket's share weighs the mask loss too
+        assert loss is not None and loss.item() == pytest.approx(0.2 * 0.1 * 0.75**2)
+    pruned_at = []
+    for step in range(30_001, 35_001):
+        if step % 100 == 0:
+            _, model = make(3, logit=-60.0)
+            strategy.after_backward(step, context(model))
+            pruned_at += [] if len(model) else [step]
+    assert pruned_at == ([] if preset == "published-post" else list(range(30_500, 35_001, 500)))
+
+
+def test_post_training_of_other_lengths() -> None:
+    short = MaskGaussianConfig.preset("post").post_training(600, 700)
+    assert (short.mask_from_iter, short.mask_until_iter, short.mask_prune_iter) == (600, 700, 10)
+    alpha = MaskGaussianConfig.preset("alpha").post_training(30_000, 35_000)
+    assert (alpha.lambda_mask, alpha.lambda_mask_factor) == (0.1, 1.0)
+    assert (alpha.mask_from_iter, alpha.mask_until_iter) == (30_000, 35_000)
+
+
 def test_window_of_the_loss_is_inclusive() -> None:
     strategy, model = make(2, MaskGaussianConfig.preset("alpha"))
     active = [

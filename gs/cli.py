@@ -1,0 +1,158 @@
+"""The command line of train.py: what the defaults follow from, and how flags are read over them.
+
+Two passes: the first reads the choice (method, preset, schedule, length, start), from which the
+defaults of all other settings follow; the second reads everything over those defaults.
+"""
+
+import argparse
+import dataclasses
+import secrets
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Generic, Literal, Protocol, TypeVar
+
+import tyro
+
+from .config import PUBLISHED_ITERATIONS, SceneConfig, TrainConfig, as_plain
+from .densify import DensifyConfig
+from .errors import SplatrimError
+from .optim import OptimConfig
+from .start import Origin, find_origin
+from .strategy import Strategy
+
+SCALE_BELOW = 7000  # iterations under which --schedule auto scales
+DEMO_SCENE = Path("output") / "demo_scene"
+DEMO_ITERATIONS = 500
+_PATHS = ("source_path", "model_path")
+
+
+class Method(Protocol):
+    """What a pruning method's settings offer here; pruning.MethodConfig is their base."""
+
+    PRESETS: ClassVar[dict[str, dict[str, Any]]]
+    POST_PRESET: ClassVar[str | None]
+
+    @classmethod
+    def preset(cls, name: str) -> Any: ...
+    def scaled(self, factor: float) -> Any: ...
+    def post_training(self, start: int, iterations: int) -> Any: ...
+    def build(self, *, densify_until: int) -> Strategy: ...
+
+
+P = TypeVar("P", bound=Method)
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What to train with; the defaults of all other settings follow from it."""
+
+    method: str = "mask-gaussian"
+    """Pruning method: mask-gaussian, or 3dgs for none."""
+    preset: str | None = None
+    """Setting of the method; mask-gaussian has beta (its default), alpha, gamma and demo, and for
+    post-training post (its default there) and published-post."""
+    recipe: Literal["default"] = "default"
+    """Training schedule: default is the published one of 3DGS."""
+    schedule: Literal["auto", "published", "scaled"] = "auto"
+    """published: iteration numbers as published for 30000 iterations. scaled: those not given as
+    flags are multiplied by iterations / 30000. auto: scaled below 7000 iterations."""
+    demo: bool = False
+    """Train on the built-in scene (written to -s if it is not there) with the preset demo, then
+    evaluate and write the report."""
+
+
+@dataclass(frozen=True)
+class Config(Generic[P]):
+    """All settings of a run."""
+
+    choice: Choice
+    scene: SceneConfig
+    train: TrainConfig
+    optim: OptimConfig
+    densify: DensifyConfig
+    pruning: P
+
+
+def default_config(
+    choice: Choice,
+    iterations: int | None,
+    methods: Mapping[str, type[Method]],
+    origin: Origin | None = None,
+) -> Config[Any]:
+    """The settings that the choice, the number of iterations and the start imply.
+
+    Raises:
+        SplatrimError: no such method or preset, or the method cannot post-train.
+    """
+    if choice.method not in methods:
+        raise SplatrimError(f"unknown --method {choice.method!r}: choose {', '.join(methods)}")
+    method = methods[choice.method]
+    post = origin is not None and origin.post_start is not None
+    preset = choice.preset or ("demo" if choice.demo else post and method.POST_PRESET)
+    preset = preset or next(iter(method.PRESETS))
+    if preset not in method.PRESETS:
+        known = ", ".join(method.PRESETS)
+        raise SplatrimError(f"--method {choice.method} has no preset {preset!r}: choose {known}")
+    if iterations is None:
+        iterations = DEMO_ITERATIONS if choice.demo else PUBLISHED_ITERATIONS
+        iterations = origin.post_end if origin is not None and post else iterations
+    scene = SceneConfig(DEMO_SCENE if choice.demo else tyro.MISSING, eval=choice.demo)
+    train = TrainConfig(Path("output") / secrets.token_hex(5), iterations=iterations)
+    optim, densify, pruning = OptimConfig(), DensifyConfig(), method.preset(preset)
+    if origin is not None and origin.post_start is not None:
+        start = origin.post_start
+        # the first evaluation shows the model as it came
+        train = dataclasses.replace(train, post_start=start, test_iterations=(start + 1,))
+        optim = dataclasses.replace(optim, position_lr_max_steps=iterations)
+        until = min(densify.densify_until_iter, start)
+        densify = dataclasses.replace(densify, densify_until_iter=until)
+        if iterations > start:  # otherwise the start is refused when it is read
+            pruning = pruning.post_training(start, iterations)
+    elif choice.schedule == "scaled" or (choice.schedule == "auto" and iterations < SCALE_BELOW):
+        factor = iterations / PUBLISHED_ITERATIONS
+        train, optim, densify = train.scaled(factor), optim.scaled(factor), densify.scaled(factor)
+        pruning = pruning.scaled(factor)
+    choice = dataclasses.replace(choice, preset=preset)
+    return Config(choice, scene, train, optim, densify, pruning)
+
+
+def parse(args: list[str], methods: Mapping[str, type[Method]], description: str) -> Config[Any]:
+    """Read the command line.
+
+    Args:
+        args: Its words, without the program's name.
+        methods: Settings of the pruning methods by name.
+        description: What --help says first.
+
+    Raises:
+        SplatrimError: settings that exclude each other or are out of range.
+        SystemExit: from tyro, for --help and for unknown or malformed flags.
+    """
+    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    for name in ("--method", "--preset", "--schedule"):
+        first.add_argument(name)
+    first.add_argument("--iterations", type=int)
+    first.add_argument("--demo", action="store_true")
+    for name in ("--start_ply", "--start_checkpoint"):
+        first.add_argument(name, name.replace("_", "-"), type=Path)
+    given = {k: v for k, v in vars(first.parse_known_args(args)[0]).items() if v is not None}
+    iterations = given.pop("iterations", None)
+    origin = find_origin(given.pop("start_ply", None), given.pop("start_checkpoint", None))
+    default = default_config(Choice(**given), iterations, methods, origin)
+    return tyro.cli(
+        Config[type(default.pruning)],  # type: ignore[misc]
+        args=args,
+        default=default,
+        description=description,
+        config=(tyro.conf.OmitArgPrefixes,),
+        use_underscores=True,
+    )
+
+
+def describe(config: Config[Any]) -> dict[str, Any]:
+    """config.json: choice, scene and run flat, as other tools expect; the rest by part."""
+    flat = as_plain(config.choice) | as_plain(config.scene) | as_plain(config.train)
+    flat |= {key: str(Path(flat[key]).absolute()) for key in _PATHS}
+    parts = ("optim", "densify", "pruning")
+    return flat | {name: as_plain(getattr(config, name)) for name in parts}
