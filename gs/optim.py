@@ -3,10 +3,13 @@
 `keep_rows`, `append_rows` and `replace_values` change parameters, Adam's moments and row buffers
 together. A parameter that they edit loses its gradient, so an optimizer step taken right after
 leaves it where it is, as in Inria's loop (densification comes between backward and step).
+
+On a GPU the optimizer is kernels.FusedAdam, elsewhere torch's: both have the same state.
 """
 
 from __future__ import annotations
 
+import importlib.util
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -95,6 +98,10 @@ def build_optimizer(
     rates = config.learning_rates(extent)
     names = [name for name in PARAMETER_ORDER if name in gaussians.params]
     groups = [{"params": [gaussians.params[n]], "lr": rates[n], "name": n} for n in names]
+    if _has_kernel(gaussians.device):
+        from kernels import FusedAdam
+
+        return FusedAdam(groups, lr=0.0, betas=BETAS, eps=EPS)
     return torch.optim.Adam(groups, lr=0.0, betas=BETAS, eps=EPS, fused=True)
 
 
@@ -217,7 +224,9 @@ def load_optimizer_state(optimizer: torch.optim.Optimizer, state: Mapping[str, A
         if name not in state:
             continue
         parameter, moments = groups[name]["params"][0], state[name]
-        step = torch.as_tensor(moments["step"], dtype=torch.float32, device=parameter.device)
+        # torch's fused Adam counts on the device, all others on the host
+        device = parameter.device if groups[name]["fused"] else "cpu"
+        step = torch.as_tensor(moments["step"], dtype=torch.float32, device=device)
         loaded = {"step": step.clone()}
         for key in ("exp_avg", "exp_avg_sq"):
             if moments[key].shape != parameter.shape:
@@ -227,6 +236,10 @@ def load_optimizer_state(optimizer: torch.optim.Optimizer, state: Mapping[str, A
                 )
             loaded[key] = moments[key].detach().to(parameter.detach(), copy=True)
         optimizer.state[parameter] = loaded
+
+
+def _has_kernel(device: torch.device) -> bool:
+    return device.type == "cuda" and importlib.util.find_spec("triton") is not None
 
 
 def _group(optimizer: torch.optim.Optimizer, name: str) -> dict[str, Any]:

@@ -1,6 +1,20 @@
 """Rasterization of 3D Gaussians with masks, in Triton and in plain PyTorch."""
 
+from typing import TYPE_CHECKING, Any
+
 from .rasterization import rasterization
 from .reference.sampling import sample_masks, uniform
 
-__all__ = ["rasterization", "sample_masks", "uniform"]
+if TYPE_CHECKING:
+    from .adam import FusedAdam
+
+__all__ = ["FusedAdam", "rasterization", "sample_masks", "uniform"]
+
+
+def __getattr__(name: str) -> Any:
+    """What needs Triton is imported only when asked for."""
+    if name == "FusedAdam":
+        from .adam import FusedAdam
+
+        return FusedAdam
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

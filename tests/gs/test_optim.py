@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
+import gs.optim
 from gs.gaussians import Gaussians
 from gs.optim import (
     OptimConfig,
@@ -28,6 +29,14 @@ def model(n: int = 12, *, masks: bool = True, seed: int = 0) -> Gaussians:
         gaussians.add_parameter("mask_logits", torch.tensor([10.0, 1.0]).repeat(n, 1))
     gaussians.rows["sums"] = torch.arange(1.0, n + 1)
     return gaussians
+
+
+@pytest.fixture(params=["torch", "kernel"], autouse=True)
+def implementation(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """All tests with both optimizers: on the CPU, the kernel is interpreted."""
+    if request.param == "kernel":
+        monkeypatch.setattr(gs.optim, "_has_kernel", lambda device: True)
+    return request.param
 
 
 def optimizer_of(gaussians: Gaussians) -> torch.optim.Adam:

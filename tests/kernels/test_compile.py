@@ -125,6 +125,21 @@ def sort_everywhere() -> None:
     sort_keys(keys, keys, 16)
 
 
+def step_adam() -> None:
+    import torch
+
+    from kernels import FusedAdam
+
+    params = [torch.zeros(128, n, requires_grad=True) for n in (3, 45, 1)]
+    for p in params:
+        p.grad = torch.zeros_like(p)
+    optimizer, rates = FusedAdam(params), torch.zeros(3, 2)
+    optimizer.apply(rates)
+    skip = torch.zeros(1, dtype=torch.int32)
+    for visible in (None, torch.zeros(128, dtype=torch.bool), torch.zeros(128, dtype=torch.int32)):
+        optimizer.apply(rates, visible=visible, skip=skip)
+
+
 CALLS: list[Callable[[], None]] = [
     render_plain,
     render_masked,
@@ -134,6 +149,7 @@ CALLS: list[Callable[[], None]] = [
     project_covariances,
     project_cameras,
     sort_everywhere,
+    step_adam,
 ]
 
 
