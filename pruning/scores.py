@@ -55,7 +55,7 @@ def accumulate_scores(
     masks: Tensor | None = None,  # [N]
     v_pow: float = 0.1,
 ) -> Tensor:  # [N] float32
-    """Score of every Gaussian over `cameras`; the host waits once, at the end.
+    """Score of every Gaussian over `cameras`, summed up on the device from view to view.
 
     Args:
         gaussians: The model. Colours and background have no part in any score.
@@ -82,11 +82,13 @@ def accumulate_scores(
     if not cameras:
         raise ValueError(f"cameras: the score {kind!r} needs at least one")
 
+    # degree 0: no score depends on colours, and these are the cheapest
+    tensors = gaussians.to_tensors()
+    plain = Gaussians.from_tensors(tensors | {"shN": tensors["shN"][:, :0]})
     total = torch.zeros(len(gaussians), dtype=torch.float64, device=gaussians.device)
     heaviest = torch.zeros_like(total, dtype=torch.bool)
     for camera in cameras:
-        # degree 0: the cheapest colours
-        info = render(gaussians, camera, sh_degree=0, masks=masks, contributions=True).info
+        info = render(plain, camera, masks=masks, contributions=True).info
         top = info["contrib_top"] > 0
         if kind == "radsplat":
             total = torch.maximum(total, info["contrib_max"].double())

@@ -1,6 +1,8 @@
 """Importance scores against a brute-force renderer, and the rules that keep by score."""
 
 import math
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +11,11 @@ import pytest
 import torch
 from torch import Tensor
 
+import pruning.scores
 from gs.cameras import Camera
 from gs.errors import SplatrimError
 from gs.gaussians import Gaussians
+from gs.renderer import render
 from pruning.scores import (
     accumulate_scores,
     keep_by_cumulative,
@@ -157,6 +161,25 @@ def test_scores_equal_brute_force(cloud: Gaussians, brute: dict[str, Tensor], ki
     limit = 1e-6 if kind == "radsplat" else 1e-5
     # absolute: float32 of the whole projection against float64, on weights of up to 1
     torch.testing.assert_close(got.double(), brute[kind], rtol=limit, atol=2e-6)
+
+
+def test_scores_of_the_kernels(
+    cloud: Gaussians,
+    monkeypatch: pytest.MonkeyPatch,
+    assert_close: Callable[[str, Tensor, Tensor, float], None],
+) -> None:
+    """On a GPU where there is one, else in Triton's interpreter, which is slow: one view."""
+    pytest.importorskip("triton")
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    monkeypatch.setattr(pruning.scores, "render", partial(render, backend="triton"))
+    tensors = {name: values.to(device) for name, values in cloud.to_tensors().items()}
+    got = accumulate_scores(Gaussians.from_tensors(tensors), CAMERAS[1:2], "mini-splatting-outdoor")
+    assert got.device.type == device
+    weights, _ = brute_weights(cloud, CAMERAS[1])
+    top = torch.bincount(weights.argmax(1)[weights.amax(1) > 0], minlength=len(cloud))
+    mean = weights.sum(0) / (weights > 0).sum(0).clamp_min(1)
+    # a pixel at the rim, where alpha is 1/255 up to rounding, may count or not
+    assert_close("scores", got, torch.where(top > 0, mean, 0.0), 1e-4)
 
 
 def test_sums_conserve_light(cloud: Gaussians) -> None:
@@ -307,20 +330,18 @@ def test_sampling_follows_ids_and_not_rows() -> None:
 
 
 def test_sampling_probabilities() -> None:
-    # one of two with speeds 1 and 3; then two of {1, 1, 2}: P(the third) = 1/2 + 2 * 1/4 * 2/3
-    third = first = 0
-    for seed in range(20):
-        scores = torch.tensor([1.0, 3.0])
-        for i in range(100):
-            ids = torch.tensor([2 * i, 2 * i + 1])
-            first += bool(sample_keep(scores, 1, seed=seed, ids=ids)[0])
-        for i in range(100):
-            ids = torch.tensor([3 * i, 3 * i + 1, 3 * i + 2])
-            keep = sample_keep(torch.tensor([1.0, 1.0, 2.0]), 2, seed=1000 + seed, ids=ids)
-            third += bool(keep[2])
-    n = 2000
-    for count, want in ((first, 0.25), (third, 5 / 6)):
-        assert count / n == pytest.approx(want, abs=4 * math.sqrt(want * (1 - want) / n))
+    # one of two: with probability proportional to the score
+    n, scores = 500, torch.tensor([1.0, 3.0])
+    pairs = [torch.tensor([2 * i, 2 * i + 1]) for i in range(n)]
+    first = sum(bool(sample_keep(scores, 1, seed=5, ids=ids)[0]) for ids in pairs)
+    assert first / n == pytest.approx(0.25, abs=4 * math.sqrt(0.25 * 0.75 / n))
+    # of many, drawn until time 0.5: a share 1 - exp(-S / 2) of those with score S
+    n = 40_000
+    scores = torch.tensor([1.0, 3.0]).repeat(n // 2)
+    want = [1 - math.exp(-0.5), 1 - math.exp(-1.5)]
+    keep = sample_keep(scores, round(sum(want) * n / 2), seed=6, ids=torch.arange(n))
+    for column, share in zip(keep.reshape(-1, 2).float().mean(0).tolist(), want, strict=True):
+        assert column == pytest.approx(share, abs=4 * math.sqrt(share * (1 - share) / (n / 2)))
 
 
 def test_scores_are_saved_by_id(cloud: Gaussians, tmp_path: Path) -> None:
