@@ -3,12 +3,12 @@
 from typing import TYPE_CHECKING, Any
 
 from .rasterization import rasterization
-from .reference.sampling import sample_masks, uniform
+from .reference.sampling import logistic_noise, sample_masks, uniform
 
 if TYPE_CHECKING:
     from .adam import FusedAdam
 
-__all__ = ["FusedAdam", "rasterization", "sample_masks", "uniform"]
+__all__ = ["FusedAdam", "logistic_noise", "rasterization", "sample_masks", "uniform"]
 
 
 def __getattr__(name: str) -> Any:

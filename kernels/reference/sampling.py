@@ -44,6 +44,12 @@ def uniform(seed: int, ids: Tensor) -> Tensor:
     return torch.where(signed < 0, -signed - 1, signed).to(torch.float32) * 4.6566127342e-10
 
 
+def logistic_noise(seed: int, ids: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Logistic(0, 1) noise [N] of the Gaussians `ids` [N]; within +-16.64, so always finite."""
+    u = uniform(seed, ids).to(dtype).clamp(UNIFORM_MIN, 1 - UNIFORM_MIN)
+    return torch.log(u) - torch.log1p(-u)
+
+
 def sample_masks(
     mask_logits: Tensor,  # [N] or [N, 2] (keep, drop)
     seed: int,
@@ -55,8 +61,7 @@ def sample_masks(
         logits = logits[:, 0] - logits[:, 1]
     if ids is None:
         ids = torch.arange(logits.shape[0], device=logits.device)
-    u = uniform(seed, ids).to(logits.dtype).clamp(UNIFORM_MIN, 1 - UNIFORM_MIN)
-    noisy = logits + (torch.log(u) - torch.log1p(-u))
+    noisy = logits + logistic_noise(seed, ids, logits.dtype)
     soft = torch.sigmoid(noisy)
     # The difference is exactly 0, so that a mask is exactly 0 or 1.
     return (noisy > 0).to(logits.dtype) + (soft - soft.detach())
