@@ -1,8 +1,8 @@
 """The model: one ParameterDict of Gaussians, and buffers that follow their rows.
 
     params  means [N,3]  quats [N,4] (wxyz, any length)  scales [N,3] (log)  opacities [N] (logit)
-            sh0 [N,1,3]  shN [N,K-1,3], K = (degree + 1)^2, and mask_logits [N,2] (keep, drop)
-            once a pruner has added them; all float32
+            sh0 [N,1,3]  shN [N,K-1,3], K = (degree + 1)^2, and once a pruner has added them
+            mask_logits, [N,2] (keep, drop) or [N]; all float32
     rows    ids [N] int32, one per Gaussian and never used twice, and what strategies add
 
 Only `gs.optim` changes the number of rows: it edits parameters, optimizer state and buffers as one.
@@ -165,6 +165,8 @@ def _check_tensors(tensors: dict[str, Tensor]) -> tuple[int, int]:
         "shN": (n, bands - 1, 3),
         "mask_logits": (n, 2),
     }
+    if "mask_logits" in tensors and tensors["mask_logits"].dim() == 1:
+        shapes["mask_logits"] = (n,)
     for name, x in tensors.items():
         if x.shape != shapes[name]:
             raise ValueError(f"{name}: expected {list(shapes[name])}, got {list(x.shape)}")

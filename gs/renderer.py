@@ -35,6 +35,7 @@ def render(
     *,
     background: Tensor | None = None,  # [3]; None: black
     sh_degree: int | None = None,  # None: the model's active degree
+    opacities: Tensor | None = None,  # [N] in 0..1; None: the model's
     **raster_kwargs: Any,
 ) -> RenderOutput:
     """Render one view, differentiable in the model's parameters.
@@ -44,6 +45,9 @@ def render(
         camera: The view, at the resolution to render.
         background: Colour behind the Gaussians, on the model's device. [3]
         sh_degree: Highest SH degree to use.
+        opacities: In place of the model's. A factor on opacity is not the same as `masks`, a
+            factor on alpha after the 1/255 test: here a faint Gaussian also reaches fewer pixels,
+            and the clamp at 0.99 comes after the factor. [N]
         **raster_kwargs: Further keywords of `kernels.rasterization`: masks, render_mode, ...
     """
     viewmats, Ks = _camera_tensors(camera, gaussians.device)
@@ -52,7 +56,7 @@ def render(
         gaussians.params["means"],
         gaussians.params["quats"],
         gaussians.get_scales(),
-        gaussians.get_opacities(),
+        gaussians.get_opacities() if opacities is None else opacities,
         gaussians.get_sh(),
         viewmats,
         Ks,

@@ -104,6 +104,8 @@ def test_tensors_round_trip_and_parameter_order() -> None:
         assert torch.equal(again.params[name], want)
         assert not tensors[name].requires_grad
     assert again.active_sh_degree == 2
+    tensors["mask_logits"] = torch.arange(9.0)  # one number each will do
+    assert torch.equal(Gaussians.from_tensors(tensors).params["mask_logits"], torch.arange(9.0))
 
 
 def test_to_carries_row_buffers() -> None:

@@ -65,6 +65,33 @@ def test_degree_and_other_keywords_are_passed_on() -> None:
     assert render(gaussians, view, render_mode="ED").colors.shape == (HEIGHT, WIDTH, 1)
 
 
+@pytest.mark.parametrize("backend", ["reference", "triton"])
+def test_opacities_in_place_of_the_models(backend: str) -> None:
+    gaussians, view = model(), camera()
+    factors = torch.linspace(0.01, 1.0, 20)
+    opacities = (gaussians.get_opacities().detach() * factors).requires_grad_()
+    out = render(gaussians, view, opacities=opacities, backend=backend)
+    out.colors.square().sum().backward()
+    assert gaussians.params["opacities"].grad is None
+
+    changed = model()
+    changed.params["opacities"].data = torch.logit(opacities.detach())
+    want = render(changed, view)
+    want.colors.square().sum().backward()
+    torch.testing.assert_close(out.colors, want.colors, rtol=1e-4, atol=1e-5)
+    o = opacities.detach()
+    assert opacities.grad is not None
+    v_logits = opacities.grad * o * (1 - o)
+    scale = changed.params["opacities"].grad.abs().max().item()
+    # Triton's gradients are good to about 2e-4
+    torch.testing.assert_close(
+        v_logits, changed.params["opacities"].grad, rtol=1e-2, atol=2e-3 * scale
+    )
+    # not what a factor on alpha does: this reaches fewer pixels
+    assert (out.info["radii"] <= render(gaussians, view, masks=factors).info["radii"]).all()
+    assert (out.info["radii"] < render(gaussians, view, masks=factors).info["radii"]).any()
+
+
 @pytest.mark.parametrize(("depth", "kept"), [(0.15, False), (0.25, True)])
 def test_near_plane_is_inrias(depth: float, kept: bool) -> None:
     assert NEAR_PLANE == 0.2
