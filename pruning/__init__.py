@@ -1,6 +1,7 @@
 """Pruning methods by the name that `train.py --method` takes. Each is one file beside this one."""
 
 from .light_gaussian import LightGaussianConfig
+from .lp_3dgs import LP3DGS, LP3DGSConfig
 from .mask_gaussian import MaskGaussian, MaskGaussianConfig
 from .method import MethodConfig, NoPruning
 from .mini_splatting import MiniSplattingConfig
@@ -9,6 +10,7 @@ from .score_pruning import OpacityConfig, ScorePruning, ScorePruningConfig, prun
 
 METHODS: dict[str, type[MethodConfig]] = {
     "mask-gaussian": MaskGaussianConfig,
+    "lp-3dgs": LP3DGSConfig,
     "3dgs": NoPruning,
     "radsplat": RadSplatConfig,
     "mini-splatting": MiniSplattingConfig,
@@ -17,7 +19,9 @@ METHODS: dict[str, type[MethodConfig]] = {
 }
 
 __all__ = [
+    "LP3DGS",
     "METHODS",
+    "LP3DGSConfig",
     "LightGaussianConfig",
     "MaskGaussian",
     "MaskGaussianConfig",

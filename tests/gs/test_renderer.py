@@ -65,6 +65,7 @@ def test_degree_and_other_keywords_are_passed_on() -> None:
     assert render(gaussians, view, render_mode="ED").colors.shape == (HEIGHT, WIDTH, 1)
 
 
+@pytest.mark.filterwarnings("ignore:(divide|invalid):RuntimeWarning")
 @pytest.mark.parametrize("backend", ["reference", "triton"])
 def test_opacities_in_place_of_the_models(backend: str) -> None:
     gaussians, view = model(), camera()

@@ -1,0 +1,290 @@
+r"""LP-3DGS: learn for a few hundred iterations which Gaussians matter, then prune once.
+
+Zhang et al., "LP-3DGS: Learning to Prune 3D Gaussian Splatting" (NeurIPS 2024,
+https://arxiv.org/abs/2405.18784). Every Gaussian i has a logit m_i, at first 1, and an importance
+score S_i over the training views. Its opacity o_i becomes, with fresh logistic noise g_i in each
+iteration t (pruning/gumbel.py),
+
+    o_i' = o_i * sigmoid((m_i S_i + g_i) / tau)
+    loss += lambda_mask * mean(sigmoid(m))
+
+With the published defaults (from, until, interval = 19500, 20000, 20):
+
+    from < t < until        the mask loss; AdamW moves m beside the other parameters
+    t = from + k interval   before rendering, scores are renewed; the first time switches o' on
+    t = until               o' once more; then Gaussians are pruned, and opacities are o again
+
+Where paper and published code differ this is the code: m itself is the logit (not log m), the loss
+has sigmoid(m) (not |m|), and scores play no part in the last decision, m_i >= 0. The mask loss
+alone takes m from 1 to 0 in the 20 iterations before the first scores, so those stay whose
+renderings pull m up again. The code decides by one more draw, m_i + g_i >= 0, which drops each
+Gaussian with probability sigmoid(-m_i): `decision="sample"`.
+"""
+
+import logging
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from gs.cameras import Camera
+from gs.config import PUBLISHED_ITERATIONS
+from gs.errors import SplatrimError
+from gs.gaussians import Gaussians
+from gs.optim import keep_rows
+from gs.renderer import RenderOutput
+from gs.sampler import derive_seed
+from gs.strategy import StepContext, Strategy
+from kernels import logistic_noise
+
+from .gumbel import gumbel_sigmoid, straight_through
+from .method import MethodConfig
+from .scores import accumulate_scores
+
+INITIAL_LOGIT = 1.0
+SCORES = "mask_scores"  # rows: S, there while opacities are masked
+SHORTEST_WINDOW = 100  # iterations at the published rate; logits need 20 to fall to 0
+SHORTEST_POST_TRAINING = 30  # iterations
+
+logger = logging.getLogger("splatrim")
+
+
+@dataclass(frozen=True)
+class LP3DGSConfig(MethodConfig):
+    """Settings of LP-3DGS; the defaults are the published ones with RadSplat's score."""
+
+    score: Literal["radsplat", "mini-splatting"] = "radsplat"
+    """Importance of a Gaussian: its largest weight in any pixel (radsplat), or the sum of its
+    weights over all pixels (mini-splatting)."""
+    score_source: Literal["unmasked", "masked"] = "unmasked"
+    """Scores are of renderings with plain opacities, or with masked ones and their noise as
+    published."""
+    score_interval: int = 20
+    """Scores are renewed every so many iterations of the mask's training."""
+    mask_from_iter: int = 19_500
+    """The mask is trained after this iteration."""
+    mask_until_iter: int = 20_000
+    """Gaussians are pruned in this iteration, the last with a mask."""
+    lambda_mask: float = 0.0005
+    """Weight of mean(sigmoid(m)) in the loss."""
+    relaxation: Literal["gumbel-sigmoid", "straight-through"] = "gumbel-sigmoid"
+    """The mask: noisy and soft, or hard with a straight-through gradient."""
+    gumbel_temp: float = 0.5
+    """Temperature of the Gumbel-Sigmoid."""
+    mask_threshold: float = 0.01
+    """A straight-through mask is 1 where its sigmoid is above this."""
+    decision: Literal["threshold", "sample"] = "threshold"
+    """Who stays: those with m >= 0 (straight-through: with sigmoid(m) above mask_threshold), or one
+    random draw as published."""
+    logit_lr: float = 0.05
+    """Learning rate of mask logits, which LP-3DGS takes in place of mask_lr."""
+    logit_decay: float = 0.01
+    """Decoupled weight decay of mask logits (AdamW)."""
+
+    PRESETS: ClassVar[dict[str, dict[str, Any]]] = {
+        "radsplat": {},
+        "mini-splatting": {"score": "mini-splatting"},
+        "straight-through": {"relaxation": "straight-through"},
+        "demo": {},
+    }
+
+    def __post_init__(self) -> None:
+        length = self.mask_until_iter - self.mask_from_iter
+        if length < 1:
+            raise SplatrimError(
+                f"--mask_until_iter {self.mask_until_iter} must come after"
+                f" --mask_from_iter {self.mask_from_iter}"
+            )
+        if not 1 <= self.score_interval <= length:
+            raise SplatrimError(
+                f"--score_interval must be 1 to {length}, the length of the mask's training,"
+                f" not {self.score_interval}"
+            )
+        if self.gumbel_temp <= 0:
+            raise SplatrimError(f"--gumbel_temp must be positive, not {self.gumbel_temp}")
+        if not 0 < self.mask_threshold < 1:
+            raise SplatrimError(f"--mask_threshold must be in 0..1, not {self.mask_threshold}")
+
+    def scaled(self, factor: float) -> "LP3DGSConfig":
+        """The same schedule over `factor` times as many iterations, as far as it bears it.
+
+        The window keeps 100 iterations or, in shorter runs, half of those that are left.
+        """
+        length = self.mask_until_iter - self.mask_from_iter
+        left = (PUBLISHED_ITERATIONS - self.mask_from_iter) * factor
+        return self._moved(
+            math.floor(self.mask_from_iter * factor + 1e-6),
+            max(round(length * factor), min(length, SHORTEST_WINDOW, int(left / 2)), 1),
+        )
+
+    def post_training(self, start: int, iterations: int) -> "LP3DGSConfig":
+        """For a finished model: the window comes first, in at most a third of the iterations."""
+        if iterations - start < SHORTEST_POST_TRAINING:
+            raise SplatrimError(
+                f"LP-3DGS takes at least {SHORTEST_POST_TRAINING} iterations to prune a finished"
+                f" model: give --iterations {start + SHORTEST_POST_TRAINING} or more"
+            )
+        length = self.mask_until_iter - self.mask_from_iter
+        return self._moved(start, min(length, (iterations - start) // 3))
+
+    def _moved(self, start: int, length: int) -> "LP3DGSConfig":
+        """The window at another place and of another length.
+
+        Scores are renewed as often within it, but no interval is shorter than now as long as four
+        fit. Below 100 iterations logits take larger steps, as they have the same way to go.
+        """
+        now = self.mask_until_iter - self.mask_from_iter
+        interval = round(self.score_interval * max(length / now, 1.0))
+        return replace(
+            self,
+            mask_from_iter=start,
+            mask_until_iter=start + length,
+            score_interval=min(interval, max(length // 4, 1)),
+            logit_lr=self.logit_lr * max(min(now, SHORTEST_WINDOW) / length, 1.0),
+        )
+
+    def build(self, *, densify_until: int) -> "LP3DGS":
+        """The strategy, whatever `densify_until` is."""
+        return LP3DGS(self)
+
+
+class LP3DGS(Strategy):
+    """The strategy that the trainer calls; see the module's docstring."""
+
+    name = "lp_3dgs"
+
+    def __init__(self, config: LP3DGSConfig) -> None:
+        self.config = config
+        self.seed = 0
+        self._step = 0
+        self._logits: Tensor | None = None
+
+    def setup(self, gaussians: Gaussians, *, extent: float, iterations: int, seed: int) -> None:
+        last = self.config.mask_until_iter
+        if iterations < last:
+            raise SplatrimError(
+                f"LP-3DGS prunes at iteration {last} and the run ends at {iterations}: give more"
+                " --iterations, a lower --mask_until_iter, or --schedule scaled"
+            )
+        self.seed = seed
+        if "mask_logits" not in gaussians.params:
+            gaussians.add_parameter("mask_logits", torch.full((len(gaussians),), INITIAL_LOGIT))
+
+    def before_render(self, step: int, gaussians: Gaussians) -> dict[str, Any]:
+        self._step = step
+        if SCORES not in gaussians.rows:
+            return {}
+        seed = derive_seed(self.seed, "gumbel", step)
+        return {"opacities": gaussians.get_opacities() * self.masks(gaussians, seed)}
+
+    def masks(self, gaussians: Gaussians, seed: int) -> Tensor:  # [N] in 0..1
+        """Factors on opacities, differentiable in the logits; `seed` for the noise."""
+        config = self.config
+        x = gaussians.params["mask_logits"] * gaussians.rows[SCORES]
+        if config.relaxation == "straight-through":
+            return straight_through(x, config.mask_threshold)
+        return gumbel_sigmoid(x, config.gumbel_temp, seed, gaussians.rows["ids"])
+
+    def loss(self, step: int, gaussians: Gaussians, out: RenderOutput) -> Tensor | None:
+        trains = self._trains_at(step)
+        logits = gaussians.params["mask_logits"]
+        self._logits = logits.detach() if trains else None
+        return self.config.lambda_mask * torch.sigmoid(logits).mean() if trains else None
+
+    def after_backward(self, step: int, ctx: StepContext) -> None:
+        if self._trains_at(step):
+            self._prepare_adamw(step, ctx)
+        elif step == self.config.mask_until_iter:
+            self._prune(step, ctx)
+
+    def after_step(self, step: int, ctx: StepContext) -> None:
+        # What iteration step + 1 will render: nothing that scores depend on changes in between.
+        if self.refreshes_at(step + 1):
+            ctx.gaussians.rows[SCORES] = self._scores(step + 1, ctx.gaussians, ctx.cameras)
+
+    def refreshes_at(self, step: int) -> bool:
+        """Whether iteration `step` renders with new scores: 19520, 19540, ..., 19980 by default."""
+        since = step - self.config.mask_from_iter
+        return self._trains_at(step) and since % self.config.score_interval == 0
+
+    def _trains_at(self, step: int) -> bool:
+        return self.config.mask_from_iter < step < self.config.mask_until_iter
+
+    @torch.no_grad()
+    def _prepare_adamw(self, step: int, ctx: StepContext) -> None:
+        """Set the rate and decay the logits: with Adam's step after it, this is AdamW's."""
+        config, logits = self.config, ctx.gaussians.params["mask_logits"]
+        if step == config.mask_from_iter + 1:  # post-training begins with moments of an age
+            ctx.optimizer.state.pop(logits, None)
+        for group in ctx.optimizer.param_groups:
+            if group["name"] == "mask_logits":
+                group["lr"] = config.logit_lr
+        if logits.grad is not None:  # there is none if the densifier has just changed rows
+            logits.mul_(1.0 - config.logit_lr * config.logit_decay)
+
+    def _prune(self, step: int, ctx: StepContext) -> None:
+        n_before = len(ctx.gaussians)
+        keep_rows(ctx.gaussians, ctx.optimizer, self.decide(ctx.gaussians))
+        logger.info(f"iteration {step}: kept {len(ctx.gaussians)} of {n_before} Gaussians")
+        ctx.gaussians.rows.pop(SCORES, None)
+
+    @torch.no_grad()
+    def decide(self, gaussians: Gaussians) -> Tensor:  # [N] bool
+        """Which Gaussians stay, by their logits as they are; scores play no part.
+
+        Raises:
+            SplatrimError: None would.
+        """
+        config, logits = self.config, gaussians.params["mask_logits"]
+        if config.decision == "sample" and config.relaxation == "gumbel-sigmoid":
+            logits = logits + logistic_noise(derive_seed(self.seed, "prune"), gaussians.rows["ids"])
+        keep = logits >= self.lowest_logit
+        if not bool(keep.any()):
+            raise SplatrimError(
+                "LP-3DGS would prune every Gaussian: train the mask for longer"
+                " (--mask_until_iter), with a lower --logit_lr or --lambda_mask"
+            )
+        return keep
+
+    @property
+    def lowest_logit(self) -> float:
+        """The decision's threshold on m."""
+        if self.config.relaxation == "gumbel-sigmoid":
+            return 0.0
+        return math.log(self.config.mask_threshold / (1.0 - self.config.mask_threshold))
+
+    @torch.no_grad()
+    def _scores(self, step: int, gaussians: Gaussians, cameras: Sequence[Camera]) -> Tensor:  # [N]
+        kind = self.config.score
+        if self.config.score_source == "unmasked" or SCORES not in gaussians.rows:
+            return accumulate_scores(gaussians, cameras, kind)
+        total = torch.zeros(len(gaussians), device=gaussians.device)
+        for view, camera in enumerate(cameras):  # each with noise of its own, as published
+            seed = derive_seed(self.seed, "score", step, view)
+            opacities = gaussians.get_opacities() * self.masks(gaussians, seed)
+            tensors = gaussians.to_tensors() | {"opacities": torch.logit(opacities, eps=1e-6)}
+            model = Gaussians.from_tensors(tensors, active_sh_degree=gaussians.active_sh_degree)
+            scores = accumulate_scores(model, [camera], kind)
+            total = torch.maximum(total, scores) if kind == "radsplat" else total + scores
+        return total
+
+    def final_keep(self, gaussians: Gaussians) -> Tensor | None:  # [N] bool
+        # Models are saved before iteration `mask_until_iter` prunes.
+        return self.decide(gaussians) if self._step == self.config.mask_until_iter else None
+
+    def scalars(self, step: int) -> dict[str, float | Tensor]:
+        if self._logits is None:
+            return {}
+        return {
+            "num_used_gs": (self._logits >= self.lowest_logit).sum(),
+            "mask_mean": self._logits.sigmoid().mean(),
+        }
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"seed": self.seed}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.seed = int(state.get("seed", self.seed))
