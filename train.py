@@ -48,13 +48,12 @@ def build_trainer(config: Config[Any]) -> Trainer:
     if config.choice.demo and not source.exists():
         logger.info(f"writing the built-in scene to {source}")
         write_demo_scene(source)
-    strategies: list[Strategy] = [
-        config.densify.build(),
-        config.pruning.build(densify_until=config.densify.densify_until_iter),
-    ]
+    strategies: list[Strategy] = [config.densify.build()]
     if train.post_start is not None:
         iterations = train.iterations
         strategies += [PostRates(config.optim, start=train.post_start, iterations=iterations)]
+    # last, as a pruner may set the rate of its own parameter
+    strategies += [config.pruning.build(densify_until=config.densify.densify_until_iter)]
     return Trainer(
         train,
         load_scene(source, **where, seed=train.seed),

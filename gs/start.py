@@ -132,12 +132,13 @@ def finished(state: dict[str, Any], *, keep_masks: bool) -> dict[str, Any]:
     new settings. Unless the new method goes on learning masks, the Gaussians that they drop
     (p <= 0.5) go with them, as in the model that is saved.
     """
-    known = set(PARAMETER_ORDER) - (set() if keep_masks else {"mask_logits"})
+    masks = state["params"].get("mask_logits")
+    pairs = masks is not None and masks.dim() == 2  # LP-3DGS has one logit each, and has pruned
+    known = set(PARAMETER_ORDER) - (set() if keep_masks and pairs else {"mask_logits"})
     params: dict[str, Tensor] = {k: x for k, x in state["params"].items() if k in known}
     moments = {k: m for k, m in state["optimizer"].items() if k in params}
     ids = state["rows"]["ids"]
-    masks = state["params"].get("mask_logits")
-    if masks is not None and not keep_masks:
+    if masks is not None and pairs and not keep_masks:
         keep = masks[:, 0] > masks[:, 1]
         if not bool(keep.any()):
             raise SplatrimError("the masks of the model drop every Gaussian: nothing to train")

@@ -132,6 +132,15 @@ def test_what_stays_of_a_finished_checkpoint(tmp_path: Path) -> None:
         assert float(got["step"]) == 30_000
 
 
+@pytest.mark.parametrize("keep_masks", [True, False])
+def test_single_logits_go_and_drop_nothing(keep_masks: bool) -> None:
+    lp = state(30_000)
+    lp["params"] = {**lp["params"], "mask_logits": torch.full((N,), -1.0)}
+    start = finished(lp, keep_masks=keep_masks)
+    assert "mask_logits" not in start["params"]
+    assert len(start["params"]["means"]) == N
+
+
 def test_masks_that_drop_everything_are_refused() -> None:
     dropped = state(30_000, masks=True)
     dropped["params"]["mask_logits"] = torch.zeros(N, 2)
