@@ -41,6 +41,7 @@ class LightGaussianConfig(ScorePruningConfig):
         "finetune": {"ratio": 0.66, "decay": 1.0},  # as published for finished models
         "demo": {},
     }
+    POST_PRESET: ClassVar[str | None] = "finetune"
 
     def __post_init__(self) -> None:
         super().__post_init__()

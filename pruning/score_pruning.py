@@ -115,6 +115,13 @@ class ScorePruning(Strategy):
 
     def setup(self, gaussians: Gaussians, *, extent: float, iterations: int, seed: int) -> None:
         self.seed = seed
+        # the model is saved before the last iteration prunes
+        late = [step for step in self.config.prune_iterations if step >= iterations]
+        if late:
+            text = f"--prune_iterations {' '.join(map(str, late))}: the run has {iterations}"
+            if len(late) == len(self.config.prune_iterations):
+                raise SplatrimError(f"{text}, so nothing would be pruned: try --schedule scaled")
+            logger.warning(f"{text}, so that pruning is left out")
 
     @torch.no_grad()
     def after_backward(self, step: int, ctx: StepContext) -> None:

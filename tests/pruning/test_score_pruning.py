@@ -17,10 +17,12 @@ import train
 from gs.cameras import Camera
 from gs.checkpoint import load_checkpoint
 from gs.config import TrainConfig
+from gs.data.demo import write_demo_scene
 from gs.data.scene import Scene
 from gs.errors import SplatrimError
 from gs.gaussians import Gaussians
 from gs.optim import OptimConfig, build_optimizer
+from gs.ply import load_ply, save_ply
 from gs.renderer import render
 from gs.strategy import StepContext
 from gs.trainer import Trainer
@@ -254,14 +256,25 @@ def scene(tmp_path_factory: pytest.TempPathFactory) -> Scene:
     return Scene(cameras[:4], cameras[4:], points, colors, 1.5, folder, "colmap")
 
 
-def make(scene: Scene, out: Path, config: ScorePruningConfig, **options: Any) -> Trainer:
+@pytest.fixture(scope="module")
+def scene_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small copy of the built-in scene."""
+    folder = tmp_path_factory.mktemp("scenes") / "demo"
+    write_demo_scene(folder, views=3, width=40, height=30)
+    return folder
+
+
+def make(scene: Scene, out: Path, config: ScorePruningConfig | None, **options: Any) -> Trainer:
     settings = {"iterations": 12, "quiet": True, "device": "cpu", "sh_degree": 0}
     fields = {field.name for field in dataclasses.fields(TrainConfig)}
     settings |= {k: options.pop(k) for k in list(options) if k in fields}
     return Trainer(
-        TrainConfig(model_path=out, **settings), scene,
-        strategies=[config.build(densify_until=0)], optim=OptimConfig(opacity_lr=0.5), **options,
-    )  # fmt: skip
+        TrainConfig(model_path=out, **settings),
+        scene,
+        strategies=[] if config is None else [config.build(densify_until=0)],
+        optim=OptimConfig(opacity_lr=0.5),
+        **options,
+    )
 
 
 TINY: list[ScorePruningConfig] = [
@@ -289,8 +302,7 @@ def test_going_on_between_prunings_is_exact(
 
 
 def test_a_finished_model_is_pruned_at_once(scene: Scene, tmp_path: Path) -> None:
-    plain = dataclasses.replace(TINY[0], prune_iterations=(100,))
-    make(scene, tmp_path / "plain", plain, checkpoint_iterations=(12,)).fit()
+    make(scene, tmp_path / "plain", None, checkpoint_iterations=(12,)).fit()
     start = load_checkpoint(tmp_path / "plain" / "chkpnt12.pth")
     model = Gaussians.from_tensors(start["params"])
     config = OpacityConfig(ratio=0.5).post_training(12, 16)
@@ -301,6 +313,30 @@ def test_a_finished_model_is_pruned_at_once(scene: Scene, tmp_path: Path) -> Non
     assert trainer.gaussians.rows["ids"].tolist() == keep.nonzero()[:, 0].tolist()
     saved = tmp_path / "post" / "point_cloud" / "iteration_16" / "point_cloud.ply"
     assert saved.is_file()
+
+
+@pytest.mark.parametrize("method", BASELINES)
+def test_command_line_prunes_a_ply(scene_folder: Path, tmp_path: Path, method: str) -> None:
+    model = cloud(200)
+    save_ply(tmp_path / "model.ply", model.to_tensors())
+    train.main(
+        ["-s", str(scene_folder), "-m", str(tmp_path / "out"), "--method", method, "--quiet",
+         "--start_ply", str(tmp_path / "model.ply"), "--iterations", "30004"]
+    )  # fmt: skip
+    log = (tmp_path / "out" / "train.log").read_text()
+    n_left = int(log.split("iteration 30001: kept ")[1].split(" of 200")[0])
+    assert 0 < n_left < 200 or method == "radsplat"  # nothing of this model is that faint
+    saved = load_ply(tmp_path / "out" / "point_cloud" / "iteration_30004" / "point_cloud.ply")
+    assert len(saved["means"]) <= n_left
+    if method == "light-gaussian":
+        assert n_left == 200 - 132  # 66 % as published for finished models
+
+
+def test_runs_too_short_to_prune(scene: Scene, tmp_path: Path, caplog: Any) -> None:
+    with pytest.raises(SplatrimError, match="4 8: the run has 4, so nothing would be pruned"):
+        make(scene, tmp_path, TINY[0], iterations=4)
+    make(scene, tmp_path, TINY[0], iterations=8)
+    assert "--prune_iterations 8: the run has 8, so that pruning is left out" in caplog.text
 
 
 def test_scores_are_written_on_request(scene: Scene, tmp_path: Path) -> None:
