@@ -51,7 +51,7 @@ def data_root() -> Path:
 
 def load(name: str, device: str = "cuda") -> Workload:
     """A workload by name; FileNotFoundError where its data is absent."""
-    made = _garden(name) if name in GARDEN else _bonsai(name)
+    made = garden(name, *GARDEN[name]) if name in GARDEN else _bonsai(name)
     return made._replace(**{
         field: value.to(device)
         for field, value in made._asdict().items()
@@ -59,8 +59,8 @@ def load(name: str, device: str = "cuda") -> Workload:
     })  # fmt: skip
 
 
-def _garden(name: str) -> Workload:
-    repeats, width, height, factor = GARDEN[name]
+def garden(name: str, repeats: int, width: int, height: int, factor: float) -> Workload:
+    """The points on a grid of `repeats` x `repeats`; `factor` multiplies the focal lengths."""
     data = np.load(data_root() / "data" / "garden_points.npz")
     points = torch.from_numpy(data["means3d"])
     colors = torch.from_numpy(data["colors"]).float() / 255.0
