@@ -24,7 +24,7 @@ import tyro
 
 from bench.sweep_run import BASELINE, Job, Method, Runner, load_result
 from bench.sweep_table import markdown, plot, summarize, with_ratios
-from gs.config import resolve_device
+from gs.config import PUBLISHED_ITERATIONS, resolve_device
 from gs.errors import SplatrimError, run_cli
 from gs.files import check_writable, write_json, write_text
 from gs.logs import show_log
@@ -46,9 +46,9 @@ class SweepConfig:
     seeds: tuple[int, ...] = (0,)
     """One run each."""
     iterations: int | None = None
-    """Of every training; None is train.py's own number."""
+    """Of every training but those after "post:"; None is train.py's own number."""
     post_iterations: int | None = None
-    """Of the trainings after "post:"; None is the same as the others."""
+    """Of those; None is train.py's own number."""
     resolution: Annotated[int | None, tyro.conf.arg(aliases=("-r",))] = None
     """As train.py's."""
     jobs: int = 1
@@ -108,8 +108,10 @@ def _job(config: SweepConfig, scene: Path, method: Method, seed: int, extra: Seq
         return config.out / scene.name / label.replace(":", ".") / f"seed{seed}"
 
     iterations = config.iterations
-    if method.is_post and config.post_iterations is not None:
-        iterations = config.post_iterations
+    if method.is_post:
+        # train.py counts on from the end of the published schedule
+        added = config.post_iterations
+        iterations = None if added is None else PUBLISHED_ITERATIONS + added
     given = {"--preset": method.preset, "--iterations": iterations, "-r": config.resolution}
     args = ["--method", method.name, "--seed", str(seed)]
     for flag, value in given.items():

@@ -199,6 +199,8 @@ def _notes(rows: Sequence[Row]) -> list[str]:
     devices = sorted({device for row in rows for device in row.get("devices", ())})
     if devices:
         notes.append(f"Device: {', '.join(devices)}.")
+    if any(row["method"].startswith("post:") for row in rows):
+        notes.append("post: starts from the 3dgs model; its training time is without that of 3dgs.")
     if any(row["psnr_std"] is not None for row in rows):
         notes.append("±: standard deviation over seeds; all figures are means over seeds.")
     if any(not row["times_comparable"] for row in rows):

@@ -83,7 +83,7 @@ def test_a_plan_names_every_run(tmp_path: Path) -> None:
     assert folders[4:] == [name.replace("a/", "b/", 1) for name in folders[:4]]
     line = "--method 3dgs --seed 7 --iterations 900 -r 4 --sh_degree 1"
     assert " ".join(jobs[1].args) == line and jobs[1].start_from is None
-    line = "--method mask-gaussian --seed 7 --preset alpha --iterations 300 -r 4 --sh_degree 1"
+    line = "--method mask-gaussian --seed 7 --preset alpha --iterations 30300 -r 4 --sh_degree 1"
     assert " ".join(jobs[3].args) == line and jobs[3].start_from == jobs[1].folder
 
 
