@@ -31,12 +31,12 @@ from pruning import METHODS
 logger = logging.getLogger("splatrim")
 
 
-def parse(args: list[str]) -> Config[Any]:
+def parse(args: list[str]) -> Config[Any, Any]:
     """Read the command line."""
     return cli.parse(args, METHODS, __doc__ or "")
 
 
-def build_trainer(config: Config[Any]) -> Trainer:
+def build_trainer(config: Config[Any, Any]) -> Trainer:
     """Check every input and make the trainer. Of the run, nothing is written yet."""
     train, method = config.train, config.choice.method
     resolve_device(train.device)

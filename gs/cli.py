@@ -10,7 +10,7 @@ import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Generic, Literal, Protocol, TypeVar
+from typing import Any, ClassVar, Generic, Literal, Protocol, TypeVar, get_args
 
 import tyro
 
@@ -20,7 +20,10 @@ from .errors import SplatrimError
 from .optim import OptimConfig
 from .start import Origin, find_origin
 from .strategy import Strategy
+from .taming import TamingConfig
 
+Schedule = Literal["auto", "published", "scaled"]
+SCHEDULES = get_args(Schedule)
 SCALE_BELOW = 7000  # iterations under which --schedule auto scales
 DEMO_SCENE = Path("output") / "demo_scene"
 DEMO_ITERATIONS = 500
@@ -40,6 +43,9 @@ class Method(Protocol):
     def build(self, *, densify_until: int) -> Strategy: ...
 
 
+DENSIFIERS: dict[str, type[DensifyConfig]] = {"default": DensifyConfig, "taming": TamingConfig}
+
+D = TypeVar("D", bound=DensifyConfig)
 P = TypeVar("P", bound=Method)
 
 
@@ -52,9 +58,11 @@ class Choice:
     preset: str | None = None
     """Setting of the method; mask-gaussian has beta (its default), alpha, gamma and demo, and for
     post-training post (its default there) and published-post."""
+    densifier: Literal["default", "taming"] = "default"
+    """default: that of 3DGS. taming: within a --budget, by Taming-3DGS's score."""
     recipe: Literal["default"] = "default"
     """Training schedule: default is the published one of 3DGS."""
-    schedule: Literal["auto", "published", "scaled"] = "auto"
+    schedule: Schedule = "auto"
     """published: iteration numbers as published for 30000 iterations. scaled: those not given as
     flags are multiplied by iterations / 30000. auto: scaled below 7000 iterations."""
     demo: bool = False
@@ -63,14 +71,14 @@ class Choice:
 
 
 @dataclass(frozen=True)
-class Config(Generic[P]):
+class Config(Generic[D, P]):
     """All settings of a run."""
 
     choice: Choice
     scene: SceneConfig
     train: TrainConfig
     optim: OptimConfig
-    densify: DensifyConfig
+    densify: D
     pruning: P
 
 
@@ -79,29 +87,36 @@ def default_config(
     iterations: int | None,
     methods: Mapping[str, type[Method]],
     origin: Origin | None = None,
-) -> Config[Any]:
+) -> Config[Any, Any]:
     """The settings that the choice, the number of iterations and the start imply.
 
     Raises:
         SplatrimError: no such method or preset, or the method cannot post-train.
     """
-    if choice.method not in methods:
-        raise SplatrimError(f"unknown --method {choice.method!r}: choose {', '.join(methods)}")
+    known = {"method": tuple(methods), "schedule": SCHEDULES, "densifier": tuple(DENSIFIERS)}
+    for flag, names in known.items():
+        if (name := getattr(choice, flag)) not in names:
+            raise SplatrimError(f"unknown --{flag} {name!r}: choose {', '.join(names)}")
     method = methods[choice.method]
     post = origin is not None and origin.post_start is not None
     preset = choice.preset or ("demo" if choice.demo else post and method.POST_PRESET)
     preset = preset or next(iter(method.PRESETS))
     if preset not in method.PRESETS:
-        known = ", ".join(method.PRESETS)
-        raise SplatrimError(f"--method {choice.method} has no preset {preset!r}: choose {known}")
+        names = ", ".join(method.PRESETS)
+        raise SplatrimError(f"--method {choice.method} has no preset {preset!r}: choose {names}")
     if iterations is None:
         iterations = DEMO_ITERATIONS if choice.demo else PUBLISHED_ITERATIONS
         iterations = origin.post_end if origin is not None and post else iterations
     scene = SceneConfig(DEMO_SCENE if choice.demo else tyro.MISSING, eval=choice.demo)
     train = TrainConfig(Path("output") / secrets.token_hex(5), iterations=iterations)
-    optim, densify, pruning = OptimConfig(), DensifyConfig(), method.preset(preset)
+    optim, densify = OptimConfig(), DENSIFIERS[choice.densifier]()
+    pruning = method.preset(preset)
     if origin is not None and origin.post_start is not None:
         start = origin.post_start
+        if choice.densifier != "default":
+            raise SplatrimError(
+                f"nothing is densified after iteration {start}: leave --densifier out"
+            )
         # the first evaluation shows the model as it came
         train = dataclasses.replace(train, post_start=start, test_iterations=(start + 1,))
         optim = dataclasses.replace(optim, position_lr_max_steps=iterations)
@@ -117,7 +132,9 @@ def default_config(
     return Config(choice, scene, train, optim, densify, pruning)
 
 
-def parse(args: list[str], methods: Mapping[str, type[Method]], description: str) -> Config[Any]:
+def parse(
+    args: list[str], methods: Mapping[str, type[Method]], description: str
+) -> Config[Any, Any]:
     """Read the command line.
 
     Args:
@@ -130,7 +147,7 @@ def parse(args: list[str], methods: Mapping[str, type[Method]], description: str
         SystemExit: from tyro, for --help and for unknown or malformed flags.
     """
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    for name in ("--method", "--preset", "--schedule"):
+    for name in ("--method", "--preset", "--schedule", "--densifier"):
         first.add_argument(name)
     first.add_argument("--iterations", type=int)
     first.add_argument("--demo", action="store_true")
@@ -141,7 +158,7 @@ def parse(args: list[str], methods: Mapping[str, type[Method]], description: str
     origin = find_origin(given.pop("start_ply", None), given.pop("start_checkpoint", None))
     default = default_config(Choice(**given), iterations, methods, origin)
     return tyro.cli(
-        Config[type(default.pruning)],  # type: ignore[misc]
+        Config[type(default.densify), type(default.pruning)],  # type: ignore[misc]
         args=args,
         default=default,
         description=description,
@@ -150,7 +167,7 @@ def parse(args: list[str], methods: Mapping[str, type[Method]], description: str
     )
 
 
-def describe(config: Config[Any]) -> dict[str, Any]:
+def describe(config: Config[Any, Any]) -> dict[str, Any]:
     """config.json: choice, scene and run flat, as other tools expect; the rest by part."""
     flat = as_plain(config.choice) | as_plain(config.scene) | as_plain(config.train)
     flat |= {key: str(Path(flat[key]).absolute()) for key in _PATHS}

@@ -97,6 +97,17 @@ def test_only_the_chosen_method_has_flags(capsys: pytest.CaptureFixture[str]) ->
     assert "Unrecognized options: --lambda_mask" in said
 
 
+def test_the_densifier_is_chosen(capsys: pytest.CaptureFixture[str]) -> None:
+    config = parse("-s x --densifier taming --budget 300000 --method 3dgs")
+    assert (config.densify.limit(5), config.densify.densification_interval) == (300_000, 500)
+    assert parse("-s x --densifier taming").densify.budget == "2x"
+    with pytest.raises(SystemExit):
+        parse("-s x --budget 2x")
+    assert "Unrecognized options: --budget" in "".join(capsys.readouterr())
+    with pytest.raises(SplatrimError, match="nothing is densified after iteration 30000"):
+        parse("-s x --densifier taming --start_ply a.ply")
+
+
 def test_short_runs_scale_the_schedule_unless_told() -> None:
     short = parse("-s x --iterations 3000 --preset alpha")
     assert (short.pruning.mask_from_iter, short.pruning.mask_until_iter) == (1900, 2000)
@@ -115,6 +126,9 @@ def test_short_runs_scale_the_schedule_unless_told() -> None:
 @pytest.mark.parametrize(
     ("line", "message"),
     [
+        ("-s x --densifier magic", "unknown --densifier 'magic': choose default, taming"),
+        ("-s x --schedule magic", "unknown --schedule 'magic': choose auto, published, scaled"),
+        ("-s x --densifier taming --budget many", "--budget many: give a number of Gaussians"),
         ("-s x --method magic", "unknown --method 'magic': choose mask-gaussian, 3dgs"),
         ("-s x --preset omega", "no preset 'omega': choose beta"),
         ("-s x --iterations 0", "--iterations must be at least 1"),
@@ -274,6 +288,19 @@ def test_a_finished_ply_is_post_trained_and_resumed(
     train.main([*shlex.split(line), "--start_checkpoint", str(tmp_path / "chkpnt.pth")])
     plain = load_ply(tmp_path / "3dgs" / "point_cloud" / "iteration_30043" / "point_cloud.ply")
     assert len(plain["means"]) == len(after["means"])
+
+
+def test_a_run_within_a_budget(scene: Path, tmp_path: Path) -> None:
+    line = f"-s {scene} -m {tmp_path}/out --quiet --iterations 30 --schedule published"
+    line += " --densifier taming --budget 6050 --densify_from_iter 5 --densify_until_iter 25"
+    train.main([*shlex.split(line), "--densification_interval", "10", "--score_views", "3"])
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert (config["densifier"], config["densify"]["budget"]) == ("taming", "6050")
+    history = json.loads((tmp_path / "out" / "history.json").read_text())
+    assert history["n_gaussians"] == [6000, 6037, 6050]
+    with pytest.raises(SplatrimError, match="--budget 5999 is less than the 6000 Gaussians"):
+        train.main([*shlex.split(line.replace("6050", "5999")), "-m", str(tmp_path / "no")])
+    assert not (tmp_path / "no").exists()
 
 
 def test_changed_settings_are_warned_of(

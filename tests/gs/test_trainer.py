@@ -26,6 +26,7 @@ from gs.optim import OptimConfig, keep_rows
 from gs.ply import load_ply
 from gs.renderer import render
 from gs.strategy import StepContext, Strategy
+from gs.taming import TamingConfig
 from gs.trainer import Trainer
 from pruning import MaskGaussianConfig
 
@@ -170,6 +171,36 @@ def test_resuming_equals_not_stopping(scene: Scene, tmp_path: Path, stop: int) -
     file = Path("point_cloud") / "iteration_40" / "point_cloud.ply"
     got_bytes = (tmp_path / "resumed" / file).read_bytes()
     assert got_bytes == (tmp_path / "whole" / file).read_bytes()
+
+
+def test_masks_within_a_budget_resume_too(scene: Scene, tmp_path: Path) -> None:
+    config = TamingConfig(
+        densify_from_iter=5, densify_until_iter=26, densification_interval=8,
+        opacity_reset_interval=20, densify_grad_threshold=1e-4, budget="1.5x", score_views=2,
+    )  # fmt: skip
+    counts: list[int] = []
+
+    class Counts(Strategy):
+        def after_step(self, step: int, ctx: StepContext) -> None:
+            counts.append(len(ctx.gaussians))
+
+    def strategies() -> list[Strategy]:
+        return [config.build(), MASKS.build(densify_until=26)]
+
+    run = {"iterations": 28, "checkpoint_iterations": (14,)}
+    whole = make(scene, tmp_path / "whole", *strategies(), Counts(), **run)
+    whole.fit()
+    assert 80 < max(counts) <= 120 and counts[-1] < max(counts)
+    for step, count in enumerate(counts, 1):
+        if config.densifies_at(step):
+            assert count <= config.target(step, 80)
+    start = load_checkpoint(tmp_path / "whole" / "chkpnt14.pth")
+    resumed = make(scene, tmp_path / "resumed", *strategies(), start=start, **run)
+    resumed.fit()
+    want, got = state_of(whole), state_of(resumed)
+    assert want.keys() == got.keys()
+    for name in want:
+        assert torch.equal(got[name], want[name]), name
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
