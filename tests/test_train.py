@@ -129,7 +129,7 @@ def test_short_runs_scale_the_schedule_unless_told() -> None:
         ("-s x --densifier magic", "unknown --densifier 'magic': choose default, taming"),
         ("-s x --schedule magic", "unknown --schedule 'magic': choose auto, published, scaled"),
         ("-s x --densifier taming --budget many", "--budget many: give a number of Gaussians"),
-        ("-s x --method magic", "unknown --method 'magic': choose mask-gaussian, 3dgs"),
+        ("-s x --method magic", "unknown --method 'magic': choose mask-gaussian, "),
         ("-s x --preset omega", "no preset 'omega': choose beta"),
         ("-s x --iterations 0", "--iterations must be at least 1"),
         ("-s x --sh_degree 4", "--sh_degree must be 0 to 3"),
