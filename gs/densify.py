@@ -17,14 +17,17 @@ out.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from kernels import add_gradient_norms
+
 from .gaussians import Gaussians
-from .optim import append_rows, keep_rows, replace_values
+from .optim import gather_rows, replace_values
 from .sampler import derive_seed
 from .strategy import StepContext, Strategy, rows_to_prune
 
@@ -119,38 +122,37 @@ class DefaultDensifier(Strategy):
     @torch.no_grad()
     def densify(self, step: int, ctx: StepContext) -> None:
         """Clone, split and prune now, and start the statistics afresh."""
-        config, gaussians, optimizer = self.config, ctx.gaussians, ctx.optimizer
-        n_before = len(gaussians)
+        config, gaussians = self.config, ctx.gaussians
         max_scales = gaussians.get_scales().amax(-1)
         # Unseen Gaussians have 0 / 0; they stay as they are.
         means = (gaussians.rows[GRADIENTS] / gaussians.rows[VIEWS]).nan_to_num(nan=0.0)
         moving = means >= config.densify_grad_threshold
         small = max_scales <= config.percent_dense * ctx.extent
-        clones = (moving & small).nonzero()[:, 0]
-        parents = (moving & ~small).nonzero()[:, 0]
+        cloned, parted = moving & small, moving & ~small
+        n_clones, n_parents = torch.stack([cloned.sum(), parted.sum()]).tolist()  # waits
+        parents = rows_where(parted, n_parents)
+        noise = self._noise(step, n_parents).to(gaussians.device)
+        grown = Grown(
+            gaussians,
+            stay=rows_where(~parted, len(gaussians) - n_parents),
+            clones=rows_where(cloned, n_clones),
+            parents=parents,
+            children=split(gaussians, parents, noise),
+        )
 
-        append_rows(gaussians, optimizer, {}, copy_rows_from=clones)
-        noise = self._noise(step, len(parents)).to(gaussians.device)
-        children = split(gaussians, parents, noise)
-        append_rows(gaussians, optimizer, children, copy_rows_from=parents.repeat(N_CHILDREN))
-        keep = torch.ones(len(gaussians), dtype=torch.bool, device=gaussians.device)
-        keep[parents] = False
-        keep_rows(gaussians, optimizer, keep)
-
-        n_grown = len(gaussians)
-        drop = gaussians.get_opacities() < config.min_opacity
+        drop = grown.get_opacities() < config.min_opacity
         if step > config.opacity_reset_interval:
-            drop |= gaussians.get_scales().amax(-1) > MAX_RELATIVE_SCALE * ctx.extent
-        others = rows_to_prune(step, gaussians, ctx.strategies)
-        keep_rows(gaussians, optimizer, ~drop if others is None else ~(drop | others))
+            drop |= grown.get_scales().amax(-1) > MAX_RELATIVE_SCALE * ctx.extent
+        others = rows_to_prune(step, grown, ctx.strategies)
+        n_grown = len(grown)
+        grown.keep(~drop if others is None else ~(drop | others), ctx.optimizer)
         for name in (GRADIENTS, VIEWS):
-            gaussians.rows[name] = torch.zeros_like(gaussians.rows[name])
+            gaussians.rows[name].zero_()
         self._counts = {
-            "n_cloned": float(len(clones)),
-            "n_split": float(len(parents)),
+            "n_cloned": float(n_clones),
+            "n_split": float(n_parents),
             "n_pruned": float(n_grown - len(gaussians)),
         }
-        assert n_grown == n_before + len(clones) + (N_CHILDREN - 1) * len(parents)
 
     def _noise(self, step: int, n: int) -> Tensor:  # [2, n, 3], standard normal
         # Seeded by the iteration, so a resumed run draws the same; on the CPU, for any device.
@@ -167,23 +169,130 @@ class DefaultDensifier(Strategy):
         self.seed = int(state.get("seed", self.seed))
 
 
+class Grown(Gaussians):
+    """A model as cloning and splitting leave it, for strategies to look at before pruning.
+
+    Its rows are those that stay, clones, all first children and all second children. It holds only
+    where each comes from: parameters and buffers are gathered when they are asked for.
+    """
+
+    def __init__(
+        self,
+        gaussians: Gaussians,
+        *,
+        stay: Tensor,  # rows that are not split
+        clones: Tensor,  # rows to be copied
+        parents: Tensor,  # [M] rows to be split
+        children: dict[str, Tensor],  # [2M, ...]
+    ) -> None:
+        torch.nn.Module.__init__(self)
+        self.origin, self.children_values = gaussians, children
+        self.sources = torch.cat([stay, clones, parents.repeat(N_CHILDREN)])
+        self.n_stay, self.n_older = len(stay), len(stay) + len(clones)
+        self.sh_degree, self.active_sh_degree = gaussians.sh_degree, gaussians.active_sh_degree
+        self.next_id = gaussians.next_id + len(self.sources) - self.n_stay
+        self.params: Any = _Lazy(gaussians.params, self._parameter)
+        self.rows: Any = _Lazy(gaussians.rows, self._row)
+
+    def __len__(self) -> int:
+        return len(self.sources)
+
+    @property
+    def device(self) -> torch.device:
+        return self.sources.device
+
+    def new_ids(self) -> Tensor:  # [clones and children] int32
+        ids = torch.arange(self.origin.next_id, self.next_id, device=self.device)
+        return ids.to(self.origin.rows["ids"])
+
+    def _parameter(self, name: str) -> Tensor:
+        values = self.origin.params[name].detach()[self.sources]
+        if name in self.children_values:
+            values[self.n_older :] = self.children_values[name]
+        return values
+
+    def _row(self, name: str) -> Tensor:
+        values = self.origin.rows[name][self.sources]
+        values[self.n_stay :] = self.new_ids() if name == "ids" else 0
+        return values
+
+    @torch.no_grad()
+    def keep(self, keep: Tensor, optimizer: torch.optim.Optimizer | None) -> None:  # [M] bool
+        """Give the original these rows, all at once."""
+        parts = keep.split([self.n_stay, self.n_older - self.n_stay, len(self) - self.n_older])
+        counts = torch.stack([part.sum() for part in parts]).tolist()  # waits
+        index = rows_where(keep, sum(counts))
+        n_older = counts[0] + counts[1]
+        gather_rows(
+            self.origin,
+            optimizer,
+            self.sources[index],
+            n_kept=counts[0],
+            new_ids=self.new_ids()[index[counts[0] :] - self.n_stay],
+            last={
+                name: values[index[n_older:] - self.n_older]
+                for name, values in self.children_values.items()
+            },
+        )
+        self.origin.next_id = self.next_id
+
+
+class _Lazy(Mapping[str, Tensor]):
+    """Names of one mapping, values made on demand and remembered."""
+
+    def __init__(self, names: Iterable[str], make: Callable[[str], Tensor]) -> None:
+        self._names, self._make = list(names), make
+        self._made: dict[str, Tensor] = {}
+
+    def __getitem__(self, name: str) -> Tensor:
+        if name not in self._names:
+            raise KeyError(name)
+        if name not in self._made:
+            self._made[name] = self._make(name)
+        return self._made[name]
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._names
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+
+def rows_where(mask: Tensor, count: int) -> Tensor:  # [N] bool -> [count] int64
+    """mask.nonzero() where the number of rows is known, which spares the wait for it."""
+    rows = torch.arange(len(mask), device=mask.device)
+    out = rows.new_empty(count + 1)  # all that is not asked for lands in the last place
+    out[torch.where(mask, mask.cumsum(0) - 1, count)] = rows
+    return out[:count]
+
+
 @torch.no_grad()
-def add_statistics(gaussians: Gaussians, info: dict[str, Any]) -> None:
+def add_statistics(
+    gaussians: Gaussians, info: dict[str, Any], *, skip: Tensor | None = None
+) -> None:
     """Add this iteration's image-space gradients of visible Gaussians to the row buffers.
 
     Args:
         gaussians: The model, with the buffers that `DefaultDensifier.setup` adds.
         info: From the rendering, after backward: radii [C,N,2], means2d [C,N,2] with `.grad` in
             pixels, width, height.
+        skip: One int32 on the device; if it is not 0, nothing is added.
     """
     gradients = info["means2d"].grad  # [C, N, 2]
     if gradients is None:
         raise ValueError("densification needs the gradient of info['means2d']: run backward first")
-    half_size = gradients.new_tensor([0.5 * info["width"], 0.5 * info["height"]])
-    norms = (gradients * half_size).norm(dim=-1)  # [C, N]
-    visible = (info["radii"] > 0).all(-1)  # [C, N]
-    gaussians.rows[GRADIENTS] += torch.where(visible, norms, 0.0).sum(0)
-    gaussians.rows[VIEWS] += visible.sum(0)
+    add_gradient_norms(
+        gradients,
+        info["radii"],
+        gaussians.rows[GRADIENTS],
+        gaussians.rows[VIEWS],
+        width=info["width"],
+        height=info["height"],
+        skip=skip,
+    )
 
 
 def split(

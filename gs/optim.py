@@ -1,8 +1,9 @@
 """The optimizer: Inria's learning rates, and the only place that adds or removes Gaussians.
 
-`keep_rows`, `append_rows` and `replace_values` change parameters, Adam's moments and row buffers
-together. A parameter that they edit loses its gradient, so an optimizer step taken right after
-leaves it where it is, as in Inria's loop (densification comes between backward and step).
+`keep_rows`, `append_rows`, `gather_rows` and `replace_values` change parameters, Adam's moments and
+row buffers together. A parameter that they edit loses its gradient, so an optimizer step taken
+right after leaves it where it is, as in Inria's loop (densification comes between backward and
+step).
 
 On a GPU the optimizer is kernels.FusedAdam, elsewhere torch's: both have the same state.
 """
@@ -124,12 +125,42 @@ def keep_rows(
             f"keep: expected [{len(gaussians)}] bool, got {list(keep.shape)} {keep.dtype}"
         )
     index = keep.nonzero()[:, 0]  # one synchronisation for all tensors
+    gather_rows(gaussians, optimizer, index, n_kept=len(index))
+
+
+@torch.no_grad()
+def gather_rows(
+    gaussians: Gaussians,
+    optimizer: torch.optim.Optimizer | None,
+    sources: Tensor,  # [M] int64
+    *,
+    n_kept: int,
+    new_ids: Tensor | None = None,  # [M - n_kept] int32
+    last: Mapping[str, Tensor] | None = None,
+) -> None:
+    """Make row i a copy of the present row sources[i], in one pass and without synchronisation.
+
+    Args:
+        gaussians: The model.
+        optimizer: Its optimizer, or None when there is none yet.
+        sources: Where each row comes from; any order. [M]
+        n_kept: So many rows from the first on take their moments and buffers along. The others are
+            new Gaussians, with zeros for both.
+        new_ids: Ids of the new ones, taken from `gaussians.next_id`, which the caller advances.
+            [M - n_kept]
+        last: Values that parameters of the last rows have instead, by name. [K, ...]
+    """
+    n_rows, kept = len(sources), sources[:n_kept]
     for name in list(gaussians.params):
         moments = _pop_moments(optimizer, gaussians.params[name])
-        new = gaussians.params[name].detach()[index]
-        moments = {key: m[index] if m.dim() else m for key, m in moments.items()}
+        new = gaussians.params[name].detach()[sources]
+        if last is not None and name in last:
+            new[n_rows - len(last[name]) :] = last[name]
+        moments = {key: _take(m, kept, n_rows) if m.dim() else m for key, m in moments.items()}
         _install(gaussians, optimizer, name, new, moments)
-    gaussians.rows = {name: rows[index] for name, rows in gaussians.rows.items()}
+    gaussians.rows = {name: _take(x, kept, n_rows) for name, x in gaussians.rows.items()}
+    if new_ids is not None:
+        gaussians.rows["ids"][n_kept:] = new_ids
 
 
 @torch.no_grad()
@@ -265,6 +296,15 @@ def _install(
         _group(optimizer, name)["params"] = [parameter]
         if moments:
             optimizer.state[parameter] = moments
+
+
+def _take(x: Tensor, index: Tensor, n_rows: int) -> Tensor:
+    """The rows `index`, then zeros up to n_rows."""
+    if len(index) == n_rows:
+        return x[index]
+    out = x.new_zeros(n_rows, *x.shape[1:])
+    torch.index_select(x, 0, index, out=out[: len(index)])
+    return out
 
 
 def _pad(x: Tensor, n_new: int) -> Tensor:

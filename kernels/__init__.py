@@ -2,13 +2,21 @@
 
 from typing import TYPE_CHECKING, Any
 
+from .densification import add_gradient_norms
 from .rasterization import rasterization
 from .reference.sampling import logistic_noise, sample_masks, uniform
 
 if TYPE_CHECKING:
     from .adam import FusedAdam
 
-__all__ = ["FusedAdam", "logistic_noise", "rasterization", "sample_masks", "uniform"]
+__all__ = [
+    "FusedAdam",
+    "add_gradient_norms",
+    "logistic_noise",
+    "rasterization",
+    "sample_masks",
+    "uniform",
+]
 
 
 def __getattr__(name: str) -> Any:

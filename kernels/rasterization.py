@@ -212,7 +212,7 @@ def _validate(
 
 
 @functools.cache
-def _has_triton() -> bool:
+def has_triton() -> bool:
     return importlib.util.find_spec("triton") is not None
 
 
@@ -220,7 +220,7 @@ def choose_backend(backend: str, means: Tensor) -> Any:
     """The function `rasterize` of a backend; "auto" takes Triton for float32 on CUDA."""
     if backend == "auto":
         fast = means.is_cuda and means.dtype == torch.float32
-        backend = "triton" if fast and _has_triton() else "reference"
+        backend = "triton" if fast and has_triton() else "reference"
     if backend == "reference":
         return rasterize_reference
     if backend != "triton":

@@ -12,11 +12,12 @@ from gs.densify import (
     DensifyConfig,
     add_statistics,
     rotate,
+    rows_where,
     split,
 )
 from gs.gaussians import Gaussians
-from gs.optim import OptimConfig, build_optimizer, optimizer_state
-from gs.strategy import StepContext, Strategy
+from gs.optim import OptimConfig, append_rows, build_optimizer, keep_rows, optimizer_state
+from gs.strategy import StepContext, Strategy, rows_to_prune
 
 EXTENT = 10.0  # clone up to a scale of 0.1, too large from 1.0
 WIDTH, HEIGHT = 40, 30
@@ -298,6 +299,85 @@ def test_splits_repeat_with_the_seed_and_differ_by_step() -> None:
     assert torch.equal(children(3, 600), children(3, 600))
     assert not torch.equal(children(3, 600), children(4, 600))
     assert not torch.equal(children(3, 600), children(3, 700))
+
+
+class Seventh(Strategy):
+    """Looks at everything that a grown model has, and drops what it sees fit."""
+
+    def prune_rows(self, step: int, gaussians: Gaussians) -> Tensor:
+        n = len(gaussians)
+        assert all(len(x) == n for x in (*gaussians.params.values(), *gaussians.rows.values()))
+        mixed = gaussians.params["means"][:, 0] + gaussians.rows["sums"]
+        return (gaussians.rows["ids"] % 7 == 0) | (mixed > 1.5)
+
+
+def in_steps(case: Case, step: int) -> None:
+    """Clone, then split, then prune: every edit made where the published loop makes it."""
+    gaussians, optimizer, config = case.gaussians, case.optimizer, case.densifier.config
+    means = (gaussians.rows[GRADIENTS] / gaussians.rows[VIEWS]).nan_to_num(nan=0.0)
+    moving = means >= config.densify_grad_threshold
+    small = gaussians.get_scales().amax(-1) <= config.percent_dense * EXTENT
+    parents = (moving & ~small).nonzero()[:, 0]
+    append_rows(gaussians, optimizer, {}, copy_rows_from=(moving & small).nonzero()[:, 0])
+    noise = case.densifier._noise(step, len(parents))
+    children = split(gaussians, parents, noise)
+    append_rows(gaussians, optimizer, children, copy_rows_from=parents.repeat(2))
+    keep = torch.ones(len(gaussians), dtype=torch.bool)
+    keep[parents] = False
+    keep_rows(gaussians, optimizer, keep)
+    drop = gaussians.get_opacities() < config.min_opacity
+    if step > config.opacity_reset_interval:
+        drop |= gaussians.get_scales().amax(-1) > 0.1 * EXTENT
+    others = rows_to_prune(step, gaussians, case.strategies)
+    assert others is not None and others.any()
+    keep_rows(gaussians, optimizer, ~(drop | others))
+    for name in (GRADIENTS, VIEWS):
+        gaussians.rows[name] = torch.zeros_like(gaussians.rows[name])
+
+
+@pytest.mark.parametrize("moving", [0.0, 0.3, 1.0])
+@pytest.mark.parametrize("large", [0.0, 0.5, 1.0])
+@pytest.mark.parametrize("step", [600, 3100])
+def test_one_gather_equals_edit_after_edit(step: int, large: float, moving: float) -> None:
+    n, cases = 150, []
+    for _ in range(2):
+        torch.manual_seed(0)  # of the colours
+        g = torch.Generator().manual_seed(11)
+        scales = torch.where(torch.rand(n, generator=g) < large, 1.1, 0.05)
+        case = Case((scales * (0.5 + torch.rand(n, generator=g))).tolist(), strategies=(Seventh(),))
+        case.gaussians.params["opacities"].data = 3 * torch.randn(n, generator=g) - 3
+        for parameter in case.gaussians.params.values():
+            parameter.grad = torch.randn(parameter.shape, generator=g)
+        case.optimizer.step()
+        case.gaussians.rows["sums"] = torch.rand(n, generator=g)
+        case.gaussians.rows[VIEWS] = torch.randint(0, 3, (n,), generator=g).float()
+        hot = torch.rand(n, generator=g) < moving
+        case.gaussians.rows[GRADIENTS] = case.gaussians.rows[VIEWS] * hot * 1e-3
+        cases.append(case)
+    one, other = cases
+    context = StepContext(
+        one.gaussians, one.optimizer, Out({}), None, EXTENT, 30_000, strategies=one.strategies
+    )  # pyright: ignore
+    one.densifier.densify(step, context)
+    in_steps(other, step)
+    assert one.gaussians.next_id == other.gaussians.next_id
+    assert one.gaussians.rows.keys() == other.gaussians.rows.keys()
+    for name, rows in other.gaussians.rows.items():
+        assert torch.equal(one.gaussians.rows[name], rows), name
+        assert one.gaussians.rows[name].dtype == rows.dtype
+    state, want = optimizer_state(one.optimizer), optimizer_state(other.optimizer)
+    for name, values in other.gaussians.params.items():
+        assert torch.equal(one.gaussians.params[name], values), name
+        assert one.gaussians.params[name].grad is None
+        for key in ("step", "exp_avg", "exp_avg_sq"):
+            assert torch.equal(state[name][key], want[name][key]), (name, key)
+    assert 0 < len(one.gaussians) != n
+
+
+def test_rows_where() -> None:
+    for mask in ([], [False], [True], [True, False, True, True, False]):
+        x = torch.tensor(mask, dtype=torch.bool)
+        assert torch.equal(rows_where(x, int(x.sum())), x.nonzero()[:, 0])
 
 
 def test_resumed_densifier_goes_on_alike() -> None:

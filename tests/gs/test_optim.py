@@ -10,6 +10,7 @@ from gs.optim import (
     OptimConfig,
     append_rows,
     build_optimizer,
+    gather_rows,
     keep_rows,
     load_optimizer_state,
     optimizer_state,
@@ -169,6 +170,26 @@ def test_appended_rows_leave_the_others_alone_and_start_afresh() -> None:
             moments(optimizer, name), moments(control_optimizer, name), strict=True
         ):
             close(got[:12], want)
+
+
+def test_gathered_rows_are_kept_or_new() -> None:
+    gaussians = model()
+    optimizer = optimizer_of(gaussians)
+    train(gaussians, optimizer, 2, first=0)
+    before = {name: x.clone() for name, x in gaussians.to_tensors().items()}
+    old = {name: [x.clone() for x in moments(optimizer, name)] for name in before}
+    sources = torch.tensor([7, 2, 2, 11])
+    ids, means = torch.tensor([40, 41], dtype=torch.int32), torch.full((1, 3), 5.0)
+    gather_rows(gaussians, optimizer, sources, n_kept=2, new_ids=ids, last={"means": means})
+    assert gaussians.rows["ids"].tolist() == [7, 2, 40, 41]
+    assert gaussians.rows["ids"].dtype == torch.int32
+    assert gaussians.rows["sums"].tolist() == [8.0, 3.0, 0.0, 0.0]
+    assert gaussians.params["means"][3].tolist() == [5.0] * 3
+    for name, values in before.items():
+        rows = 3 if name == "means" else 4
+        assert torch.equal(gaussians.params[name][:rows], values[sources[:rows]]), name
+        for x, y in zip(moments(optimizer, name), old[name], strict=True):
+            assert torch.equal(x[:2], y[[7, 2]]) and x[2:].abs().max() == 0, name
 
 
 def test_ids_are_never_used_twice() -> None:

@@ -140,6 +140,17 @@ def step_adam() -> None:
         optimizer.apply(rates, visible=visible, skip=skip)
 
 
+def add_statistics() -> None:
+    import torch
+
+    from kernels import add_gradient_norms
+
+    v, radii, sums = torch.zeros(2, 128, 2), torch.zeros(2, 128, 2).int(), torch.zeros(128)
+    for skip in (None, torch.zeros(1, dtype=torch.int32)):
+        sizes = {"width": 80, "height": 56}
+        add_gradient_norms(v, radii, sums, sums.clone(), skip=skip, backend="triton", **sizes)
+
+
 CALLS: list[Callable[[], None]] = [
     render_plain,
     render_masked,
@@ -150,6 +161,7 @@ CALLS: list[Callable[[], None]] = [
     project_cameras,
     sort_everywhere,
     step_adam,
+    add_statistics,
 ]
 
 
