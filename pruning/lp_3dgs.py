@@ -159,6 +159,7 @@ class LP3DGS(Strategy):
     def __init__(self, config: LP3DGSConfig) -> None:
         self.config = config
         self.seed = 0
+        self._is_new = False
         self._step = 0
         self._logits: Tensor | None = None
 
@@ -170,11 +171,17 @@ class LP3DGS(Strategy):
                 " --iterations, a lower --mask_until_iter, or --schedule scaled"
             )
         self.seed = seed
-        if "mask_logits" not in gaussians.params:
+        self._is_new = "mask_logits" not in gaussians.params
+        if self._is_new:
             gaussians.add_parameter("mask_logits", torch.full((len(gaussians),), INITIAL_LOGIT))
 
     def before_render(self, step: int, gaussians: Gaussians) -> dict[str, Any]:
-        self._step = step
+        if self._is_new and step > self.config.mask_until_iter:
+            raise SplatrimError(
+                f"LP-3DGS prunes at iteration {self.config.mask_until_iter} and the run begins at"
+                f" {step}: give a later --mask_from_iter and --mask_until_iter"
+            )
+        self._step, self._is_new = step, False
         if SCORES not in gaussians.rows:
             return {}
         seed = derive_seed(self.seed, "gumbel", step)

@@ -21,7 +21,7 @@ from gs.densify import DensifyConfig
 from gs.errors import SplatrimError
 from gs.gaussians import Gaussians
 from gs.optim import OptimConfig, build_optimizer, keep_rows
-from gs.ply import load_ply
+from gs.ply import load_ply, save_ply
 from gs.renderer import RenderOutput, render
 from gs.start import PostRates, load_start
 from gs.strategy import StepContext
@@ -88,6 +88,14 @@ def test_a_run_that_ends_too_early() -> None:
     _, model = make(2)
     with pytest.raises(SplatrimError, match="prunes at iteration 20000 and the run ends at 7000"):
         PUBLISHED.build(densify_until=0).setup(model, extent=1.0, iterations=7000, seed=0)
+
+
+def test_a_run_that_begins_too_late() -> None:
+    strategy, model = make(2)
+    with pytest.raises(SplatrimError, match="at iteration 20000 and the run begins at 20001"):
+        strategy.before_render(20_001, model)
+    strategy.setup(model, extent=1.0, iterations=30_000, seed=0)  # resumed: it has pruned
+    assert strategy.before_render(20_001, model) == {}
 
 
 def test_scaled() -> None:
@@ -484,25 +492,36 @@ def test_straight_through_trains(scene: Scene, tmp_path: Path) -> None:
     assert 0 < len(run.gaussians) < 60
 
 
-def test_post_training_of_a_finished_model(scene: Scene, tmp_path: Path) -> None:
-    plain = TrainConfig(
-        tmp_path / "plain", iterations=5, checkpoint_iterations=(5,), quiet=True, device="cpu"
-    )
-    Trainer(plain, scene).fit()
-    config = SMALL.post_training(5, 47)
-    assert (config.mask_from_iter, config.mask_until_iter, config.score_interval) == (5, 19, 3)
+@pytest.mark.parametrize("start", ["ply", "checkpoint"])
+def test_post_training_of_a_finished_model(scene: Scene, tmp_path: Path, start: str) -> None:
+    if start == "ply":
+        first, path = 30_000, tmp_path / "model.ply"
+        model = Gaussians.from_points(scene.points, scene.colors, sh_degree=1)
+        save_ply(path, model.to_tensors())
+    else:
+        first, path = 5, tmp_path / "plain" / "chkpnt5.pth"
+        plain = TrainConfig(
+            tmp_path / "plain", iterations=5, checkpoint_iterations=(5,), quiet=True, device="cpu"
+        )
+        Trainer(plain, scene).fit()
+    last = first + 42
+    config = SMALL.post_training(first, last)
+    assert (config.mask_from_iter, config.mask_until_iter) == (first, first + 14)
     train = TrainConfig(
-        tmp_path / "lp", iterations=24, post_start=5, quiet=True, device="cpu",
-        start_checkpoint=tmp_path / "plain" / "chkpnt5.pth",
+        tmp_path / "lp", iterations=last, post_start=first, quiet=True, device="cpu",
+        **{f"start_{start}": path},
     )  # fmt: skip
-    rates = PostRates(OptimConfig(), start=5, iterations=24)
-    strategies = [rates, config.build(densify_until=5)]
+    strategies = [
+        PostRates(OptimConfig(), start=first, iterations=last),
+        config.build(densify_until=first),
+    ]
     run = Trainer(
         train, scene, strategies=strategies, method="lp-3dgs", start=load_start(train, "lp-3dgs")
     )
-    run.train_step(6)
+    run.train_step(first + 1)
     # Adam's first step has the length of the rate, whatever the age of the model
     moved = run.gaussians.params["mask_logits"].detach() - (1 - config.logit_lr * 0.01)
     torch.testing.assert_close(moved, torch.full((60,), -config.logit_lr), rtol=1e-3, atol=0)
-    run.fit()
+    for step in range(first + 2, first + 20):
+        run.train_step(step)
     assert 0 < len(run.gaussians) < 60
