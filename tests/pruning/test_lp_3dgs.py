@@ -388,7 +388,8 @@ def trainer(
     scene: Scene, out: Path, config: LP3DGSConfig = SMALL, *, densify: bool = False, **options: Any
 ) -> Trainer:
     start, iterations = options.pop("start", None), options.pop("iterations", 26)
-    train = TrainConfig(out, iterations=iterations, quiet=True, device="cpu", **options)
+    device = options.pop("device", "cpu")
+    train = TrainConfig(out, iterations=iterations, quiet=True, device=device, **options)
     densifier = DensifyConfig(
         densify_from_iter=3, densify_until_iter=18, densification_interval=5,
         densify_grad_threshold=1e-5,
@@ -490,6 +491,21 @@ def test_straight_through_trains(scene: Scene, tmp_path: Path) -> None:
     run = trainer(scene, tmp_path, config)
     run.fit()
     assert 0 < len(run.gaussians) < 60
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("config", [SMALL, AS_PUBLISHED])
+def test_training_on_a_gpu(scene: Scene, tmp_path: Path, config: LP3DGSConfig) -> None:
+    run = trainer(scene, tmp_path, config, device="cuda")
+    for step in range(1, 8):
+        run.train_step(step)
+    logits = run.gaussians.params["mask_logits"].detach().cpu()
+    want = 1 - config.logit_lr * config.logit_decay - config.logit_lr
+    torch.testing.assert_close(logits, torch.full((60,), want), rtol=1e-4, atol=0)
+    for step in range(8, 27):
+        run.train_step(step)
+    assert 0 < len(run.gaussians) < 60
+    assert all(x.isfinite().all() for x in run.gaussians.params.values())
 
 
 @pytest.mark.parametrize("start", ["ply", "checkpoint"])
