@@ -27,6 +27,7 @@ from torch import Tensor
 from kernels import add_gradient_norms
 
 from .gaussians import Gaussians
+from .morton import morton_order
 from .optim import gather_rows, replace_values
 from .sampler import derive_seed
 from .strategy import StepContext, Strategy, rows_to_prune
@@ -58,6 +59,8 @@ class DensifyConfig:
     """Opacities fall to at most 0.01 at multiples of this iteration, while densifying."""
     min_opacity: float = 0.005
     """Gaussians of lower opacity are pruned."""
+    reorder: bool = False
+    """Sort Gaussians along a Z-order curve after each densification, for locality in memory."""
 
     def scaled(self, factor: float) -> DensifyConfig:
         """The same schedule over `factor` times as many iterations, as far as it bears it.
@@ -114,6 +117,9 @@ class DefaultDensifier(Strategy):
         add_statistics(ctx.gaussians, ctx.out.info)
         if self.config.densifies_at(step):
             self.densify(step, ctx)
+            if self.config.reorder:
+                order = morton_order(ctx.gaussians.params["means"].detach())
+                gather_rows(ctx.gaussians, ctx.optimizer, order, n_kept=len(order))
         if self.config.resets_opacity_at(step, white_background=ctx.white_background):
             limit = math.log(RESET_OPACITY / (1.0 - RESET_OPACITY))
             opacities = ctx.gaussians.params["opacities"].detach().clamp_max(limit)

@@ -16,6 +16,7 @@ from gs.densify import (
     split,
 )
 from gs.gaussians import Gaussians
+from gs.morton import morton_order
 from gs.optim import OptimConfig, append_rows, build_optimizer, keep_rows, optimizer_state
 from gs.strategy import StepContext, Strategy, rows_to_prune
 
@@ -372,6 +373,28 @@ def test_one_gather_equals_edit_after_edit(step: int, large: float, moving: floa
         for key in ("step", "exp_avg", "exp_avg_sq"):
             assert torch.equal(state[name][key], want[name][key]), (name, key)
     assert 0 < len(one.gaussians) != n
+
+
+def test_reordering_moves_rows_with_all_that_is_theirs() -> None:
+    plain, sorted_ = (
+        Case([0.05] * 30 + [0.5] * 10, config=DensifyConfig(reorder=reorder))
+        for reorder in (False, True)
+    )
+    for name, parameter in plain.gaussians.params.items():
+        sorted_.gaussians.params[name].data.copy_(parameter)  # its colours were drawn apart
+    for case in (plain, sorted_):
+        case.gaussians.rows["sums"] = torch.arange(40.0)
+        case.run(600, [1.0, 0.0] * 20)
+    order = morton_order(plain.gaussians.params["means"].detach())
+    assert order.tolist() != list(range(len(order)))
+    for name, rows in plain.gaussians.rows.items():
+        assert torch.equal(sorted_.gaussians.rows[name], rows[order]), name
+    states = [optimizer_state(case.optimizer) for case in (plain, sorted_)]
+    for name, parameter in plain.gaussians.params.items():
+        assert torch.equal(sorted_.gaussians.params[name], parameter[order]), name
+        for key in ("exp_avg", "exp_avg_sq"):
+            assert torch.equal(states[1][name][key], states[0][name][key][order]), name
+    assert plain.gaussians.next_id == sorted_.gaussians.next_id
 
 
 def test_rows_where() -> None:
