@@ -56,9 +56,7 @@ def model(n: int, *, seed: int = 0, scale: float = 0.2) -> Gaussians:
 
 def pictures(count: int) -> Any:
     generator = torch.Generator().manual_seed(9)
-    return [
-        (torch.rand(HEIGHT, WIDTH, 3, generator=generator) * 255).byte() for _ in range(count)
-    ]
+    return [(torch.rand(HEIGHT, WIDTH, 3, generator=generator) * 255).byte() for _ in range(count)]
 
 
 def weights_by_pixel(gaussians: Gaussians, view: Camera) -> Tensor:  # [H, W, N]

@@ -1,14 +1,18 @@
 """MaskGaussian: presets, schedule of the loss, and who is pruned."""
 
+import itertools
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
+from gs.cameras import Camera
+from gs.densify import GRADIENTS, VIEWS, DensifyConfig, add_statistics
 from gs.gaussians import Gaussians
 from gs.optim import OptimConfig, build_optimizer
-from gs.renderer import RenderOutput
+from gs.renderer import RenderOutput, render
 from gs.strategy import StepContext
 from kernels import sample_masks
 from pruning.mask_gaussian import MaskGaussian, MaskGaussianConfig
@@ -188,3 +192,76 @@ def test_scaled_schedule() -> None:
     assert (config.mask_from_iter, config.mask_until_iter) == (1900, 2000)
     assert config.mask_prune_iter == 100
     assert config.lambda_mask == 0.1
+
+
+def test_initial_probability() -> None:
+    _, model = make(1)
+    p = torch.softmax(model.params["mask_logits"].double(), 1)[0, 0].item()
+    assert p == pytest.approx(0.99987661, abs=1e-8)
+
+
+def test_two_logits_move_as_one_at_twice_the_rate() -> None:
+    strategy, model = make(400, logit=1.5)
+    optimizer = build_optimizer(model, OptimConfig(mask_lr=0.01), extent=1.0)
+    one = torch.nn.Parameter(torch.full((400,), 1.5))
+    single = torch.optim.Adam([one], lr=0.02, eps=1e-15)
+    upstream = torch.randn(400, generator=torch.Generator().manual_seed(2))
+    for step in range(1, 101):
+        pair, ids = model.params["mask_logits"], model.rows["ids"]
+        seed = strategy.before_render(step, model)["mask_seed"]
+        for logits in (pair, one):
+            (sample_masks(logits, seed, ids) * upstream).sum().backward()
+        for adam in (optimizer, single):
+            adam.step()
+            adam.zero_grad()
+    gap = (model.params["mask_logits"][:, 0] - model.params["mask_logits"][:, 1]).detach()
+    assert (gap - 1.5).abs().min() > 0.2
+    torch.testing.assert_close(gap, one.detach(), rtol=0, atol=2e-4)
+    torch.testing.assert_close(model.params["mask_logits"].sum(1), torch.full((400,), 1.5))
+
+
+def test_what_is_not_sampled_is_seen_and_moves_only_its_logits() -> None:
+    strategy, model = make(60, logit=0.0)
+    model.params["means"].data[:, 2] += 3.0
+    density = DensifyConfig().build()
+    density.setup(model, extent=1.0, iterations=30_000, seed=0)
+    K = torch.tensor([[30.0, 0, 16], [0, 30.0, 12], [0, 0, 1]])
+    camera = Camera("a.png", Path("a.png"), 32, 24, torch.eye(4), K, 32, 24)
+    out = render(model, camera, **strategy.before_render(1, model))
+    out.colors.square().sum().backward()
+    add_statistics(model, out.info)
+
+    sampled = out.info["masks"].detach() > 0.5
+    seen = (out.info["radii"][0] > 0).all(-1)
+    assert 10 < int(sampled.sum()) < 50
+    assert torch.equal(model.rows[VIEWS], seen.float())
+    assert not model.rows[GRADIENTS][~sampled].any()
+    assert model.rows[GRADIENTS][sampled & seen].gt(0).float().mean() > 0.5
+    for name, parameter in model.params.items():
+        assert parameter.grad is not None, name
+        moved = parameter.grad.flatten(1) if parameter.dim() > 1 else parameter.grad[:, None]
+        assert (moved[~sampled & seen].abs().sum() > 0) == (name == "mask_logits"), name
+
+
+def test_pruning_comes_with_every_densification_and_goes_on_after() -> None:
+    strategy, _ = make(1)
+    pruned_at = []
+    spans = (range(400, 1001, 100), range(14_700, 15_301, 100), range(15_900, 16_101, 100))
+    for step in [*itertools.chain(*spans), 29_900, 30_000]:
+        _, model = make(3, logit=9.0)
+        model.params["mask_logits"].data[1] = torch.tensor([-60.0, 0.0])
+        density = DensifyConfig(opacity_reset_interval=50_000).build()
+        density.setup(model, extent=1.0, iterations=30_000, seed=0)
+        ctx = context(model)
+        ctx.strategies = (density, strategy)
+        means2d = torch.zeros(1, 3, 2, requires_grad=True)
+        means2d.grad = torch.zeros(1, 3, 2)
+        info = {"means2d": means2d, "radii": torch.ones(1, 3, 2), "width": 8, "height": 8}
+        ctx.out.info.update(info)
+        for one in ctx.strategies:
+            one.after_backward(step, ctx)
+        if model.rows["ids"].tolist() == [0, 2]:
+            pruned_at.append(step)
+    assert pruned_at == [
+        600, 700, 800, 900, 1000, 14_700, 14_800, 14_900, 15_000, 16_000, 30_000
+    ]  # fmt: skip
