@@ -45,16 +45,15 @@ from kernels import rasterization, uniform
 from .densify import (
     GRADIENTS,
     MAX_RELATIVE_SCALE,
-    N_CHILDREN,
     VIEWS,
     DefaultDensifier,
     DensifyConfig,
+    Grown,
     split,
 )
 from .errors import SplatrimError
 from .gaussians import Gaussians
 from .losses import photometric_loss, to_float
-from .optim import append_rows, keep_rows
 from .renderer import NEAR_PLANE, render
 from .sampler import derive_seed
 from .strategy import StepContext, rows_to_prune
@@ -155,37 +154,38 @@ class TamingDensifier(DefaultDensifier):
     @torch.no_grad()
     def densify(self, step: int, ctx: StepContext) -> None:
         """Clone, split and prune now, and start the statistics afresh."""
-        config, gaussians, optimizer = self.config, ctx.gaussians, ctx.optimizer
+        config, gaussians = self.config, ctx.gaussians
         gradients = (gaussians.rows[GRADIENTS] / gaussians.rows[VIEWS]).nan_to_num(nan=0.0)
         scores = self.scores(step, ctx, gradients)
 
         moving = gradients >= config.densify_grad_threshold
         small = gaussians.get_scales().amax(-1) <= config.percent_dense * ctx.extent
         n_free = max(config.target(step, self.n_start) - len(gaussians), 0)
-        clones, parents = self._draw_growth(step, gaussians, moving & small, moving & ~small,
-                                            scores, n_free)  # fmt: skip
-        append_rows(gaussians, optimizer, {}, copy_rows_from=clones)
+        candidates = (moving & small, moving & ~small)
+        clones, parents = self._draw_growth(step, gaussians, candidates, scores, n_free)
+        stay = torch.ones(len(gaussians), dtype=torch.bool, device=gaussians.device)
+        stay[parents] = False
         noise = self._noise(step, len(parents)).to(gaussians.device)
-        children = split(gaussians, parents, noise)
-        copies = parents.repeat(N_CHILDREN)
-        append_rows(gaussians, optimizer, children, copy_rows_from=copies)
-        scores = torch.cat([scores, scores[clones], scores[copies]])
-        keep = torch.ones(len(gaussians), dtype=torch.bool, device=gaussians.device)
-        keep[parents] = False
-        keep_rows(gaussians, optimizer, keep)
-        scores, n_grown = scores[keep], len(gaussians)
+        grown = Grown(
+            gaussians,
+            stay=stay.nonzero()[:, 0],
+            clones=clones,
+            parents=parents,
+            children=split(gaussians, parents, noise),
+        )
 
-        weak = gaussians.get_opacities() < config.min_opacity
+        scores, n_grown = scores[grown.sources], len(grown)  # the new have their origin's
+        weak = grown.get_opacities() < config.min_opacity
         if step > config.opacity_reset_interval:
-            weak |= gaussians.get_scales().amax(-1) > MAX_RELATIVE_SCALE * ctx.extent
+            weak |= grown.get_scales().amax(-1) > MAX_RELATIVE_SCALE * ctx.extent
         drop = draw(
             weak, 1.0 / scores.clamp_min(MIN_SCORE), math.ceil(PRUNED_SHARE * int(weak.sum())),
-            seed=derive_seed(self.seed, "taming prune", step), ids=gaussians.rows["ids"],
+            seed=derive_seed(self.seed, "taming prune", step), ids=grown.rows["ids"],
         )  # fmt: skip
-        others = rows_to_prune(step, gaussians, ctx.strategies)
-        keep_rows(gaussians, optimizer, ~drop if others is None else ~(drop | others))
+        others = rows_to_prune(step, grown, ctx.strategies)
+        grown.keep(~drop if others is None else ~(drop | others), ctx.optimizer)
         for name in (GRADIENTS, VIEWS):
-            gaussians.rows[name] = torch.zeros_like(gaussians.rows[name])
+            gaussians.rows[name].zero_()
         self._counts = {
             "n_cloned": float(len(clones)),
             "n_split": float(len(parents)),
@@ -207,20 +207,19 @@ class TamingDensifier(DefaultDensifier):
         self,
         step: int,
         gaussians: Gaussians,
-        small: Tensor,  # [N] bool, candidates to clone
-        large: Tensor,  # [N] bool, candidates to split
+        candidates: tuple[Tensor, Tensor],  # [N] bool each: to clone, to split
         scores: Tensor,  # [N]
         n_free: int,
     ) -> tuple[Tensor, Tensor]:  # rows to clone, rows to split
-        n_small, n_large = torch.stack([small.sum(), large.sum()]).tolist()
+        n_small, n_large = torch.stack([x.sum() for x in candidates]).tolist()
         n_new = min(n_free, n_small + n_large)
         n_clones = round(n_new * n_small / max(n_small + n_large, 1))
         ids = gaussians.rows["ids"]
         seeds = (derive_seed(self.seed, f"taming {kind}", step) for kind in ("clone", "split"))
         numbers = (n_clones, n_new - n_clones)
         clones, parents = (
-            draw(candidates, scores, k, seed=seed, ids=ids).nonzero()[:, 0]
-            for candidates, k, seed in zip((small, large), numbers, seeds, strict=True)
+            draw(those, scores, k, seed=seed, ids=ids).nonzero()[:, 0]
+            for those, k, seed in zip(candidates, numbers, seeds, strict=True)
         )
         return clones, parents
 

@@ -256,7 +256,7 @@ def test_pruning_comes_with_every_densification_and_goes_on_after() -> None:
         ctx.strategies = (density, strategy)
         means2d = torch.zeros(1, 3, 2, requires_grad=True)
         means2d.grad = torch.zeros(1, 3, 2)
-        info = {"means2d": means2d, "radii": torch.ones(1, 3, 2), "width": 8, "height": 8}
+        info = {"means2d": means2d, "radii": means2d.int() + 1, "width": 8, "height": 8}
         ctx.out.info.update(info)
         for one in ctx.strategies:
             one.after_backward(step, ctx)
