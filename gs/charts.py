@@ -1,7 +1,8 @@
-"""Line charts as inline SVG: no script or font from outside, colours from the page's CSS variables.
+"""Line charts and histograms as inline SVG, without script or font from outside.
 
-A chart is 380 units wide, so that its text stays readable on a phone. The page's script reads the
-points from a chart's `data-chart` and shows values under the pointer (gs.report_page).
+Colours come from the page's CSS variables. A chart is 380 units wide, so that its text stays
+readable on a phone. The page's script reads the points from a chart's `data-chart` and shows values
+under the pointer (gs.report_page).
 """
 
 import json
@@ -9,7 +10,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from html import escape
-from typing import Literal
+from typing import Any, Literal
 
 WIDTH, HEIGHT = 380, 230
 LEFT, RIGHT, TOP, BOTTOM = 42, 12, 12, 36
@@ -82,7 +83,6 @@ def line_chart(
             ]
     shown = [(s, points) for s, points in lines if s.style != "faint"]
     data = {
-        "plot": [LEFT, TOP, WIDTH - RIGHT, HEIGHT - BOTTOM],
         "x": x_label,
         "series": [
             {
@@ -97,13 +97,65 @@ def line_chart(
     if len(shown) > 1:
         keys = (f'<span class="key s{s.color}">{escape(s.name)}</span>' for s, _ in shown)
         legend = f'<div class="legend">{"".join(keys)}</div>'
-    label = f"{y_label} over {x_label}"
-    return (
-        f'<div class="chart" data-chart="{escape(json.dumps(data))}">'
-        f'<div class="chart-head"><h3>{escape(y_label)}</h3>{legend}</div>'
-        f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(label)}">'
-        f'{"".join(parts)}<line class="cursor" y1="{TOP}" y2="{HEIGHT - BOTTOM}"/></svg></div>'
-    )
+    return _chart(parts, data, x_label, y_label, legend)
+
+
+def histogram_chart(
+    edges: Sequence[float],
+    counts: Sequence[float],
+    *,
+    x_label: str,
+    y_label: str,
+    color: int = 1,
+    log_x: bool = False,
+    log_y: bool = False,
+) -> str:
+    """Draw counts between edges as bars.
+
+    Args:
+        edges: One more than counts, ascending.
+        counts: Heights of the bars.
+        x_label: Below the x axis.
+        y_label: Above the y axis.
+        color: 1, 2 or 3: the page's series colours.
+        log_x: Space the x axis by the logarithm of the edges, which are above 0 then.
+        log_y: Draw log(1 + count), to show the few beside the many.
+
+    Returns:
+        HTML, or "" where there is nothing to draw.
+    """
+    if len(edges) != len(counts) + 1:
+        raise ValueError(f"histogram_chart: {len(edges)} edges do not enclose {len(counts)} bars")
+    if not any(counts):
+        return ""
+    at = [math.log10(x) for x in edges] if log_x else list(edges)
+    low, high = at[0], at[-1] if at[-1] > at[0] else at[0] + 1
+    if log_y:
+        y_ticks = [0.0, *(10.0**k for k in range(math.ceil(math.log10(max(counts))) + 1))]
+    else:
+        y_ticks = nice_ticks(0.0, max(counts), 5, cover=True)
+
+    def place(x: float) -> float:
+        return LEFT + (x - low) / (high - low) * (WIDTH - LEFT - RIGHT)
+
+    def px(x: float) -> float:
+        return place(math.log10(x) if log_x else x)
+
+    def py(y: float) -> float:
+        share = math.log1p(y) / math.log1p(y_ticks[-1]) if log_y else y / y_ticks[-1]
+        return HEIGHT - BOTTOM - share * (HEIGHT - TOP - BOTTOM)
+
+    x_ticks = _decades(edges[0], edges[-1]) if log_x else nice_ticks(low, high, 5)
+    parts = [_axes(x_ticks, y_ticks, px, py, compact, x_label)]
+    points = []
+    for left, right, a, b, count in zip(at, at[1:], edges, edges[1:], counts, strict=False):
+        x0, x1, top = place(left), place(right), py(count)
+        points.append([round((x0 + x1) / 2, 1), round(top, 1), f"{a:.3g} to {b:.3g}", f"{count:,}"])
+        if count:
+            box = f'x="{x0:.2f}" y="{top:.1f}" width="{x1 - x0:.2f}"'
+            parts.append(f'<rect class="bar s{color}" {box} height="{HEIGHT - BOTTOM - top:.1f}"/>')
+    data = {"x": x_label, "series": [{"name": "Gaussians", "color": color, "points": points}]}
+    return _chart(parts, data, x_label, y_label)
 
 
 def moving_average(values: Sequence[float], window: int) -> list[float]:
@@ -170,6 +222,28 @@ def _axes(
         f"{escape(x_label)}</text>"
     )
     return "".join(parts)
+
+
+def _chart(
+    parts: Sequence[str], data: dict[str, Any], x_label: str, y_label: str, legend: str = ""
+) -> str:
+    """The frame around drawn parts, with what the page's script shows under the pointer."""
+    label = f"{y_label} over {x_label}"
+    return (
+        f'<div class="chart" data-chart="{escape(json.dumps(data))}">'
+        f'<div class="chart-head"><h3>{escape(y_label)}</h3>{legend}</div>'
+        f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(label)}">'
+        f'{"".join(parts)}<line class="cursor" y1="{TOP}" y2="{HEIGHT - BOTTOM}"/></svg></div>'
+    )
+
+
+def _decades(low: float, high: float) -> list[float]:
+    """Powers of ten from low to high, at most seven; the ends where there are fewer than two."""
+    first = math.ceil(math.log10(low) - 1e-9)
+    last = math.floor(math.log10(high) + 1e-9)
+    if last <= first:
+        return [low, high]
+    return [10.0**k for k in range(first, last + 1, 1 + (last - first) // 7)]
 
 
 def _finite(x: Sequence[float], y: Sequence[float]) -> list[tuple[float, float]]:

@@ -142,6 +142,19 @@ def load_ply(path: str | Path) -> dict[str, Tensor]:
     }
 
 
+def load_opacities(path: str | Path) -> Tensor:  # [N] in 0..1
+    """Read only the opacities of a .ply of Gaussians, activated, on the CPU.
+
+    Raises:
+        SplatrimError: not a readable .ply, or it has no opacities.
+    """
+    path = Path(path)
+    vertices = _read_vertices(path)
+    if "opacity" not in (vertices.dtype.names or ()):
+        raise SplatrimError(f"{path} is not a file of Gaussians: property opacity is missing")
+    return torch.from_numpy(vertices["opacity"].astype(np.float32)).sigmoid()
+
+
 def _read_vertices(path: Path) -> NDArray[np.void]:
     if not path.is_file():
         raise SplatrimError(f"no such file: {path}")

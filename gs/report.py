@@ -1,9 +1,9 @@
 """report.html: what a run did, on one page that needs no other file: `python -m gs.report -m OUT`.
 
 It shows what is there: of history.json, config.json, results.json, per_view.json,
-render_stats.json, rendered views and saved models any may be missing. A section is a function of
-the run's data that returns its heading and HTML, or None where it has nothing to show; `SECTIONS`
-lists them in order.
+render_stats.json, pruning.json, rendered views and saved models any may be missing. A section is a
+function of the run's data that returns its heading and HTML, or None where it has nothing to show;
+`SECTIONS` lists them in order.
 """
 
 import logging
@@ -36,6 +36,7 @@ from .report_page import (
     tile,
     triple,
 )
+from .report_pruning import distributions, prunings
 from .report_run import Run, View, load_run
 
 MAX_VIEWS = 6
@@ -220,6 +221,8 @@ def settings_table(run: Run) -> tuple[str, str] | None:
 SECTIONS: tuple[Section, ...] = (
     headline,
     training_curves,
+    prunings,
+    distributions,
     test_views,
     view_table,
     machine_and_timing,

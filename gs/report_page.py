@@ -48,6 +48,7 @@ header p, .note { color: var(--ink2); margin: 4px 0 0; font-size: .92rem; }
 .note { margin: 0 0 12px; max-width: 75ch; }
 code { font: .88em ui-monospace, SFMono-Regular, Menlo, Consolas, monospace;
   background: var(--soft); padding: 1px 5px; border-radius: 4px; overflow-wrap: anywhere; }
+.charts + .note { margin-top: 24px; }
 .tiles { display: flex; flex-wrap: wrap; gap: 10px; }
 .tile, .chart, .view, .box { background: var(--card); border: 1px solid var(--line);
   border-radius: 10px; }
@@ -59,7 +60,7 @@ code { font: .88em ui-monospace, SFMono-Regular, Menlo, Consolas, monospace;
 .tile em { display: block; font-style: normal; color: var(--muted); font-size: .78rem;
   margin-top: 2px; }
 .charts { display: grid; gap: 12px;
-  grid-template-columns: repeat(auto-fit, minmax(min(100%, 340px), 1fr)); }
+  grid-template-columns: repeat(auto-fill, minmax(min(100%, 340px), 1fr)); }
 .chart { position: relative; padding: 12px 12px 8px; }
 .chart-head { display: flex; flex-wrap: wrap; gap: 2px 16px; justify-content: space-between;
   padding: 0 4px 6px; }
@@ -72,6 +73,7 @@ svg text { font: 12px system-ui, -apple-system, "Segoe UI", Roboto, sans-serif; 
   font-variant-numeric: tabular-nums; }
 polyline { fill: none; stroke: var(--c); stroke-width: 2; stroke-linejoin: round;
   stroke-linecap: round; }
+.bar { fill: var(--c); stroke: var(--card); stroke-width: .5; }
 polyline.faint { stroke-width: 1; opacity: .35; }
 .dot { fill: var(--c); stroke: var(--card); stroke-width: 2; }
 .grid { stroke: var(--grid); } .axis { stroke: var(--axis); }

@@ -1,11 +1,15 @@
 """What a run left in its folder, as gs.report shows it."""
 
+from __future__ import annotations
+
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from .errors import SplatrimError
 from .files import read_json
+from .histograms import Histogram, unit_histogram
+from .ply import load_opacities
 
 
 @dataclass(frozen=True)
@@ -41,6 +45,12 @@ class Run:
     """Gaussians in its .ply."""
     ply_bytes: int | None
     views: tuple[View, ...]
+    opacities: Histogram | None = None
+    """Of the Gaussians in its .ply."""
+    masks: Histogram | None = None
+    """Probabilities of being kept, as of the last save."""
+    prunings: tuple[dict[str, Any], ...] = ()
+    """pruning.json, as gs.report_pruning describes it."""
 
     def column(self, name: str) -> list[float]:
         """A column of the history; [] where it is missing."""
@@ -92,6 +102,9 @@ def load_run(model_path: str | Path) -> Run:
         _count_vertices(ply) if ply else stats.get(method, {}).get("n_gaussians"),
         ply.stat().st_size if ply else None,
         tuple(views),
+        unit_histogram(load_opacities(ply)) if ply else None,
+        history.get("masks"),
+        _read_prunings(path / "pruning.json"),
     )
 
 
@@ -102,6 +115,15 @@ def _read(path: Path) -> dict[str, Any]:
     if not isinstance(data, dict):
         raise SplatrimError(f"{path} is broken: expected a JSON object")
     return data
+
+
+def _read_prunings(path: Path) -> tuple[dict[str, Any], ...]:
+    if not path.is_file():
+        return ()
+    data = read_json(path)
+    if not isinstance(data, list) or not all(isinstance(entry, dict) for entry in data):
+        raise SplatrimError(f"{path} is broken: expected a list of JSON objects")
+    return tuple(data)
 
 
 def _number(name: str) -> int | None:

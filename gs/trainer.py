@@ -29,6 +29,7 @@ from .data.scene import Scene
 from .errors import SplatrimError
 from .evaluation import evaluate_views, mean_scores
 from .gaussians import Gaussians
+from .histograms import mask_histogram
 from .losses import l1, photometric_loss, to_float
 from .memory import peak_memory
 from .optim import (
@@ -290,7 +291,8 @@ class Trainer:
             **peak_memory(self.device),
         }
         path = self.config.model_path / "history.json"
-        self.tracker.write_history(path, settings=self.settings, timing=timing)
+        masks = mask_histogram(self.gaussians.to_tensors().get("mask_logits"))
+        self.tracker.write_history(path, settings=self.settings, timing=timing, masks=masks)
 
     def _background(self, step: int | None) -> Tensor:  # [3]
         """Black, white, or random in training; never random for `step` None."""

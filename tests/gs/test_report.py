@@ -77,7 +77,7 @@ def write_run(out: Path, *, n_views: int = 8) -> None:
 class Checker(HTMLParser):
     """Balanced tags, and every address that the page would open."""
 
-    VOID = ("meta", "img", "line", "circle", "polyline", "br")
+    VOID = ("meta", "img", "line", "circle", "polyline", "rect", "br")
 
     def __init__(self) -> None:
         super().__init__()
@@ -126,7 +126,7 @@ def test_a_whole_run(tmp_path: Path) -> None:
     ):
         assert expected in text, expected
     html = (tmp_path / "out/report.html").read_text()
-    assert html.count("<svg") == 3 and html.count("<figure>") == 18
+    assert html.count("<svg") == 4 and html.count("<figure>") == 18
 
 
 def test_the_page_needs_nothing_from_outside(tmp_path: Path) -> None:
@@ -181,7 +181,7 @@ def test_an_unfinished_or_diverged_run(tmp_path: Path) -> None:
     history["timing"] = {}
     (tmp_path / "out/history.json").write_text(json.dumps(history))
     html = write_report(tmp_path / "out").read_text()
-    assert html.count("<svg") == 2 and "nan" not in html.lower().split("<script>")[0]
+    assert html.count("<svg") == 3 and "nan" not in html.lower().split("<script>")[0]
 
 
 def test_bad_input(tmp_path: Path) -> None:
