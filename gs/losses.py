@@ -1,30 +1,15 @@
-r"""Photometric losses: L1 and the structural similarity of Wang et al. (2004).
+"""Photometric losses: L1, and with the structural similarity of Wang et al. (2004).
 
-SSIM compares images a and b under a Gaussian window G (11x11, sigma 1.5, zero padding), per pixel
-and channel, and is averaged over both:
-
-    mu_a = G*a    s_aa = G*a^2 - mu_a^2    s_ab = G*(ab) - mu_a mu_b
-    A1 = 2 mu_a mu_b + C1      A2 = 2 s_ab + C2
-    B1 = mu_a^2 + mu_b^2 + C1  B2 = s_aa + s_bb + C2
-    S = (A1 A2) / (B1 B2)
-
-G is symmetric, so its adjoint is itself and the gradient needs three blurs per channel:
-
-    v_a = G*(v dS/dmu_a) + 2 a G*(v dS/ds_aa) + b G*(v dS/ds_ab)
-
-where dS/dmu_a is taken with G*a^2 and G*(ab) held fixed.
+SSIM and the loss of 3DGS are a Triton kernel for float32 on a GPU, and plain PyTorch elsewhere.
 """
-
-from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
-WINDOW = 11
-SIGMA = 1.5
-C1 = 0.01**2  # for images in 0..1
-C2 = 0.03**2
+from kernels import photometric_loss
+from kernels import structural_similarity as ssim
+
+__all__ = ["l1", "photometric_loss", "ssim", "to_float"]
 
 
 def l1(a: Tensor, b: Tensor) -> Tensor:  # [...], [...] -> []
@@ -32,89 +17,6 @@ def l1(a: Tensor, b: Tensor) -> Tensor:  # [...], [...] -> []
     return (a - b).abs().mean()
 
 
-def ssim(
-    a: Tensor,  # [H, W, D] in 0..1
-    b: Tensor,  # [H, W, D] in 0..1
-) -> Tensor:  # []
-    """Mean structural similarity, differentiable in both images.
-
-    Args:
-        a: An image, float32 or float64, values in 0..1. [H, W, D]
-        b: The other. [H, W, D]
-
-    Returns:
-        The mean over pixels and channels: 1 for equal images.
-    """
-    if a.dim() != 3 or a.shape != b.shape:
-        raise ValueError(f"ssim: expected two images [H W D], got {list(a.shape)}, {list(b.shape)}")
-    if not a.is_floating_point() or a.dtype != b.dtype:
-        raise ValueError(f"ssim: expected images of one float type, got {a.dtype} and {b.dtype}")
-    return _SSIM.apply(a.permute(2, 0, 1), b.permute(2, 0, 1))
-
-
-def photometric_loss(
-    colors: Tensor,  # [H, W, 3]
-    target: Tensor,  # [H, W, 3] uint8, or float in 0..1
-    lambda_dssim: float = 0.2,
-) -> Tensor:  # []
-    """(1 - lambda) L1 + lambda (1 - SSIM), Kerbl et al. (2023), equation 7."""
-    target = to_float(target, colors.dtype)
-    loss = (1.0 - lambda_dssim) * l1(colors, target)
-    if lambda_dssim == 0.0:
-        return loss
-    return loss + lambda_dssim * (1.0 - ssim(colors, target))
-
-
 def to_float(image: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
     """An image in 0..1; uint8 is divided by 255, floats keep their values."""
     return image.to(dtype) / 255.0 if image.dtype == torch.uint8 else image.to(dtype)
-
-
-def _window(x: Tensor) -> Tensor:  # [11], of x's type and device
-    offsets = torch.arange(WINDOW, dtype=torch.float64) - WINDOW // 2
-    weights = torch.exp(-(offsets**2) / (2.0 * SIGMA**2))
-    return (weights / weights.sum()).to(x)
-
-
-def _blur(images: Tensor) -> Tensor:  # [M, H, W] -> [M, H, W]
-    """Filter each image with the Gaussian window, rows then columns, zeros outside."""
-    pad, channels = WINDOW // 2, len(images)
-    # One depthwise channel per image: ten times faster on a CPU than a batch of images.
-    weights = _window(images).expand(channels, 1, 1, -1)
-    x = functional.conv2d(images[None], weights, padding=(0, pad), groups=channels)
-    x = functional.conv2d(x, weights.transpose(2, 3), padding=(pad, 0), groups=channels)
-    return x[0]
-
-
-class _SSIM(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, a: Tensor, b: Tensor) -> Tensor:  # [D, H, W], [D, H, W] -> []
-        maps = _blur(torch.cat([a, b, a * a, b * b, a * b]))
-        mu_a, mu_b, aa, bb, ab = maps.chunk(5)
-        A1 = 2.0 * mu_a * mu_b + C1
-        A2 = 2.0 * (ab - mu_a * mu_b) + C2
-        B1 = mu_a * mu_a + mu_b * mu_b + C1
-        B2 = aa - mu_a * mu_a + bb - mu_b * mu_b + C2
-        ctx.save_for_backward(a, b, mu_a, mu_b, A1, A2, B1, B2)
-        return (A1 * A2 / (B1 * B2)).mean()
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
-        ctx: Any, v: Tensor
-    ) -> tuple[Tensor | None, Tensor | None]:
-        a, b, mu_a, mu_b, A1, A2, B1, B2 = ctx.saved_tensors
-        scale = v / a.numel() / (B1 * B2)
-        v_A1, v_A2 = scale * A2, scale * A1
-        v_B1 = -v_A1 * A1 / B1
-        v_B2 = -v_A2 * A2 / B2
-        cross, own = 2.0 * (v_A1 - v_A2), 2.0 * (v_B1 - v_B2)
-
-        def vjp(x: Tensor, y: Tensor, mu_x: Tensor, mu_y: Tensor) -> Tensor:
-            v_mu = mu_y * cross + mu_x * own
-            v_x, v_xx, v_xy = _blur(torch.cat([v_mu, v_B2, v_A2])).chunk(3)
-            return v_x + 2.0 * (x * v_xx + y * v_xy)
-
-        v_a = vjp(a, b, mu_a, mu_b) if ctx.needs_input_grad[0] else None
-        v_b = vjp(b, a, mu_b, mu_a) if ctx.needs_input_grad[1] else None
-        return v_a, v_b

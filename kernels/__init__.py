@@ -1,8 +1,14 @@
-"""Rasterization of 3D Gaussians with masks, in Triton and in plain PyTorch."""
+"""Rasterization of 3D Gaussians with masks, and its loss, in Triton and in plain PyTorch."""
 
 from typing import TYPE_CHECKING, Any
 
 from .densification import add_gradient_norms
+from .photometric import (
+    photometric_gradient,
+    photometric_loss,
+    photometric_values,
+    structural_similarity,
+)
 from .rasterization import rasterization
 from .reference.sampling import logistic_noise, sample_masks, uniform
 
@@ -13,8 +19,12 @@ __all__ = [
     "FusedAdam",
     "add_gradient_norms",
     "logistic_noise",
+    "photometric_gradient",
+    "photometric_loss",
+    "photometric_values",
     "rasterization",
     "sample_masks",
+    "structural_similarity",
     "uniform",
 ]
 

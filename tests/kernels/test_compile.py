@@ -151,6 +151,19 @@ def add_statistics() -> None:
         add_gradient_norms(v, radii, sums, sums.clone(), skip=skip, backend="triton", **sizes)
 
 
+def compare_images() -> None:
+    """In the tiles of this compute capability; float targets, and values alone."""
+    import torch
+
+    from kernels.ssim import photometric, tile_size
+
+    colors, target = torch.zeros(40, 50, 3), torch.zeros(40, 50, 3, dtype=torch.uint8)
+    size = tile_size(int(sys.argv[1]) // 10)
+    photometric(colors, target, 0.2, True, size)
+    photometric(colors, colors, 0.2, True, size)
+    photometric(colors, target, 0.2, False, size)
+
+
 CALLS: list[Callable[[], None]] = [
     render_plain,
     render_masked,
@@ -162,6 +175,7 @@ CALLS: list[Callable[[], None]] = [
     sort_everywhere,
     step_adam,
     add_statistics,
+    compare_images,
 ]
 
 

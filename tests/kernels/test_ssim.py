@@ -1,0 +1,206 @@
+"""The photometric kernels against the reference in float64."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+
+from kernels import (
+    photometric_gradient,
+    photometric_loss,
+    photometric_values,
+    structural_similarity,
+)
+from kernels.ssim import photometric
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+# Tensor cores add by cutting digits off.
+LIMIT = 1e-4 if DEVICE == "cuda" else 1e-5
+# one pixel, less than the window, the window, one tile, one more each way, several tiles
+SHAPES = [
+    (32, 1, 1), (32, 11, 11), (32, 22, 20), (32, 23, 43),
+    (64, 7, 5), (64, 11, 11), (64, 54, 52), (64, 55, 53),
+]  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def poisoned(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What nothing writes is NaN."""
+    empty, empty_like = torch.empty, torch.empty_like
+    monkeypatch.setattr(torch, "empty", lambda *a, **k: empty(*a, **k).fill_(float("nan")))
+    monkeypatch.setattr(torch, "empty_like", lambda x: empty_like(x).fill_(float("nan")))
+
+
+def images(height: int, width: int, seed: int = 0, noise: float = 0.3) -> tuple[Tensor, Tensor]:
+    """A rendering with values beyond 0..1, and the uint8 image that it is to become."""
+    g = torch.Generator().manual_seed(seed)
+    y, x = torch.arange(height)[:, None, None], torch.arange(width)[None, :, None]
+    smooth = 0.5 + 0.3 * torch.sin(x / 9 + torch.arange(3)) * torch.cos(y / 7)
+    target = (smooth + 0.1 * torch.randn(height, width, 3, generator=g)).clamp(0, 1)
+    colors = target + noise * torch.randn(height, width, 3, generator=g)
+    return colors.to(DEVICE), (255 * target).round().to(torch.uint8).to(DEVICE)
+
+
+def check(
+    colors: Tensor,
+    target: Tensor,
+    lambda_dssim: float,
+    assert_close: Callable[..., None],
+    size: int | None = None,
+    values_limit: float = 3e-6,
+    limit: float = LIMIT,
+) -> None:
+    exact = target if target.dtype == torch.uint8 else target.double()
+    want, v_want = photometric_gradient(colors.double(), exact, lambda_dssim, backend="reference")
+    values, v_colors = photometric(colors, target, lambda_dssim, True, size)
+    assert (values.double() - want).abs().max() < values_limit, (values, want)
+    assert v_colors is not None
+    assert_close("v_colors", v_colors, v_want, limit)
+    values_alone, nothing = photometric(colors, target, lambda_dssim, False, size)
+    assert nothing is None and torch.equal(values, values_alone)
+
+
+@pytest.mark.parametrize(("size", "height", "width"), SHAPES)
+def test_sizes(size: int, height: int, width: int, assert_close: Callable[..., None]) -> None:
+    if DEVICE == "cuda" and size == 64 and torch.cuda.get_device_capability()[0] != 9:
+        pytest.skip("tiles of 64 are for Hopper")
+    check(*images(height, width), 0.2, assert_close, size)
+
+
+@pytest.mark.parametrize("lambda_dssim", [0.0, 0.2, 1.0])
+@pytest.mark.parametrize("floats", [False, True])
+def test_targets_and_shares(
+    lambda_dssim: float, floats: bool, assert_close: Callable[..., None]
+) -> None:
+    colors, target = images(25, 61, seed=1)
+    check(colors, target / 255.0 if floats else target, lambda_dssim, assert_close)
+
+
+@pytest.mark.parametrize("noise", [1e-2, 1e-3])
+def test_nearly_equal_images(noise: float, assert_close: Callable[..., None]) -> None:
+    """Bright, flat and close: the variances are small differences of large numbers."""
+    g = torch.Generator().manual_seed(2)
+    target = (0.9 + 0.05 * torch.rand(25, 1, 3, generator=g)).expand(25, 57, 3).contiguous()
+    colors = target + noise * torch.randn(25, 57, 3, generator=g)
+    # ten times the limit: this is the SSIM of a perfect model, where its gradient nearly vanishes
+    check(colors.to(DEVICE), target.to(DEVICE), 1.0, assert_close, limit=10 * LIMIT)
+
+
+@pytest.mark.parametrize("level", [0.0, 0.3, 1.0])
+def test_constant_images(level: float, assert_close: Callable[..., None]) -> None:
+    """The worst for SSIM: a large difference and no variance, where 1e-7 beside 2 C2 counts."""
+    colors = torch.full((30, 70, 3), level, device=DEVICE)
+    check(colors, torch.full_like(colors, 0.6), 0.2, assert_close, None, 1e-5, 1e-4)
+
+
+def test_equal_images() -> None:
+    _, target = images(30, 70)
+    values, v_colors = photometric_gradient(target / 255.0, target, backend="triton")
+    torch.testing.assert_close(values.cpu(), torch.tensor([0, 0, 1, 0, 0.0]), atol=1e-6, rtol=0)
+    # of L1 alone an element is 0.8 / n, were its sign not 0
+    assert v_colors.abs().max() * v_colors.numel() < 1e-3
+
+
+def test_nan_is_not_silent() -> None:
+    colors, target = images(20, 70)
+    for lambda_dssim in (0.0, 0.2, 1.0):
+        spoiled = colors.clone()
+        spoiled[13, 66, 1] = float("nan")
+        values, v_colors = photometric_gradient(spoiled, target, lambda_dssim, backend="triton")
+        assert values.isnan().all()
+        assert v_colors[13, 66, 1].isnan()
+
+
+def test_huge_colors_stay_finite() -> None:
+    """SSIM is cut, L1 is not."""
+    colors, target = images(20, 70)
+    colors[:, 35:], colors[6, 4] = 3e4, -3e4
+    values, v_colors = photometric_gradient(colors, target, backend="triton")
+    assert torch.isfinite(values).all() and torch.isfinite(v_colors).all()
+    l1 = (colors.double() - target / 255.0).abs().mean().item()
+    assert values[1].item() == pytest.approx(l1, rel=1e-6)
+
+
+def test_results_repeat_bit_for_bit() -> None:
+    colors, target = images(60, 60)
+    first = photometric_gradient(colors, target, backend="triton")
+    for _ in range(2):
+        again = photometric_gradient(colors, target, backend="triton")
+        assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
+
+
+def test_photometric_loss() -> None:
+    colors, target = images(20, 33)
+    values, v_colors = photometric_gradient(colors, target, 0.3, backend="triton")
+    leaf = colors.clone().requires_grad_()
+    loss = photometric_loss(leaf, target, 0.3, backend="triton")
+    (2.5 * loss).backward()
+    assert loss.shape == () and loss.item() == values[0].item()
+    assert leaf.grad is not None
+    torch.testing.assert_close(leaf.grad, 2.5 * v_colors)
+    with torch.no_grad():
+        assert photometric_loss(leaf, target, 0.3, backend="triton").item() == values[0].item()
+    assert torch.equal(photometric_values(leaf, target, 0.3, backend="triton"), values)
+
+
+def test_strided_images() -> None:
+    colors, target = images(33, 20)
+    got = photometric_gradient(colors.transpose(0, 1), target.transpose(0, 1), backend="triton")
+    want = photometric_gradient(
+        colors.transpose(0, 1).contiguous(), target.transpose(0, 1).contiguous(), backend="triton"
+    )
+    assert all(torch.equal(a, b) for a, b in zip(got, want, strict=True))
+
+
+def test_bad_arguments_are_named() -> None:
+    colors, target = images(12, 12)
+    for wrong, message in [
+        (lambda: photometric_loss(colors, target[:11]), r"\[12, 12, 3\] and \[11, 12, 3\]"),
+        (lambda: photometric_loss(colors[..., :1], target[..., :1]), r"\[H W 3\]"),
+        (lambda: photometric_loss(colors[:0], target[:0]), "at least one pixel"),
+        (lambda: photometric_loss(colors.half(), target), "colors: expected float32 or float64"),
+        (lambda: photometric_loss(colors, target.int()), "target: expected uint8 or torch.float32"),
+        (lambda: photometric_loss(colors, target, backend="cuda"), "backend: expected"),
+        (lambda: photometric_loss(colors.double(), target, backend="triton"), "expected float32"),
+        (
+            lambda: photometric_loss(colors, colors.clone().requires_grad_(), backend="triton"),
+            "target can have no gradient",
+        ),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            wrong()
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("size", [32, 64])
+def test_full_size(size: int, assert_close: Callable[..., None]) -> None:
+    if size == 64 and torch.cuda.get_device_capability()[0] != 9:
+        pytest.skip("tiles of 64 are for Hopper")
+    for noise in (0.3, 0.02):
+        check(*images(533, 800, noise=noise), 0.2, assert_close, size)
+
+
+@pytest.mark.gpu
+def test_in_a_graph() -> None:
+    colors, target = images(133, 200)
+    photometric_gradient(colors, target)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        got = photometric_gradient(colors, target)
+    for seed in range(3):
+        other = images(133, 200, seed)
+        colors.copy_(other[0])
+        target.copy_(other[1])
+        graph.replay()
+        want = photometric_gradient(*other)
+        assert all(torch.equal(a, b) for a, b in zip(got, want, strict=True))
+
+
+@pytest.mark.gpu
+def test_structural_similarity_takes_the_kernel() -> None:
+    colors, target = images(133, 97)
+    a, b = colors, target / 255.0
+    want = structural_similarity(a.double(), b.double()).item()
+    assert structural_similarity(a, b).item() == pytest.approx(want, abs=1e-6)
+    assert structural_similarity(a, b).item() == photometric_values(a, b)[2].item()
