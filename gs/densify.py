@@ -27,7 +27,7 @@ from torch import Tensor
 from kernels import add_gradient_norms
 
 from .gaussians import Gaussians
-from .morton import morton_order
+from .morton import reorder
 from .optim import gather_rows, replace_values
 from .sampler import derive_seed
 from .strategy import StepContext, Strategy, rows_to_prune
@@ -118,8 +118,7 @@ class DefaultDensifier(Strategy):
         if self.config.densifies_at(step):
             self.densify(step, ctx)
             if self.config.reorder:
-                order = morton_order(ctx.gaussians.params["means"].detach())
-                gather_rows(ctx.gaussians, ctx.optimizer, order, n_kept=len(order))
+                reorder(ctx.gaussians, ctx.optimizer)
         if self.config.resets_opacity_at(step, white_background=ctx.white_background):
             limit = math.log(RESET_OPACITY / (1.0 - RESET_OPACITY))
             opacities = ctx.gaussians.params["opacities"].detach().clamp_max(limit)

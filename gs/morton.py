@@ -8,6 +8,9 @@ the three cell numbers, interleaved, are the place on the curve.
 import torch
 from torch import Tensor
 
+from .gaussians import Gaussians
+from .optim import gather_rows
+
 BITS = 10  # per axis: three of them fit in an int32
 TAIL = 0.01  # share of points beyond each end of the cells
 SAMPLE = 1 << 16  # points, at least and where there are so many, that tell where the ends are
@@ -29,6 +32,12 @@ def morton_order(means: Tensor) -> Tensor:  # [N, 3] -> [N] int64
     cells = cells.nan_to_num(nan=2.0**BITS).clamp(0, 2**BITS - 1).to(torch.int32)  # [N, 3]
     x, y, z = _spread(cells).unbind(-1)
     return torch.sort(x | (y << 1) | (z << 2), stable=True).indices
+
+
+def reorder(gaussians: Gaussians, optimizer: torch.optim.Optimizer | None) -> None:
+    """Sort a model along the curve, with optimizer state and buffers; ids follow their rows."""
+    order = morton_order(gaussians.params["means"].detach())
+    gather_rows(gaussians, optimizer, order, n_kept=len(order))
 
 
 def _spread(x: Tensor) -> Tensor:  # int32 below 2^10
