@@ -54,7 +54,8 @@ class Choice:
     """What to train with; the defaults of all other settings follow from it."""
 
     method: str = "mask-gaussian"
-    """Pruning method: mask-gaussian, or 3dgs for none."""
+    """Pruning method: mask-gaussian, lp-3dgs, radsplat, mini-splatting, light-gaussian, opacity, or
+    3dgs for none."""
     preset: str | None = None
     """Setting of the method; mask-gaussian has beta (its default), alpha, gamma and demo, and for
     post-training post (its default there) and published-post."""

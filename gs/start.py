@@ -16,6 +16,7 @@ MaskGaussian's and LightGaussian's published fine-tuning from iteration 30000 to
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Hashable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -190,17 +191,24 @@ class PostRates(Strategy):
         share = (iterations - start) / POST_ITERATIONS
         self.interval = max(round(DECAY_INTERVAL * share), 1)
         self._rates: dict[str, float] = {}
+        self._set = False
 
     def setup(self, gaussians: Gaussians, *, extent: float, iterations: int, seed: int) -> None:
         self._rates = self.optim.learning_rates(extent)
 
     def after_backward(self, step: int, ctx: StepContext) -> None:
         decays, rest = divmod(step - self.start, self.interval)
+        self._set = True
         for group in ctx.optimizer.param_groups:
             if group["name"] != "means":
                 _set_rate(group, self._rates[group["name"]] * DECAY**decays)
             elif rest == 0:
                 _set_rate(group, float(group["lr"]) * DECAY)
+
+    def phase(self, step: int) -> Hashable | None:
+        """None where the host sets rates: at first, and where they change."""
+        changes = (step - self.start) % self.interval == 0
+        return None if changes or not self._set else "between"
 
 
 def _set_rate(group: dict[str, Any], rate: float) -> None:

@@ -217,8 +217,10 @@ def test_short_post_training_decays_as_often() -> None:
     rates.setup(gaussians, extent=1.0, iterations=700, seed=0)
     context: Any = SimpleNamespace(optimizer=optimizer)
     seen: list[float] = []
+    assert rates.phase(601) is None  # nobody has set them yet
     for step in range(601, 701):
         rates.after_backward(step, context)
+        assert (rates.phase(step) is None) == (step % 8 == 0)
         seen.append(optimizer.param_groups[-1]["lr"])
     assert len(set(seen)) == 13 and seen[6:8] == pytest.approx([0.001, 0.00095])
 
