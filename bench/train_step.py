@@ -28,8 +28,9 @@ Gaussians and tiles, t pixels in a tile, P pixels of the image:
                                                     written, and the gradient zeroed
 
 The instructions per pair are what tensor-core kernels with split fp16 operands compile to; 0.6 of
-the issue rate is what good kernels reach. The host's limit is 0. It is an estimate for choosing
-what to work on, not a bound.
+the issue rate is what good kernels reach. The host's limit is 0, as is that of stages without a
+formula: statistics for densification, copies, and what no name tells. It is an estimate for
+choosing what to work on, not a bound.
 """
 
 import argparse
@@ -69,6 +70,7 @@ STAGES = {
     "blend backward": r"blend_bwd_kernel|sum_rows_kernel",
     "projection backward": r"project_bwd_kernel",
     "optimizer": r"[Aa]dam",
+    "statistics": r"_gradient_norms_kernel|_contributions_kernel",
     "copies, fills": r"^Mem(cpy|set)|FillFunctor|[Cc]opy",
 }
 OTHER, IDLE = "other", "idle"
@@ -256,7 +258,7 @@ def plot(about: dict[str, Any], rows: Sequence[dict[str, Any]], path: Path) -> N
 
     figure = Figure(figsize=(3.2 * len(rows) + 2.4, 5.2), layout="constrained")
     FigureCanvasAgg(figure)
-    hues = [f"C{i}" for i in range(10) if i != 7]  # C7 is grey, as are the last two
+    hues = [f"C{i}" for i in range(10) if i != 7] + ["k"]  # C7 is grey, as are the last two
     colors = dict(zip(STAGES, hues, strict=True)) | {OTHER: "0.45", IDLE: "0.85"}
     handles: dict[str, Any] = {}
     for place, row in enumerate(rows):
