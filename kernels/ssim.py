@@ -14,7 +14,7 @@ where nothing cancels as the images become equal. The gradient needs three blurs
     v_a = 4 [G*(P h e - P g f + Q h (e - 1) - Q g (f - 1)) + p G*(g f) + q G*(g (f - 1))]
 
 where P in P g f and p may both be taken less 1, which keeps digits. For the same reason p and q are
-blurred less their mean over the tile, which changes no variance.
+blurred less their mean over the tile's pixels, which changes no variance.
 
 A blur of a tile is two products with a banded matrix, B^T X B, on tensor cores: values and weights
 are split in two halves of fp16, and the three larger of four products kept, exact to 2^-21 beside
@@ -160,13 +160,16 @@ def _ssim_maps_kernel(
     a = _clamp(a, -LARGEST, LARGEST)
     b = _clamp(b, -LARGEST, LARGEST) if not BYTES else b
     high, low = _window(SIZE)
+    height = tl.minimum(y0 + (SIZE - CENTER), H) - tl.maximum(y0 - CENTER, 0)
+    width = tl.minimum(x0 + (SIZE - CENTER), W) - tl.maximum(x0 - CENTER, 0)
+    share = 1.0 / (height * width).to(tl.float32)
     p = a + b
-    p_middle = tl.sum(p) * (1.0 / (SIZE * SIZE))
+    p_middle = tl.sum(p) * share
     p -= p_middle
     p_mean = _blur(p, high, low)
     p_var = _blur(p * p, high, low) - p_mean * p_mean
     q = a - b
-    q_middle = tl.sum(q) * (1.0 / (SIZE * SIZE))
+    q_middle = tl.sum(q) * share
     q -= q_middle
     q_mean = _blur(q, high, low)
     q_var = _blur(q * q, high, low) - q_mean * q_mean

@@ -54,11 +54,7 @@ def photometric_values(
     lambda_dssim: float,
 ) -> Tensor:  # [5]
     """loss, l1, ssim, and l1 and mse of clamped colours."""
-    colors, target = colors.detach(), _to_float(target, colors.dtype)
-    l1, s = (colors - target).abs().mean(), ssim(colors, target)
-    error = colors.clamp(0, 1) - target
-    loss = (1.0 - lambda_dssim) * l1 + lambda_dssim * (1.0 - s)
-    return torch.stack([loss, l1, s, error.abs().mean(), error.square().mean()])
+    return _values(colors.detach(), target, lambda_dssim)
 
 
 def photometric_gradient(
@@ -67,10 +63,20 @@ def photometric_gradient(
     lambda_dssim: float,
 ) -> tuple[Tensor, Tensor]:  # [5], [H, W, 3]
     """photometric_values, and the gradient of the loss."""
+    leaf = colors.detach().requires_grad_()
     with torch.enable_grad():
-        leaf = colors.detach().requires_grad_()
-        (v_colors,) = torch.autograd.grad(photometric_loss(leaf, target, lambda_dssim), leaf)
-    return photometric_values(colors, target, lambda_dssim), v_colors
+        values = _values(leaf, target, lambda_dssim)
+        (v_colors,) = torch.autograd.grad(values[0], leaf)
+    return values.detach(), v_colors
+
+
+def _values(colors: Tensor, target: Tensor, lambda_dssim: float) -> Tensor:
+    """photometric_values, the first three differentiable."""
+    target = _to_float(target.detach(), colors.dtype)
+    l1, s = (colors - target).abs().mean(), ssim(colors, target)
+    error = colors.detach().clamp(0, 1) - target
+    loss = (1.0 - lambda_dssim) * l1 + lambda_dssim * (1.0 - s)
+    return torch.stack([loss, l1, s, error.abs().mean(), error.square().mean()])
 
 
 def _to_float(image: Tensor, dtype: torch.dtype) -> Tensor:
