@@ -12,8 +12,9 @@ inside every densification and at multiples of mask_prune_iter after it.
 
 The published post-training of a finished model (30000 to 35000) writes its mask loss inside the
 bracket that the share of D-SSIM, 0.2, multiplies: its lambda_mask of 0.1 weighs 0.02 as counted
-here (lambda_mask_factor). It removes nothing before the end; the preset "post" differs in that, so
-that iterations get faster as masks fall.
+here (lambda_mask_factor). It removes nothing before the end. The preset "post" does, so that
+iterations get faster as masks fall, and goes on dividing by the number N at the start: the mean
+over what is left would push each of n Gaussians (N / n)^2 times as hard.
 """
 
 from dataclasses import dataclass, replace
@@ -50,6 +51,9 @@ class MaskGaussianConfig(MethodConfig):
     """Last iteration with the mask loss (inclusive)."""
     mask_prune_iter: int = 1000
     """Once densification is over, prune at multiples of this iteration; 0 for never."""
+    mean_over: Literal["present", "start"] = "present"
+    """Whose mean the mask loss has: that of the Gaussians there are, as published, or of as many as
+    there were at the start, so that pruning makes the loss no stronger."""
     final_mask: Literal["threshold", "sample"] = "threshold"
     """Which Gaussians the saved model has: those with p > 0.5, or one random draw as published."""
 
@@ -58,7 +62,12 @@ class MaskGaussianConfig(MethodConfig):
         "alpha": {"lambda_mask": 0.1, "mask_from_iter": 19_000, "mask_until_iter": 20_000},
         "gamma": {"lambda_mask": 0.001},
         "demo": {"lambda_mask": 0.001},  # a few hundred iterations on the built-in scene
-        "post": {"lambda_mask": 0.1, "lambda_mask_factor": 0.2, "mask_prune_iter": 500},
+        "post": {
+            "lambda_mask": 0.1,
+            "lambda_mask_factor": 0.2,
+            "mask_prune_iter": 500,
+            "mean_over": "start",
+        },
         "published-post": {"lambda_mask": 0.1, "lambda_mask_factor": 0.2, "mask_prune_iter": 0},
     }
     POST_PRESET: ClassVar[str | None] = "post"
@@ -98,10 +107,11 @@ class MaskGaussian(Strategy):
         self.config = config
         self.densify_until = densify_until
         self.seed = 0
+        self.n_start = 0
         self._n_used: Tensor | None = None
 
     def setup(self, gaussians: Gaussians, *, extent: float, iterations: int, seed: int) -> None:
-        self.seed = seed
+        self.seed, self.n_start = seed, len(gaussians)
         if "mask_logits" not in gaussians.params:
             means = gaussians.params["means"]
             logits = torch.tensor(INITIAL_LOGITS, dtype=means.dtype, device=means.device)
@@ -120,7 +130,12 @@ class MaskGaussian(Strategy):
         if not self.config.mask_from_iter <= step <= self.config.mask_until_iter:
             return None
         weight = self.config.lambda_mask * self.config.lambda_mask_factor
-        return weight * masks.mean().square()
+        return weight * self._mean(masks).square()
+
+    def _mean(self, masks: Tensor) -> Tensor:
+        if self.config.mean_over == "present":
+            return masks.mean()
+        return masks.sum() / self.n_start
 
     def after_backward(self, step: int, ctx: StepContext) -> None:
         interval = self.config.mask_prune_iter
@@ -153,7 +168,8 @@ class MaskGaussian(Strategy):
         return {} if self._n_used is None else {"num_used_gs": self._n_used}
 
     def state_dict(self) -> dict[str, Any]:
-        return {"seed": self.seed}
+        return {"seed": self.seed, "n_start": self.n_start}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.seed = int(state.get("seed", self.seed))
+        self.n_start = int(state.get("n_start", self.n_start))

@@ -89,8 +89,7 @@ def test_loss_and_its_gradient() -> None:
 def test_published_post_training(preset: str) -> None:
     config = MaskGaussianConfig.preset(preset).post_training(30_000, 35_000)
     assert MaskGaussianConfig.POST_PRESET == "post"
-    strategy = config.build(densify_until=15_000)
-    _, model = make(4)
+    strategy, model = make(4, config)
     for step in (30_001, 32_500, 35_000):
         loss = strategy.loss(step, model, output(torch.tensor([1.0, 1.0, 0.0, 1.0])))
         # 0.2 (1 - SSIM + 0.1 mean(M)^2): the bracket's share weighs the mask loss too
@@ -102,6 +101,23 @@ def test_published_post_training(preset: str) -> None:
             strategy.after_backward(step, context(model))
             pruned_at += [] if len(model) else [step]
     assert pruned_at == ([] if preset == "published-post" else list(range(30_500, 35_001, 500)))
+
+
+def test_pruning_while_post_training_leaves_the_loss_as_it_was() -> None:
+    config = MaskGaussianConfig.preset("post").post_training(30_000, 35_000)
+    strategy, model = make(8, config)
+    whole = torch.tensor([1.0, 0.0] * 4, requires_grad=True)
+    left = torch.ones(4, requires_grad=True)
+    losses = [strategy.loss(30_001, model, output(masks)) for masks in (whole, left)]
+    for loss in losses:
+        assert loss is not None and loss.item() == pytest.approx(0.02 * 0.5**2)
+        loss.backward()
+    assert whole.grad is not None and left.grad is not None
+    torch.testing.assert_close(left.grad, whole.grad[::2])
+    resumed, fewer = make(4, config)
+    resumed.load_state_dict(strategy.state_dict())
+    loss = resumed.loss(30_002, fewer, output(torch.ones(4)))
+    assert loss is not None and loss.item() == pytest.approx(0.02 * 0.5**2)
 
 
 def test_post_training_of_other_lengths() -> None:
