@@ -70,6 +70,10 @@ class TrainConfig:
     """Seed of everything random."""
     device: str = "auto"
     """Device to train on: auto (a GPU if there is one), cpu, cuda, cuda:1, ..."""
+    cuda_graphs: bool = True
+    """On a GPU, capture iterations as CUDA graphs and replay them."""
+    deterministic: bool = False
+    """Gradients do not depend on the order in which a GPU's threads run: equal runs, but slower."""
     quiet: bool = False
     """Show nothing but warnings and errors on the terminal; train.log has the rest."""
 

@@ -17,7 +17,7 @@ out.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -111,10 +111,17 @@ class DefaultDensifier(Strategy):
             zeros = torch.zeros(len(gaussians), device=gaussians.device)
             gaussians.rows.setdefault(name, zeros)
 
+    def phase(self, step: int) -> Hashable | None:
+        config = self.config
+        if step >= config.densify_until_iter:
+            return "done"
+        resets = any(config.resets_opacity_at(step, white_background=x) for x in (False, True))
+        return None if resets or config.densifies_at(step) else "gathering"
+
     def after_backward(self, step: int, ctx: StepContext) -> None:
         if step >= self.config.densify_until_iter:
             return
-        add_statistics(ctx.gaussians, ctx.out.info)
+        add_statistics(ctx.gaussians, ctx.out.info, skip=ctx.out.info.get("skip"))
         if self.config.densifies_at(step):
             self.densify(step, ctx)
             if self.config.reorder:

@@ -1,6 +1,7 @@
-"""Memory of a process: how much it has taken at most, and how the C library keeps what is freed."""
+"""Memory of a process: how much it has taken at most, and how what is freed is kept."""
 
 import ctypes
+import os
 import sys
 
 import torch
@@ -12,12 +13,17 @@ LIMIT = 2**31 - 1  # bytes, the largest that mallopt takes
 
 
 def keep_freed_memory() -> None:
-    """Ask glibc to reuse freed memory instead of returning it to the system each time.
+    """Make freed memory fit what is asked for next. Call it before anything is on a GPU.
 
+    On a GPU, the tensors of a model grow by a little a hundred times, and torch keeps each size:
+    segments that can grow hold bonsai in 3 GB instead of 18 (iteration 6,000, 0.9 M Gaussians).
+
+    On a CPU, glibc is asked to reuse memory instead of returning it to the system each time.
     Training on a CPU takes and frees large pieces in every step, and getting fresh pages from the
     system costs more than the arithmetic on them: a step of 1.5 M fragments took 0.6 s instead of
-    0.7 to 11 s (2 virtual cores). Does nothing elsewhere.
+    0.7 to 11 s (2 virtual cores).
     """
+    os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
     if not sys.platform.startswith("linux"):
         return
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)

@@ -17,7 +17,7 @@ it also removes what `prune_rows` of the others names (see `rows_to_prune`).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -81,6 +81,18 @@ class Strategy:
 
     def after_step(self, step: int, ctx: StepContext) -> None:
         """The optimizer has stepped."""
+
+    def phase(self, step: int) -> Hashable | None:
+        """What steps that launch the same kernels on the same tensors have in common.
+
+        Consecutive steps of one phase are captured once as a CUDA graph and replayed without
+        calling the hooks, but for `before_render`, of which only "mask_seed" may differ. None: this
+        step reads or changes something on the host (rows, values, other tensors) and runs eagerly.
+        """
+        cls = type(self)
+        hooks = ("before_render", "loss", "after_backward", "after_step")
+        plain = all(getattr(cls, hook) is getattr(Strategy, hook) for hook in hooks)
+        return "nothing" if plain else None
 
     def prune_rows(self, step: int, gaussians: Gaussians) -> Tensor | None:  # [N] bool
         """Rows to remove when the densifier prunes, or None for none."""

@@ -1,9 +1,11 @@
 """What a run tells: progress bar, TensorBoard, train.log, and history.json for the report.
 
-Losses stay on their device until the bar is updated, so that a GPU is not waited for every step.
+Losses are summed on their device. At every update of the bar their means start on their way to the
+host, where they are read at the next update: a GPU is never waited for.
 """
 
 import logging
+import math
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -31,10 +33,10 @@ class Tracker:
         self.quiet = quiet
         self.history: dict[str, list[Any]] = {name: [] for name in (*HISTORY_COLUMNS, "test")}
         self.seconds_before = 0.0  # of the runs that this one resumes
-        self._pending: list[Tensor] = []  # [4] loss, L1, D-SSIM loss, mean squared error
+        self._sums: Tensor | None = None  # [4] loss, L1, mean squared error, number of steps
+        self._sent: tuple[Any, ...] | None = None  # an update on its way
         self._started = time.perf_counter()
         self._last_log = self._started
-        self._steps_since_log = 0
         self._bar: tqdm | None = None
         self._writer: Any = None
         self._log_file: logging.Handler | None = None
@@ -63,30 +65,61 @@ class Tracker:
         """Training time so far, earlier parts of a resumed run included."""
         return self.seconds_before + time.perf_counter() - self._started
 
-    def record(self, losses: Mapping[str, Tensor]) -> None:
-        """Remember this iteration's `loss`, `l1`, `mse` (scalars on the training device)."""
-        self._pending.append(torch.stack([losses[k].detach() for k in ("loss", "l1", "mse")]))
-        self._steps_since_log += 1
+    def record(self, losses: Tensor, skip: Tensor | None = None) -> None:
+        """Add this iteration's loss, L1 and mean squared error. A CUDA graph can capture it.
+
+        Args:
+            losses: On the training device. [3]
+            skip: The iteration does not count where this is not 0. [1] int32
+        """
+        one = torch.ones_like(losses[:1])
+        row = torch.cat([losses, one])
+        if self._sums is None:
+            self._sums = torch.zeros_like(row)
+        self._sums += row if skip is None else torch.where(skip == 0, row, 0.0)
 
     def is_due(self, step: int) -> bool:
         return step % LOG_INTERVAL == 0 or step == self.iterations
 
     def log(self, step: int, n_gaussians: int, scalars: Mapping[str, float | Tensor]) -> None:
-        """Show and keep the means since the last call. The only place that waits for a GPU."""
+        """Send the means since the last call to the host, and show those of the last call.
+
+        Raises:
+            SplatrimError: The loss is not finite.
+        """
+        self.flush()
+        sums = self._sums
+        assert sums is not None
         names = list(scalars)
-        means = torch.stack(self._pending).mean(0)
-        extra = [torch.as_tensor(scalars[n], dtype=means.dtype).to(means.device) for n in names]
-        values = torch.cat([means, torch.stack(extra)] if extra else [means]).tolist()
-        self._pending.clear()
-        loss, l1, mse = values[:3]
-        shown = dict(zip(names, values[3:], strict=True))
-        psnr = -10.0 * torch.tensor(max(mse, 1e-12)).log10().item()
-        now = time.perf_counter()
-        interval = (now - self._last_log) / max(self._steps_since_log, 1)
-        self._last_log, self._steps_since_log = now, 0
+        extra = [torch.as_tensor(scalars[n], dtype=sums.dtype).to(sums.device) for n in names]
+        values = torch.cat([sums, torch.stack(extra)] if extra else [sums])
+        self._sums = sums.zero_()  # in place: captured graphs add to it
+        arrived = None
+        if values.is_cuda:
+            values = values.to("cpu", non_blocking=True)
+            arrived = torch.cuda.Event()
+            arrived.record()
+        else:
+            values = values.clone()
+        self._sent = step, n_gaussians, names, values, arrived, time.perf_counter(), self.seconds
+        if arrived is None or step == self.iterations:
+            self.flush()
+
+    def flush(self) -> None:
+        """Show and keep the means that the last `log` sent."""
+        if self._sent is None:
+            return
+        (step, n_gaussians, names, values, arrived, now, seconds), self._sent = self._sent, None
+        if arrived is not None:
+            arrived.synchronize()
+        loss, l1, mse, count, *rest = values.tolist()
+        loss, l1, mse = loss / count, l1 / count, mse / count
+        shown = dict(zip(names, rest, strict=True))
+        psnr = -10.0 * math.log10(max(mse, 1e-12)) if math.isfinite(mse) else math.nan
+        interval, self._last_log = (now - self._last_log) / count, now
 
         used = int(round(shown.get("num_used_gs", n_gaussians)))
-        row = (step, loss, psnr, n_gaussians, used, round(self.seconds, 3))
+        row = (step, loss, psnr, n_gaussians, used, round(seconds, 3))
         for name, value in zip(HISTORY_COLUMNS, row, strict=True):
             self.history[name].append(value)
         self.scalar("train_loss_patches/l1_loss", l1, step)
@@ -103,6 +136,11 @@ class Tracker:
                 loss=f"{loss:.4f}", psnr=f"{psnr:.2f}", n=str(n_gaussians), refresh=False
             )
             self._bar.update(step - self._bar.n)
+        if not math.isfinite(loss):
+            raise SplatrimError(
+                f"the loss is not finite at iteration {step}: lower the learning rates, or go on"
+                " from an earlier checkpoint with other settings"
+            )
 
     def test(self, step: int, split: str, psnr: float, l1: float) -> None:
         """Keep one evaluation of the `test` or `train` views."""
@@ -134,18 +172,21 @@ class Tracker:
 
     def write_history(self, path: Path, **more: Any) -> None:
         """Write history.json, with `more` as further entries."""
+        self.flush()
         write_json(path, {**self.history, **more})
 
     def state_dict(self) -> dict[str, Any]:
+        self.flush()
         return {
             "history": {name: list(values) for name, values in self.history.items()},
-            "pending": [x.tolist() for x in self._pending],
+            "sums": None if self._sums is None else self._sums.tolist(),
             "seconds": self.seconds,
         }
 
     def load_state_dict(self, state: dict[str, Any], device: torch.device) -> None:
         self.history = {name: list(values) for name, values in state["history"].items()}
-        self._pending = [torch.tensor(x, device=device) for x in state["pending"]]
+        sums = state.get("sums")
+        self._sums = None if sums is None else torch.tensor(sums, device=device)
         self.seconds_before = float(state["seconds"])
 
     def close(self) -> None:

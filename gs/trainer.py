@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import math
 import signal
 import threading
 from collections.abc import Iterator, Sequence
@@ -26,11 +25,9 @@ from .checkpoint import save_checkpoint
 from .config import TrainConfig, resolve_device
 from .data.loader import ImageLoader
 from .data.scene import Scene
-from .errors import SplatrimError
 from .evaluation import evaluate_views, mean_scores
 from .gaussians import Gaussians
 from .histograms import mask_histogram
-from .losses import l1, photometric_loss, to_float
 from .memory import peak_memory
 from .optim import (
     OptimConfig,
@@ -40,11 +37,11 @@ from .optim import (
     update_learning_rates,
 )
 from .ply import save_ply
-from .renderer import render
 from .run_files import write_run_files
-from .sampler import CameraSampler, derive_seed
+from .sampler import CameraSampler
 from .start import add_aged_moments, changed_settings
-from .strategy import StepContext, Strategy, final_keep
+from .step import Stepper
+from .strategy import Strategy, final_keep
 from .tracker import Tracker
 
 PREFETCH = 4  # images decoded ahead
@@ -112,6 +109,19 @@ class Trainer:
                 seed=config.seed,
             )
         self.optimizer = build_optimizer(self.gaussians, self.optim, extent=scene.extent)
+        context = {
+            "extent": scene.extent,
+            "iterations": config.iterations,
+            "white_background": white_background,
+            "strategies": self.strategies,
+            "cameras": scene.train,
+            "images": self.images,
+            "model_path": config.model_path,
+        }
+        self.stepper = Stepper(
+            config, self.gaussians, self.optimizer, self.strategies, self.images, self.tracker,
+            context=context, report=self._report, white_background=white_background,
+        )  # fmt: skip
         if start is not None:
             self._restore(start)
 
@@ -126,7 +136,7 @@ class Trainer:
         """
         config = self.config
         write_run_files(config.model_path, self.scene, self.settings)
-        with self._stop_on_signal(), self.tracker:
+        with self._stop_on_signal(), self.tracker, self.stepper.running():
             self.tracker.open(config.model_path, self.step + 1)
             self.tracker.info(
                 f"{self.method}: {len(self.scene.train)} training and {len(self.scene.test)} test"
@@ -143,58 +153,27 @@ class Trainer:
 
     def train_step(self, step: int) -> None:
         """Iteration `step`, counted from 1."""
-        gaussians, config = self.gaussians, self.config
+        self.stepper.settle()
         update_learning_rates(self.optimizer, self.optim, extent=self.scene.extent, step=step)
-        if step % config.sh_degree_interval == 0:
-            gaussians.one_up_sh_degree()
+        if step % self.config.sh_degree_interval == 0:
+            self.gaussians.one_up_sh_degree()
         index = self.sampler.next()
-        camera, target = self.cameras[index], self.images[index]
         self.images.prefetch(self.sampler.upcoming(PREFETCH))
-
-        inputs: dict[str, Any] = {}
-        for strategy in self.strategies:
-            inputs |= strategy.before_render(step, gaussians)
-        out = render(gaussians, camera, background=self._background(step), **inputs)
-        loss = photometric_loss(out.colors, target, config.lambda_dssim)
-        for strategy in self.strategies:
-            term = strategy.loss(step, gaussians, out)
-            loss = loss if term is None else loss + term
-        loss.backward()
-        self._report(step, loss, out.colors, target)
-
-        context = StepContext(
-            gaussians, self.optimizer, out, camera, self.scene.extent, config.iterations,
-            self.white_background, self.strategies, self.scene.train, self.images,
-            config.model_path,
-        )  # fmt: skip
-        for strategy in self.strategies:
-            strategy.after_backward(step, context)
-        if step < config.iterations:  # the published loop leaves the last step out
-            self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
-        for strategy in self.strategies:
-            strategy.after_step(step, context)
+        n_rendered = len(self.gaussians)
+        self.stepper.take(step, index)
         self.step = step
-        if step in config.checkpoint_iterations:
-            self.checkpoint(step)
-
-    @torch.no_grad()
-    def _report(self, step: int, loss: Tensor, colors: Tensor, target: Tensor) -> None:
-        """Log, evaluate and save what is due, before anything is pruned."""
-        colors, image = colors.detach().clamp(0, 1), to_float(target)
-        mse = (colors - image).square().mean()
-        self.tracker.record({"loss": loss, "l1": l1(colors, image), "mse": mse})
-        last = step == self.config.iterations
         if self.tracker.is_due(step):
             scalars: dict[str, float | Tensor] = {}
             for strategy in self.strategies:
                 scalars |= strategy.scalars(step)
-            self.tracker.log(step, len(self.gaussians), scalars)
-            if not math.isfinite(self.tracker.history["loss"][-1]):
-                raise SplatrimError(
-                    f"the loss is not finite at iteration {step}: lower the learning rates, or go"
-                    " on from an earlier checkpoint with other settings"
-                )
+            self.tracker.log(step, n_rendered, scalars)
+        if step in self.config.checkpoint_iterations:
+            self.checkpoint(step)
+
+    @torch.no_grad()
+    def _report(self, step: int) -> None:
+        """Evaluate and save what is due, before anything is pruned."""
+        last = step == self.config.iterations
         if last or step in self.config.test_iterations:
             self.evaluate(step)
         if last or step in self.config.save_iterations:
@@ -257,6 +236,7 @@ class Trainer:
 
     def checkpoint(self, step: int) -> Path:
         """Write all that going on after iteration `step` needs."""
+        self.stepper.settle()
         gaussians = self.gaussians
         path = self.config.model_path / f"chkpnt{step}.pth"
         state = {
@@ -295,12 +275,7 @@ class Trainer:
         self.tracker.write_history(path, settings=self.settings, timing=timing, masks=masks)
 
     def _background(self, step: int | None) -> Tensor:  # [3]
-        """Black, white, or random in training; never random for `step` None."""
-        if self.config.random_background and step is not None:
-            seed = derive_seed(self.seed, "background", step)
-            generator = torch.Generator().manual_seed(seed)
-            return torch.rand(3, generator=generator).to(self.device)
-        return torch.full((3,), float(self.white_background), device=self.device)
+        return torch.tensor(self.stepper.background_color(step), device=self.device)
 
     def _restore(self, state: dict[str, Any]) -> None:
         """Take over all but the model, which is there already."""
@@ -313,7 +288,7 @@ class Trainer:
             logger.warning(f"settings differ from the checkpoint's: {', '.join(changes)}")
             optimizer = {**optimizer, "lrs": {}}
         load_optimizer_state(self.optimizer, optimizer)
-        self.seed = state.get("rng", {}).get("seed", self.seed)
+        self.seed = self.stepper.seed = state.get("rng", {}).get("seed", self.seed)
         known = state["strategies"]
         for strategy in self.strategies:
             if strategy.name in known:

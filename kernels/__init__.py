@@ -1,5 +1,6 @@
 """Rasterization of 3D Gaussians with masks, and its loss, in Triton and in plain PyTorch."""
 
+import importlib
 from typing import TYPE_CHECKING, Any
 
 from .densification import add_gradient_norms
@@ -9,21 +10,34 @@ from .photometric import (
     photometric_values,
     structural_similarity,
 )
-from .rasterization import rasterization
+from .rasterization import has_triton, rasterization
 from .reference.sampling import logistic_noise, sample_masks, uniform
 
 if TYPE_CHECKING:
     from .adam import FusedAdam
+    from .pipeline import Room, rasterize
+    from .sampling import split_seed
+
+_NEED_TRITON = {
+    "FusedAdam": ".adam",
+    "Room": ".pipeline",
+    "rasterize": ".pipeline",
+    "split_seed": ".sampling",
+}
 
 __all__ = [
     "FusedAdam",
+    "Room",
     "add_gradient_norms",
+    "has_triton",
     "logistic_noise",
     "photometric_gradient",
     "photometric_loss",
     "photometric_values",
     "rasterization",
+    "rasterize",
     "sample_masks",
+    "split_seed",
     "structural_similarity",
     "uniform",
 ]
@@ -31,8 +45,6 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     """What needs Triton is imported only when asked for."""
-    if name == "FusedAdam":
-        from .adam import FusedAdam
-
-        return FusedAdam
+    if name in _NEED_TRITON:
+        return getattr(importlib.import_module(_NEED_TRITON[name], __name__), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

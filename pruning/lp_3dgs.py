@@ -23,7 +23,7 @@ Gaussian with probability sigmoid(-m_i): `decision="sample"`.
 
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal
 
@@ -200,6 +200,10 @@ class LP3DGS(Strategy):
         logits = gaussians.params["mask_logits"]
         self._logits = logits.detach() if trains else None
         return self.config.lambda_mask * torch.sigmoid(logits).mean() if trains else None
+
+    def phase(self, step: int) -> Hashable | None:
+        config = self.config
+        return None if config.mask_from_iter <= step <= config.mask_until_iter else "waiting"
 
     def after_backward(self, step: int, ctx: StepContext) -> None:
         if self._trains_at(step):

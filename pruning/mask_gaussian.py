@@ -17,6 +17,7 @@ iterations get faster as masks fall, and goes on dividing by the number N at the
 over what is left would push each of n Gaussians (N / n)^2 times as hard.
 """
 
+from collections.abc import Hashable
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal
 
@@ -126,8 +127,10 @@ class MaskGaussian(Strategy):
 
     def loss(self, step: int, gaussians: Gaussians, out: RenderOutput) -> Tensor | None:
         masks = out.info["masks"]  # [N], differentiable
-        self._n_used = masks.detach().sum()
-        if not self.config.mask_from_iter <= step <= self.config.mask_until_iter:
+        n_used = masks.detach().sum()
+        # In place, so that replays of a captured step go on writing it.
+        self._n_used = n_used if self._n_used is None else self._n_used.copy_(n_used)
+        if not self._penalizes_at(step):
             return None
         weight = self.config.lambda_mask * self.config.lambda_mask_factor
         return weight * self._mean(masks).square()
@@ -137,9 +140,18 @@ class MaskGaussian(Strategy):
             return masks.mean()
         return masks.sum() / self.n_start
 
-    def after_backward(self, step: int, ctx: StepContext) -> None:
+    def _penalizes_at(self, step: int) -> bool:
+        return self.config.mask_from_iter <= step <= self.config.mask_until_iter
+
+    def _prunes_at(self, step: int) -> bool:
         interval = self.config.mask_prune_iter
-        if interval and step >= self.densify_until and step % interval == 0:
+        return bool(interval) and step >= self.densify_until and step % interval == 0
+
+    def phase(self, step: int) -> Hashable | None:
+        return None if self._prunes_at(step) else self._penalizes_at(step)
+
+    def after_backward(self, step: int, ctx: StepContext) -> None:
+        if self._prunes_at(step):
             dropped = self.prune_rows(step, ctx.gaussians)
             keep_rows(ctx.gaussians, ctx.optimizer, ~dropped)
 

@@ -9,7 +9,7 @@ mini_splatting.py and light_gaussian.py.
 """
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
@@ -122,6 +122,9 @@ class ScorePruning(Strategy):
             if len(late) == len(self.config.prune_iterations):
                 raise SplatrimError(f"{text}, so nothing would be pruned: try --schedule scaled")
             logger.warning(f"{text}, so that pruning is left out")
+
+    def phase(self, step: int) -> Hashable | None:
+        return None if step in self.config.prune_iterations else "waiting"
 
     @torch.no_grad()
     def after_backward(self, step: int, ctx: StepContext) -> None:

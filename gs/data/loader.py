@@ -1,4 +1,8 @@
-"""Training images: decoded when asked for or just before, kept within a bound of memory."""
+"""Training images: decoded when asked for or just before, kept within bounds of memory.
+
+On a GPU, 8-bit images stay on the device up to `max_device_bytes`: no copies per step then. Those
+beyond the bound are prefetched into pinned memory and copied when asked for.
+"""
 
 import threading
 from collections import OrderedDict
@@ -30,6 +34,7 @@ class ImageLoader:
         white_background: bool = False,
         device: str | torch.device = "cpu",
         max_bytes: int = 2 * 2**30,
+        max_device_bytes: int = 4 * 2**30,
         threads: int = 2,
     ) -> None:
         """Nothing is decoded yet.
@@ -39,6 +44,7 @@ class ImageLoader:
             white_background: Composite transparent images over white, else black.
             device: Where the returned tensors live.
             max_bytes: Bound of the cache of decoded images (width x height x 3 bytes each).
+            max_device_bytes: Bound of the images that stay on a GPU, first come, first kept.
             threads: Number of decoding threads.
         """
         if max_bytes < 0:
@@ -51,6 +57,9 @@ class ImageLoader:
         self.max_bytes = max_bytes
         self._cache: OrderedDict[int, Tensor] = OrderedDict()  # least recently used first
         self._bytes = 0
+        self.max_device_bytes = max_device_bytes if self.device.type == "cuda" else 0
+        self._resident: dict[int, Tensor] = {}
+        self._device_bytes = 0
         self._pending: dict[int, Future[Tensor]] = {}
         self._lock = threading.Lock()
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="images")
@@ -66,13 +75,24 @@ class ImageLoader:
         Raises:
             SplatrimError: The file is missing, damaged or of another size than its camera says.
         """
-        image = self._host_image(range(len(self.cameras))[index])
-        return image.to(self.device, non_blocking=True)
+        index = range(len(self.cameras))[index]
+        image = self._resident.get(index)
+        if image is not None:
+            return image
+        image = self._host_image(index).to(self.device, non_blocking=True)
+        if self._device_bytes + image.nbytes <= self.max_device_bytes:
+            with self._lock:
+                self._resident[index] = image
+                self._device_bytes += image.nbytes
+                self._drop(index)
+        return image
 
     def prefetch(self, indices: Iterable[int]) -> None:
         """Start decoding in the background; images that the cache cannot hold are left out."""
         for index in indices:
             index = range(len(self.cameras))[index]
+            if index in self._resident:
+                continue
             camera = self.cameras[index]
             if camera.width * camera.height * 3 <= self.max_bytes:
                 with self._lock:
@@ -98,7 +118,8 @@ class ImageLoader:
         with self._lock:
             self._pending.clear()
             self._cache.clear()
-            self._bytes = 0
+            self._resident.clear()
+            self._bytes = self._device_bytes = 0
 
     def __enter__(self) -> "ImageLoader":
         return self
@@ -160,5 +181,10 @@ class ImageLoader:
         self._cache[index] = image
         self._bytes += image.nbytes
         while self._bytes > self.max_bytes:
-            _, oldest = self._cache.popitem(last=False)
-            self._bytes -= oldest.nbytes
+            self._drop(next(iter(self._cache)))
+
+    def _drop(self, index: int) -> None:
+        """Remove an image from the host's cache. Call with the lock held."""
+        image = self._cache.pop(index, None)
+        if image is not None:
+            self._bytes -= image.nbytes

@@ -22,6 +22,7 @@ from gs.data.scene import Scene
 from gs.densify import DensifyConfig
 from gs.errors import SplatrimError
 from gs.gaussians import Gaussians
+from gs.graphs import StepGraphs
 from gs.optim import OptimConfig, keep_rows
 from gs.ply import load_ply
 from gs.renderer import render
@@ -327,3 +328,30 @@ def test_random_background_differs_by_iteration(scene: Scene, tmp_path: Path) ->
     colors = [trainer._background(step).tolist() for step in (1, 2, 1)]
     assert colors[0] == colors[2] != colors[1]
     assert trainer._background(None).tolist() == [0.0, 0.0, 0.0]
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("tight", [False, True], ids=["roomy", "overflowing"])
+def test_graphs_change_nothing(
+    scene: Scene, tmp_path: Path, tight: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = {"device": "cuda", "deterministic": True}
+    eager = make(scene, tmp_path / "eager", *methods(), cuda_graphs=False, **options)
+    eager.fit()
+    room, replays = StepGraphs.room, []
+
+    def small_first(graphs: StepGraphs, n: int) -> tuple[int, int]:
+        replays.append(n)
+        return (n, 64) if tight and len(replays) % 2 else room(graphs, n)
+
+    monkeypatch.setattr(StepGraphs, "room", small_first)
+    graphed = make(scene, tmp_path / "graphs", *methods(), **options)
+    graphed.fit()
+    assert len(replays) > 3  # captures
+    expected, found = state_of(eager), state_of(graphed)
+    assert expected.keys() == found.keys()
+    for name in expected:
+        assert torch.equal(expected[name], found[name]), name
+    assert graphed.tracker.history["n_gaussians"] == eager.tracker.history["n_gaussians"]
+    for name in ("loss", "psnr", "n_used"):
+        assert graphed.tracker.history[name] == pytest.approx(eager.tracker.history[name], rel=1e-5)
