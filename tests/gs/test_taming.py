@@ -275,3 +275,15 @@ def test_settings_scale_with_the_run() -> None:
     assert len(short.rounds()) == 28
     default = dataclasses.asdict(TamingConfig())
     assert (default["densification_interval"], default["score_views"]) == (500, 10)
+
+
+@pytest.mark.gpu
+def test_scores_on_a_gpu() -> None:
+    gaussians, cameras, images = model(200), [camera(), camera(0.4)], pictures(2)
+    gradients = torch.rand(200, generator=torch.Generator().manual_seed(4))
+    want = accumulate_scores(gaussians, cameras, images, [0, 1], gradients)
+    on_gpu = gaussians.cuda(), cameras, [image.cuda() for image in images]
+    got = accumulate_scores(*on_gpu, [0, 1], gradients.cuda())  # type: ignore[arg-type]
+    # half extents are whole pixels: one that rounds otherwise moves its score by a few percent
+    close = ((got.cpu() - want).abs() <= 0.01 * want + 1e-3).float().mean()
+    assert close > 0.97
