@@ -13,8 +13,10 @@ Tiles are handed out longest list first: programs that start last are then short
 trained bonsai at 800x533 (H200) this took blending from 0.18 + 0.30 to 0.12 + 0.22 ms (forward,
 backward), on garden points by 5 %; ordering costs 7 us.
 
-    order, cumulative [C N], tile_ids, gaussian_ids, flatten_ids, slots [I] (place before the
-    sort), offsets [C TH TW + 1]: int32, or int64 where torch.sort made them
+Gaussians appear as rows of projection.py, R of them, of which those left over touch no tile.
+
+    order, cumulative [R], tile_ids, entry_rows, flatten_ids, slots [I] (place before the sort),
+    offsets [C TH TW + 1]: int32, or int64 where torch.sort made them
 
 torch.sort is the default. The radix sort of sorting.py takes 1 to 3 % more GPU time of a forward
 and backward (H200, garden x1 0.928 against 0.917 ms, bonsai 800x533 0.519 against 0.506), but its
@@ -31,6 +33,7 @@ from torch import Tensor
 
 from .ellipse import cutoff, row_range, row_span
 from .launch import launch
+from .lookback import SCAN, chain, scan_programs
 from .sorting import sort_keys
 
 BLOCK = 32  # entries per program of the expansion: one warp
@@ -41,31 +44,57 @@ NARROW_SHIFT = tl.constexpr(32768)
 FANOUT = tl.constexpr(32)  # of the search for a program's first and last Gaussian
 
 
+@triton.jit(do_not_specialize=["R", "first_word"])
+def _accumulate_kernel(
+    order_ptr,  # [R]
+    tile_counts_ptr,  # [R]
+    cumulative_ptr,  # [R] out
+    workspace_ptr,  # of projection.py
+    R,
+    first_word,  # of this launch among the workspace's running sums
+    WIDE_ORDER: tl.constexpr,  # order is int64
+    SCAN: tl.constexpr,
+):
+    """Inclusive sums of the tile counts in depth order."""
+    pid = tl.program_id(0)
+    rank = pid * SCAN + tl.arange(0, SCAN)
+    there = rank < R
+    row = tl.load(order_ptr + rank, mask=there, other=0)
+    count = tl.load(tile_counts_ptr + row, mask=there, other=0)
+    words_ptr = workspace_ptr.to(tl.pointer_type(tl.int64)) + first_word
+    total = tl.sum(count, 0)
+    before = chain(words_ptr, pid, total).to(tl.int32)
+    tl.store(cumulative_ptr + rank, before + tl.cumsum(count, 0), mask=there)
+    if pid == tl.num_programs(0) - 1:
+        tl.store(workspace_ptr + 3, before + total)
+
+
 @triton.jit
-def _rank_of(cumulative_ptr, s, M, top):
+def _rank_of(cumulative_ptr, s, R, top):
     """First rank whose cumulative count exceeds the two entries s, FANOUT probes at a time."""
     probe = tl.arange(0, FANOUT)[None, :] + 1
     low = tl.zeros([2], tl.int32)
     stride = top
     while stride > 0:
         i = low[:, None] + probe * stride - 1
-        count = tl.load(cumulative_ptr + i, mask=i < M, other=2147483647)
+        count = tl.load(cumulative_ptr + i, mask=i < R, other=2147483647)
         low += tl.sum((count <= s[:, None]).to(tl.int32), 1) * stride
         stride = stride // FANOUT
-    return tl.minimum(low, M - 1)
+    return tl.minimum(low, R - 1)
 
 
-@triton.jit(do_not_specialize=["M", "N", "top", "capacity", "empty", "tiles_x", "tiles_y"])
+@triton.jit(do_not_specialize=["R", "N", "top", "capacity", "empty", "tiles_x", "tiles_y"])
 def _expand_kernel(
-    records_ptr,  # [C N, 16]
-    order_ptr,  # [C N]
-    cumulative_ptr,  # [C N]
+    records_ptr,  # [R, 16]
+    gaussian_ids_ptr,  # [R], or None with one camera
+    order_ptr,  # [R]
+    cumulative_ptr,  # [R]
     tile_ids_ptr,  # [capacity] out
-    gaussian_ids_ptr,  # [capacity] out
+    entry_rows_ptr,  # [capacity] out
     class_counts_ptr,  # [2, CLASSES] out: 0
-    M,  # C N
+    R,
     N,
-    top,  # largest power of FANOUT below M, or 1
+    top,  # largest power of FANOUT below R, or 1
     capacity,
     empty,  # tile id of entries that do not exist
     tiles_x,
@@ -78,9 +107,9 @@ def _expand_kernel(
         tl.store(class_counts_ptr + tl.arange(0, 2 * CLASSES), tl.zeros([2 * CLASSES], tl.int32))
     s = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     stored = s < capacity
-    exists = stored & (s < tl.load(cumulative_ptr + M - 1))
+    exists = stored & (s < tl.load(cumulative_ptr + R - 1))
     ends = tl.program_id(0) * BLOCK + tl.arange(0, 2) * (BLOCK - 1)
-    ranks = _rank_of(cumulative_ptr, ends, M, top)
+    ranks = _rank_of(cumulative_ptr, ends, R, top)
     first = tl.min(ranks, 0)
     low = tl.zeros([BLOCK], tl.int32) + first
     high = tl.zeros([BLOCK], tl.int32) + tl.max(ranks, 0)
@@ -93,17 +122,19 @@ def _expand_kernel(
         span = span >> 1
     rank = high
     j = s - tl.load(cumulative_ptr + rank - 1, mask=exists & (rank > 0), other=0)
-    gaussian = tl.load(order_ptr + rank, mask=exists, other=0).to(tl.int64)
-    row_ptr = records_ptr + gaussian * 16
-    mx = tl.load(row_ptr + 0, mask=exists, other=0.0)
-    my = tl.load(row_ptr + 1, mask=exists, other=0.0)
-    A = tl.load(row_ptr + 2, mask=exists, other=1.0)
-    B = tl.load(row_ptr + 3, mask=exists, other=0.0)
-    C = tl.load(row_ptr + 4, mask=exists, other=1.0)
-    t2 = cutoff(tl.load(row_ptr + 5, mask=exists, other=0.0))
+    entry_row = tl.load(order_ptr + rank, mask=exists, other=0).to(tl.int64)
+    record_ptr = records_ptr + entry_row * 16
+    mx = tl.load(record_ptr + 0, mask=exists, other=0.0)
+    my = tl.load(record_ptr + 1, mask=exists, other=0.0)
+    A = tl.load(record_ptr + 2, mask=exists, other=1.0)
+    B = tl.load(record_ptr + 3, mask=exists, other=0.0)
+    C = tl.load(record_ptr + 4, mask=exists, other=1.0)
+    t2 = cutoff(tl.load(record_ptr + 5, mask=exists, other=0.0))
     y_max = tl.sqrt(t2 * A / tl.maximum(A * C - B * B, 1e-20))
     row, last = row_range(my, y_max, tiles_y)
-    camera = (gaussian // N).to(tl.int32)
+    camera = tl.zeros([BLOCK], tl.int32)
+    if gaussian_ids_ptr is not None:
+        camera = tl.load(gaussian_ids_ptr + entry_row, mask=exists, other=0) // N
     tile = tl.full([BLOCK], 0, tl.int32) + empty
     searching = exists & (row <= last)
     while tl.max(searching.to(tl.int32), 0) > 0:
@@ -118,7 +149,7 @@ def _expand_kernel(
         tl.store(tile_ids_ptr + s, (tile - NARROW_SHIFT).to(tl.int16), mask=stored)
     else:
         tl.store(tile_ids_ptr + s, tile, mask=stored)
-    tl.store(gaussian_ids_ptr + s, gaussian.to(tl.int32), mask=stored)
+    tl.store(entry_rows_ptr + s, entry_row.to(tl.int32), mask=stored)
 
 
 @triton.jit
@@ -145,16 +176,16 @@ def _length_class(length):
     return tl.maximum(-size + (CLASSES - 1), 0)
 
 
-@triton.jit(do_not_specialize=["M", "capacity", "n_tiles", "steps", "n_search"])
+@triton.jit(do_not_specialize=["R", "capacity", "n_tiles", "steps", "n_search"])
 def _lists_kernel(
     sorted_ids_ptr,  # [capacity] sorted tile ids
-    cumulative_ptr,  # [C N]
+    cumulative_ptr,  # [R]
     slots_ptr,  # [capacity]
-    gaussian_ids_ptr,  # [capacity]
+    entry_rows_ptr,  # [capacity]
     flatten_ids_ptr,  # [capacity] out
     offsets_ptr,  # [n_tiles + 1] out
     class_counts_ptr,  # [2, CLASSES] 0 before; first row out
-    M,
+    R,
     capacity,
     n_tiles,
     steps,  # ceil(log2(capacity + 1))
@@ -165,12 +196,12 @@ def _lists_kernel(
     GATHER: tl.constexpr,
 ):
     pid = tl.program_id(0)
-    n = tl.minimum(tl.load(cumulative_ptr + M - 1), capacity)
+    n = tl.minimum(tl.load(cumulative_ptr + R - 1), capacity)
     if pid >= n_search:
         i = (pid - n_search) * GATHER + tl.arange(0, GATHER)
         there = i < n
         slot = tl.load(slots_ptr + i, mask=there, other=0)
-        ids = tl.load(gaussian_ids_ptr + slot, mask=there, other=0)
+        ids = tl.load(entry_rows_ptr + slot, mask=there, other=0)
         tl.store(flatten_ids_ptr + i, ids, mask=there)
     else:
         tile = pid * TILES + tl.arange(0, TILES)
@@ -208,71 +239,93 @@ def _tile_order_kernel(
 
 
 class DepthOrder(NamedTuple):
-    """Gaussians of all cameras from front to back; ties in ascending index."""
+    """Rows of all cameras from front to back; ties in ascending row."""
 
-    order: Tensor  # [C N] int64 or int32
-    cumulative: Tensor  # [C N] int32, inclusive sum of tiles touched
+    order: Tensor  # [R] int64 or int32
+    cumulative: Tensor  # [R] int32, inclusive sum of tiles touched
 
 
 class TileLists(NamedTuple):
     """Tile lists in depth order; list t is flatten_ids[offsets[t] : offsets[t + 1]]."""
 
-    flatten_ids: Tensor  # [capacity] int32, camera * N + Gaussian
-    slots: Tensor  # [capacity] int64 or int32, where each entry stood before the sort
+    flatten_ids: Tensor  # [capacity] int32, rows
+    slots: Tensor | None  # [capacity] int64 or int32, where each entry stood before the sort
     offsets: Tensor  # [C TH TW + 1] int32
     tile_order: Tensor  # [C TH TW] int32, longest lists first
 
 
 def depth_order(
-    depth_keys: Tensor,  # [C, N] int32
-    tiles_per_gauss: Tensor,  # [C, N] int32
+    depth_keys: Tensor,  # [R] int32
+    tile_counts: Tensor,  # [R] int32
+    workspace: Tensor,  # int32
     sort: str = "torch",
 ) -> DepthOrder:
-    """Sort by depth and accumulate the tile counts in that order; `sort` as in isect_tiles."""
+    """Sort by depth and accumulate the tile counts in that order.
+
+    Args:
+        depth_keys: Bits of depths.
+        tile_counts: Tiles that each row touches.
+        workspace: Of projection.py. Its last words are used; workspace[3] becomes the number of
+            intersections.
+        sort: As in isect_tiles.
+    """
+    R = depth_keys.shape[0]
     if sort == "torch":
-        order = torch.sort(depth_keys.view(-1), stable=True)[1]
+        order = torch.sort(depth_keys, stable=True)[1]
     else:
-        order = sort_keys(depth_keys.view(-1), None, 31)[1]
-    counts = tiles_per_gauss.view(-1).index_select(0, order)
-    return DepthOrder(order, torch.cumsum(counts, 0, dtype=torch.int32))
+        order = sort_keys(depth_keys, None, 31)[1]
+    cumulative = torch.empty_like(tile_counts)
+    n_programs = scan_programs(R)
+    launch(
+        _accumulate_kernel, (n_programs,), order, tile_counts, cumulative, workspace,
+        R, workspace.shape[0] // 2 - n_programs, WIDE_ORDER=sort == "torch", SCAN=SCAN,
+    )  # fmt: skip
+    return DepthOrder(order, cumulative)
 
 
 def isect_tiles(
-    records: Tensor,  # [C, N, 16] float32
+    records: Tensor,  # [R, 16] float32
+    gaussian_ids: Tensor | None,  # [R] int32
     depth: DepthOrder,
     capacity: int,
+    C: int,
+    N: int,
     tiles_x: int,
     tiles_y: int,
     sort: str = "torch",
+    with_slots: bool = True,
 ) -> TileLists:
     """Expand Gaussians into the tiles they touch and sort the entries by tile.
 
     Args:
         records: Packed rows of projection.py.
+        gaussian_ids: Camera N + Gaussian of each row; may be None with one camera.
         depth: Depth order and cumulative tile counts.
         capacity: Entries to make room for; the true number is `depth.cumulative[-1]`.
+        C: Cameras.
+        N: Gaussians.
         tiles_x: Tiles in a row of the image.
         tiles_y: Rows of tiles.
         sort: "torch" for torch.sort, or "triton" for sorting.py.
+        with_slots: Keep `slots`, which deterministic gradients need.
 
     Returns:
         Tile lists. Entries beyond the last list are unspecified.
     """
-    C, N, _ = records.shape
-    M, n_tiles, device = C * N, C * tiles_x * tiles_y, records.device
+    R, n_tiles, device = records.shape[0], C * tiles_x * tiles_y, records.device
     # 16-bit ids sort in half the passes
     narrow = sort == "torch" and n_tiles < 65535
     tile_ids = torch.empty(capacity, dtype=torch.int16 if narrow else torch.int32, device=device)
-    gaussian_ids = torch.empty(capacity, dtype=torch.int32, device=device)
+    entry_rows = torch.empty(capacity, dtype=torch.int32, device=device)
     class_counts = torch.empty(2, CLASSES.value, dtype=torch.int32, device=device)
     top = 1
-    while top * FANOUT.value < M:
+    while top * FANOUT.value < R:
         top *= FANOUT.value
     wide_order = depth.order.dtype == torch.int64
     launch(
         _expand_kernel, (-(-capacity // BLOCK),),
-        records, depth.order, depth.cumulative, tile_ids, gaussian_ids, class_counts,
-        M, N, top, capacity, n_tiles, tiles_x, tiles_y,
+        records, gaussian_ids if C > 1 else None, depth.order, depth.cumulative, tile_ids,
+        entry_rows, class_counts, R, N, top, capacity, n_tiles, tiles_x, tiles_y,
         NARROW=narrow, WIDE_ORDER=wide_order, BLOCK=BLOCK, num_warps=1,
     )  # fmt: skip
     if sort == "torch":
@@ -286,12 +339,12 @@ def isect_tiles(
     n_search = -(-n_tiles // TILES)
     launch(
         _lists_kernel, (n_search + -(-capacity // GATHER),),
-        sorted_ids, depth.cumulative, slots, gaussian_ids, flatten_ids, offsets, class_counts,
-        M, capacity, n_tiles, capacity.bit_length(), n_search,
+        sorted_ids, depth.cumulative, slots, entry_rows, flatten_ids, offsets, class_counts,
+        R, capacity, n_tiles, capacity.bit_length(), n_search,
         NARROW=narrow, WIDE_SLOTS=sort == "torch", TILES=TILES, GATHER=GATHER,
     )  # fmt: skip
     launch(
         _tile_order_kernel, (n_search,), offsets, class_counts, tile_order, n_tiles,
         TILES=TILES, num_warps=8,
     )  # fmt: skip
-    return TileLists(flatten_ids, slots, offsets, tile_order)
+    return TileLists(flatten_ids, slots if with_slots else None, offsets, tile_order)

@@ -12,7 +12,8 @@ matrix product of fp16 high and low halves, exact to 2^-21; features of unknown 
 in float32 instead (PRODUCT off). Features wider than four channels run as several launches of
 four, in the backward (blending_backward.py) too: every gradient is a sum over channels.
 
-    records [C N 16] float32 (projection.py), flatten_ids [I] int32, offsets [C TH TW + 1] int32
+    records [R 16] float32 (projection.py), flatten_ids [I] int32: rows of them,
+    offsets [C TH TW + 1] int32
     colors [C H W D], alphas [C H W 1] float32
 """
 
@@ -38,6 +39,7 @@ from .tiles import (
     PIXELS,
     T_MIN,
     feature,
+    feature_rows,
     load_chunk,
     load_halves,
     raw_alpha,
@@ -45,12 +47,14 @@ from .tiles import (
 )
 
 GROUP = 4  # channels per launch
+SPREAD = 512  # Gaussians per program that only copies
 
 
 @triton.jit(do_not_specialize=["W", "H", "tiles_x", "tiles_y", "N", "stride", "D", "first"])
 def _blend_fwd_kernel(
-    records_ptr,  # [C, N, 16]
-    features_ptr,  # [C, N, stride] or [N, stride]
+    records_ptr,  # [R, 16]
+    features_ptr,  # [R, stride], [C, N, stride] or [N, stride]
+    gaussian_ids_ptr,  # [R], or None where features lie in rows
     flatten_ids_ptr,  # [I]
     offsets_ptr,  # [C * TH * TW + 1]
     tile_order_ptr,  # [C * TH * TW]
@@ -101,16 +105,17 @@ def _blend_fwd_kernel(
             w_low = (w - w_high.to(tl.float32)).to(tl.float16)
             sums = tl.dot(w_low, f, tl.dot(w_high, f, sums))
         else:
-            f = feature(features_ptr, ids, there, N, stride, D, 0, first, SHARED)
+            at = feature_rows(gaussian_ids_ptr, ids, there, N, SHARED)
+            f = feature(features_ptr, at, there, stride, D, 0, first)
             c0 += tl.sum(w * f[None, :], 1)
             if CHANNELS > 1:
-                f = feature(features_ptr, ids, there, N, stride, D, 1, first, SHARED)
+                f = feature(features_ptr, at, there, stride, D, 1, first)
                 c1 += tl.sum(w * f[None, :], 1)
             if CHANNELS > 2:
-                f = feature(features_ptr, ids, there, N, stride, D, 2, first, SHARED)
+                f = feature(features_ptr, at, there, stride, D, 2, first)
                 c2 += tl.sum(w * f[None, :], 1)
             if CHANNELS > 3:
-                f = feature(features_ptr, ids, there, N, stride, D, 3, first, SHARED)
+                f = feature(features_ptr, at, there, stride, D, 3, first)
                 c3 += tl.sum(w * f[None, :], 1)
             opaque += tl.sum(w, 1)
         alive = tl.max(run, 0)
@@ -148,10 +153,13 @@ class Blend(NamedTuple):
     height: int
     tiles_x: int
     tiles_y: int
-    depth: DepthOrder
+    rows: Tensor  # [C, N] of projection.py
+    gaussian_ids: Tensor | None  # [R], where features lie with their Gaussians
+    depth: DepthOrder | None  # for deterministic gradients
     lists: TileLists
     first_column: int  # of the features within records, when they come from there
     n_features: int
+    shared: bool  # features [N, D] are those of all cameras
     colors_only: bool  # features are the colours of records: range known, products in fp16
     mask_gradient: bool
     absgrad: bool
@@ -159,11 +167,47 @@ class Blend(NamedTuple):
     exact: bool
 
 
-def _features(records: Tensor, features: Tensor | None, args: Blend) -> tuple[Tensor, int, bool]:
-    """Features tensor, its row stride, and whether cameras share rows."""
+@triton.jit(do_not_specialize=["n"])
+def _spread_kernel(
+    rows_ptr,  # [n]
+    v_records_ptr,  # [R, 16]
+    out_ptr,  # [n, 2] out
+    n,
+    COLUMN: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """Two columns of v_records for every camera and Gaussian, 0 where culled."""
+    i = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    inside = i < n
+    row = tl.load(rows_ptr + i, mask=inside, other=-1).to(tl.int64)
+    v_ptr = v_records_ptr + row * 16 + COLUMN
+    x = tl.load(v_ptr, mask=row >= 0, other=0.0)
+    y = tl.load(v_ptr + 1, mask=row >= 0, other=0.0)
+    at = i[:, None] * 2 + tl.arange(0, 2)[None, :]
+    tl.store(out_ptr + at, tl.join(x, y), mask=inside[:, None])
+
+
+def _spread_pairs(rows: Tensor, v_records: Tensor, column: int) -> Tensor:
+    C, N = rows.shape
+    out = torch.empty((C, N, 2), device=rows.device)
+    launch(
+        _spread_kernel, (-(-C * N // SPREAD),), rows, v_records, out, C * N,
+        COLUMN=column, BLOCK=SPREAD,
+    )  # fmt: skip
+    return out
+
+
+def spread(x: Tensor, rows: Tensor) -> Tensor:
+    """x [R, ...] for every camera and Gaussian [C, N, ...], 0 where culled; differentiable."""
+    seen = (rows >= 0).view(*rows.shape, *[1] * (x.dim() - 1))
+    return torch.where(seen, x[rows.clamp(min=0).long()], 0)
+
+
+def _features(records: Tensor, features: Tensor | None, args: Blend) -> tuple[Tensor, int]:
+    """Features tensor and its row stride."""
     if features is None:
-        return records[..., args.first_column :], 16, False
-    return features, features.shape[-1], features.dim() == 2
+        return records[:, args.first_column :], 16
+    return features, features.shape[-1]
 
 
 def _groups(n: int) -> range:
@@ -173,19 +217,19 @@ def _groups(n: int) -> range:
 def blend_fwd(
     records: Tensor, features: Tensor | None, backgrounds: Tensor | None, args: Blend
 ) -> tuple[Tensor, Tensor]:
-    C, N, _ = records.shape
+    C, N = args.rows.shape
     W, H, D = args.width, args.height, args.n_features
     colors = torch.empty(C, H, W, D, device=records.device)
     alphas = torch.empty(C, H, W, 1, device=records.device)
     lists = args.lists
-    table, stride, shared = _features(records, features, args)
+    table, stride = _features(records, features, args)
     for first in _groups(D):
         launch(
             _blend_fwd_kernel, (C * args.tiles_x * args.tiles_y,),
-            records, table, lists.flatten_ids, lists.offsets, lists.tile_order, backgrounds,
-            colors, alphas,
+            records, table, args.gaussian_ids, lists.flatten_ids, lists.offsets, lists.tile_order,
+            backgrounds, colors, alphas,
             W, H, args.tiles_x, args.tiles_y, N, stride, D, first,
-            CHANNELS=min(GROUP, D - first), SHARED=shared, BACKGROUND=backgrounds is not None,
+            CHANNELS=min(GROUP, D - first), SHARED=args.shared, BACKGROUND=backgrounds is not None,
             PRODUCT=args.colors_only, num_warps=1,
         )  # fmt: skip
     return colors, alphas
@@ -200,12 +244,12 @@ def blend_bwd(
     v_alphas: Tensor | None,
     args: Blend,
 ) -> tuple[Tensor, Tensor | None]:
-    C, N, _ = records.shape
+    C, N = args.rows.shape
     W, H, D = args.width, args.height, args.n_features
     lists, depth = args.lists, args.depth
     v_records = torch.zeros_like(records)
     v_features = None if features is None else torch.zeros_like(features)
-    table, stride, shared = _features(records, features, args)
+    table, stride = _features(records, features, args)
     wide_absgrad = args.absgrad and D > GROUP
     passes = [(first, False) for first in _groups(D)] + [(0, True)] * wide_absgrad
     for first, absgrad_only in passes:
@@ -216,30 +260,34 @@ def blend_bwd(
             entries = torch.zeros(lists.flatten_ids.shape[0], 16, device=records.device)
         channels = 1 if absgrad_only else min(GROUP, D - first)
         launch(
-            blend_bwd_kernel, (C * args.tiles_x * args.tiles_y,), records, table, lists.flatten_ids,
-            lists.slots, lists.offsets, lists.tile_order, colors, alphas,
-            v_colors, v_alphas, entries,
+            blend_bwd_kernel, (C * args.tiles_x * args.tiles_y,),
+            records, table, args.gaussian_ids, lists.flatten_ids, lists.slots, lists.offsets,
+            lists.tile_order, colors, alphas, v_colors, v_alphas, entries,
             W, H, args.tiles_x, args.tiles_y, N, stride, D, first,
-            COLUMN=args.first_column or 8, CHANNELS=channels, SHARED=shared,
+            COLUMN=args.first_column or 8, CHANNELS=channels, SHARED=args.shared,
             ALPHA_GRADIENT=v_alphas is not None and first == 0, MASK_GRADIENT=args.mask_gradient,
             ABSGRAD=absgrad_only or (args.absgrad and not wide_absgrad),
             ABSGRAD_ONLY=absgrad_only, DETERMINISTIC=args.deterministic,
-            WIDE_SLOTS=lists.slots.dtype == torch.int64, PRODUCT=args.colors_only,
-            SPLIT=args.exact, num_warps=1,
+            WIDE_SLOTS=lists.slots is not None and lists.slots.dtype == torch.int64,
+            PRODUCT=args.colors_only, SPLIT=args.exact, num_warps=1,
         )  # fmt: skip
         if args.deterministic:
+            assert depth is not None
             launch(
-                sum_rows_kernel, (C * N,), entries, depth.order, depth.cumulative, rows,
+                sum_rows_kernel, (records.shape[0],), entries, depth.order, depth.cumulative, rows,
                 WIDE_ORDER=depth.order.dtype == torch.int64, BLOCK=16, num_warps=1,
             )  # fmt: skip
         if absgrad_only:
-            v_records[..., 12:14] = rows[..., 12:14]
+            v_records[:, 12:14] = rows[:, 12:14]
             continue
         if v_features is not None:
-            columns = rows[..., 8 : 8 + channels]
-            v_features[..., first : first + channels] = columns.sum(0) if shared else columns
+            columns = rows[:, 8 : 8 + channels]
+            if args.gaussian_ids is not None:
+                columns = spread(columns, args.rows)
+                columns = columns.sum(0) if args.shared else columns
+            v_features[..., first : first + channels] = columns
             # they are no gradients of what records hold there
-            rows[..., 8:12].zero_()
+            rows[:, 8:12].zero_()
             if more:
                 v_records += rows
     return v_records, v_features
@@ -250,8 +298,8 @@ class _RasterizeToPixels(torch.autograd.Function):
     def forward(
         ctx: Any,
         means2d: Tensor,  # [C, N, 2] carries the gradient of the pixel means
-        records: Tensor,  # [C, N, 16]
-        features: Tensor | None,  # [C, N, D] or [N, D]
+        records: Tensor,  # [R, 16]
+        features: Tensor | None,  # [R, D], [C, N, D] or [N, D]
         backgrounds: Tensor | None,  # [C, D]
         args: Blend,
     ) -> tuple[Tensor, Tensor]:
@@ -278,14 +326,17 @@ class _RasterizeToPixels(torch.autograd.Function):
         if ctx.needs_input_grad[3]:
             v_backgrounds = (v_colors * (1.0 - alphas)).sum((1, 2))
         if ctx.means2d is not None:
-            ctx.means2d.absgrad = v_records[..., 12:14]
-        return v_records[..., :2], v_records, v_features, v_backgrounds, None
+            ctx.means2d.absgrad = _spread_pairs(ctx.args.rows, v_records, 12)
+        v_means2d = None
+        if ctx.needs_input_grad[0]:
+            v_means2d = _spread_pairs(ctx.args.rows, v_records, 0)
+        return v_means2d, v_records, v_features, v_backgrounds, None
 
 
 def rasterize_to_pixels(
     means2d: Tensor,  # [C, N, 2]
-    records: Tensor,  # [C, N, 16]
-    features: Tensor | None,  # [C, N, D] or [N, D]
+    records: Tensor,  # [R, 16]
+    features: Tensor | None,  # [R, D], [C, N, D] or [N, D]
     backgrounds: Tensor | None,  # [C, D]
     args: Blend,
 ) -> tuple[Tensor, Tensor]:  # [C, H, W, D], [C, H, W, 1]
@@ -295,7 +346,8 @@ def rasterize_to_pixels(
         means2d: The pixel means again, so that their gradient has a tensor to live on. Values come
             from `records`.
         records: Packed rows of projection.py.
-        features: What to blend in place of the colours in `records`.
+        features: What to blend in place of the colours in `records`, by row, or with
+            `args.gaussian_ids` by Gaussian.
         backgrounds: Composited behind all features.
         args: Image and tile sizes, lists, flags.
 

@@ -19,7 +19,7 @@ takes the clamp out of v_m: o exp(-sigma) exceeds 0.99 by less than 1 % and with
 deviations of opaque means, about 3e-5 of v_m, while the branch for it costs 7 % of a whole step in
 registers. With it left out, mask gradients are free: v_m is the first of the moments.
 
-    v_rows [C N, 16] float32: columns as in records, 0..1 v_means2d, 5 v_log2(o), 12..13 absgrad.
+    v_rows [R 16] float32: columns as in records, 0..1 v_means2d, 5 v_log2(o), 12..13 absgrad.
     Deterministic mode writes one row per list entry instead, summed by _sum_rows_kernel.
 """
 
@@ -38,6 +38,7 @@ from .tiles import (
     T_MIN,
     TILE,
     feature,
+    feature_rows,
     load_chunk,
     load_halves,
     raw_alpha,
@@ -77,8 +78,9 @@ def _first_six_columns(block):
 
 @triton.jit(do_not_specialize=["W", "H", "tiles_x", "tiles_y", "N", "stride", "D", "first"])
 def blend_bwd_kernel(
-    records_ptr,  # [C, N, 16]
-    features_ptr,  # [C, N, stride] or [N, stride]
+    records_ptr,  # [R, 16]
+    features_ptr,  # [R, stride], [C, N, stride] or [N, stride]
+    gaussian_ids_ptr,  # [R], or None where features lie in rows
     flatten_ids_ptr,  # [I]
     slots_ptr,  # [I] rows of v_rows_ptr in deterministic mode
     offsets_ptr,  # [C * TH * TW + 1]
@@ -87,7 +89,7 @@ def blend_bwd_kernel(
     alphas_ptr,  # [C, H, W] of the forward
     v_colors_ptr,  # [C, H, W, D]
     v_alphas_ptr,  # [C, H, W]
-    v_rows_ptr,  # [C * N, 16], or [I, 16] in deterministic mode
+    v_rows_ptr,  # [R, 16], or [I, 16] in deterministic mode
     W,
     H,
     tiles_x,
@@ -179,22 +181,23 @@ def blend_bwd_kernel(
         if PRODUCT:
             u = tl.dot(g_split, halves)
         else:
-            f = feature(features_ptr, ids, there, N, stride, D, 0, first, SHARED)
+            at = feature_rows(gaussian_ids_ptr, ids, there, N, SHARED)
+            f = feature(features_ptr, at, there, stride, D, 0, first)
             u = g0[:, None] * f[None, :]
             if CHANNELS > 1:
-                f = feature(features_ptr, ids, there, N, stride, D, 1, first, SHARED)
+                f = feature(features_ptr, at, there, stride, D, 1, first)
                 u += g1[:, None] * f[None, :]
             if CHANNELS > 2:
-                f = feature(features_ptr, ids, there, N, stride, D, 2, first, SHARED)
+                f = feature(features_ptr, at, there, stride, D, 2, first)
                 u += g2[:, None] * f[None, :]
             if CHANNELS > 3:
-                f = feature(features_ptr, ids, there, N, stride, D, 3, first, SHARED)
+                f = feature(features_ptr, at, there, stride, D, 3, first)
                 u += g3[:, None] * f[None, :]
 
         if ABSGRAD_ONLY:
             for channel in range(1, D):
                 gc, _ = _load_gradient(v_colors_ptr, colors_ptr, pixel, inside, D, channel, 0)
-                f = feature(features_ptr, ids, there, N, stride, D, 0, channel, SHARED)
+                f = feature(features_ptr, at, there, stride, D, 0, channel)
                 u += (gc * scale)[:, None] * f[None, :]
         raw = raw_alpha(x, y, mx, my, A, B, C, lo, there, halves)
         raw = tl.where(raw >= ALPHA_MIN, raw, 0.0)
@@ -284,9 +287,9 @@ def blend_bwd_kernel(
 @triton.jit
 def sum_rows_kernel(
     rows_ptr,  # [I, 16] one row per (Gaussian, tile), Gaussians in depth order
-    order_ptr,  # [C N]
-    cumulative_ptr,  # [C N]
-    v_rows_ptr,  # [C N, 16] out, zero where a Gaussian touches no tile
+    order_ptr,  # [R]
+    cumulative_ptr,  # [R]
+    v_rows_ptr,  # [R, 16] out, zero where a Gaussian touches no tile
     WIDE_ORDER: tl.constexpr,  # order is int64
     BLOCK: tl.constexpr,
 ):

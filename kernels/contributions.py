@@ -34,7 +34,8 @@ from .tiles import (
 
 @triton.jit(do_not_specialize=["W", "H", "tiles_x", "tiles_y", "N"])
 def _contributions_kernel(
-    records_ptr,  # [C, N, 16]
+    records_ptr,  # [R, 16]
+    gaussian_ids_ptr,  # [R]
     flatten_ids_ptr,  # [I]
     offsets_ptr,  # [C * TH * TW + 1]
     max_ptr,  # [N] in and out
@@ -66,7 +67,7 @@ def _contributions_kernel(
         rest = 1.0 - e
         after = run[:, None] * tl.cumprod(rest, 1)
         w = tl.where(after >= T_MIN, after, 0.0) * (e * rcp(rest))
-        n = (ids % N).to(tl.int32)
+        n = tl.load(gaussian_ids_ptr + ids, mask=there, other=0) % N
         largest = tl.max(w, 0)
         used = there & (largest > 0.0)
         tl.atomic_max(max_ptr + n, largest, mask=used, sem="relaxed")
@@ -88,8 +89,11 @@ def _contributions_kernel(
 
 
 def contributions(
-    records: Tensor,  # [C, N, 16]
+    records: Tensor,  # [R, 16]
+    gaussian_ids: Tensor,  # [R]
     lists: TileLists,
+    C: int,
+    N: int,
     width: int,
     height: int,
     tiles_x: int,
@@ -99,7 +103,10 @@ def contributions(
 
     Args:
         records: Packed rows of projection.py.
+        gaussian_ids: Camera N + Gaussian of each row.
         lists: Tile lists of binning.py.
+        C: Cameras.
+        N: Gaussians.
         width: Image width in pixels.
         height: Image height in pixels.
         tiles_x: Tiles in a row of the image.
@@ -108,11 +115,11 @@ def contributions(
     Returns:
         contrib_max [N] and contrib_sum [N] float32, contrib_count [N] and contrib_top [N] int64.
     """
-    C, N, _ = records.shape
     scores = torch.zeros(2, N, device=records.device)
     counts = torch.zeros(2, N, dtype=torch.int64, device=records.device)
     launch(
-        _contributions_kernel, (C * tiles_x * tiles_y,), records, lists.flatten_ids, lists.offsets,
+        _contributions_kernel, (C * tiles_x * tiles_y,),
+        records, gaussian_ids, lists.flatten_ids, lists.offsets,
         scores[0], scores[1], counts[0], counts[1],
         width, height, tiles_x, tiles_y, N, num_warps=1,
     )  # fmt: skip

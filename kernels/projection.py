@@ -16,9 +16,16 @@ One lane holds one Gaussian. Fused with it: exp and sigmoid of raw parameters, s
 (loaded for visible lanes only), the mask draw, and the exact number of tiles. The backward loops
 over cameras, so that every gradient is written once and without atomics, zeros included.
 
+Only visible pairs of camera and Gaussian get a row, numbered in ascending camera and Gaussian by a
+running sum over programs (lookback.py), so that a tie in depth keeps that order. Rows beyond the
+capacity R are not written; rows beyond the visible ones sort last and touch no tile.
+
+    means2d [C N 2] float32, radii [C N 2] int32, rows [C N] int32: the row, or -1
+    records [R 16], depth_keys, tile_counts, gaussian_ids (camera N + Gaussian) [R] int32
+    workspace int32, zeros before: 0 rows, 1 intersections, 2 Gaussians that are not finite,
+                                   3 left to binning.py, 4.. words of running sums
     record [16] float32: 0 mx, 1 my, 2 A, 3 B, 4 C, 5 log2 o, 6 mask, 7 z, 8..10 colour, 11 z,
-                         12..15 eight fp16: 1, log2 o, and each colour's high and low half;
-                         of no meaning where culled
+                         12..15 eight fp16: 1, log2 o, and each colour's high and low half
 """
 
 # Triton types its device functions as returning nothing.
@@ -35,6 +42,7 @@ from . import constants
 from .ellipse import cutoff, row_range, row_span
 from .launch import launch
 from .linalg import Sym2, Vec3, add3, cross3, dot3, load3, normalize3, quat_to_rotmat, sym2_inverse
+from .lookback import OWN, RUNNING, publish, scan_programs, sum_before
 from .projection_backward import project_bwd_kernel
 from .projection_parts import (
     CULLED_KEY,
@@ -55,6 +63,7 @@ from .spherical_harmonics import sh_color
 
 FWD_BLOCK = 64  # Gaussians per program, one per lane
 FWD_WARPS = 2
+TAIL_BLOCK = 1024  # rows per program of those that are left over
 BWD_BLOCK = 64
 BWD_WARPS = 2
 
@@ -62,6 +71,9 @@ TILE = constants.TILE_SIZE
 ALPHA_MIN = tl.constexpr(constants.ALPHA_MIN)
 # Extents grow by this much, so that rounding never loses a pixel of the support.
 EXTENT_SLACK = tl.constexpr(1e-3)
+ROW_BITS = tl.constexpr(29)  # of a running sum; above them intersections are counted
+ROW_MASK = tl.constexpr((1 << 29) - 1)
+COUNTERS = 4  # int32 of the workspace before its running sums
 
 
 @triton.jit
@@ -79,7 +91,28 @@ def _count_tiles(visible, mx, my, A, B, C, t2, tiles_x, tiles_y):
     return n
 
 
-@triton.jit(do_not_specialize=["N", "width", "height", "seed_low", "seed_high"])
+@triton.jit
+def _write_tail(depth_keys_ptr, tile_counts_ptr, gaussian_ids_ptr, r, there):
+    """Rows that nothing visible needs."""
+    zero = tl.zeros_like(r)
+    tl.store(depth_keys_ptr + r, zero + CULLED_KEY, mask=there)
+    tl.store(tile_counts_ptr + r, zero, mask=there)
+    if gaussian_ids_ptr is not None:
+        tl.store(gaussian_ids_ptr + r, zero, mask=there)
+
+
+@triton.jit(
+    do_not_specialize=[
+        "N",
+        "R",
+        "n_blocks",
+        "n_programs",
+        "width",
+        "height",
+        "seed_low",
+        "seed_high",
+    ]
+)
 def _project_fwd_kernel(
     means_ptr,  # [N, 3]
     quats_ptr,  # [N, 4]
@@ -95,12 +128,17 @@ def _project_fwd_kernel(
     mask_ids_ptr,  # [N] or None
     seed_ptr,  # [2] in place of seed_low and seed_high, or None
     means2d_ptr,  # [C, N, 2] out
-    records_ptr,  # [C, N, 16] out
     radii_ptr,  # [C, N, 2] out
-    tiles_per_gauss_ptr,  # [C, N] out
-    depth_keys_ptr,  # [C, N] out
-    n_nonfinite_ptr,  # [1] in and out
+    rows_ptr,  # [C, N] out
+    records_ptr,  # [R, 16] out
+    depth_keys_ptr,  # [R] out
+    tile_counts_ptr,  # [R] out
+    gaussian_ids_ptr,  # [R] out or None
+    workspace_ptr,  # in and out
     N,
+    R,
+    n_blocks,  # programs per camera
+    n_programs,  # of all cameras; the others write the rows left over
     width,
     height,
     near_plane,
@@ -117,9 +155,18 @@ def _project_fwd_kernel(
     NORMALIZE: tl.constexpr,
     TILE: tl.constexpr,
     BLOCK: tl.constexpr,
+    TAIL_BLOCK: tl.constexpr,
 ):
-    i = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    c = tl.program_id(1)
+    pid = tl.program_id(0)
+    words_ptr = workspace_ptr.to(tl.pointer_type(tl.int64)) + 2
+    if pid >= n_programs:
+        n_rows = (sum_before(words_ptr, n_programs) & ROW_MASK).to(tl.int32)
+        r = (pid - n_programs) * TAIL_BLOCK + tl.arange(0, TAIL_BLOCK)
+        there = (r >= n_rows) & (r < R)
+        _write_tail(depth_keys_ptr, tile_counts_ptr, gaussian_ids_ptr, r, there)
+        return
+    c = pid // n_blocks
+    i = (pid - c * n_blocks).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     inside = i < N
     camera = load_camera(viewmats_ptr, Ks_ptr, c, width, height)
     mean = load3(means_ptr + i * 3, inside)
@@ -189,6 +236,20 @@ def _project_fwd_kernel(
     visible = visible & (my + extent_y > 0.0) & (my - extent_y < height)
     visible = visible & (0.0 * (conic.xx + conic.xy + conic.yy + extent_x + extent_y) == 0.0)
 
+    mx = tl.where(visible, mx, 0.0)
+    my = tl.where(visible, my, 0.0)
+    A = tl.where(visible, conic.xx, 0.0)
+    B = tl.where(visible, conic.xy, 0.0)
+    C = tl.where(visible, conic.yy, 0.0)
+    t2 = tl.where(visible, t2, 0.0)
+    tiles_x = (width + TILE - 1) // TILE
+    tiles_y = (height + TILE - 1) // TILE
+    n_tiles = _count_tiles(visible, mx, my, A, B, C, t2, tiles_x, tiles_y)
+    has_row = visible.to(tl.int32)
+    needed = tl.sum(n_tiles.to(tl.int64), 0) << ROW_BITS | tl.sum(has_row, 0).to(tl.int64)
+    # Told before the colours are loaded, so that later programs seldom wait.
+    publish(words_ptr, pid, needed, OWN)
+
     color = Vec3(tl.zeros_like(mx), tl.zeros_like(mx), tl.zeros_like(mx))
     if DEGREE >= 0:
         # mean - center, with center = -R_view^T t_view
@@ -198,22 +259,21 @@ def _project_fwd_kernel(
             sh0_ptr, shN_ptr, i, visible, stride0, strideN, DEGREE, shN_ptr is not None
         )
         color = sh_color(d, coeffs, DEGREE)
+        # A row is taken already; it sorts last.
         finite = finite & ((0.0 * (color.x + color.y + color.z) == 0.0) | (visible == 0))
         visible = visible & finite
         color = Vec3(tl.maximum(color.x, 0.0), tl.maximum(color.y, 0.0), tl.maximum(color.z, 0.0))
 
-    mx = tl.where(visible, mx, 0.0)
-    my = tl.where(visible, my, 0.0)
-    A = tl.where(visible, conic.xx, 0.0)
-    B = tl.where(visible, conic.xy, 0.0)
-    C = tl.where(visible, conic.yy, 0.0)
+    needed_before = sum_before(words_ptr, pid)
+    needed += needed_before
+    publish(words_ptr, pid, needed, RUNNING)
+    if pid == n_programs - 1:
+        tl.store(workspace_ptr, (needed & ROW_MASK).to(tl.int32))
+        tl.store(workspace_ptr + 1, tl.minimum(needed >> ROW_BITS, 2147483647).to(tl.int32))
+    first = (needed_before & ROW_MASK).to(tl.int32)
+    row = first + tl.cumsum(has_row, 0) - has_row
+    stored = (has_row != 0) & (row < R)
     depth = tl.where(visible, t.z, 0.0)
-    t2 = tl.where(visible, t2, 0.0)
-    tiles_x = (width + TILE - 1) // TILE
-    tiles_y = (height + TILE - 1) // TILE
-    n_tiles = _count_tiles(visible, mx, my, A, B, C, t2, tiles_x, tiles_y)
-
-    row = c.to(tl.int64) * N + i
     log_o = tl.where(visible, lo, 0.0)
     red = tl.where(visible, color.x, 0.0)
     green = tl.where(visible, color.y, 0.0)
@@ -230,31 +290,50 @@ def _project_fwd_kernel(
         high_and_low_half(blue),
     )
     column = tl.arange(0, 16)[None, :]
-    tl.store(records_ptr + row[:, None] * 16 + column, join16(record), mask=inside[:, None])
-    pair = row[:, None] * 2 + tl.arange(0, 2)[None, :]
-    tl.store(means2d_ptr + pair, tl.join(mx, my), mask=inside[:, None])
+    at = row.to(tl.int64)[:, None] * 16 + column
+    tl.store(records_ptr + at, join16(record), mask=stored[:, None])
+    gaussian = c.to(tl.int64) * N + i
+    pair = gaussian[:, None] * 2 + tl.arange(0, 2)[None, :]
+    mean2d = tl.join(tl.where(visible, mx, 0.0), tl.where(visible, my, 0.0))
+    tl.store(means2d_ptr + pair, mean2d, mask=inside[:, None])
     radius_x = tl.where(visible, tl.minimum(extent_x, 1073741824.0), 0.0).to(tl.int32)
     radius_y = tl.where(visible, tl.minimum(extent_y, 1073741824.0), 0.0).to(tl.int32)
     tl.store(radii_ptr + pair, tl.join(radius_x, radius_y), mask=inside[:, None])
-    tl.store(tiles_per_gauss_ptr + row, n_tiles, mask=inside)
+    tl.store(rows_ptr + gaussian, tl.where(visible & stored, row, -1), mask=inside)
     key = tl.where(visible, depth.to(tl.int32, bitcast=True), CULLED_KEY)
-    tl.store(depth_keys_ptr + row, key, mask=inside)
+    tl.store(depth_keys_ptr + row, key, mask=stored)
+    tl.store(tile_counts_ptr + row, tl.where(visible, n_tiles, 0), mask=stored)
+    if gaussian_ids_ptr is not None:
+        tl.store(gaussian_ids_ptr + row, gaussian.to(tl.int32), mask=stored)
     n_bad = tl.sum((inside & (finite == 0)).to(tl.int32), 0)
     if n_bad > 0:
         if c == 0:
-            tl.atomic_add(n_nonfinite_ptr, n_bad, sem="relaxed")
+            tl.atomic_add(workspace_ptr + 2, n_bad, sem="relaxed")
 
 
 class Projected(NamedTuple):
-    """What projection hands on, per camera and Gaussian; see the module for a record's columns."""
+    """What projection hands on; see the module for rows and the columns of a record."""
 
-    means2d: Tensor  # [C, N, 2] pixels
-    records: Tensor  # [C, N, 16]
+    means2d: Tensor  # [C, N, 2] pixels, 0 where culled
+    records: Tensor  # [R, 16]
     masks: Tensor | None  # [N] as given or as drawn
     radii: Tensor  # [C, N, 2] int32 half extents in pixels, 0 = culled
-    tiles_per_gauss: Tensor  # [C, N] int32
-    depth_keys: Tensor  # [C, N] int32 bits of z, those of infinity where culled
-    n_nonfinite: Tensor  # [1] int32 Gaussians culled because a parameter is not finite
+    rows: Tensor  # [C, N] int32, -1 = culled or without room
+    depth_keys: Tensor  # [R] int32 bits of z, those of infinity in rows left over
+    tile_counts: Tensor  # [R] int32
+    gaussian_ids: Tensor | None  # [R] int32, camera N + Gaussian
+    workspace: Tensor  # int32
+
+
+class _Buffers(NamedTuple):
+    """Integers that the forward writes; autograd need not know them."""
+
+    radii: Tensor
+    rows: Tensor
+    depth_keys: Tensor
+    tile_counts: Tensor
+    gaussian_ids: Tensor | None
+    workspace: Tensor
 
 
 class _Settings(NamedTuple):
@@ -299,35 +378,34 @@ class _Project(torch.autograd.Function):
         mask_ids: Tensor | None,
         seed: Tensor | None,
         s: _Settings,
+        out: _Buffers,
     ) -> tuple[Tensor | None, ...]:
         N, C, device = means.shape[0], viewmats.shape[0], means.device
+        R = out.depth_keys.shape[0]
         means2d = torch.empty((C, N, 2), device=device)
-        records = torch.empty((C, N, 16), device=device)
-        integers = {"dtype": torch.int32, "device": device}
-        radii = torch.empty((C, N, 2), **integers)
-        tiles_per_gauss = torch.empty((C, N), **integers)
-        depth_keys = torch.empty((C, N), **integers)
-        n_nonfinite = torch.zeros(1, **integers)
+        records = torch.empty((R, 16), device=device)
         sampled = None if mask_logits is None else torch.empty(N, device=device)
         logits = 0 if mask_logits is None else mask_logits.dim()
+        n_blocks = -(-N // FWD_BLOCK)
         launch(
-            _project_fwd_kernel, (-(-N // FWD_BLOCK), C),
+            _project_fwd_kernel, (C * n_blocks + -(-R // TAIL_BLOCK),),
             means, quats, scales, covars, opacities, sh0, shN, viewmats, Ks,
             masks if sampled is None else sampled, mask_logits, mask_ids, seed,
-            means2d, records, radii, tiles_per_gauss, depth_keys, n_nonfinite,
-            N, s.width, s.height, s.near_plane, s.far_plane, s.eps2d, *s.seed,
+            means2d, out.radii, out.rows, records, out.depth_keys, out.tile_counts,
+            out.gaussian_ids, out.workspace,
+            N, R, n_blocks, C * n_blocks,
+            s.width, s.height, s.near_plane, s.far_plane, s.eps2d, *s.seed,
             stride0=_row_stride(sh0), strideN=_row_stride(shN), DEGREE=s.degree,
             LOGITS=logits, RAW=s.raw, ANTIALIASED=s.antialiased, NORMALIZE=s.normalize,
-            TILE=TILE, BLOCK=FWD_BLOCK, num_warps=FWD_WARPS,
+            TILE=TILE, BLOCK=FWD_BLOCK, TAIL_BLOCK=TAIL_BLOCK, num_warps=FWD_WARPS,
         )  # fmt: skip
         ctx.save_for_backward(
             means, quats, scales, covars, opacities, sh0, shN, viewmats, mask_logits, Ks,
-            mask_ids, seed, records, depth_keys,
+            mask_ids, seed, records,
         )  # fmt: skip
-        ctx.settings = s
+        ctx.settings, ctx.rows = s, out.rows
         ctx.set_materialize_grads(False)
-        ctx.mark_non_differentiable(radii, tiles_per_gauss, depth_keys, n_nonfinite)
-        return means2d, records, sampled, radii, tiles_per_gauss, depth_keys, n_nonfinite
+        return means2d, records, sampled
 
     @staticmethod
     @torch.autograd.function.once_differentiable
@@ -339,7 +417,7 @@ class _Project(torch.autograd.Function):
         means, quats, scales, covars, opacities, sh0, shN, viewmats, mask_logits = (
             ctx.saved_tensors[:9]
         )
-        Ks, mask_ids, seed, records, depth_keys = ctx.saved_tensors[9:]
+        Ks, mask_ids, seed, records = ctx.saved_tensors[9:]
         needs = ctx.needs_input_grad
         N, C = means.shape[0], viewmats.shape[0]
         if v_records is None:
@@ -369,7 +447,7 @@ class _Project(torch.autograd.Function):
         launch(
             project_bwd_kernel, (n_programs,),
             means, quats, scales, covars, opacities, sh0, shN, viewmats, Ks,
-            mask_logits, mask_ids, seed, records, depth_keys, v_means2d, v_records, v_masks,
+            mask_logits, mask_ids, seed, records, ctx.rows, v_means2d, v_records, v_masks,
             v_means, v_quats, v_scales, v_covars, v_opacities, v_sh0, v_shN, partials,
             v_mask_inputs,
             N, s.width, s.height, s.eps2d, *s.seed,
@@ -387,7 +465,7 @@ class _Project(torch.autograd.Function):
         v_given, v_logits = (v_mask_inputs, None) if needs[8] else (None, v_mask_inputs)
         return (
             v_means, v_quats, v_scales, v_covars, v_opacities, v_sh0, v_shN, v_viewmats,
-            v_given, v_logits, None, None, None, None,
+            v_given, v_logits, None, None, None, None, None,
         )  # fmt: skip
 
 
@@ -415,6 +493,8 @@ def project(
     raw: bool = False,
     covars: Tensor | None = None,  # [N, 3, 3]
     normalize_quats: bool = True,
+    max_rows: int | None = None,
+    with_ids: bool = True,
 ) -> Projected:
     """Project Gaussians into every camera; differentiable in all float inputs but Ks.
 
@@ -428,6 +508,9 @@ def project(
         raw: `scales` are logarithms and `opacities` logits; exp and sigmoid are fused.
         covars: World covariances in place of quats and scales; with raw, opacities only are raw.
         normalize_quats: False uses quaternions as they are.
+        max_rows: Rows R to make room for, at least 1; None: C N. `workspace` says how many there
+            should be.
+        with_ids: Also write `gaussian_ids`.
 
     Returns:
         Records and what binning needs. `masks` is differentiable when drawn from mask_logits.
@@ -445,12 +528,20 @@ def project(
         quats, scales = quats.contiguous(), scales.contiguous()
     if sh_degree is None:
         sh0 = shN = None
-    results = _Project.apply(
+    N, C = means.shape[0], viewmats.shape[0]
+    R = max(C * N, 1) if max_rows is None else max_rows
+    integers: dict[str, Any] = {"dtype": torch.int32, "device": means.device}
+    out = _Buffers(
+        torch.empty((C, N, 2), **integers), torch.empty((C, N), **integers),
+        torch.empty(R, **integers), torch.empty(R, **integers),
+        torch.empty(R, **integers) if with_ids else None,
+        torch.zeros(COUNTERS + 2 * (C * -(-N // FWD_BLOCK) + scan_programs(R)), **integers),
+    )  # fmt: skip
+    means2d, records, sampled = _Project.apply(
         means.contiguous(), quats, scales, covars, opacities.contiguous(),
         _packed_rows(sh0), _packed_rows(shN), viewmats.contiguous(),
         None if masks is None else masks.contiguous(),
         None if mask_logits is None else mask_logits.contiguous(),
-        Ks.contiguous(), mask_ids, seed, settings,
+        Ks.contiguous(), mask_ids, seed, settings, out,
     )  # fmt: skip
-    means2d, records, sampled, *integers = results
-    return Projected(means2d, records, masks if mask_logits is None else sampled, *integers)
+    return Projected(means2d, records, masks if mask_logits is None else sampled, *out)

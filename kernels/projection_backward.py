@@ -23,7 +23,6 @@ from .linalg import (
     sym2_inverse_vjp,
 )
 from .projection_parts import (
-    CULLED_KEY,
     LN2,
     center_offset,
     columns_times,
@@ -113,10 +112,10 @@ def project_bwd_kernel(
     mask_logits_ptr,  # [N] or [N, 2] or None
     mask_ids_ptr,  # [N] or None
     seed_ptr,  # [2] in place of seed_low and seed_high, or None
-    records_ptr,  # [C, N, 16] of the forward
-    depth_keys_ptr,  # [C, N] of the forward
+    records_ptr,  # [R, 16] of the forward
+    rows_ptr,  # [C, N] of the forward
     v_means2d_ptr,  # [C N, stride_v_means2d] or None
-    v_records_ptr,  # [C, N, 16]
+    v_records_ptr,  # [R, 16]
     v_masks_ptr,  # [N] or None
     v_means_ptr,  # [N, 3] out
     v_quats_ptr,  # [N, 4] out or None
@@ -158,9 +157,9 @@ def project_bwd_kernel(
     v_opacity = zero
     v_mask = zero
     for c in range(C):
-        row = i + c * N.to(tl.int64)
-        key = tl.load(depth_keys_ptr + row, mask=inside, other=CULLED_KEY)
-        visible = key != CULLED_KEY
+        gaussian = i + c * N.to(tl.int64)
+        row = tl.load(rows_ptr + gaussian, mask=inside, other=-1).to(tl.int64)
+        visible = row >= 0
         # Lanes that are not visible go through with harmless numbers and zero gradients.
         mean = load3(means_ptr + i * 3, visible)
         record = load16(records_ptr + row * 16, visible, 11)
@@ -168,8 +167,9 @@ def project_bwd_kernel(
         conic = Sym2(record[2], record[3], record[4])
         v_mx, v_my = zero, zero
         if v_means2d_ptr is not None:
-            v_mx = tl.load(v_means2d_ptr + row * stride_v_means2d, mask=visible, other=0.0)
-            v_my = tl.load(v_means2d_ptr + row * stride_v_means2d + 1, mask=visible, other=0.0)
+            v_mean2d_ptr = v_means2d_ptr + gaussian * stride_v_means2d
+            v_mx = tl.load(v_mean2d_ptr, mask=visible, other=0.0)
+            v_my = tl.load(v_mean2d_ptr + 1, mask=visible, other=0.0)
         v_mask += v_record[6]
         v_log_o = v_record[5] * (1.0 / LN2)
 

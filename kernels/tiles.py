@@ -79,6 +79,16 @@ def raw_alpha(x, y, mx, my, A, B, C, lo, there, halves):
 
 
 @triton.jit
-def feature(features_ptr, ids, there, N, stride, D, k, first, SHARED: tl.constexpr):
-    row = ids % N if SHARED else ids
-    return tl.load(features_ptr + row * stride + first + k, mask=there & (first + k < D), other=0.0)
+def feature_rows(gaussian_ids_ptr, ids, there, N, SHARED: tl.constexpr):
+    """Where the features of rows lie: there too, or with their Gaussians (in every camera)."""
+    if gaussian_ids_ptr is None:
+        return ids
+    else:
+        row = tl.load(gaussian_ids_ptr + ids, mask=there, other=0)
+        return (row % N if SHARED else row).to(tl.int64)
+
+
+@triton.jit
+def feature(features_ptr, rows, there, stride, D, k, first):
+    mask = there & (first + k < D)
+    return tl.load(features_ptr + rows * stride + first + k, mask=mask, other=0.0)

@@ -13,6 +13,7 @@ from kernels.blending import Blend, rasterize_to_pixels
 from kernels.constants import ALPHA_MAX, ALPHA_MIN, TILE_SIZE, TRANSMITTANCE_MIN
 from kernels.contributions import contributions
 from kernels.ellipse import cutoff, row_range, row_span
+from kernels.lookback import scan_programs
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
@@ -41,6 +42,15 @@ class Scene(NamedTuple):
     records: Tensor  # [C, N, 16]
     width: int
     height: int
+
+    @property
+    def rows(self) -> Tensor:
+        """The records as projection.py lays them out when nothing is culled."""
+        return self.records.reshape(-1, 16)
+
+    @property
+    def gaussian_ids(self) -> Tensor:
+        return torch.arange(len(self.rows), dtype=torch.int32, device=DEVICE)
 
 
 def make_scene(N: int, width: int, height: int, C: int = 1, opacity: float = 1.0) -> Scene:
@@ -94,25 +104,30 @@ def dense(records: Tensor, features: Tensor, width: int, height: int) -> tuple[T
 def lists_of(scene: Scene, sort: str = "torch"):
     C, N, _ = scene.records.shape
     tiles_x, tiles_y = -(-scene.width // TILE_SIZE), -(-scene.height // TILE_SIZE)
-    counts = torch.zeros(C, N, dtype=torch.int32, device=DEVICE)
+    counts = torch.zeros(C * N, dtype=torch.int32, device=DEVICE)
+    workspace = torch.zeros(4 + 2 * scan_programs(C * N), dtype=torch.int32, device=DEVICE)
     _count_kernel[(triton.cdiv(C * N, 32),)](
         scene.records, counts, C * N, tiles_x, tiles_y, BLOCK=32
     )
-    keys = scene.records[..., 7].contiguous().view(torch.int32)
-    depth = depth_order(keys, counts, sort)
+    keys = scene.rows[:, 7].contiguous().view(torch.int32)
+    depth = depth_order(keys, counts, workspace, sort)
     n = int(depth.cumulative[-1])
-    lists = isect_tiles(scene.records, depth, n + 37, tiles_x, tiles_y, sort)
+    assert torch.equal(depth.cumulative, counts[depth.order.long()].cumsum(0).int())
+    assert int(workspace[3]) == n
+    lists = isect_tiles(scene.rows, scene.gaussian_ids, depth, n + 37, C, N, tiles_x, tiles_y, sort)
     return depth, lists, tiles_x, tiles_y
 
 
 def blend(scene: Scene, **flags) -> Blend:
     depth, lists, tiles_x, tiles_y = lists_of(scene)
     defaults = {
-        "first_column": 8, "n_features": 3, "colors_only": True, "mask_gradient": True,
-        "absgrad": False, "deterministic": False, "exact": True,
+        "first_column": 8, "n_features": 3, "shared": False, "colors_only": True,
+        "mask_gradient": True, "absgrad": False, "deterministic": False, "exact": True,
+        "gaussian_ids": None,
     }  # fmt: skip
-    flags = defaults | flags
-    return Blend(scene.width, scene.height, tiles_x, tiles_y, depth, lists, **flags)
+    rows = scene.gaussian_ids.view(scene.records.shape[:2])
+    sizes = {"width": scene.width, "height": scene.height, "tiles_x": tiles_x, "tiles_y": tiles_y}
+    return Blend(**sizes, rows=rows, depth=depth, lists=lists, **(defaults | flags))
 
 
 @pytest.mark.parametrize("sort", ["torch", "triton"])
@@ -161,7 +176,7 @@ def test_rasterize_to_pixels(case, N, width, height, C, assert_close):
     records = scene.records.clone().requires_grad_()
     means2d = scene.records[..., :2].clone().requires_grad_()
     background = torch.rand(C, D, device=DEVICE).requires_grad_()
-    colors, alphas = rasterize_to_pixels(means2d, records, None, background, args)
+    colors, alphas = rasterize_to_pixels(means2d, records.view(-1, 16), None, background, args)
     want_records = scene.records.double().requires_grad_()
     want_background = background.detach().double().requires_grad_()
     features = want_records[..., first : first + D]
@@ -184,17 +199,22 @@ def test_rasterize_to_pixels(case, N, width, height, C, assert_close):
     assert_close("v_backgrounds", background.grad, want_background.grad, limit)
 
 
-@pytest.mark.parametrize("shared", [False, True])
-def test_wide_features(shared, assert_close):
+@pytest.mark.parametrize("place", ["shared", "camera", "row"])
+def test_wide_features(place, assert_close):
     scene, D = make_scene(30, 29, 18, C=2), 9
-    args = blend(scene, colors_only=False, n_features=D, first_column=0)
-    shape = (30, D) if shared else (2, 30, D)
+    ids = None if place == "row" else scene.gaussian_ids
+    flags = {"shared": place == "shared", "gaussian_ids": ids}
+    args = blend(scene, colors_only=False, n_features=D, first_column=0, **flags)
+    shape = {"shared": (30, D), "camera": (2, 30, D), "row": (60, D)}[place]
     features = torch.randn(shape, device=DEVICE).requires_grad_()
     records = scene.records.clone().requires_grad_()
-    colors, alphas = rasterize_to_pixels(records[..., :2], records, features, None, args)
+    rows = records.view(-1, 16)
+    colors, alphas = rasterize_to_pixels(records[..., :2], rows, features, None, args)
     want_records = scene.records.double().requires_grad_()
     want_features = features.detach().double().requires_grad_()
-    want, want_alphas, _ = dense(want_records, want_features.expand(2, 30, D), 29, 18)
+    want, want_alphas, _ = dense(
+        want_records, want_features.view(-1, 30, D).expand(2, 30, D), 29, 18
+    )
     assert_close("colors", colors, want, 1e-5)
     v_colors, v_alphas = torch.randn_like(colors), torch.randn_like(alphas)
     ((colors * v_colors).sum() + (alphas * v_alphas).sum()).backward()
@@ -208,7 +228,7 @@ def test_absgrad(assert_close):
     scene = make_scene(25, 24, 17)
     means2d = scene.records[..., :2].clone().requires_grad_()
     args = blend(scene, absgrad=True)
-    colors, _ = rasterize_to_pixels(means2d, scene.records, None, None, args)
+    colors, _ = rasterize_to_pixels(means2d, scene.rows, None, None, args)
     v = torch.randn_like(colors)
     colors.backward(v)
     want = torch.zeros(1, 25, 2, dtype=torch.float64, device=DEVICE)
@@ -225,7 +245,7 @@ def test_absgrad(assert_close):
 def test_contributions(assert_close):
     scene = make_scene(50, 31, 22, C=2)
     _, lists, tiles_x, tiles_y = lists_of(scene)
-    got = contributions(scene.records, lists, 31, 22, tiles_x, tiles_y)
+    got = contributions(scene.rows, scene.gaussian_ids, lists, 2, 50, 31, 22, tiles_x, tiles_y)
     r = scene.records.double()
     weights = dense(r, r[..., 8:11], 31, 22)[2].reshape(-1, 50)
     assert_close("contrib_max", got["contrib_max"], weights.amax(0), 1e-5)
@@ -241,7 +261,7 @@ def test_no_entries():
     args = blend(Scene(scene.records[:, :1] * 0 + 1e6, 16, 9))
     background = torch.rand(1, 3, device=DEVICE)
     colors, alphas = rasterize_to_pixels(
-        scene.records[:, :1, :2], scene.records[:, :1], None, background, args
+        scene.records[:, :1, :2], scene.rows[:1], None, background, args
     )
     assert torch.equal(colors, background[:, None, None].expand_as(colors))
     assert torch.equal(alphas, torch.zeros_like(alphas))

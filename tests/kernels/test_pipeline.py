@@ -173,10 +173,12 @@ def test_capacity_grows(assert_close):
 
     scene = make_scene(150)
     want, _ = run(scene, SIZE, "triton")
-    pipeline._capacities[scene["means"].device].entries = 64
-    got, info = run(scene, SIZE, "triton")
-    assert int(info["n_isects"]) > 64
-    compare(assert_close, got, want, 1e-5)
+    capacity = pipeline._capacities[scene["means"].device]
+    for room in (pipeline.Room(32, 4096), pipeline.Room(4096, 64), pipeline.Room(1, 1)):
+        capacity.room = room
+        got, info = run(scene, SIZE, "triton")
+        assert int(info["n_isects"]) > 64 and int((info["radii"] > 0).all(-1).sum()) > 32
+        compare(assert_close, got, want, 1e-5)
 
 
 @functools.cache
@@ -185,6 +187,49 @@ def intrinsics(C: int) -> Tensor:
     W, H = SIZE
     K = torch.tensor([[0.9 * W, 0, 0.53 * W], [0, 0.8 * W, 0.46 * H], [0, 0, 1.0]])
     return K.repeat(C, 1, 1).to(DEVICE)
+
+
+@pytest.mark.parametrize("asked", [False, True])
+def test_means2d_is_part_of_the_graph(asked, assert_close):
+    """It keeps its gradient, and passes on what comes to it from elsewhere."""
+    scene = make_scene(30)
+    v = torch.randn(1, 30, 2, generator=torch.Generator().manual_seed(2)).to(DEVICE)
+    results = []
+    for terms in (("image",), ("means2d",), ("image", "means2d"), ("image", "image")):
+        image, _, info, leaves = pipeline_call(scene)
+        if asked:
+            info["means2d"].retain_grad()
+        losses = {"image": image.square().sum(), "means2d": (info["means2d"] * v).sum()}
+        if terms == ("image", "image"):
+            losses["image"].backward(retain_graph=True)
+        sum(losses[t] for t in set(terms)).backward()  # pyright: ignore
+        results.append((info["means2d"].grad, leaves["means"].grad))
+    image, means2d, both, twice = results
+    visible = (info["radii"] > 0).all(-1, keepdim=True)
+    assert_close("v_means2d", means2d[0], v, 1e-6)
+    for k, name in enumerate(("v_means2d", "v_means")):
+        assert_close(name, both[k], image[k] + means2d[k], 1e-4)
+        assert_close(name, twice[k], 2 * image[k], 1e-4)
+    assert visible.any() and not visible.all()
+
+
+def test_info_is_a_dictionary():
+    """Entries that are computed late are there from the start, and are what the reference has."""
+    scene = make_scene(40, C=2)
+    _, _, info, leaves = pipeline_call(scene)
+    names = set(info)
+    reference = run(scene, SIZE, "reference")[1]
+    assert names == set(reference) == set(dict(info.items()))
+    for name in ("depths", "conics"):
+        assert name in info
+        error = (info[name] - reference[name]).abs().amax()
+        assert error < 1e-4 * reference[name].abs().amax(), name
+    info.get("depths").sum().backward()
+    assert leaves["means"].grad is not None and bool((leaves["means"].grad != 0).any())
+    assert int(info["tiles_per_gauss"].sum()) == int(info["n_isects"]) > 0
+    # an ellipse may fall between pixel centres
+    assert not ((info["tiles_per_gauss"] > 0) & ~(info["radii"] > 0).all(-1)).any()
+    assert info.get("absent") is None and set(info) == names
 
 
 def pipeline_call(scene: dict[str, Tensor], **options: Any):

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from kernels.blending import spread
 from kernels.constants import TILE_SIZE
 from kernels.projection import Projected, project
 from kernels.reference.projection import projection, quats_to_rotmats
@@ -136,6 +137,15 @@ def call(
     )  # fmt: skip
 
 
+def records_of(got: Projected) -> Tensor:
+    """Records [C, N, 16] from their rows, which are in ascending order of camera and Gaussian."""
+    visible = got.rows >= 0
+    n = int(visible.sum())
+    assert torch.equal(got.rows[visible], torch.arange(n, dtype=torch.int32, device=DEVICE))
+    assert torch.equal(visible, (got.radii > 0).all(-1))
+    return spread(got.records, got.rows)
+
+
 def compare(
     assert_close: Callable[..., None], t: dict[str, Tensor], *, joint: bool = True, **options: Any
 ) -> Projected:
@@ -154,12 +164,12 @@ def compare(
     flips = (got.radii != want_radii).any(-1).sum().item()
     assert flips <= 0.003 * want_radii.shape[1], f"{flips} radii differ"
     assert_close("means2d", got.means2d * both[..., None], want_means2d * both[..., None], 2e-6)
+    records = records_of(got)
     # Columns 12.. repeat others in the form that blending multiplies.
     for k in range(12):
         kept = both.double()
-        assert_close(f"record {k}", got.records[..., k] * both, want_records[..., k] * kept, 2e-5)
-    assert not got.records[~(got.radii > 0).all(-1)][:, :12].any()
-    assert torch.equal(got.records[..., :2], got.means2d)
+        assert_close(f"record {k}", records[..., k] * both, want_records[..., k] * kept, 2e-5)
+    assert torch.equal(records[..., :2], got.means2d)
 
     g = torch.Generator().manual_seed(1)
     # Columns 0, 1 and 12.. of v_records do not count.
@@ -167,7 +177,10 @@ def compare(
     v_records[..., 12:] = float("nan")
     v_means2d = torch.randn(want_means2d.shape, generator=g).to(DEVICE) * both[..., None]
     v_masks = torch.randn(t["means"].shape[0], generator=g).to(DEVICE)
-    outputs, v_outputs = [got.means2d, got.records], [v_means2d, v_records]
+    v_rows = torch.full_like(got.records, float("nan"))
+    visible = got.rows >= 0
+    v_rows[got.rows[visible].long()] = v_records[visible]
+    outputs, v_outputs = [got.means2d, got.records], [v_means2d, v_rows]
     v_wanted = v_records.double().nan_to_num(0.0)
     v_wanted[..., :2], v_wanted[..., 12:] = 0.0, 0.0
     loss = (want_means2d * v_means2d).sum() + (want_records * v_wanted).sum()
@@ -192,11 +205,12 @@ def compare(
 @pytest.mark.parametrize("n", [0, 1, 63, 1000])
 def test_sizes(n: int, assert_close: Callable[..., None]) -> None:
     got = compare(assert_close, scene(n), raw=True, mask="mask_logits", mask_seed=2**40 + 3)
-    assert got.n_nonfinite.item() == 0
+    visible = (got.radii > 0).all(-1)
+    tiles = spread(got.tile_counts, got.rows)
+    assert got.workspace[:3].tolist() == [visible.sum(), tiles.sum(), 0]
     if n == 1000:
-        visible = (got.radii > 0).all(-1)
         assert 0.2 < visible.double().mean() < 0.8
-        clamped = (got.records[..., 8:11] == 0) & visible[..., None]
+        clamped = (records_of(got)[..., 8:11] == 0) & visible[..., None]
         assert clamped.any()
 
 
@@ -214,7 +228,7 @@ def test_activated_inputs(assert_close: Callable[..., None]) -> None:
 
 def test_one_camera_without_colors(assert_close: Callable[..., None]) -> None:
     got = compare(assert_close, activated(scene(200, cameras=1)), sh_degree=None)
-    assert not got.records[..., 8:11].any()
+    assert not records_of(got)[..., 8:11].any()
     assert got.masks is None
 
 
@@ -254,9 +268,29 @@ def test_mask_logits_in_one_column_with_ids(assert_close: Callable[..., None]) -
 def test_depth_keys_sort_as_depths() -> None:
     t = {name: x.float() for name, x in scene(300).items()}
     got = call(t, raw=True)
-    visible = (got.radii > 0).all(-1)
-    assert torch.equal(got.depth_keys[visible], got.records[..., 7][visible].view(torch.int32))
-    assert (got.depth_keys[~visible] == 0x7F800000).all()
+    n = int((got.rows >= 0).sum())
+    assert 0 < n < 600
+    assert torch.equal(got.depth_keys[:n], got.records[:n, 7].contiguous().view(torch.int32))
+    assert (got.depth_keys[n:] == 0x7F800000).all()
+    assert not got.tile_counts[n:].any()
+    assert got.gaussian_ids is not None
+    assert torch.equal(got.gaussian_ids[:n], torch.nonzero(got.rows.view(-1) >= 0)[:, 0].int())
+
+
+@pytest.mark.parametrize("spare", [-40, -1, 0, 1, 700])
+def test_rows_beyond_the_capacity(spare: int) -> None:
+    """Rows without room are counted and not written; rows left over sort last."""
+    t = {name: x.float() for name, x in scene(300).items()}
+    want = call(t, raw=True)
+    n = int((want.rows >= 0).sum())
+    got = call(t, raw=True, max_rows=n + spare, with_ids=False)
+    kept = min(n, n + spare)
+    assert got.records.shape == (n + spare, 16) and got.gaussian_ids is None
+    assert torch.equal(got.records[:kept], want.records[:kept])
+    assert torch.equal(got.rows, want.rows.where(want.rows < kept, -1))
+    assert torch.equal(got.radii, want.radii)
+    assert torch.equal(got.workspace[:3], want.workspace[:3])
+    assert (got.depth_keys[kept:] == 0x7F800000).all() and not got.tile_counts[kept:].any()
 
 
 def test_tiles_per_gauss() -> None:
@@ -264,7 +298,7 @@ def test_tiles_per_gauss() -> None:
     t = {name: x.float() for name, x in scene(100).items()}
     got = call(t, raw=True)
     x, y = torch.meshgrid(torch.arange(WIDTH), torch.arange(HEIGHT), indexing="xy")
-    records = got.records.double().cpu()[:, :, :, None, None]
+    records = records_of(got).double().cpu()[:, :, :, None, None]
     dx, dy = x + 0.5 - records[:, :, 0], y + 0.5 - records[:, :, 1]
     power = records[:, :, 2] * dx * dx + 2 * records[:, :, 3] * dx * dy + records[:, :, 4] * dy * dy
     t2 = 2 * torch.log(255 * torch.exp2(records[:, :, 5]))
@@ -272,7 +306,7 @@ def test_tiles_per_gauss() -> None:
         reached = (power <= t2 * slack + slack - 1) & (records[:, :, 2] > 0)
         tiles = torch.nn.functional.max_pool2d(reached.double(), TILE_SIZE, ceil_mode=True)
         n_tiles = tiles.sum((-1, -2))
-        off = ~bound(got.tiles_per_gauss.cpu(), n_tiles)
+        off = ~bound(spread(got.tile_counts, got.rows).cpu(), n_tiles)
         # The margin can count a tile whose nearest edge, not pixel, is touched.
         assert off.double().mean() <= (0.0 if slack == 1.0 else 0.05), f"slack {slack}"
 
@@ -293,12 +327,13 @@ def test_nonfinite_rows_are_culled_and_counted() -> None:
     t = {name: x.requires_grad_(name not in ("viewmats", "Ks")) for name, x in t.items()}
     got = call(t, raw=True, mask="mask_logits")
     want = call(clean, raw=True, mask="mask_logits")
-    assert got.n_nonfinite.item() == len(rows)
-    assert not got.radii[:, rows].any() and not got.records[:, rows, :12].any()
+    assert got.workspace[2] == len(rows)
+    assert not got.radii[:, rows].any() and (got.rows[:, rows] == -1).all()
     others = [r for r in range(70) if r not in rows]
-    assert torch.equal(got.records[:, others, :12], want.records[:, others, :12])
-    for result in (got, want):
-        (result.records.sum() + result.means2d.sum()).backward()
+    records, wanted = spread(got.records, got.rows), spread(want.records, want.rows)
+    assert torch.equal(records[:, others, :12], wanted[:, others, :12])
+    for result, r in ((got, records), (want, wanted)):
+        (r[..., :12].sum() + result.means2d.sum()).backward()
     for name in ("means", "quats", "scales", "opacities", "sh", "mask_logits"):
         v_got, v_want = t[name].grad, clean[name].grad
         assert v_got is not None and v_want is not None
@@ -312,7 +347,7 @@ def test_everything_culled() -> None:
     t["means"][:, 2] = -1.0
     t = {name: x.requires_grad_(name != "Ks") for name, x in t.items()}
     got = call(t, raw=True, mask="mask_logits")
-    assert not got.radii[0].any() and not got.tiles_per_gauss[0].any()
+    assert not got.radii.any() and (got.rows == -1).all() and not got.tile_counts.any()
     (got.records.sum() + got.means2d.sum()).backward()
     for name in ("means", "quats", "scales", "opacities", "sh", "viewmats"):
         v = t[name].grad
@@ -324,8 +359,9 @@ def test_strided_inputs_and_gradients(assert_close: Callable[..., None]) -> None
     t = {name: x.float() for name, x in scene(90).items()}
     t["sh"] = torch.randn(90, 20, 3).to(DEVICE)[:, 2:18].requires_grad_()
     dense = {**t, "sh": t["sh"].detach().clone().requires_grad_()}
-    rows = torch.randn(2, 90, 16, generator=torch.Generator().manual_seed(0)).to(DEVICE)
-    for inputs, v_means2d in ((t, rows[..., :2]), (dense, rows[..., :2].clone())):
+    rows = torch.randn(180, 16, generator=torch.Generator().manual_seed(0)).to(DEVICE)
+    pixels = rows.view(2, 90, 16)[..., :2]
+    for inputs, v_means2d in ((t, pixels), (dense, pixels.clone())):
         got = call(inputs, raw=True)
         torch.autograd.backward([got.means2d, got.records], [v_means2d, rows])
     assert t["sh"].grad is not None and dense["sh"].grad is not None
