@@ -52,9 +52,9 @@ class SweepConfig:
     resolution: Annotated[int | None, tyro.conf.arg(aliases=("-r",))] = None
     """As train.py's."""
     jobs: int = 1
-    """Runs at once on the device; with more than one, times are not comparable."""
-    device: str = "auto"
-    """auto, cpu or cuda."""
+    """Runs at once on each device; with more than one, times are not comparable."""
+    device: tuple[str, ...] = ("auto",)
+    """auto, cpu or cuda; or several GPUs, which share the runs: cuda:0 cuda:1."""
     keep_images: bool = False
     """Keep the rendered test views of every run."""
 
@@ -135,12 +135,13 @@ def run_sweep(config: SweepConfig, extra: Sequence[str] = ()) -> list[dict[str, 
         KeyboardInterrupt: Ctrl-C or SIGTERM; trainings have saved checkpoints by then.
     """
     jobs = plan(config, extra)
-    resolve_device(config.device)
+    for device in config.device:
+        resolve_device(device)
     check_writable(config.out)
     runs = {job.folder: result for job in jobs if (result := load_result(job)) is not None}
     if runs:
         print(f"{len(runs)} of {len(jobs)} runs are finished already")
-    runner = Runner(device=config.device, n_parallel=config.jobs, keep_images=config.keep_images)
+    runner = Runner(devices=config.device, n_parallel=config.jobs, keep_images=config.keep_images)
 
     def write() -> list[dict[str, Any]]:
         results = [runs[job.folder] for job in jobs if job.folder in runs]
@@ -153,7 +154,7 @@ def run_sweep(config: SweepConfig, extra: Sequence[str] = ()) -> list[dict[str, 
         [job for job in waiting if job.start_from is None],
         [job for job in waiting if job.start_from is not None],
     ):
-        pool = ThreadPoolExecutor(config.jobs)
+        pool = ThreadPoolExecutor(config.jobs * len(config.device))
         try:
             futures = {pool.submit(_run, runner, job): job for job in stage}
             for future in as_completed(futures):

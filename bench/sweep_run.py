@@ -13,17 +13,20 @@ over test views, synchronised, warm.
 
 import contextlib
 import os
+import queue
 import shutil
 import signal
 import subprocess
 import sys
 import threading
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from gs.config import resolve_device
 from gs.errors import SplatrimError
 from gs.files import read_json, write_json
 from gs.metrics import compute_metrics
@@ -67,13 +70,17 @@ class Runner:
     """Runs jobs, from several threads if wanted, and can stop them all.
 
     Args:
-        device: What trains and measures: auto, cpu, cuda, ...
-        n_parallel: How many run at once; more than one makes times incomparable.
+        devices: What trains and measures: auto, cpu, cuda, cuda:1, ...
+        n_parallel: How many run at once on each; more than one makes times incomparable.
         keep_images: Keep the rendered test views.
     """
 
-    def __init__(self, *, device: str, n_parallel: int, keep_images: bool) -> None:
-        self.device, self.n_parallel, self.keep_images = device, n_parallel, keep_images
+    def __init__(self, *, devices: Sequence[str], n_parallel: int, keep_images: bool) -> None:
+        self.n_parallel, self.keep_images = n_parallel, keep_images
+        self._free: queue.SimpleQueue[str] = queue.SimpleQueue()  # devices, once per run they take
+        for _ in range(n_parallel):
+            for device in devices:
+                self._free.put(device)
         # one model is measured at a time, so that evaluations do not slow each other
         self._measuring = threading.Lock()
         self._processes: set[subprocess.Popen[bytes]] = set()
@@ -89,16 +96,19 @@ class Runner:
         done = load_result(job)
         if done is not None:
             return done
+        device = self._free.get()
         try:
-            self._train(job)
+            self._train(job, device)
             if self.stopped:
                 raise SplatrimError("interrupted")
-            with self._measuring:
-                result = self._measure(job)
+            with self._measuring, _current(device):
+                result = self._measure(job, device)
             write_json(job.folder / RESULT, result)
         # whatever goes wrong in one run (out of memory, a full disk) is told, and the next goes on
         except Exception as error:
             return _about(job) | {"error": _one_line(error)}
+        finally:
+            self._free.put(device)
         return result
 
     def stop(self) -> None:
@@ -109,7 +119,7 @@ class Runner:
                 with contextlib.suppress(ProcessLookupError):
                     process.send_signal(signal.SIGINT)
 
-    def _train(self, job: Job) -> None:
+    def _train(self, job: Job, device: str) -> None:
         if job.start_from is not None and not (job.start_from / RESULT).is_file():
             raise SplatrimError(f"the {BASELINE} run that it starts from has not finished")
         record_path = job.folder / RECORD
@@ -124,7 +134,7 @@ class Runner:
             shutil.rmtree(job.folder)  # what is left of a run that starts again
         write_json(record_path, {"args": list(job.args), "trained": False})
         command = [sys.executable, str(ROOT / "train.py"), "-s", str(job.scene.absolute())]
-        command += ["-m", str(job.folder.absolute()), "--eval", "--quiet", "--device", self.device]
+        command += ["-m", str(job.folder.absolute()), "--eval", "--quiet", "--device", device]
         if checkpoint is not None:
             command += ["--start_checkpoint", str(checkpoint.absolute())]
         elif job.start_from is not None:
@@ -154,10 +164,10 @@ class Runner:
             with self._lock:
                 self._processes.discard(process)
 
-    def _measure(self, job: Job) -> dict[str, Any]:
+    def _measure(self, job: Job, device: str) -> dict[str, Any]:
         iteration, ply = find_model(job.folder)
-        stats = render_views(job.folder, skip_train=True, quiet=True, device=self.device)
-        scores = compute_metrics([job.folder], device=self.device)[str(job.folder)]
+        stats = render_views(job.folder, skip_train=True, quiet=True, device=device)
+        scores = compute_metrics([job.folder], device=device)[str(job.folder)]
         timing = read_json(job.folder / "history.json").get("timing", {})
         if not self.keep_images:
             shutil.rmtree(job.folder / "test")
@@ -179,6 +189,12 @@ class Runner:
             "times_comparable": self.n_parallel == 1,
             "args": list(job.args),
         }  # fmt: skip
+
+
+def _current(device: str) -> contextlib.AbstractContextManager[Any]:
+    """Makes a GPU this thread's current one."""
+    on_gpu = resolve_device(device).type == "cuda"
+    return torch.cuda.device(resolve_device(device)) if on_gpu else contextlib.nullcontext()
 
 
 def load_result(job: Job) -> dict[str, Any] | None:

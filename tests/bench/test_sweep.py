@@ -198,10 +198,10 @@ def test_ctrl_c_saves_and_the_next_sweep_goes_on(
 def test_post_training_starts_from_the_finished_3dgs_run(
     scene: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config = SweepConfig((scene,), ("post:mask-gaussian",), tmp_path, device="cpu")
+    config = SweepConfig((scene,), ("post:mask-gaussian",), tmp_path, device=("cpu",))
     job = plan(config, [])[1]
     commands: list[list[str]] = []
-    runner = sweep_run.Runner(device="cpu", n_parallel=1, keep_images=False)
+    runner = sweep_run.Runner(devices=["cpu"], n_parallel=1, keep_images=False)
     monkeypatch.setattr(runner, "_wait", lambda command, log: commands.append(command) or 0)
     ply = tmp_path / "solids/3dgs/seed0/point_cloud/iteration_30/point_cloud.ply"
     ply.parent.mkdir(parents=True)
@@ -217,7 +217,7 @@ def test_folders_of_others_are_left_alone(scene: Path, tmp_path: Path) -> None:
     folder = tmp_path / "solids/3dgs/seed0"
     folder.mkdir(parents=True)
     (folder / "precious.txt").write_text("mine")
-    (run,) = run_sweep(SweepConfig((scene,), ("3dgs",), tmp_path, iterations=1, device="cpu"))
+    (run,) = run_sweep(SweepConfig((scene,), ("3dgs",), tmp_path, iterations=1, device=("cpu",)))
     assert "is in the way" in run["error"]
     assert (folder / "precious.txt").read_text() == "mine"
 
