@@ -5,17 +5,22 @@ the driver about every pointer, which takes longer than most of these kernels ru
 kernel is found by its constants and by which arguments are None, and gets addresses. That is
 enough because these kernels specialise on nothing else: all their integers are do_not_specialize,
 all tensors are aligned to 16 bytes (others take the slow way), and a tensor's dtype follows from
-the constants.
+the constants. What Triton's own launcher does in Python for every launch, allocate scratch memory,
+is left out for kernels that ask for none: they go straight to its function in C.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
+import triton.backends.nvidia.driver as driver
 from torch import Tensor
 
 from .device import INTERPRET
 
-_compiled: dict[tuple[Any, ...], Any] = {}
+# start(x, y, z, stream, arguments that are not constexpr)
+_Start = Callable[[int, int, int, int, list[Any]], Any]
+_compiled: dict[tuple[Any, ...], _Start] = {}
 
 
 def launch(
@@ -45,29 +50,48 @@ def launch(
         kernel[grid](*args, **constants)
         return
     plain, bits, absent = [], 0, []
-    for i, x in enumerate(args):
-        if isinstance(x, Tensor):
+    for x in args:
+        if x is None:
+            absent.append(len(plain))
+        elif isinstance(x, Tensor):
             x = x.data_ptr()
             bits |= x
-        elif x is None:
-            absent.append(i)
         plain.append(x)
     values = constants.values()
     device = torch._C._cuda_getDevice()
     key = (kernel.fn, device, num_warps, maxnreg, *values, *absent)
-    compiled = _compiled.get(key)
-    if compiled is None or bits & 15:
+    start = _compiled.get(key)
+    if start is None or bits & 15:
         _check_integers(kernel, args)
         compiled = kernel[grid](*args, **constants, num_warps=num_warps, maxnreg=maxnreg)
         if not bits & 15:
-            _compiled[key] = compiled
+            _compiled[key] = _starter(compiled, tuple(values))
         return
     x, y, z = (*grid, 1, 1)[:3]
-    stream = torch._C._cuda_getCurrentRawStream(device)
-    compiled.run(
-        x, y, z, stream, compiled.function, compiled.packed_metadata, None, None, None,
-        *plain, *values,
-    )  # fmt: skip
+    start(x, y, z, torch._C._cuda_getCurrentRawStream(device), plain)
+
+
+def _starter(compiled: Any, constants: tuple[Any, ...]) -> _Start:
+    """How to start a compiled kernel with as little Python as its launcher allows."""
+    run, function, metadata = compiled.run, compiled.function, compiled.packed_metadata
+    # Triton's hooks, for profilers of its own, are not called.
+    hooks = (None, None, None)
+    needs = ("global_scratch_size", "profile_scratch_size", "launch_cooperative_grid", "launch_pdl")
+    if not any(getattr(run, name, True) for name in needs):
+        in_c = run.launch
+        if hasattr(run, "arg_annotations"):  # Triton 3.7
+            last = (metadata, *hooks, None, None, run.arg_annotations, run.kernel_signature)
+            return lambda x, y, z, stream, args: in_c(
+                x, y, z, stream, function, False, False, *last, (*args, *constants)
+            )
+        first = (False, False, None, None, metadata, *hooks)
+        if getattr(driver, "_BASE_ARGS_FORMAT", None) == "iiiKKppOOOOOO":  # Triton 3.6
+            return lambda x, y, z, stream, args: in_c(
+                x, y, z, stream, function, *first, *args, *constants
+            )
+    return lambda x, y, z, stream, args: run(
+        x, y, z, stream, function, metadata, *hooks, *args, *constants
+    )
 
 
 def _check_integers(kernel: Any, args: tuple[Any, ...]) -> None:
