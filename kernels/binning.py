@@ -18,10 +18,9 @@ Gaussians appear as rows of projection.py, R of them, of which those left over t
     order, cumulative [R], tile_ids, entry_rows, flatten_ids, slots [I] (place before the sort),
     offsets [C TH TW + 1]: int32, or int64 where torch.sort made them
 
-torch.sort is the default. The radix sort of sorting.py takes 1 to 3 % more GPU time of a forward
-and backward (H200, garden x1 0.928 against 0.917 ms, bonsai 800x533 0.519 against 0.506), but its
-twelve launches take 0.2 ms more of the host, which is over 5 % of a step that is not yet longer
-on the GPU than on the host.
+Depths are sorted by torch.sort and tiles by sorting.py ("mixed"). For two passes over tiles that
+takes the host no longer than torch.sort, which with its int64 indices and their copies needs 34
+bytes per entry where 16 do. The eight launches over depths would take 0.1 ms more of the host.
 """
 
 from typing import NamedTuple
@@ -180,9 +179,9 @@ def _length_class(length):
 def _lists_kernel(
     sorted_ids_ptr,  # [capacity] sorted tile ids
     cumulative_ptr,  # [R]
-    slots_ptr,  # [capacity]
+    slots_ptr,  # [capacity], or None where flatten_ids are sorted already
     entry_rows_ptr,  # [capacity]
-    flatten_ids_ptr,  # [capacity] out
+    flatten_ids_ptr,  # [capacity] out with slots
     offsets_ptr,  # [n_tiles + 1] out
     class_counts_ptr,  # [2, CLASSES] 0 before; first row out
     R,
@@ -198,11 +197,12 @@ def _lists_kernel(
     pid = tl.program_id(0)
     n = tl.minimum(tl.load(cumulative_ptr + R - 1), capacity)
     if pid >= n_search:
-        i = (pid - n_search) * GATHER + tl.arange(0, GATHER)
-        there = i < n
-        slot = tl.load(slots_ptr + i, mask=there, other=0)
-        ids = tl.load(entry_rows_ptr + slot, mask=there, other=0)
-        tl.store(flatten_ids_ptr + i, ids, mask=there)
+        if slots_ptr is not None:
+            i = (pid - n_search) * GATHER + tl.arange(0, GATHER)
+            there = i < n
+            slot = tl.load(slots_ptr + i, mask=there, other=0)
+            ids = tl.load(entry_rows_ptr + slot, mask=there, other=0)
+            tl.store(flatten_ids_ptr + i, ids, mask=there)
     else:
         tile = pid * TILES + tl.arange(0, TILES)
         mask = tile < n_tiles
@@ -243,6 +243,7 @@ class DepthOrder(NamedTuple):
 
     order: Tensor  # [R] int64 or int32
     cumulative: Tensor  # [R] int32, inclusive sum of tiles touched
+    n_isects: Tensor  # [1] int32, its last
 
 
 class TileLists(NamedTuple):
@@ -258,7 +259,7 @@ def depth_order(
     depth_keys: Tensor,  # [R] int32
     tile_counts: Tensor,  # [R] int32
     workspace: Tensor,  # int32
-    sort: str = "torch",
+    sort: str = "mixed",
 ) -> DepthOrder:
     """Sort by depth and accumulate the tile counts in that order.
 
@@ -270,7 +271,7 @@ def depth_order(
         sort: As in isect_tiles.
     """
     R = depth_keys.shape[0]
-    if sort == "torch":
+    if sort != "triton":
         order = torch.sort(depth_keys, stable=True)[1]
     else:
         order = sort_keys(depth_keys, None, 31)[1]
@@ -278,9 +279,9 @@ def depth_order(
     n_programs = scan_programs(R)
     launch(
         _accumulate_kernel, (n_programs,), order, tile_counts, cumulative, workspace,
-        R, workspace.shape[0] // 2 - n_programs, WIDE_ORDER=sort == "torch", SCAN=SCAN,
+        R, workspace.shape[0] // 2 - n_programs, WIDE_ORDER=sort != "triton", SCAN=SCAN,
     )  # fmt: skip
-    return DepthOrder(order, cumulative)
+    return DepthOrder(order, cumulative, workspace[3:4])
 
 
 def isect_tiles(
@@ -292,7 +293,7 @@ def isect_tiles(
     N: int,
     tiles_x: int,
     tiles_y: int,
-    sort: str = "torch",
+    sort: str = "mixed",
     with_slots: bool = True,
 ) -> TileLists:
     """Expand Gaussians into the tiles they touch and sort the entries by tile.
@@ -306,7 +307,8 @@ def isect_tiles(
         N: Gaussians.
         tiles_x: Tiles in a row of the image.
         tiles_y: Rows of tiles.
-        sort: "torch" for torch.sort, or "triton" for sorting.py.
+        sort: "torch" for torch.sort, "triton" for sorting.py, "mixed" for depths by the former and
+            tiles by the latter.
         with_slots: Keep `slots`, which deterministic gradients need.
 
     Returns:
@@ -328,17 +330,21 @@ def isect_tiles(
         entry_rows, class_counts, R, N, top, capacity, n_tiles, tiles_x, tiles_y,
         NARROW=narrow, WIDE_ORDER=wide_order, BLOCK=BLOCK, num_warps=1,
     )  # fmt: skip
+    flatten_ids, slots, n_gather, bits = entry_rows, None, 0, n_tiles.bit_length()
     if sort == "torch":
         sorted_ids, slots = torch.sort(tile_ids, stable=True)
+    elif with_slots:
+        sorted_ids, slots = sort_keys(tile_ids, None, bits, depth.n_isects)
     else:
-        n_valid = depth.cumulative[-1:].clamp(max=capacity)
-        sorted_ids, slots = sort_keys(tile_ids, None, n_tiles.bit_length(), n_valid)
-    flatten_ids = torch.empty(capacity, dtype=torch.int32, device=device)
+        sorted_ids, _ = sort_keys(tile_ids, entry_rows, bits, depth.n_isects, overwrite=True)
+    if slots is not None:
+        flatten_ids = torch.empty(capacity, dtype=torch.int32, device=device)
+        n_gather = -(-capacity // GATHER)
     offsets = torch.empty(n_tiles + 1, dtype=torch.int32, device=device)
     tile_order = torch.empty(n_tiles, dtype=torch.int32, device=device)
     n_search = -(-n_tiles // TILES)
     launch(
-        _lists_kernel, (n_search + -(-capacity // GATHER),),
+        _lists_kernel, (n_search + n_gather,),
         sorted_ids, depth.cumulative, slots, entry_rows, flatten_ids, offsets, class_counts,
         R, capacity, n_tiles, capacity.bit_length(), n_search,
         NARROW=narrow, WIDE_SLOTS=sort == "torch", TILES=TILES, GATHER=GATHER,

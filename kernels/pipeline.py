@@ -153,7 +153,7 @@ def rasterize(
     exact: bool = False,
     colors_rest: Tensor | None = None,  # [N, K - 1, 3]
     raw: bool = False,
-    sort: str = "torch",
+    sort: str = "mixed",
     covars: Tensor | None = None,  # [N, 3, 3]
     normalize_quats: bool = True,
     room: Room | None = None,
@@ -164,7 +164,7 @@ def rasterize(
         exact: Gradients to float32 rounding, with twice the matrix products in the backward.
         colors_rest: SH coefficients above degree 0, with `colors` [N, 1, 3] the rest of them.
         raw: `scales` are logarithms and `opacities` logits; exp and sigmoid are fused.
-        sort: "torch" or "triton" (binning.py).
+        sort: "torch", "triton" or "mixed" (binning.py).
         covars: World covariances in place of quats and scales.
         normalize_quats: False uses quaternions as they are.
         room: Fixed capacities. Nothing is copied to the host or waited for, so that the call and

@@ -101,7 +101,7 @@ def dense(records: Tensor, features: Tensor, width: int, height: int) -> tuple[T
     return image.reshape(*shape, -1), alphas, weights.reshape(*shape, -1)
 
 
-def lists_of(scene: Scene, sort: str = "torch"):
+def lists_of(scene: Scene, sort: str = "mixed", with_slots: bool = True):
     C, N, _ = scene.records.shape
     tiles_x, tiles_y = -(-scene.width // TILE_SIZE), -(-scene.height // TILE_SIZE)
     counts = torch.zeros(C * N, dtype=torch.int32, device=DEVICE)
@@ -114,7 +114,10 @@ def lists_of(scene: Scene, sort: str = "torch"):
     n = int(depth.cumulative[-1])
     assert torch.equal(depth.cumulative, counts[depth.order.long()].cumsum(0).int())
     assert int(workspace[3]) == n
-    lists = isect_tiles(scene.rows, scene.gaussian_ids, depth, n + 37, C, N, tiles_x, tiles_y, sort)
+    lists = isect_tiles(
+        scene.rows, scene.gaussian_ids, depth, n + 37, C, N, tiles_x, tiles_y, sort, with_slots
+    )
+    assert (lists.slots is not None) == with_slots
     return depth, lists, tiles_x, tiles_y
 
 
@@ -130,11 +133,12 @@ def blend(scene: Scene, **flags) -> Blend:
     return Blend(**sizes, rows=rows, depth=depth, lists=lists, **(defaults | flags))
 
 
-@pytest.mark.parametrize("sort", ["torch", "triton"])
+@pytest.mark.parametrize("with_slots", [False, True])
+@pytest.mark.parametrize("sort", ["torch", "triton", "mixed"])
 @pytest.mark.parametrize("N, width, height", [(1, 8, 8), (40, 37, 21), (90, 33, 40)])
-def test_isect_tiles(N, width, height, sort):
+def test_isect_tiles(N, width, height, sort, with_slots):
     scene = make_scene(N, width, height, C=2)
-    depth, lists, tiles_x, tiles_y = lists_of(scene, sort)
+    _, lists, tiles_x, tiles_y = lists_of(scene, sort, with_slots)
     r = scene.records.double().cpu()
     _, _, weights = dense(r.index_fill(2, torch.tensor([6]), 1e-6), r[..., 8:11], width, height)
     offsets, ids = lists.offsets.tolist(), lists.flatten_ids.tolist()
