@@ -65,7 +65,7 @@ def _accumulate_kernel(
     before = chain(words_ptr, pid, total).to(tl.int32)
     tl.store(cumulative_ptr + rank, before + tl.cumsum(count, 0), mask=there)
     if pid == tl.num_programs(0) - 1:
-        tl.store(workspace_ptr + 3, before + total)
+        tl.store(workspace_ptr + 1, before + total)
 
 
 @triton.jit
@@ -266,7 +266,7 @@ def depth_order(
     Args:
         depth_keys: Bits of depths.
         tile_counts: Tiles that each row touches.
-        workspace: Of projection.py. Its last words are used; workspace[3] becomes the number of
+        workspace: Of projection.py. Its last words are used; workspace[1] becomes the number of
             intersections.
         sort: As in isect_tiles.
     """
@@ -281,7 +281,7 @@ def depth_order(
         _accumulate_kernel, (n_programs,), order, tile_counts, cumulative, workspace,
         R, workspace.shape[0] // 2 - n_programs, WIDE_ORDER=sort != "triton", SCAN=SCAN,
     )  # fmt: skip
-    return DepthOrder(order, cumulative, workspace[3:4])
+    return DepthOrder(order, cumulative, workspace[1:2])
 
 
 def isect_tiles(

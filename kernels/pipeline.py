@@ -4,9 +4,9 @@
 
 Only visible pairs of camera and Gaussian have records, sort keys and gradients of records. These
 and the tile lists live in buffers whose capacities are guesses, a little above the largest numbers
-seen. Projection counts what it needs; the counts are copied to the host while the GPU sorts and
-blends, and read after everything is queued, so the GPU never waits for the host, and a call whose
-guess was too small repeats what had too little room before it returns.
+seen. The numbers needed are copied to the host while the GPU sorts and blends, and read after
+everything is queued, so the GPU never waits for the host, and a call whose guess was too small
+repeats itself before it returns.
 
 A CUDA graph can neither read a count nor repeat anything. There the caller fixes the capacities
 (`Room`) and compares them with `info["needed"]` once the graph has run.
@@ -170,7 +170,7 @@ def rasterize(
         room: Fixed capacities. Nothing is copied to the host or waited for, so that the call and
             its backward can be captured in a CUDA graph, and `info["needed"]` [2] int32 on the
             device says how many rows and entries the scene has: images and gradients are right
-            only where both are within the room.
+            only where both are within the room. Entries of rows without room are not counted.
     """
     N, C, device = means.shape[0], viewmats.shape[0], means.device
     if N == 0:
@@ -200,9 +200,9 @@ def rasterize(
             mask_ids=mask_ids, raw=raw, covars=covars, normalize_quats=normalize_quats,
             max_rows=min(limits.rows, C * N), with_ids=C > 1 or by_gaussian or contributions,
         )  # fmt: skip
+        depth = depth_order(projected.depth_keys, projected.tile_counts, projected.workspace, sort)
         if capacity is not None:
             capacity.ask(projected.workspace[:2])
-        depth = depth_order(projected.depth_keys, projected.tile_counts, projected.workspace, sort)
         features, table = _features(colors, projected, sh_degree, render_mode, N)
         lists = isect_tiles(
             projected.records, projected.gaussian_ids, depth, limits.entries, C, N,
@@ -254,7 +254,7 @@ def _info(p: Projected, width: int, height: int) -> Info:
         "depths": lambda: spread(records[:, 7], rows),
         "conics": lambda: spread(records[:, 2:5], rows),
         "tiles_per_gauss": lambda: spread(tile_counts, rows),
-        "n_isects": lambda: workspace[3:4],
+        "n_isects": lambda: workspace[1:2],
         "n_nonfinite": lambda: workspace[2:3],
     }
     return Info(entries, later)

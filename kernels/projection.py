@@ -22,8 +22,8 @@ capacity R are not written; rows beyond the visible ones sort last and touch no 
 
     means2d [C N 2] float32, radii [C N 2] int32, rows [C N] int32: the row, or -1
     records [R 16], depth_keys, tile_counts, gaussian_ids (camera N + Gaussian) [R] int32
-    workspace int32, zeros before: 0 rows, 1 intersections, 2 Gaussians that are not finite,
-                                   3 left to binning.py, 4.. words of running sums
+    workspace int32, zeros before: 0 rows, 1 intersections (by binning.py), 2 Gaussians that are
+                                   not finite, 4.. words of running sums
     record [16] float32: 0 mx, 1 my, 2 A, 3 B, 4 C, 5 log2 o, 6 mask, 7 z, 8..10 colour, 11 z,
                          12..15 eight fp16: 1, log2 o, and each colour's high and low half
 """
@@ -71,8 +71,6 @@ TILE = constants.TILE_SIZE
 ALPHA_MIN = tl.constexpr(constants.ALPHA_MIN)
 # Extents grow by this much, so that rounding never loses a pixel of the support.
 EXTENT_SLACK = tl.constexpr(1e-3)
-ROW_BITS = tl.constexpr(29)  # of a running sum; above them intersections are counted
-ROW_MASK = tl.constexpr((1 << 29) - 1)
 COUNTERS = 4  # int32 of the workspace before its running sums
 
 
@@ -160,7 +158,7 @@ def _project_fwd_kernel(
     pid = tl.program_id(0)
     words_ptr = workspace_ptr.to(tl.pointer_type(tl.int64)) + 2
     if pid >= n_programs:
-        n_rows = (sum_before(words_ptr, n_programs) & ROW_MASK).to(tl.int32)
+        n_rows = sum_before(words_ptr, n_programs).to(tl.int32)
         r = (pid - n_programs) * TAIL_BLOCK + tl.arange(0, TAIL_BLOCK)
         there = (r >= n_rows) & (r < R)
         _write_tail(depth_keys_ptr, tile_counts_ptr, gaussian_ids_ptr, r, there)
@@ -241,14 +239,11 @@ def _project_fwd_kernel(
     A = tl.where(visible, conic.xx, 0.0)
     B = tl.where(visible, conic.xy, 0.0)
     C = tl.where(visible, conic.yy, 0.0)
-    t2 = tl.where(visible, t2, 0.0)
-    tiles_x = (width + TILE - 1) // TILE
-    tiles_y = (height + TILE - 1) // TILE
-    n_tiles = _count_tiles(visible, mx, my, A, B, C, t2, tiles_x, tiles_y)
     has_row = visible.to(tl.int32)
-    needed = tl.sum(n_tiles.to(tl.int64), 0) << ROW_BITS | tl.sum(has_row, 0).to(tl.int64)
-    # Told before the colours are loaded, so that later programs seldom wait.
-    publish(words_ptr, pid, needed, OWN)
+    n_rows = tl.sum(has_row, 0)
+    # Told before the colours are loaded, and known before tiles are counted, which takes long
+    # where a Gaussian is large: later programs seldom wait.
+    publish(words_ptr, pid, n_rows, OWN)
 
     color = Vec3(tl.zeros_like(mx), tl.zeros_like(mx), tl.zeros_like(mx))
     if DEGREE >= 0:
@@ -264,16 +259,17 @@ def _project_fwd_kernel(
         visible = visible & finite
         color = Vec3(tl.maximum(color.x, 0.0), tl.maximum(color.y, 0.0), tl.maximum(color.z, 0.0))
 
-    needed_before = sum_before(words_ptr, pid)
-    needed += needed_before
-    publish(words_ptr, pid, needed, RUNNING)
+    first = sum_before(words_ptr, pid).to(tl.int32)
+    publish(words_ptr, pid, first + n_rows, RUNNING)
     if pid == n_programs - 1:
-        tl.store(workspace_ptr, (needed & ROW_MASK).to(tl.int32))
-        tl.store(workspace_ptr + 1, tl.minimum(needed >> ROW_BITS, 2147483647).to(tl.int32))
-    first = (needed_before & ROW_MASK).to(tl.int32)
+        tl.store(workspace_ptr, first + n_rows)
     row = first + tl.cumsum(has_row, 0) - has_row
     stored = (has_row != 0) & (row < R)
     depth = tl.where(visible, t.z, 0.0)
+    t2 = tl.where(visible, t2, 0.0)
+    tiles_x = (width + TILE - 1) // TILE
+    tiles_y = (height + TILE - 1) // TILE
+    n_tiles = _count_tiles(visible, mx, my, A, B, C, t2, tiles_x, tiles_y)
     log_o = tl.where(visible, lo, 0.0)
     red = tl.where(visible, color.x, 0.0)
     green = tl.where(visible, color.y, 0.0)

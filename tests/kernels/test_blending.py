@@ -113,7 +113,7 @@ def lists_of(scene: Scene, sort: str = "mixed", with_slots: bool = True):
     depth = depth_order(keys, counts, workspace, sort)
     n = int(depth.cumulative[-1])
     assert torch.equal(depth.cumulative, counts[depth.order.long()].cumsum(0).int())
-    assert int(workspace[3]) == n
+    assert int(workspace[1]) == n
     lists = isect_tiles(
         scene.rows, scene.gaussian_ids, depth, n + 37, C, N, tiles_x, tiles_y, sort, with_slots
     )
