@@ -4,8 +4,10 @@ pytest bench/bench_rasterization.py                 through pytest-benchmark, sy
 python -m bench.bench_rasterization [--json FILE]   CUDA events around the public call: the table
 
 Degree-3 spherical harmonics, near plane 0.01, one random image gradient, no graph capture; gsplat
-with packed=False. `busy` is the time in which the GPU runs kernels; `memory` what a forward and
-backward allocate at their peak beyond parameters and image.
+with packed=False. `single_thread` has autograd in the caller's thread, where it need not wake
+another (torch.autograd.set_multithreading_enabled(False), as training does); `busy` is the time in
+which the GPU runs kernels; `memory` what a forward and backward allocate at their peak beyond
+parameters and image.
 """
 
 import argparse
@@ -84,6 +86,8 @@ def measure(w: Workload, variant: str) -> dict[str, Any]:
     with torch.no_grad():
         result = {"workload": w.name, "variant": variant, "forward_ms": median_ms(forward)}
     result["both_ms"] = median_ms(both)
+    with torch.autograd.set_multithreading_enabled(False):
+        result["single_thread_ms"] = median_ms(both)
     result["busy_ms"] = busy_ms(both)
     torch.cuda.synchronize()
     torch.cuda.reset_peak_memory_stats()
