@@ -29,20 +29,15 @@ from torch import Tensor
 
 from .binning import DepthOrder, TileLists
 from .blending_backward import blend_bwd_kernel, sum_rows_kernel
-from .device import rcp
 from .launch import launch
 from .rows import split8
 from .tiles import (
-    ALPHA_MAX,
-    ALPHA_MIN,
     CHUNK,
     PIXELS,
     T_MIN,
+    chunk_weights,
     feature,
     feature_rows,
-    load_chunk,
-    load_halves,
-    raw_alpha,
     tile_pixels,
 )
 
@@ -89,14 +84,7 @@ def _blend_fwd_kernel(
     hi = tl.load(offsets_ptr + tile + 1)
     alive = 1.0
     while (i < hi) & (alive >= T_MIN):
-        ids, there, mx, my, A, B, C, lo, m = load_chunk(records_ptr, flatten_ids_ptr, i, hi)
-        halves = load_halves(records_ptr, ids, there)
-        raw = raw_alpha(x, y, mx, my, A, B, C, lo, there, halves)
-        e = tl.where(raw >= ALPHA_MIN, tl.minimum(raw, ALPHA_MAX), 0.0) * m[None, :]
-        rest = 1.0 - e
-        after = run[:, None] * tl.cumprod(rest, 1)
-        run = tl.min(after, 1)
-        w = tl.where(after >= T_MIN, after, 0.0) * (e * rcp(rest))
+        ids, there, w, run = chunk_weights(records_ptr, flatten_ids_ptr, i, hi, x, y, run)
         if PRODUCT:
             # columns: 1 to sum the weights, log2(o), and each colour's high and low half
             rows = records_ptr.to(tl.pointer_type(tl.float16)) + ids[:, None] * 32 + 24

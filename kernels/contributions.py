@@ -17,19 +17,8 @@ import triton.language as tl
 from torch import Tensor
 
 from .binning import TileLists
-from .device import rcp
 from .launch import launch
-from .tiles import (
-    ALPHA_MAX,
-    ALPHA_MIN,
-    CHUNK,
-    PIXELS,
-    T_MIN,
-    load_chunk,
-    load_halves,
-    raw_alpha,
-    tile_pixels,
-)
+from .tiles import CHUNK, PIXELS, T_MIN, chunk_weights, tile_pixels
 
 
 @triton.jit(do_not_specialize=["W", "H", "tiles_x", "tiles_y", "N"])
@@ -60,13 +49,7 @@ def _contributions_kernel(
     hi = tl.load(offsets_ptr + tile + 1)
     alive = 1.0
     while (i < hi) & (alive >= T_MIN):
-        ids, there, mx, my, A, B, C, lo, m = load_chunk(records_ptr, flatten_ids_ptr, i, hi)
-        halves = load_halves(records_ptr, ids, there)
-        raw = raw_alpha(x, y, mx, my, A, B, C, lo, there, halves)
-        e = tl.where(raw >= ALPHA_MIN, tl.minimum(raw, ALPHA_MAX), 0.0) * m[None, :]
-        rest = 1.0 - e
-        after = run[:, None] * tl.cumprod(rest, 1)
-        w = tl.where(after >= T_MIN, after, 0.0) * (e * rcp(rest))
+        ids, there, w, run = chunk_weights(records_ptr, flatten_ids_ptr, i, hi, x, y, run)
         n = tl.load(gaussian_ids_ptr + ids, mask=there, other=0) % N
         largest = tl.max(w, 0)
         used = there & (largest > 0.0)
@@ -81,7 +64,6 @@ def _contributions_kernel(
         better = most > best
         best_id = tl.where(better, name, best_id)
         best = tl.where(better, most, best)
-        run = tl.min(after, 1)
         alive = tl.max(run, 0)
         i += CHUNK
     one = tl.full([PIXELS], 1, tl.int64)

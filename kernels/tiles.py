@@ -7,7 +7,7 @@ import triton
 import triton.language as tl
 
 from . import constants
-from .device import ex2
+from .device import ex2, rcp
 
 TILE = tl.constexpr(constants.TILE_SIZE)
 PIXELS = tl.constexpr(constants.TILE_SIZE * constants.TILE_SIZE)
@@ -76,6 +76,21 @@ def raw_alpha(x, y, mx, my, A, B, C, lo, there, halves):
     along = rounded + (rest[None, :] - (A * (0.5 * LOG2E))[None, :] * dx * dx)
     across = (B * LOG2E)[None, :] * dx
     return ex2(along - dy * (across + (C * (0.5 * LOG2E))[None, :] * dy))
+
+
+@triton.jit
+def chunk_weights(records_ptr, flatten_ids_ptr, i, hi, x, y, run):
+    """Rows of the next CHUNK entries, which of them exist, their weights m alpha T in every pixel
+    [PIXELS, CHUNK], and the transmittance `run` [PIXELS] behind them, going on below the stop."""
+    ids, there, mx, my, A, B, C, lo, m = load_chunk(records_ptr, flatten_ids_ptr, i, hi)
+    halves = load_halves(records_ptr, ids, there)
+    raw = raw_alpha(x, y, mx, my, A, B, C, lo, there, halves)
+    e = tl.where(raw >= ALPHA_MIN, tl.minimum(raw, ALPHA_MAX), 0.0) * m[None, :]
+    rest = 1.0 - e
+    after = run[:, None] * tl.cumprod(rest, 1)
+    run = tl.min(after, 1)
+    w = tl.where(after >= T_MIN, after, 0.0) * (e * rcp(rest))
+    return ids, there, w, run
 
 
 @triton.jit
