@@ -3,6 +3,9 @@
 A tile is 8x8 pixels, a chunk 16 consecutive entries of its list, a block [64 pixels, 16 Gaussians].
 """
 
+# Triton types its device functions as returning nothing.
+# pyright: reportGeneralTypeIssues=false
+
 import triton
 import triton.language as tl
 
