@@ -292,8 +292,10 @@ class _RasterizeToPixels(torch.autograd.Function):
         args: Blend,
     ) -> tuple[Tensor, Tensor]:
         colors, alphas = blend_fwd(records, features, backgrounds, args)
-        ctx.save_for_backward(records, features, colors, alphas)
-        ctx.args, ctx.means2d = args, means2d if args.absgrad else None
+        # Saved, the lists are freed before the gradients of parameters are made.
+        ctx.save_for_backward(records, features, colors, alphas, *args.lists)
+        ctx.args = args._replace(lists=TileLists(*(None,) * 4))  # pyright: ignore[reportArgumentType]
+        ctx.means2d = means2d if args.absgrad else None
         ctx.set_materialize_grads(False)
         return colors, alphas
 
@@ -302,14 +304,15 @@ class _RasterizeToPixels(torch.autograd.Function):
     def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
         ctx: Any, v_colors: Tensor | None, v_alphas: Tensor | None
     ) -> Any:
-        records, features, colors, alphas = ctx.saved_tensors
+        records, features, colors, alphas, *lists = ctx.saved_tensors
         if v_colors is None and v_alphas is None:
             return None, None, None, None, None
         v_colors = torch.zeros_like(colors) if v_colors is None else v_colors.contiguous()
         v_alphas = None if v_alphas is None else v_alphas.contiguous()
         v_records, v_features = blend_bwd(
-            records, features, colors, alphas, v_colors, v_alphas, ctx.args
-        )
+            records, features, colors, alphas, v_colors, v_alphas,
+            ctx.args._replace(lists=TileLists(*lists)),
+        )  # fmt: skip
         v_backgrounds = None
         if ctx.needs_input_grad[3]:
             v_backgrounds = (v_colors * (1.0 - alphas)).sum((1, 2))

@@ -31,7 +31,6 @@ from .reference.rasterization import rasterize as rasterize_nothing
 SLACK = 1.125  # capacity over the numbers seen
 # Calls before a capacity that is twice too large shrinks: views differ.
 PATIENCE = 1 if INTERPRET.value else 200
-GRAIN = 128 if INTERPRET.value else 1 << 15  # capacities are multiples of this
 
 
 class Room(NamedTuple):
@@ -46,11 +45,15 @@ class Room(NamedTuple):
         return needed.rows <= self.rows and needed.entries <= self.entries
 
 
+# Capacities are multiples of these.
+GRAIN = Room(32, 128) if INTERPRET.value else Room(1 << 12, 1 << 15)
+
+
 class Capacity:
     """How much room to make on one device, learnt from what was seen."""
 
     def __init__(self, device: torch.device) -> None:
-        self.room = Room(GRAIN, GRAIN)
+        self.room = GRAIN
         self._most, self._calls = Room(0, 0), 0
         pinned = device.type == "cuda"
         self._counts = torch.zeros(2, dtype=torch.int32, pin_memory=pinned)
@@ -69,14 +72,14 @@ class Capacity:
         needed = Room(*self._counts.tolist())
         self._most, self._calls = Room(*map(max, self._most, needed)), self._calls + 1
         if self._calls >= PATIENCE or not self.room.holds(needed):
-            self.room = Room(*map(_adapted, self.room, self._most))
+            self.room = Room(*map(_adapted, self.room, self._most, GRAIN))
             self._most, self._calls = needed, 0
         return needed
 
 
-def _adapted(capacity: int, most: int) -> int:
+def _adapted(capacity: int, most: int, grain: int) -> int:
     """The capacity, or another if it is too small or twice too large."""
-    fitting = max(-(-int(most * SLACK) // GRAIN), 1) * GRAIN
+    fitting = max(-(-int(most * SLACK) // grain), 1) * grain
     return fitting if most > capacity or 2 * fitting < capacity else capacity
 
 
