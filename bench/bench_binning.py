@@ -1,0 +1,113 @@
+"""Binning alone, by the way its two sorts are done.
+
+pytest bench/bench_binning.py              through pytest-benchmark, synchronised
+python -m bench.bench_binning [NAME ...]   a table of GPU and host times, and of bytes per entry
+
+`depth` sorts rows by depth and adds up their tiles, `tiles` expands them into entries and makes
+the list of every tile.
+"""
+
+import argparse
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+import triton
+
+from bench.bench_projection import microseconds
+from bench.scenes import NAMES, Workload, load
+from kernels.binning import DepthOrder, TileLists, depth_order, isect_tiles
+from kernels.constants import TILE_SIZE
+from kernels.projection import Projected, project
+
+SORTS = ("mixed", "torch", "triton")
+SLACK = 1.125  # room beyond what is needed, as the pipeline leaves
+
+
+class Stages(NamedTuple):
+    """Both stages of one workload, ready to call."""
+
+    depth: Callable[[], DepthOrder]
+    tiles: Callable[[], TileLists]
+    n_rows: int
+    n_entries: int
+
+
+def prepare(w: Workload, sort: str) -> Stages:
+    """The stages behind a projection with as much room as the pipeline makes."""
+
+    def projected(max_rows: int | None) -> Projected:
+        return project(
+            w.means, w.quats, w.scales, w.opacities, w.sh, None, w.viewmats, w.Ks,
+            w.width, w.height, sh_degree=3, max_rows=max_rows,
+        )  # fmt: skip
+
+    with torch.no_grad():
+        n_rows = int(projected(None).workspace[0])
+        p = projected(int(SLACK * n_rows) + 1)
+    order = depth_order(p.depth_keys, p.tile_counts, p.workspace, sort)
+    n_entries = int(order.n_isects)
+    words = torch.zeros_like(p.workspace)
+    size = (-(-w.width // TILE_SIZE), -(-w.height // TILE_SIZE))
+
+    def depth() -> DepthOrder:
+        # the running sums begin at zero
+        return depth_order(p.depth_keys, p.tile_counts, words.zero_(), sort)
+
+    def tiles() -> TileLists:
+        capacity = int(SLACK * n_entries) + 1
+        return isect_tiles(
+            p.records, p.gaussian_ids, order, capacity, 1, len(w.means), *size, sort,
+            with_slots=False,
+        )  # fmt: skip
+
+    return Stages(depth, tiles, n_rows, n_entries)
+
+
+@pytest.mark.parametrize("sort", SORTS)
+@pytest.mark.parametrize("workload", NAMES, indirect=True)
+def test_depth(workload: Workload, timed: Callable[..., Any], sort: str) -> None:
+    s = prepare(workload, sort)
+    order = timed(s.depth, rows=s.n_rows, sort=sort)
+    assert int(order.n_isects) == s.n_entries
+
+
+@pytest.mark.parametrize("sort", SORTS)
+@pytest.mark.parametrize("workload", NAMES, indirect=True)
+def test_tiles(workload: Workload, timed: Callable[..., Any], sort: str) -> None:
+    s = prepare(workload, sort)
+    lists = timed(s.tiles, entries=s.n_entries, sort=sort)
+    assert int(lists.offsets[-1]) == s.n_entries
+
+
+def peak_bytes(f: Callable[[], object]) -> int:
+    """What a call allocates at its peak."""
+    torch.cuda.synchronize()
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    f()
+    return torch.cuda.max_memory_allocated() - before
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("names", nargs="*", default=list(NAMES))
+    arguments = parser.parse_args()
+    print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}, triton {triton.__version__}")
+    print(
+        f"{'workload':12} {'sort':7} {'rows':>9} {'us, host':>15} {'entries':>9} {'us, host':>15}"
+    )
+    for name in arguments.names:
+        for sort in SORTS:
+            s = prepare(load(name), sort)
+            (depth, depth_host), (tiles, tiles_host) = microseconds(s.depth), microseconds(s.tiles)
+            print(
+                f"{name:12} {sort:7} {s.n_rows:9} {depth:7.1f} {depth_host:7.1f}"
+                f" {s.n_entries:9} {tiles:7.1f} {tiles_host:7.1f}"
+                f"   {peak_bytes(s.tiles) / s.n_entries:5.1f} bytes per entry"
+            )
+
+
+if __name__ == "__main__":
+    main()
