@@ -7,7 +7,6 @@ those after 20,000, so all SH degrees are in use and densification has ended, un
 asks for those after 5,000, which gather its statistics and densify at every 100th.
 """
 
-import dataclasses
 import math
 import statistics
 import time
@@ -117,12 +116,11 @@ def build_trainer(
     points = torch.rand(4, 3)
     scene = Scene([camera], [], points, points, extent=4.0, source=folder, kind="colmap")
     config = TrainConfig(
-        folder / "out", device=str(device), test_iterations=(), save_iterations=(), quiet=True
-    )
+        folder / "out", device=str(device), test_iterations=(), save_iterations=(), quiet=True,
+        cuda_graphs=graphs,
+    )  # fmt: skip
     densify = DensifyConfig()
     pruner = METHODS[method].preset(next(iter(METHODS[method].PRESETS)))
-    if any(field.name == "cuda_graphs" for field in dataclasses.fields(config)):
-        config = dataclasses.replace(config, **{"cuda_graphs": graphs})
     start: dict[str, Any] = {
         "method": "3dgs",
         "step": (DENSIFYING_STEP if densifying else FIRST_STEP) - 1,
@@ -147,8 +145,9 @@ def build_trainer(
 
 def run_steps(trainer: Trainer, count: int) -> None:
     """`count` iterations; the device may still be at work afterwards."""
-    for step in range(trainer.step + 1, trainer.step + count + 1):
-        trainer.train_step(step)
+    with trainer.stepper.running():
+        for step in range(trainer.step + 1, trainer.step + count + 1):
+            trainer.train_step(step)
 
 
 def seconds_per_step(trainer: Trainer, *, spans: int, steps: int) -> float:

@@ -62,6 +62,7 @@ class Stepper:
         self.seed = config.seed
         self.graphs = StepGraphs()
         self._graphs_work = False
+        self._stream: torch.cuda.Stream | None = None
         self._frame: Frame | None = None
         self._targets: dict[tuple[int, ...], Tensor] = {}  # a captured step's image, by shape
         self._views = [np.append(c.viewmat.numpy(), c.K.numpy()) for c in images.cameras]
@@ -81,7 +82,9 @@ class Stepper:
             yield
             return
         with torch.cuda.device(device), torch.autograd.set_multithreading_enabled(False):
-            stream, caller = torch.cuda.Stream(), torch.cuda.current_stream()
+            # always the same one: the allocator keeps memory by stream
+            stream = self._stream = self._stream or torch.cuda.Stream()
+            caller = torch.cuda.current_stream()
             stream.wait_stream(caller)
             with torch.cuda.stream(stream):
                 self._graphs_work = self.config.cuda_graphs

@@ -127,18 +127,15 @@ class MaskGaussian(Strategy):
 
     def loss(self, step: int, gaussians: Gaussians, out: RenderOutput) -> Tensor | None:
         masks = out.info["masks"]  # [N], differentiable
-        n_used = masks.detach().sum()
+        n_used = masks.sum()
         # In place, so that replays of a captured step go on writing it.
-        self._n_used = n_used if self._n_used is None else self._n_used.copy_(n_used)
+        kept = self._n_used
+        self._n_used = n_used.detach() if kept is None else kept.copy_(n_used.detach())
         if not self._penalizes_at(step):
             return None
         weight = self.config.lambda_mask * self.config.lambda_mask_factor
-        return weight * self._mean(masks).square()
-
-    def _mean(self, masks: Tensor) -> Tensor:
-        if self.config.mean_over == "present":
-            return masks.mean()
-        return masks.sum() / self.n_start
+        n = len(masks) if self.config.mean_over == "present" else self.n_start
+        return weight * (n_used / n).square()
 
     def _penalizes_at(self, step: int) -> bool:
         return self.config.mask_from_iter <= step <= self.config.mask_until_iter
