@@ -64,11 +64,11 @@ WARM_UP, STEPS, SPANS = 30, 20, 5
 STAGES = {
     "projection": r"_project_fwd_kernel",
     "sort": r"[Rr]adix|[Ss]ort|_place_tiles_kernel",
-    "binning": r"_expand_kernel|_lists_kernel|_tile_order_kernel|[Ss]can",
+    "binning": r"_accumulate_kernel|_expand_kernel|_lists_kernel|_tile_order_kernel|[Ss]can",
     "blend forward": r"_blend_fwd_kernel",
     "loss": r"ssim|photometric|_loss|conv_|convolve|depthwise",
     "blend backward": r"blend_bwd_kernel|sum_rows_kernel",
-    "projection backward": r"project_bwd_kernel",
+    "projection backward": r"project_bwd_kernel|_spread_kernel",
     "optimizer": r"[Aa]dam",
     "statistics": r"_gradient_norms_kernel|_contributions_kernel",
     "copies, fills": r"^Mem(cpy|set)|FillFunctor|[Cc]opy",
