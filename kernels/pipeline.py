@@ -14,7 +14,7 @@ A CUDA graph can neither read a count nor repeat anything. There the caller fixe
 
 import threading
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import torch
@@ -118,8 +118,23 @@ class Info(dict[str, Any]):
         self._later.pop(key, None)
         super().__setitem__(key, value)
 
+    def __iter__(self) -> Iterator[str]:
+        # With an __iter__ of its own, dict(info) and {**info} read every entry through the above.
+        return super().__iter__()
+
+    def __or__(self, other: Any) -> Any:
+        return dict(self) | other
+
+    def copy(self) -> Any:
+        return dict(self)
+
     def get(self, key: str, default: Any = None) -> Any:
         return self[key] if key in self else default
+
+    def pop(self, key: str, *default: Any) -> Any:
+        if key in self._later:
+            self[key]
+        return super().pop(key, *default)
 
     def values(self) -> Any:
         return [self[key] for key in self]

@@ -224,6 +224,12 @@ def test_info_is_a_dictionary():
         assert name in info
         error = (info[name] - reference[name]).abs().amax()
         assert error < 1e-4 * reference[name].abs().amax(), name
+    lazy = pipeline_call(scene)[2]
+    for copy in (dict(lazy), {**pipeline_call(scene)[2]}, lazy.copy(), lazy | {}):
+        assert set(copy) == names
+        assert torch.equal(copy["conics"], info["conics"])
+        assert torch.equal(copy["n_isects"], info["n_isects"])
+    assert torch.equal(pipeline_call(scene)[2].pop("depths"), info["depths"])
     info.get("depths").sum().backward()
     assert leaves["means"].grad is not None and bool((leaves["means"].grad != 0).any())
     assert int(info["tiles_per_gauss"].sum()) == int(info["n_isects"]) > 0
