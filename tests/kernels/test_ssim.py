@@ -55,7 +55,11 @@ def check(
     values, v_colors = photometric(colors, target, lambda_dssim, True, size)
     assert (values.double() - want).abs().max() < 3e-6, (values, want)
     assert v_colors is not None
-    assert_close("v_colors", v_colors, v_want, limit)
+    # where both images agree to the last bits of float32, rounding decides the sign in L1
+    truth = exact.double() / 255.0 if exact.dtype == torch.uint8 else exact
+    clear = ((colors.double() - truth).abs() > 1e-7) | (colors.double() == truth)
+    assert clear.double().mean() > 0.999
+    assert_close("v_colors", v_colors * clear, v_want * clear, limit)
     values_alone, nothing = photometric(colors, target, lambda_dssim, False, size)
     assert nothing is None and torch.equal(values, values_alone)
 
