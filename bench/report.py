@@ -1,6 +1,8 @@
-"""README's speed table from what bench_rasterization.py saved.
+"""README's tables from saved figures: of speed from bench_rasterization.py, of methods from sweep.py.
 
 python -m bench.report bench/results/FILE.json [--write README.md]
+
+A file with "about" is of the first kind. Each table stands between two comments of its own.
 """
 
 import argparse
@@ -8,7 +10,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-BEGIN, END = "<!-- speed -->", "<!-- /speed -->"
+from bench.sweep_table import markdown
 
 
 def table(saved: dict[str, Any]) -> str:
@@ -18,9 +20,10 @@ def table(saved: dict[str, Any]) -> str:
     for row in saved["rows"]:
         rows.setdefault(row["workload"], {})[row["variant"]] = row
     lines = [
-        "| workload | Gaussians | gsplat f+b | splatrim f+b | ratio | GPU busy | exact | "
-        "deterministic | with masks | memory, gsplat / splatrim |",
-        "|---|---|---|---|---|---|---|---|---|---|",
+        "| workload | Gaussians | gsplat f+b | splatrim f+b | ratio | in one thread | ratio |"
+        " forward | ratio | GPU busy | exact | deterministic | with masks |"
+        " memory, gsplat / splatrim |",
+        "|---|---|---|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for name, variants in rows.items():
         ours, rival = variants["splatrim"], variants.get("gsplat")
@@ -30,7 +33,11 @@ def table(saved: dict[str, Any]) -> str:
             f"{ours['n']:,}",
             f"{rival['both_ms']:.2f}" if rival else "-",
             f"**{ours['both_ms']:.2f}**",
-            f"{ours['both_ms'] / rival['both_ms']:.2f}" if rival else "-",
+            _ratio(ours, rival, "both_ms"),
+            f"{ours['single_thread_ms']:.2f}",
+            _ratio(ours, rival, "single_thread_ms"),
+            f"{ours['forward_ms']:.2f}",
+            _ratio(ours, rival, "forward_ms"),
             f"{ours['busy_ms']:.2f}",
             *(f"{ms:.2f}" for ms in other),
             f"{rival['memory_mb']:.0f} / {ours['memory_mb']:.0f} MB" if rival else "-",
@@ -43,19 +50,26 @@ def table(saved: dict[str, Any]) -> str:
     return "\n".join([note, "", *lines])
 
 
+def _ratio(ours: dict[str, Any], rival: dict[str, Any] | None, key: str) -> str:
+    return f"{ours[key] / rival[key]:.2f}" if rival else "-"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("file", type=Path)
     parser.add_argument("--write", type=Path)
     arguments = parser.parse_args()
-    text = table(json.loads(arguments.file.read_text()))
+    saved = json.loads(arguments.file.read_text())
+    is_speed = "about" in saved
+    text = table(saved) if is_speed else markdown(saved["rows"]).replace("## ", "#### ").strip()
+    begin, end = (f"<!-- {slash}{'speed' if is_speed else 'methods'} -->" for slash in ("", "/"))
     if arguments.write is None:
         print(text)
         return
     page = arguments.write.read_text()
-    head, rest = page.split(BEGIN)
-    _, tail = rest.split(END)
-    arguments.write.write_text(f"{head}{BEGIN}\n{text}\n{END}{tail}")
+    head, rest = page.split(begin)
+    _, tail = rest.split(end)
+    arguments.write.write_text(f"{head}{begin}\n{text}\n{end}{tail}")
 
 
 if __name__ == "__main__":

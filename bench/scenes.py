@@ -83,9 +83,7 @@ def garden(name: str, repeats: int, width: int, height: int, factor: float) -> W
     K[1, 1] *= factor
     K[0, 2], K[1, 2] = width / 2, height / 2
     view = torch.from_numpy(data["viewmats"][0])
-    return Workload(
-        name, means, quats, scales, opacities, sh, view[None], K[None], width, height
-    )
+    return Workload(name, means, quats, scales, opacities, sh, view[None], K[None], width, height)
 
 
 def _bonsai(name: str) -> Workload:

@@ -4,7 +4,8 @@
         [--out output/sweep] [--seeds 0 1 2] [--iterations N] [-- further flags of train.py]
 
 A method is "name", "name:preset", or either after "post:", which starts from the model that 3dgs
-trained on the same scene with the same seed (trained first if it is not there). OUT gets
+trained on the same scene with the same seed (trained first if it is not there). Flags of its own
+follow after "+": "mask-gaussian+densifier=taming+budget=2x". OUT gets
 sweep.json, sweep.md and sweep.png, written anew after each run; runs lie in OUT/SCENE/METHOD/seedK.
 
 The same command again goes on where it stopped: finished runs stay, an interrupted one goes on
@@ -60,21 +61,25 @@ class SweepConfig:
 
 
 def parse_method(text: str) -> Method:
-    """Read "name", "name:preset", "post:name" or "post:name:preset".
+    """Read "name", "name:preset", "post:name" or "post:name:preset", with "+flag=value" after it.
 
     Raises:
         SplatrimError: no such method or preset.
     """
-    name, _, preset = text.removeprefix(POST).partition(":")
+    base, *flags = text.removeprefix(POST).split("+")
+    name, _, preset = base.partition(":")
     if name not in METHODS:
         raise SplatrimError(f"unknown method {text!r}: choose {', '.join(METHODS)}")
     if preset and preset not in METHODS[name].PRESETS:
         known = ", ".join(METHODS[name].PRESETS)
         raise SplatrimError(f"method {name} has no preset {preset!r}: choose {known}")
+    if any("=" not in flag for flag in flags):
+        raise SplatrimError(f"method {text!r}: give flags as +flag=value")
+    own = tuple(word for flag in flags for word in (f"--{flag.split('=')[0]}", flag.split("=")[1]))
     is_post = text.startswith(POST)
     if is_post and name == BASELINE:
         raise SplatrimError(f"{text!r} would train {BASELINE} after {BASELINE}")
-    return Method(text, name, preset or None, is_post)
+    return Method(text, name, preset or None, is_post, own)
 
 
 def plan(config: SweepConfig, extra: Sequence[str]) -> list[Job]:
@@ -117,7 +122,8 @@ def _job(config: SweepConfig, scene: Path, method: Method, seed: int, extra: Seq
     for flag, value in given.items():
         args += [] if value is None else [flag, str(value)]
     start = folder(BASELINE) if method.is_post else None
-    return Job(scene, method, seed, folder(method.label), (*args, *extra), start)
+    args += [*method.flags, *extra]
+    return Job(scene, method, seed, folder(method.label), tuple(args), start)
 
 
 def run_sweep(config: SweepConfig, extra: Sequence[str] = ()) -> list[dict[str, Any]]:

@@ -46,6 +46,8 @@ class Method:
     preset: str | None = None
     is_post: bool = False
     """Starts from the model that 3dgs trained on the same scene with the same seed."""
+    flags: tuple[str, ...] = ()
+    """Further words for train.py."""
 
 
 @dataclass(frozen=True)

@@ -87,6 +87,18 @@ def test_a_plan_names_every_run(tmp_path: Path) -> None:
     assert " ".join(jobs[3].args) == line and jobs[3].start_from == jobs[1].folder
 
 
+def test_a_method_may_have_flags_of_its_own(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    config = SweepConfig(
+        (tmp_path / "a",), ("mask-gaussian:beta+densifier=taming+budget=2x",), tmp_path / "out"
+    )
+    (job,) = plan(config, ["--sh_degree", "1"])
+    line = "--method mask-gaussian --seed 0 --preset beta --densifier taming --budget 2x"
+    assert " ".join(job.args) == line + " --sh_degree 1"
+    with pytest.raises(SplatrimError, match="give flags as \\+flag=value"):
+        plan(SweepConfig((tmp_path / "a",), ("3dgs+quick",)), [])
+
+
 def test_impossible_sweeps(tmp_path: Path) -> None:
     (tmp_path / "x" / "same").mkdir(parents=True)
     (tmp_path / "y" / "same").mkdir(parents=True)
