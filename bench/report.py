@@ -1,4 +1,4 @@
-"""README's tables from saved figures: of speed from bench_rasterization.py, of methods from sweep.py.
+"""README's tables from saved figures: speed from bench_rasterization.py, methods from sweep.py.
 
 python -m bench.report bench/results/FILE.json [--write README.md]
 
