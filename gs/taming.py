@@ -42,6 +42,7 @@ from torch.nn import functional
 
 from kernels import rasterization, uniform
 
+from .budget import budget_limit, check_budget
 from .densify import (
     GRADIENTS,
     MAX_RELATIVE_SCALE,
@@ -99,20 +100,7 @@ class TamingConfig(DensifyConfig):
 
     def limit(self, n_start: int) -> int:
         """The number of Gaussians that the budget allows after a start with `n_start`."""
-        text = self.budget.strip().lower()
-        try:
-            if text.endswith("x"):
-                factor = float(text[:-1])
-                if math.isfinite(factor) and factor >= 1:
-                    return int(n_start * factor)
-            elif int(text) >= 1:
-                return int(text)
-        except ValueError:
-            pass
-        raise SplatrimError(
-            f"--budget {self.budget}: give a number of Gaussians, such as 300000, or a multiple"
-            " (1x or more) of those at the start, such as 2x"
-        )
+        return budget_limit(self.budget, n_start)
 
     def rounds(self) -> range:
         """The iterations that densify."""
@@ -144,12 +132,8 @@ class TamingDensifier(DefaultDensifier):
         resumed = GRADIENTS in gaussians.rows
         super().setup(gaussians, extent=extent, iterations=iterations, seed=seed)
         self.n_start = len(gaussians)
-        limit = self.config.limit(self.n_start)
-        if limit < self.n_start and not resumed:
-            raise SplatrimError(
-                f"--budget {self.config.budget} is less than the {self.n_start} Gaussians that"
-                " training starts with: give more, or fewer points (--init_points)"
-            )
+        if not resumed:
+            check_budget(self.config.budget, self.n_start)
 
     @torch.no_grad()
     def densify(self, step: int, ctx: StepContext) -> None:
