@@ -4,6 +4,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from .densification import add_gradient_norms
+from .mcmc import add_langevin_noise, add_regularizer_gradients
 from .photometric import (
     photometric_gradient,
     photometric_loss,
@@ -11,7 +12,7 @@ from .photometric import (
     structural_similarity,
 )
 from .rasterization import has_triton, rasterization
-from .reference.sampling import logistic_noise, sample_masks, uniform
+from .reference.sampling import logistic_noise, philox, sample_masks, uniform
 
 if TYPE_CHECKING:
     from .adam import FusedAdam
@@ -29,8 +30,11 @@ __all__ = [
     "FusedAdam",
     "Room",
     "add_gradient_norms",
+    "add_langevin_noise",
+    "add_regularizer_gradients",
     "has_triton",
     "logistic_noise",
+    "philox",
     "photometric_gradient",
     "photometric_loss",
     "photometric_values",

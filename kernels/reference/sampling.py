@@ -24,8 +24,8 @@ def _high_word(a: int, b: Tensor) -> Tensor:
     return (a * (b >> 16) + ((a * (b & 0xFFFF)) >> 16)) >> 16
 
 
-def philox(seed: int, ids: Tensor) -> Tensor:
-    """First 32-bit word of Philox4x32-10 as int64 [N], for a key of 64 bits and 32-bit ids [N]."""
+def philox4(seed: int, ids: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The 32-bit words of Philox4x32-10 as int64 [N], for a key of 64 bits and 32-bit ids [N]."""
     k0, k1 = seed & WORD, (seed >> 32) & WORD
     c0 = ids.to(torch.int64) & WORD
     c1 = c2 = c3 = torch.zeros_like(c0)
@@ -34,14 +34,23 @@ def philox(seed: int, ids: Tensor) -> Tensor:
         high_b, low_b = _high_word(PHILOX_ROUNDS[1], c2), (PHILOX_ROUNDS[1] * c2) & WORD
         c0, c1, c2, c3 = high_b ^ c1 ^ k0, low_b, high_a ^ c3 ^ k1, low_a
         k0, k1 = (k0 + PHILOX_KEYS[0]) & WORD, (k1 + PHILOX_KEYS[1]) & WORD
-    return c0
+    return c0, c1, c2, c3
+
+
+def philox(seed: int, ids: Tensor) -> Tensor:
+    """The first word alone, a whole number below 2^32."""
+    return philox4(seed, ids)[0]
+
+
+def to_uniform(bits: Tensor) -> Tensor:
+    """Words [N] as float32 in [0, 1), as Triton makes them."""
+    signed = torch.where(bits >= 2**31, bits - 2**32, bits)
+    return torch.where(signed < 0, -signed - 1, signed).to(torch.float32) * 4.6566127342e-10
 
 
 def uniform(seed: int, ids: Tensor) -> Tensor:
     """Uniform numbers in [0, 1) as float32 [N], bit for bit those of `tl.rand(seed, ids)`."""
-    bits = philox(seed, ids)
-    signed = torch.where(bits >= 2**31, bits - 2**32, bits)
-    return torch.where(signed < 0, -signed - 1, signed).to(torch.float32) * 4.6566127342e-10
+    return to_uniform(philox(seed, ids))
 
 
 def logistic_noise(seed: int, ids: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:

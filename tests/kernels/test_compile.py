@@ -151,6 +151,23 @@ def add_statistics() -> None:
         add_gradient_norms(v, radii, sums, sums.clone(), skip=skip, backend="triton", **sizes)
 
 
+def explore() -> None:
+    import torch
+
+    from kernels import add_langevin_noise, add_regularizer_gradients
+
+    means, quats, opacities = torch.zeros(128, 3), torch.zeros(128, 4), torch.zeros(128)
+    ids, seed = torch.zeros(128, dtype=torch.int32), torch.zeros(2, dtype=torch.int32)
+    for skip in (None, torch.zeros(1, dtype=torch.int32)):
+        add_langevin_noise(
+            means, quats, means, opacities, ids, seed=seed, lr=torch.zeros(1), noise_lr=1.0,
+            skip=skip, backend="triton",
+        )  # fmt: skip
+    add_regularizer_gradients(
+        opacities, means, opacities, means, lambda_opacity=0.1, lambda_scale=0.1, backend="triton"
+    )
+
+
 def compare_images() -> None:
     """In the tiles of this compute capability; float targets, and values alone."""
     import torch
@@ -175,6 +192,7 @@ CALLS: list[Callable[[], None]] = [
     sort_everywhere,
     step_adam,
     add_statistics,
+    explore,
     compare_images,
 ]
 
