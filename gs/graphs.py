@@ -1,8 +1,8 @@
 """Training steps as CUDA graphs: captured once, replayed until the model's rows change.
 
 A step is some forty small launches, which take the host longer to issue than a GPU to run. A graph
-replays them in one. What differs from step to step (camera, background, learning rates, seed of
-the masks) lies in one buffer, `Frame`, that one copy brings up to date.
+replays them in one. What differs from step to step (camera, background, learning rates, seeds)
+lies in one buffer, `Frame`, that one copy brings up to date.
 
 A graph's buffers have a fixed size, the `Room`. A replayed step reports on the device how much it
 needed, and, where that was too much, leaves parameters, moments and statistics as they were. The
@@ -37,7 +37,8 @@ DECAY = 0.9995  # per step, of the largest need seen
 PATIENCE = 10.0  # seconds until a silent GPU is asked for errors
 
 # layout of Frame in 4-byte words; pieces begin at multiples of 16 bytes
-VIEWMAT, INTRINSICS, BACKGROUND, WORDS, RATES = 0, 16, 28, 32, 36
+VIEWMAT, INTRINSICS, BACKGROUND, WORDS = 0, 16, 28, 32
+STEP_SEED, MEANS_LR, RATES = 36, 40, 44
 
 
 class Frame:
@@ -62,6 +63,8 @@ class Frame:
         words = buffer.view(torch.int32)
         self.mask_seed = words[WORDS : WORDS + 2]
         self.serial = words[WORDS + 2 : WORDS + 3]
+        self.step_seed = words[STEP_SEED : STEP_SEED + 2]
+        self.means_lr = buffer[MEANS_LR : MEANS_LR + 1]
         self.rates = buffer[RATES:].view(n_params, 2)
         self.report = torch.zeros(4, dtype=torch.int32).pin_memory()  # rows, entries, serial
         self._reported = self.report.numpy()
@@ -73,6 +76,8 @@ class Frame:
         background: tuple[float, ...],  # 3
         rates: Tensor,  # [P, 2] float32, on the CPU
         mask_seed: tuple[int, int],
+        step_seed: tuple[int, int],
+        means_lr: float,
     ) -> None:
         """Queue the copy of the next step's inputs."""
         floats, integers = self._floats, self._integers
@@ -80,6 +85,8 @@ class Frame:
         floats[BACKGROUND : BACKGROUND + 3] = background
         self._serial = (self._serial + 1) & 0x3FFFFFFF
         integers[WORDS : WORDS + 3] = (*mask_seed, self._serial)
+        integers[STEP_SEED : STEP_SEED + 2] = step_seed
+        floats[MEANS_LR] = means_lr
         floats[RATES:] = rates.numpy().ravel()
         self._buffer.copy_(self._staging, non_blocking=True)
 

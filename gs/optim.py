@@ -113,6 +113,11 @@ def update_learning_rates(
     _group(optimizer, "means")["lr"] = position_lr(config, extent, step)
 
 
+def learning_rate(optimizer: torch.optim.Optimizer, name: str) -> float:
+    """The present learning rate of the parameter `name`."""
+    return float(_group(optimizer, name)["lr"])
+
+
 @torch.no_grad()
 def keep_rows(
     gaussians: Gaussians,

@@ -19,6 +19,7 @@ from .config import TrainConfig
 from .data.loader import ImageLoader
 from .gaussians import Gaussians
 from .graphs import Frame, StepGraphs
+from .optim import learning_rate
 from .renderer import render
 from .sampler import derive_seed
 from .strategy import StepContext, Strategy
@@ -170,7 +171,10 @@ class Stepper:
             self._counts[key] = [self.optimizer.state[p]["step"] for p in self._stepped]
         seed = split_seed(inputs.get("mask_seed", 0))
         rates = self.optimizer.rates_for()  # pyright: ignore[reportAttributeAccessIssue]
-        frame.upload(self._views[index], self.background_color(step), rates, seed)
+        step_seed = split_seed(derive_seed(self.seed, "step", step))
+        means_lr = learning_rate(self.optimizer, "means")
+        background = self.background_color(step)
+        frame.upload(self._views[index], background, rates, seed, step_seed, means_lr)
         target.copy_(image)
         self.graphs.replay(key)
         self._count_steps(key, 1)
@@ -228,8 +232,9 @@ class Stepper:
             self.report(step)
 
         context = StepContext(
-            gaussians=gaussians, optimizer=self.optimizer, out=out, camera=camera, **self.context
-        )
+            gaussians=gaussians, optimizer=self.optimizer, out=out, camera=camera, frame=frame,
+            step_seed=derive_seed(self.seed, "step", step), **self.context,
+        )  # fmt: skip
         for strategy in self.strategies:
             strategy.after_backward(step, context)
         params = [p for group in self.optimizer.param_groups for p in group["params"]]

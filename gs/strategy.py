@@ -19,16 +19,20 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
+from .optim import learning_rate
+
 if TYPE_CHECKING:
     from .cameras import Camera
     from .evaluation import Images
     from .gaussians import Gaussians
+    from .graphs import Frame
     from .renderer import RenderOutput
 
 
@@ -53,6 +57,26 @@ class StepContext:
     """Their images, by the same index."""
     model_path: Path | None = None
     """The run's output folder."""
+    step_seed: int = 0
+    """Of this iteration alone; a captured step must take `device_seed`."""
+    frame: Frame | None = None
+    """Where a captured step finds what differs from step to step; None in an eager one."""
+
+    @cached_property
+    def device_seed(self) -> Tensor:  # [2] int32
+        """Low and high word of `step_seed` on the device."""
+        if self.frame is not None:
+            return self.frame.step_seed
+        words = [self.step_seed, 0]  # derive_seed gives 31 bits
+        return torch.tensor(words, dtype=torch.int32, device=self.gaussians.device)
+
+    @cached_property
+    def means_lr(self) -> Tensor:  # [1] float32
+        """Learning rate of positions in this iteration, on the device."""
+        if self.frame is not None:
+            return self.frame.means_lr
+        rate = learning_rate(self.optimizer, "means")
+        return torch.tensor([rate], device=self.gaussians.device)
 
 
 class Strategy:
