@@ -29,7 +29,7 @@ Gaussians and tiles, t pixels in a tile, P pixels of the image:
 
 The instructions per pair are what tensor-core kernels with split fp16 operands compile to; 0.6 of
 the issue rate is what good kernels reach. The host's limit is 0, as is that of stages without a
-formula: statistics for densification, copies, and what no name tells. It is an estimate for
+formula: what densifiers gather or add, copies, and what no name tells. It is an estimate for
 choosing what to work on, not a bound.
 """
 
@@ -70,7 +70,7 @@ STAGES = {
     "blend backward": r"blend_bwd_kernel|sum_rows_kernel",
     "projection backward": r"project_bwd_kernel|_spread_kernel",
     "optimizer": r"[Aa]dam",
-    "statistics": r"_gradient_norms_kernel|_contributions_kernel",
+    "statistics": r"_gradient_norms_kernel|_contributions_kernel|_langevin_kernel|_regularizer_",
     "copies, fills": r"^Mem(cpy|set)|FillFunctor|[Cc]opy",
 }
 OTHER, IDLE = "other", "idle"

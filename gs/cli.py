@@ -15,8 +15,9 @@ from typing import Any, ClassVar, Generic, Literal, Protocol, TypeVar, get_args
 import tyro
 
 from .config import PUBLISHED_ITERATIONS, SceneConfig, TrainConfig, as_plain
-from .densify import DensifyConfig
+from .densify import DensifierConfig, DensifyConfig
 from .errors import SplatrimError
+from .mcmc import MCMCConfig
 from .optim import OptimConfig
 from .start import Origin, find_origin
 from .strategy import Strategy
@@ -43,9 +44,11 @@ class Method(Protocol):
     def build(self, *, densify_until: int) -> Strategy: ...
 
 
-DENSIFIERS: dict[str, type[DensifyConfig]] = {"default": DensifyConfig, "taming": TamingConfig}
+DENSIFIERS: dict[str, type[DensifierConfig]] = {
+    "default": DensifyConfig, "taming": TamingConfig, "mcmc": MCMCConfig,
+}  # fmt: skip
 
-D = TypeVar("D", bound=DensifyConfig)
+D = TypeVar("D", bound=DensifierConfig)
 P = TypeVar("P", bound=Method)
 
 
@@ -59,8 +62,9 @@ class Choice:
     preset: str | None = None
     """Setting of the method; mask-gaussian has beta (its default), alpha, gamma and demo, and for
     post-training post (its default there) and published-post."""
-    densifier: Literal["default", "taming"] = "default"
-    """default: that of 3DGS. taming: within a --budget, by Taming-3DGS's score."""
+    densifier: Literal["default", "taming", "mcmc"] = "default"
+    """default: that of 3DGS. taming: within a --budget, by Taming-3DGS's score. mcmc: within a
+    --budget, 3DGS as Markov chain Monte Carlo."""
     recipe: Literal["default"] = "default"
     """Training schedule: default is the published one of 3DGS."""
     schedule: Schedule = "auto"

@@ -19,7 +19,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -32,6 +32,9 @@ from .optim import gather_rows, replace_values
 from .sampler import derive_seed
 from .strategy import StepContext, Strategy, rows_to_prune
 
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
 N_CHILDREN = 2
 CHILD_SHRINK = 0.8 * N_CHILDREN  # a child's scale is its parent's over this
 MAX_RELATIVE_SCALE = 0.1  # of the extent; larger Gaussians are pruned once opacities were reset
@@ -42,8 +45,8 @@ VIEWS = "densify_views"  # rows: number of views in that sum
 
 
 @dataclass(frozen=True)
-class DensifyConfig:
-    """Settings of the default densifier; the defaults are Inria's."""
+class DensifierConfig:
+    """When a densifier adds and removes Gaussians: what all of them have in common."""
 
     densify_from_iter: int = 500
     """Densify after this iteration."""
@@ -51,6 +54,34 @@ class DensifyConfig:
     """Densify before this iteration."""
     densification_interval: int = 100
     """Densify at multiples of this iteration."""
+
+    def scaled(self, factor: float) -> Self:
+        """The same schedule over `factor` times as many iterations, as far as it bears it.
+
+        The interval stays at 50 iterations or more: what is new needs some to settle.
+        """
+        interval = round(self.densification_interval * factor)
+        return replace(
+            self,
+            densify_from_iter=round(self.densify_from_iter * factor),
+            densify_until_iter=round(self.densify_until_iter * factor),
+            densification_interval=max(interval, min(self.densification_interval, 50)),
+        )
+
+    def densifies_at(self, step: int) -> bool:
+        """Whether rows are added and removed at `step`: 600, 700, ..., 14900 by default."""
+        inside = self.densify_from_iter < step < self.densify_until_iter
+        return inside and step % self.densification_interval == 0
+
+    def build(self) -> Strategy:
+        """The strategy with these settings."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class DensifyConfig(DensifierConfig):
+    """Settings of the default densifier; the defaults are Inria's."""
+
     densify_grad_threshold: float = 2e-4
     """Mean image-space gradient (NDC) from which a Gaussian is cloned or split."""
     percent_dense: float = 0.01
@@ -62,27 +93,17 @@ class DensifyConfig:
     reorder: bool = False
     """Sort Gaussians along a Z-order curve after each densification, for locality in memory."""
 
-    def scaled(self, factor: float) -> DensifyConfig:
+    def scaled(self, factor: float) -> Self:
         """The same schedule over `factor` times as many iterations, as far as it bears it.
 
         The interval stays at 50 iterations or more: a mean over fewer views is mostly noise.
         Opacities are not reset where they would have less than 500 iterations to recover.
         """
-        interval = round(self.densification_interval * factor)
-        until = round(self.densify_until_iter * factor)
+        config = super().scaled(factor)
         reset = round(self.opacity_reset_interval * factor)
-        return replace(
-            self,
-            densify_from_iter=round(self.densify_from_iter * factor),
-            densify_until_iter=until,
-            densification_interval=max(interval, min(self.densification_interval, 50)),
-            opacity_reset_interval=reset if reset >= 500 else max(until, 1),
-        )
-
-    def densifies_at(self, step: int) -> bool:
-        """Whether rows are added and removed at `step`: 600, 700, ..., 14900 by default."""
-        inside = self.densify_from_iter < step < self.densify_until_iter
-        return inside and step % self.densification_interval == 0
+        if reset < 500:
+            reset = max(config.densify_until_iter, 1)
+        return replace(config, opacity_reset_interval=reset)
 
     def resets_opacity_at(self, step: int, *, white_background: bool) -> bool:
         """Whether opacities are reset at `step`: 3000, 6000, 9000 and 12000 by default."""

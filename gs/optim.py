@@ -1,9 +1,9 @@
 """The optimizer: Inria's learning rates, and the only place that adds or removes Gaussians.
 
-`keep_rows`, `append_rows`, `gather_rows` and `replace_values` change parameters, Adam's moments and
-row buffers together. A parameter that they edit loses its gradient, so an optimizer step taken
-right after leaves it where it is, as in Inria's loop (densification comes between backward and
-step).
+`keep_rows`, `append_rows`, `gather_rows`, `copy_rows` and `replace_values` change parameters,
+Adam's moments and row buffers together. A parameter that they edit loses its gradient, so an
+optimizer step taken right after leaves it where it is, as in Inria's loop (densification comes
+between backward and step).
 
 On a GPU the optimizer is kernels.FusedAdam, elsewhere torch's: both have the same state.
 """
@@ -227,6 +227,50 @@ def replace_values(
     moments = _pop_moments(optimizer, old)
     moments = {key: torch.zeros_like(m) if m.dim() else m for key, m in moments.items()}
     _install(gaussians, optimizer, name, values.detach().to(old, copy=True), moments)
+
+
+@torch.no_grad()
+def copy_rows(
+    gaussians: Gaussians,
+    optimizer: torch.optim.Optimizer | None,
+    rows: Tensor,  # [M] int64
+    sources: Tensor,  # [M] int64
+) -> None:
+    """Make each of `rows` a new Gaussian with the parameters of its source, in the same tensors.
+
+    They get fresh ids and zero moments and statistics. CUDA graphs of steps stay valid.
+
+    Args:
+        gaussians: The model.
+        optimizer: Its optimizer, or None when there is none yet.
+        rows: Which Gaussians to replace; no source is among them. [M]
+        sources: What by. [M]
+    """
+    for parameter in gaussians.params.values():
+        parameter[rows] = parameter[sources]
+    clear_moments(gaussians, optimizer, rows)
+    for name, values in gaussians.rows.items():
+        values[rows] = 0
+        if name == "ids":
+            first = gaussians.next_id
+            ids = torch.arange(first, first + len(rows), device=rows.device)
+            values[rows] = ids.to(values)
+    gaussians.next_id += len(rows)
+
+
+@torch.no_grad()
+def clear_moments(
+    gaussians: Gaussians,
+    optimizer: torch.optim.Optimizer | None,
+    rows: Tensor,  # [M] int64
+) -> None:
+    """Zero the moments of some Gaussians, and drop the gradients of all."""
+    for parameter in gaussians.params.values():
+        parameter.grad = None
+        moments = {} if optimizer is None else optimizer.state.get(parameter, {})
+        for values in moments.values():
+            if values.dim():
+                values[rows] = 0
 
 
 def optimizer_state(optimizer: torch.optim.Optimizer) -> dict[str, Any]:

@@ -101,11 +101,17 @@ def test_the_densifier_is_chosen(capsys: pytest.CaptureFixture[str]) -> None:
     config = parse("-s x --densifier taming --budget 300000 --method 3dgs")
     assert (config.densify.limit(5), config.densify.densification_interval) == (300_000, 500)
     assert parse("-s x --densifier taming").densify.budget == "2x"
+    config = parse("-s x --densifier mcmc --budget 1000000 --noise_lr 1e5")
+    assert (config.densify.budget, config.densify.noise_lr) == ("1000000", 1e5)
+    assert config.densify.densify_until_iter == 25_000
+    short = parse("-s x --densifier mcmc --iterations 3000").densify
+    assert (short.densify_until_iter, short.budget) == (2500, "5x")
     with pytest.raises(SystemExit):
         parse("-s x --budget 2x")
     assert "Unrecognized options: --budget" in "".join(capsys.readouterr())
-    with pytest.raises(SplatrimError, match="nothing is densified after iteration 30000"):
-        parse("-s x --densifier taming --start_ply a.ply")
+    for name in ("taming", "mcmc"):
+        with pytest.raises(SplatrimError, match="nothing is densified after iteration 30000"):
+            parse(f"-s x --densifier {name} --start_ply a.ply")
 
 
 def test_short_runs_scale_the_schedule_unless_told() -> None:
@@ -126,7 +132,7 @@ def test_short_runs_scale_the_schedule_unless_told() -> None:
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("-s x --densifier magic", "unknown --densifier 'magic': choose default, taming"),
+        ("-s x --densifier magic", "unknown --densifier 'magic': choose default, taming, mcmc"),
         ("-s x --schedule magic", "unknown --schedule 'magic': choose auto, published, scaled"),
         ("-s x --densifier taming --budget many", "--budget many: give a number of Gaussians"),
         ("-s x --method magic", "unknown --method 'magic': choose mask-gaussian, "),

@@ -19,10 +19,11 @@ from gs.cameras import Camera
 from gs.checkpoint import load_checkpoint, save_inria
 from gs.config import TrainConfig
 from gs.data.scene import Scene
-from gs.densify import DensifyConfig
+from gs.densify import DensifierConfig, DensifyConfig
 from gs.errors import SplatrimError
 from gs.gaussians import Gaussians
 from gs.graphs import StepGraphs
+from gs.mcmc import MCMCConfig
 from gs.optim import OptimConfig, keep_rows
 from gs.ply import load_ply
 from gs.renderer import render
@@ -39,6 +40,11 @@ DENSIFY = DensifyConfig(
 # a low logit gap after a few steps, so that masks drop some and pruning bites
 OPTIM = OptimConfig(position_lr_max_steps=40, mask_lr=0.4)
 MASKS = MaskGaussianConfig(lambda_mask=1.0, mask_from_iter=3, mask_until_iter=30, mask_prune_iter=7)
+# opacities below 0.05 count as dead, so that some are
+MCMC = MCMCConfig(
+    densify_from_iter=5, densify_until_iter=32, densification_interval=6, budget="1.2x",
+    min_opacity=0.05,
+)  # fmt: skip
 
 
 @pytest.fixture(autouse=True)
@@ -204,6 +210,38 @@ def test_masks_within_a_budget_resume_too(scene: Scene, tmp_path: Path) -> None:
         assert torch.equal(got[name], want[name]), name
 
 
+def test_monte_carlo_improves_and_resumes(scene: Scene, tmp_path: Path) -> None:
+    def strategies() -> list[Strategy]:
+        return [MCMC.build(), MASKS.build(densify_until=32), counts]
+
+    class Counts(Strategy):
+        def __init__(self) -> None:
+            self.rows: list[int] = []
+            self.moved = 0.0
+
+        def after_step(self, step: int, ctx: StepContext) -> None:
+            self.rows.append(len(ctx.gaussians))
+            if MCMC.densifies_at(step):
+                self.moved += float(ctx.strategies[0].scalars(step)["n_relocated"])
+
+    run = {"checkpoint_iterations": (17,), "test_iterations": (1,)}
+    counts = Counts()
+    whole = make(scene, tmp_path / "whole", *strategies(), **run)
+    whole.fit()
+    assert max(counts.rows) > 80 and max(counts.rows) <= 96 and counts.moved > 0
+    first, last = whole.tracker.history["test"]
+    assert last["psnr"] > first["psnr"] + 0.5
+    counts = Counts()
+    start = load_checkpoint(tmp_path / "whole" / "chkpnt17.pth")
+    resumed = make(scene, tmp_path / "resumed", *strategies(), start=start, **run)
+    resumed.fit()
+    assert len(set(counts.rows)) > 1
+    want, got = state_of(whole), state_of(resumed)
+    assert want.keys() == got.keys()
+    for name in want:
+        assert torch.equal(got[name], want[name]), name
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_saves_a_checkpoint_that_resumes(
     scene: Scene, tmp_path: Path, number: signal.Signals
@@ -331,10 +369,15 @@ def test_random_background_differs_by_iteration(scene: Scene, tmp_path: Path) ->
 
 
 @pytest.mark.gpu
+@pytest.mark.parametrize("densifier", [DENSIFY, MCMC], ids=["default", "mcmc"])
 @pytest.mark.parametrize("tight", [False, True], ids=["roomy", "overflowing"])
 def test_graphs_change_nothing(
-    scene: Scene, tmp_path: Path, tight: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
+    scene: Scene, tmp_path: Path, densifier: DensifierConfig, tight: bool,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    def methods() -> list[Strategy]:
+        return [densifier.build(), MASKS.build(densify_until=densifier.densify_until_iter)]
+
     options = {"device": "cuda", "deterministic": True}
     eager = make(scene, tmp_path / "eager", *methods(), cuda_graphs=False, **options)
     eager.fit()
