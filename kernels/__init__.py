@@ -4,6 +4,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from .densification import add_gradient_norms
+from .masks import sampled_in_any
 from .mcmc import add_langevin_noise, add_regularizer_gradients
 from .photometric import (
     photometric_gradient,
@@ -41,6 +42,7 @@ __all__ = [
     "rasterization",
     "rasterize",
     "sample_masks",
+    "sampled_in_any",
     "split_seed",
     "structural_similarity",
     "uniform",

@@ -17,6 +17,7 @@ iterations get faster as masks fall, and goes on dividing by the number N at the
 over what is left would push each of n Gaussians (N / n)^2 times as hard.
 """
 
+import math
 from collections.abc import Hashable
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal
@@ -24,13 +25,14 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
+from gs.errors import SplatrimError
 from gs.gaussians import Gaussians
 from gs.optim import keep_rows
 from gs.renderer import RenderOutput
 from gs.sampler import derive_seed
 from gs.start import POST_ITERATIONS
 from gs.strategy import StepContext, Strategy
-from kernels import sample_masks
+from kernels import sample_masks, sampled_in_any
 
 from .method import MethodConfig
 
@@ -56,7 +58,10 @@ class MaskGaussianConfig(MethodConfig):
     """Whose mean the mask loss has: that of the Gaussians there are, as published, or of as many as
     there were at the start, so that pruning makes the loss no stronger."""
     final_mask: Literal["threshold", "sample"] = "threshold"
-    """Which Gaussians the saved model has: those with p > 0.5, or one random draw as published."""
+    """Which Gaussians the saved model has: those with p > final_threshold, or one random draw as
+    published."""
+    final_threshold: float = 0.5
+    """Least probability of the Gaussians that are saved, above 0 and below 1."""
 
     PRESETS: ClassVar[dict[str, dict[str, Any]]] = {
         "beta": {},
@@ -72,6 +77,12 @@ class MaskGaussianConfig(MethodConfig):
         "published-post": {"lambda_mask": 0.1, "lambda_mask_factor": 0.2, "mask_prune_iter": 0},
     }
     POST_PRESET: ClassVar[str | None] = "post"
+
+    def __post_init__(self) -> None:
+        if not 0 < self.final_threshold < 1:
+            raise SplatrimError(
+                f"--final_threshold must lie between 0 and 1, not {self.final_threshold}"
+            )
 
     def scaled(self, factor: float) -> "MaskGaussianConfig":
         """The same schedule over `factor` times as many iterations."""
@@ -155,18 +166,16 @@ class MaskGaussian(Strategy):
     @torch.no_grad()
     def prune_rows(self, step: int, gaussians: Gaussians) -> Tensor:  # [N] bool
         """Gaussians that none of ten samples has; their seeds are apart from the rendering's."""
-        logits, ids = gaussians.params["mask_logits"], gaussians.rows["ids"]
-        kept = torch.zeros(len(logits), dtype=torch.bool, device=logits.device)
-        for draw in range(PRUNE_SAMPLES):
-            kept |= sample_masks(logits, derive_seed(self.seed, "prune", step, draw), ids) > 0.5
-        return ~kept
+        seeds = [derive_seed(self.seed, "prune", step, draw) for draw in range(PRUNE_SAMPLES)]
+        return ~sampled_in_any(gaussians.params["mask_logits"], seeds, gaussians.rows["ids"])
 
     @torch.no_grad()
     def final_keep(self, gaussians: Gaussians) -> Tensor:  # [N] bool
         logits = gaussians.params["mask_logits"]  # [N, 2]
         if self.config.final_mask == "sample":
             return sample_masks(logits, self.final_seed, gaussians.rows["ids"]) > 0.5
-        return logits[:, 0] > logits[:, 1]
+        share = self.config.final_threshold
+        return logits[:, 0] - logits[:, 1] > math.log(share / (1.0 - share))
 
     @property
     def final_seed(self) -> int:

@@ -9,6 +9,8 @@ The gradient is that of s = sigmoid(logit + noise), straight through the thresho
 those of `triton.language.rand(seed, id)`, on every device.
 """
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -74,3 +76,15 @@ def sample_masks(
     soft = torch.sigmoid(noisy)
     # The difference is exactly 0, so that a mask is exactly 0 or 1.
     return (noisy > 0).to(logits.dtype) + (soft - soft.detach())
+
+
+def sampled_in_any(
+    mask_logits: Tensor,  # [N] or [N, 2] (keep, drop)
+    seeds: Sequence[int],
+    ids: Tensor,  # [N] int32
+) -> Tensor:  # [N] bool
+    """Which Gaussians have a mask of 1 in at least one draw of `sample_masks`."""
+    kept = torch.zeros(len(mask_logits), dtype=torch.bool, device=mask_logits.device)
+    for seed in seeds:
+        kept |= sample_masks(mask_logits.detach(), seed, ids) > 0.5
+    return kept

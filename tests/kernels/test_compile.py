@@ -181,6 +181,15 @@ def compare_images() -> None:
     photometric(colors, target, 0.2, False, size)
 
 
+def draw_masks() -> None:
+    import torch
+
+    from kernels import sampled_in_any
+
+    ids = torch.zeros(128, dtype=torch.int32)
+    sampled_in_any(torch.zeros(128, 2), [1, 2], ids, backend="triton")
+
+
 CALLS: list[Callable[[], None]] = [
     render_plain,
     render_masked,
@@ -194,6 +203,7 @@ CALLS: list[Callable[[], None]] = [
     add_statistics,
     explore,
     compare_images,
+    draw_masks,
 ]
 
 

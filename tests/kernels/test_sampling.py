@@ -5,6 +5,7 @@ import torch
 import triton
 import triton.language as tl
 
+from kernels import sample_masks, sampled_in_any
 from kernels.reference.sampling import uniform
 from kernels.sampling import logistic_noise, split_seed
 
@@ -33,3 +34,26 @@ def test_split_seed_keeps_64_bits_in_two_int32(seed: int) -> None:
     low, high = split_seed(seed)
     assert -(2**31) <= low < 2**31 and -(2**31) <= high < 2**31
     assert (low & 0xFFFFFFFF) | (high & 0xFFFFFFFF) << 32 == seed & (2**64 - 1)
+
+
+@pytest.mark.parametrize("columns", [1, 2])
+@pytest.mark.parametrize("n", [0, 1, 257])
+def test_sampled_in_any_draw(columns: int, n: int) -> None:
+    g = torch.Generator().manual_seed(n)
+    logits = 3 * torch.randn((n, 2) if columns == 2 else (n,), generator=g)
+    ids, seeds = torch.randperm(1000, generator=g)[:n].int(), [5, -1, 2**40 + 3]
+    logits, ids = logits.to(DEVICE), ids.to(DEVICE)
+    want = torch.stack([sample_masks(logits, seed, ids) > 0.5 for seed in seeds]).any(0)
+    for backend in ("reference", "triton"):
+        assert torch.equal(sampled_in_any(logits, seeds, ids, backend=backend), want)
+    assert n < 2 or 0 < want.double().mean() < 1
+
+
+def test_sampled_in_any_checks_its_arguments() -> None:
+    ids = torch.arange(3)
+    with pytest.raises(ValueError, match="expected \\[N\\] or \\[N 2\\], and \\[N\\]"):
+        sampled_in_any(torch.zeros(3, 3), [1], ids)
+    with pytest.raises(ValueError, match="at least one"):
+        sampled_in_any(torch.zeros(3), [], ids)
+    with pytest.raises(ValueError, match="backend"):
+        sampled_in_any(torch.zeros(3), [1], ids, backend="cuda")

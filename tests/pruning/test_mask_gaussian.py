@@ -10,6 +10,7 @@ from torch import Tensor
 
 from gs.cameras import Camera
 from gs.densify import GRADIENTS, VIEWS, DensifyConfig, add_statistics
+from gs.errors import SplatrimError
 from gs.gaussians import Gaussians
 from gs.optim import OptimConfig, build_optimizer
 from gs.renderer import RenderOutput, render
@@ -191,6 +192,15 @@ def test_final_keep_by_threshold() -> None:
     logits = torch.tensor([[1.0, 0.0], [0.0, 1.0], [2.0, 2.0], [-1.0, -3.0]])
     model.params["mask_logits"].data = logits
     assert strategy.final_keep(model).tolist() == [True, False, False, True]
+
+
+def test_final_keep_by_another_threshold() -> None:
+    _, model = make(3)
+    model.params["mask_logits"].data = torch.tensor([[2.3, 0.0], [2.1, 0.0], [-1.0, 0.0]])
+    strategy = MaskGaussianConfig(final_threshold=0.9).build(densify_until=10)
+    assert strategy.final_keep(model).tolist() == [True, False, False]  # ln 9 = 2.197
+    with pytest.raises(SplatrimError, match="--final_threshold must lie between 0 and 1, not 1"):
+        MaskGaussianConfig(final_threshold=1.0)
 
 
 def test_final_keep_by_sample() -> None:

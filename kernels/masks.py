@@ -1,0 +1,43 @@
+"""Which Gaussians survive repeated draws of their mask: checks arguments and calls a backend."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .rasterization import has_triton
+from .reference import sampling as reference
+
+
+def sampled_in_any(
+    mask_logits: Tensor,  # [N] or [N, 2] (keep, drop)
+    seeds: Sequence[int],
+    ids: Tensor,  # [N] int32
+    *,
+    backend: str = "auto",
+) -> Tensor:  # [N] bool
+    """Which Gaussians have a mask of 1 in at least one of several draws.
+
+    Args:
+        mask_logits: Of existing, or of keeping and dropping, float32. [N] or [N, 2]
+        seeds: One per draw, as `sample_masks` takes them; at least one.
+        ids: Names of the Gaussians in the draws. [N]
+        backend: "triton" (CUDA), "reference" (PyTorch, anywhere) or "auto".
+
+    Raises:
+        ValueError: shapes disagree, no seed is given, or the backend is unknown.
+    """
+    n = len(mask_logits)
+    if mask_logits.shape not in ((n,), (n, 2)) or ids.shape != (n,):
+        shapes = f"{list(mask_logits.shape)}, {list(ids.shape)}"
+        raise ValueError(f"mask_logits and ids: expected [N] or [N 2], and [N], got {shapes}")
+    if not seeds:
+        raise ValueError("seeds: expected at least one")
+    if backend not in ("auto", "triton", "reference"):
+        raise ValueError(f"backend: expected 'auto', 'triton' or 'reference', got {backend!r}")
+    fast = mask_logits.is_cuda and mask_logits.dtype == torch.float32 and has_triton()
+    run: Any = reference
+    if backend == "triton" or (backend == "auto" and fast):
+        from . import sampling as run
+    return run.sampled_in_any(mask_logits, seeds, ids)
