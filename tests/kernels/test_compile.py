@@ -72,6 +72,15 @@ def render_deterministic() -> None:
     render(colors=colors, sh_degree=None, deterministic=True, backgrounds=torch.zeros(1, 5))
 
 
+def render_published() -> None:
+    import torch
+
+    from bench.published_backward import published_gradients
+
+    with published_gradients():
+        render(mask_logits=torch.zeros(128, 2, requires_grad=True))
+
+
 def project_parameters(**options: Any) -> None:
     """As a trainer calls it: raw parameters, SH in two tensors, sampled masks."""
     import torch
@@ -194,6 +203,7 @@ CALLS: list[Callable[[], None]] = [
     render_plain,
     render_masked,
     render_deterministic,
+    render_published,
     project_parameters,
     project_low_degree,
     project_covariances,
