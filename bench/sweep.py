@@ -15,7 +15,7 @@ table, the others run, and the exit code is 1.
 
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
@@ -101,14 +101,18 @@ def plan(config: SweepConfig, extra: Sequence[str]) -> list[Job]:
     if config.jobs < 1:
         raise SplatrimError("--jobs must be at least 1")
     return [
-        _job(config, scene, method, seed, extra)
+        make_job(config, scene, method, seed, extra)
         for scene in config.scenes
         for method in methods
         for seed in dict.fromkeys(config.seeds)
     ]
 
 
-def _job(config: SweepConfig, scene: Path, method: Method, seed: int, extra: Sequence[str]) -> Job:
+def make_job(
+    config: SweepConfig, scene: Path, method: Method, seed: int, extra: Sequence[str]
+) -> Job:
+    """One run of a sweep."""
+
     def folder(label: str) -> Path:
         return config.out / scene.name / label.replace(":", ".") / f"seed{seed}"
 
@@ -140,7 +144,15 @@ def run_sweep(config: SweepConfig, extra: Sequence[str] = ()) -> list[dict[str, 
         SplatrimError: an argument is impossible, or a finished run had other arguments.
         KeyboardInterrupt: Ctrl-C or SIGTERM; trainings have saved checkpoints by then.
     """
-    jobs = plan(config, extra)
+    return run_jobs(config, plan(config, extra), write_tables)
+
+
+def run_jobs(
+    config: SweepConfig,
+    jobs: Sequence[Job],
+    write_tables: Callable[[Path, list[dict[str, Any]]], None],
+) -> list[dict[str, Any]]:
+    """As `run_sweep`, of given runs; after each, `write_tables` gets the folder and all figures."""
     for device in config.device:
         resolve_device(device)
     check_writable(config.out)

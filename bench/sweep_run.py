@@ -48,6 +48,8 @@ class Method:
     """Starts from the model that 3dgs trained on the same scene with the same seed."""
     flags: tuple[str, ...] = ()
     """Further words for train.py."""
+    module: str = "train"
+    """What to run in its place."""
 
 
 @dataclass(frozen=True)
@@ -135,7 +137,7 @@ class Runner:
                 raise SplatrimError(f"{job.folder} is in the way: no sweep has made it")
             shutil.rmtree(job.folder)  # what is left of a run that starts again
         write_json(record_path, {"args": list(job.args), "trained": False})
-        command = [sys.executable, str(ROOT / "train.py"), "-s", str(job.scene.absolute())]
+        command = [sys.executable, "-m", job.method.module, "-s", str(job.scene.absolute())]
         command += ["-m", str(job.folder.absolute()), "--eval", "--quiet", "--device", device]
         if checkpoint is not None:
             command += ["--start_checkpoint", str(checkpoint.absolute())]
