@@ -29,8 +29,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Hashable
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -45,6 +45,9 @@ from .gaussians import Gaussians
 from .optim import clear_moments, copy_rows, gather_rows
 from .sampler import derive_seed
 from .strategy import StepContext, Strategy, rows_to_prune
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 STEEPNESS = 100.0
 THRESHOLD = 0.005
@@ -63,6 +66,8 @@ class MCMCConfig(DensifierConfig):
     """Share of the Gaussians that each densification adds, within the budget."""
     min_opacity: float = 0.005
     """Gaussians of this opacity or less are dead, and moved."""
+    initial_opacity: float = 0.5
+    """Opacity that training starts with: what is shared among several must not be faint."""
     noise_lr: float = 5e5
     """Size of the noise on positions, times their learning rate."""
     lambda_opacity: float = 0.01
@@ -74,11 +79,21 @@ class MCMCConfig(DensifierConfig):
         budget_limit(self.budget, 1)
         if self.densification_interval < 1:
             raise SplatrimError("--densification_interval must be at least 1")
-        if not 0 < self.min_opacity < 1:
-            raise SplatrimError(f"--min_opacity must be between 0 and 1, not {self.min_opacity}")
+        for name in ("min_opacity", "initial_opacity"):
+            if not 0 < getattr(self, name) < 1:
+                raise SplatrimError(f"--{name} must be between 0 and 1, not {getattr(self, name)}")
         for name in ("growth", "noise_lr", "lambda_opacity", "lambda_scale"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise SplatrimError(f"--{name} must be at least 0, not {getattr(self, name)}")
+
+    def scaled(self, factor: float) -> Self:
+        """The same schedule over `factor` times as many iterations.
+
+        The interval stays at 50 iterations or more: fewer densifications add more each.
+        """
+        config = super().scaled(factor)
+        rounds = config.densification_interval / (self.densification_interval * factor)
+        return replace(config, growth=(1.0 + self.growth) ** rounds - 1.0)
 
     def build(self) -> MCMCDensifier:
         return MCMCDensifier(self)
@@ -101,6 +116,10 @@ class MCMCDensifier(Strategy):
         """Raises SplatrimError where the budget is below the number of Gaussians at the start."""
         self.seed, self.n_start, self.n_last = seed, len(gaussians), len(gaussians)
         check_budget(self.config.budget, self.n_start)
+        opacities = gaussians.params["opacities"].data
+        if bool((opacities == opacities[0]).all()):  # those of a trained model differ
+            o = self.config.initial_opacity
+            opacities.fill_(math.log(o / (1.0 - o)))
 
     def phase(self, step: int) -> Hashable | None:
         return None if self.config.densifies_at(step) else "wandering"

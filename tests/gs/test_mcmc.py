@@ -234,8 +234,8 @@ def test_what_others_remove_lowers_the_budget() -> None:
 
 def test_nothing_alive_moves_nothing() -> None:
     gaussians = model(20)
-    gaussians.params["opacities"].data.fill_(-8.0)
     case = Case(gaussians)
+    gaussians.params["opacities"].data.fill_(-8.0)
     before = gaussians.params["means"].clone()
     case.run()
     assert torch.equal(gaussians.params["means"], before) and len(gaussians) == 20
@@ -289,6 +289,17 @@ def test_regularizers_and_noise_of_a_step() -> None:
     assert torch.equal(gaussians.params["means"], means)
 
 
+def test_only_a_new_model_gets_its_first_opacity() -> None:
+    points = torch.randn(9, 3, generator=torch.Generator().manual_seed(0))
+    new, trained = Gaussians.from_points(points, points.sigmoid()), model(9)
+    before = trained.params["opacities"].clone()
+    for gaussians in (new, trained):
+        densifier = MCMCConfig(initial_opacity=0.4).build()
+        densifier.setup(gaussians, extent=1.0, iterations=9, seed=0)
+    assert new.get_opacities().tolist() == pytest.approx([0.4] * 9)
+    assert torch.equal(trained.params["opacities"], before)
+
+
 def test_phases() -> None:
     densifier = MCMCDensifier(MCMCConfig())
     assert densifier.phase(600) is None and densifier.phase(24_900) is None
@@ -301,9 +312,12 @@ def test_settings() -> None:
     assert isinstance(short, MCMCConfig) and short.budget == "3x"
     want = (50, 2500, 50)
     assert dataclasses.astuple(short)[:3] == want
+    assert 1 + short.growth == pytest.approx(1.05**5)  # 50 iterations stand for 500
+    half = MCMCConfig().scaled(0.5)
+    assert (half.densification_interval, half.growth) == (50, pytest.approx(0.05))
     with pytest.raises(SplatrimError, match="--budget 10 is less than the 11 Gaussians"):
         Case(model(11), budget="10")
     for name, value in (("budget", "many"), ("growth", -1), ("min_opacity", 0), ("noise_lr", -1),
-                        ("lambda_scale", math.nan)):  # fmt: skip
+                        ("lambda_scale", math.nan), ("initial_opacity", 1)):  # fmt: skip
         with pytest.raises(SplatrimError, match=f"--{name}"):
             MCMCConfig(**{name: value})

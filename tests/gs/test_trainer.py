@@ -43,7 +43,7 @@ MASKS = MaskGaussianConfig(lambda_mask=1.0, mask_from_iter=3, mask_until_iter=30
 # opacities below 0.05 count as dead, so that some are
 MCMC = MCMCConfig(
     densify_from_iter=5, densify_until_iter=32, densification_interval=6, budget="1.2x",
-    min_opacity=0.05,
+    min_opacity=0.05, initial_opacity=0.1,
 )  # fmt: skip
 
 
