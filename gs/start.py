@@ -34,6 +34,7 @@ from .strategy import StepContext, Strategy
 POST_ITERATIONS = 5000  # after PUBLISHED_ITERATIONS; other lengths in proportion
 DECAY = 0.95
 DECAY_INTERVAL = 400  # iterations, of POST_ITERATIONS
+FINAL_THRESHOLD = 0.8  # least probability of the Gaussians that masks keep at the end
 MASKS = "mask-gaussian"  # the method whose parameter checkpoints may hold
 
 
@@ -131,7 +132,7 @@ def finished(state: dict[str, Any], *, keep_masks: bool) -> dict[str, Any]:
 
     Randomness, statistics and the old method's state go, and learning rates become those of the
     new settings. Unless the new method goes on learning masks, the Gaussians that they drop
-    (p <= 0.5) go with them, as in the model that is saved.
+    (p <= FINAL_THRESHOLD) go with them, as in the model that is saved.
     """
     masks = state["params"].get("mask_logits")
     pairs = masks is not None and masks.dim() == 2  # LP-3DGS has one logit each, and has pruned
@@ -140,7 +141,7 @@ def finished(state: dict[str, Any], *, keep_masks: bool) -> dict[str, Any]:
     moments = {k: m for k, m in state["optimizer"].items() if k in params}
     ids = state["rows"]["ids"]
     if masks is not None and pairs and not keep_masks:
-        keep = masks[:, 0] > masks[:, 1]
+        keep = torch.sigmoid(masks[:, 0] - masks[:, 1]) > FINAL_THRESHOLD
         if not bool(keep.any()):
             raise SplatrimError("the masks of the model drop every Gaussian: nothing to train")
         params = {name: x[keep] for name, x in params.items()}

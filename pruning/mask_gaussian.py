@@ -30,7 +30,7 @@ from gs.gaussians import Gaussians
 from gs.optim import keep_rows
 from gs.renderer import RenderOutput
 from gs.sampler import derive_seed
-from gs.start import POST_ITERATIONS
+from gs.start import FINAL_THRESHOLD, POST_ITERATIONS
 from gs.strategy import StepContext, Strategy
 from kernels import sample_masks, sampled_in_any
 
@@ -60,8 +60,9 @@ class MaskGaussianConfig(MethodConfig):
     final_mask: Literal["threshold", "sample"] = "threshold"
     """Which Gaussians the saved model has: those with p > final_threshold, or one random draw as
     published."""
-    final_threshold: float = 0.5
-    """Least probability of the Gaussians that are saved, above 0 and below 1."""
+    final_threshold: float = FINAL_THRESHOLD
+    """Least probability of the Gaussians that are saved, above 0 and below 1. On bonsai, 0.5, 0.8 and
+    0.9 keep 393, 377 and 363 thousand for 31.278, 31.275 and 31.257 dB."""
 
     PRESETS: ClassVar[dict[str, dict[str, Any]]] = {
         "beta": {},

@@ -189,7 +189,7 @@ def test_draws_do_not_depend_on_the_order_of_rows() -> None:
 
 def test_final_keep_by_threshold() -> None:
     strategy, model = make(4)
-    logits = torch.tensor([[1.0, 0.0], [0.0, 1.0], [2.0, 2.0], [-1.0, -3.0]])
+    logits = torch.tensor([[1.4, 0.0], [0.0, 1.0], [2.0, 0.7], [-1.0, -3.0]])  # ln 4 = 1.386
     model.params["mask_logits"].data = logits
     assert strategy.final_keep(model).tolist() == [True, False, False, True]
 
