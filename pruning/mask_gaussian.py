@@ -61,8 +61,8 @@ class MaskGaussianConfig(MethodConfig):
     """Which Gaussians the saved model has: those with p > final_threshold, or one random draw as
     published."""
     final_threshold: float = FINAL_THRESHOLD
-    """Least probability of the Gaussians that are saved, above 0 and below 1. On bonsai, 0.5, 0.8 and
-    0.9 keep 393, 377 and 363 thousand for 31.278, 31.275 and 31.257 dB."""
+    """Least probability of the Gaussians that are saved, above 0 and below 1. On bonsai, 0.5, 0.8
+    and 0.9 keep 393, 377 and 363 thousand for 31.278, 31.275 and 31.257 dB."""
 
     PRESETS: ClassVar[dict[str, dict[str, Any]]] = {
         "beta": {},
