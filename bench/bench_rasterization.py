@@ -26,6 +26,7 @@ from bench.scenes import NAMES, Workload, load
 from kernels import rasterization
 
 WARMUPS, REPEATS = 8, 30
+SETTLING = 200  # calls
 VARIANTS: dict[str, dict[str, Any]] = {
     "splatrim": {},
     "splatrim, masks": {"masks": True},
@@ -84,6 +85,8 @@ def busy_ms(f: Callable[[], Any], calls: int = 5) -> float:
 def measure(w: Workload, variant: str) -> dict[str, Any]:
     forward, both = calls(w, variant)
     with torch.no_grad():
+        for _ in range(SETTLING):  # until buffers have shrunk to this workload
+            forward()
         result = {"workload": w.name, "variant": variant, "forward_ms": median_ms(forward)}
     result["both_ms"] = median_ms(both)
     with torch.autograd.set_multithreading_enabled(False):

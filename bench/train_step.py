@@ -70,7 +70,8 @@ STAGES = {
     "blend backward": r"blend_bwd_kernel|sum_rows_kernel",
     "projection backward": r"project_bwd_kernel|_spread_kernel",
     "optimizer": r"[Aa]dam",
-    "statistics": r"_gradient_norms_kernel|_contributions_kernel|_sampled_in_any_kernel|_langevin_kernel|_regularizer_",
+    "statistics": r"_gradient_norms_kernel|_contributions_kernel|_sampled_in_any_kernel"
+    r"|_langevin_kernel|_regularizer_",
     "copies, fills": r"^Mem(cpy|set)|FillFunctor|[Cc]opy",
 }
 OTHER, IDLE = "other", "idle"
