@@ -196,7 +196,9 @@ def train_within(
         SplatrimError: it does not fit.
     """
     total = torch.cuda.get_device_properties(device).total_memory
-    torch.cuda.set_per_process_memory_fraction(min(1.0, limit_gib * 2**30 / total), device)
+    share = min(1.0, limit_gib * 2**30 / total)
+    index = torch.cuda.current_device() if device.index is None else device.index
+    torch.cuda.set_per_process_memory_fraction(share, index)
     try:
         row = measure(
             load(MEMORY_WORKLOAD, "cpu"), device, method=method, graphs=graphs, steps=steps

@@ -7,6 +7,7 @@ those after 20,000, so all SH degrees are in use and densification has ended, un
 asks for those after 5,000, which gather its statistics and densify at every 100th.
 """
 
+import gc
 import math
 import statistics
 import time
@@ -173,6 +174,7 @@ def synchronize(device: torch.device) -> None:
 
 def forget_peak(device: torch.device) -> None:
     """Give freed memory back, and start to look for the peak anew."""
+    gc.collect()  # trainers that are done refer to themselves
     if device.type == "cuda":
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats(device)
