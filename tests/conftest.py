@@ -1,16 +1,23 @@
 """Fixtures that the whole suite shares."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor
 
 # Without a GPU, Triton kernels run in its interpreter; it must know before they are defined.
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
+
+from gs.cameras import Camera  # noqa: E402
+from gs.data.scene import Scene  # noqa: E402
+from gs.gaussians import Gaussians  # noqa: E402
+from gs.renderer import render  # noqa: E402
 
 REPO = Path(__file__).resolve().parents[1]
 
@@ -37,6 +44,62 @@ def data_root() -> Path:
     if not (root / "golden").is_dir() and not (root / "data").is_dir():
         pytest.skip(f"no measuring data at {root}; set SPLATRIM_DATA")
     return root
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """For tiny images: more threads would only wait for each other."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="session")
+def write_scene(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Scene]:
+    """Make a scene of the views of a few opaque Gaussians."""
+
+    def write(
+        points: Tensor,  # [N, 3]
+        colors: Tensor,  # [N, 3]
+        viewmats: list[Tensor],  # [4, 4]
+        n_train: int,
+        size: tuple[int, int],
+        focal: float,
+        start: tuple[Tensor, Tensor] | None = None,  # points and colours to train from
+    ) -> Scene:
+        folder = tmp_path_factory.mktemp("scene")
+        truth = Gaussians.from_points(points, colors, sh_degree=0)
+        truth.params["opacities"].data.fill_(3.0)
+        width, height = size
+        K = torch.tensor([[focal, 0, width / 2], [0, focal, height / 2], [0, 0, 1]])
+        cameras = []
+        for i, viewmat in enumerate(viewmats):
+            path = folder / f"{i}.png"
+            camera = Camera(path.name, path, width, height, viewmat, K, width, height)
+            with torch.no_grad():
+                image = render(truth, camera, background=torch.zeros(3)).colors.clamp(0, 1)
+            Image.fromarray((image * 255).round().numpy().astype(np.uint8)).save(path)
+            cameras.append(camera)
+        train, test = cameras[:n_train], cameras[n_train:]
+        return Scene(train, test, *(start or (points, colors)), 1.5, folder, "colmap")
+
+    return write
+
+
+def turned(angle: float, distance: float = 4.0) -> Tensor:
+    """A camera that looks at the origin, turned about the vertical axis. [4, 4]"""
+    viewmat, radians = torch.eye(4), torch.tensor(angle)
+    viewmat[0, 0] = viewmat[2, 2] = radians.cos()
+    viewmat[0, 2], viewmat[2, 0] = radians.sin(), -radians.sin()
+    viewmat[2, 3] = distance
+    return viewmat
+
+
+@pytest.fixture(scope="session")
+def turned_view() -> Callable[[float], Tensor]:
+    """`turned`, for tests that cannot import this file."""
+    return turned
 
 
 @pytest.fixture(scope="session")

@@ -4,18 +4,15 @@ import dataclasses
 import json
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image
 from torch import Tensor
 
 import gs.checkpoint
-from gs.cameras import Camera
 from gs.checkpoint import load_checkpoint, save_inria
 from gs.config import TrainConfig
 from gs.data.scene import Scene
@@ -26,7 +23,6 @@ from gs.graphs import StepGraphs
 from gs.mcmc import MCMCConfig
 from gs.optim import OptimConfig, keep_rows
 from gs.ply import load_ply
-from gs.renderer import render
 from gs.strategy import StepContext, Strategy
 from gs.taming import TamingConfig
 from gs.trainer import Trainer
@@ -47,40 +43,18 @@ MCMC = MCMCConfig(
 )  # fmt: skip
 
 
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Images are tiny: more threads would only wait for each other."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")
-def scene(tmp_path_factory: pytest.TempPathFactory) -> Scene:
+def scene(write_scene: Callable[..., Scene], turned_view: Callable[[float], Tensor]) -> Scene:
     """Eight views of 80 Gaussians, six of them to train on."""
-    folder = tmp_path_factory.mktemp("scene")
     generator = torch.Generator().manual_seed(0)
     points = torch.rand(80, 3, generator=generator) * 2 - 1
     colors = torch.rand(80, 3, generator=generator)
-    truth = Gaussians.from_points(points, colors, sh_degree=0)
-    truth.params["opacities"].data.fill_(3.0)
-    cameras = []
-    for i in range(8):
-        angle = torch.tensor(0.3 * i - 1.0)
-        viewmat = torch.eye(4)
-        viewmat[0, 0] = viewmat[2, 2] = angle.cos()
-        viewmat[0, 2], viewmat[2, 0] = angle.sin(), -angle.sin()
-        viewmat[2, 3] = 4.0
-        K = torch.tensor([[45.0, 0, WIDTH / 2], [0, 45.0, HEIGHT / 2], [0, 0, 1]])
-        path = folder / f"{i}.png"
-        camera = Camera(path.name, path, WIDTH, HEIGHT, viewmat, K, WIDTH, HEIGHT)
-        with torch.no_grad():
-            image = render(truth, camera, background=torch.zeros(3)).colors.clamp(0, 1)
-        Image.fromarray((image * 255).round().numpy().astype(np.uint8)).save(path)
-        cameras.append(camera)
-    start = points + 0.05 * torch.randn(80, 3, generator=generator)
-    return Scene(cameras[:6], cameras[6:], start, colors, 1.5, folder, "colmap")
+    views = [turned_view(0.3 * i - 1.0) for i in range(8)]
+    start = points + 0.05 * torch.randn(80, 3, generator=generator), colors
+    return write_scene(points, colors, views, 6, (WIDTH, HEIGHT), 45.0, start)
 
 
 def make(scene: Scene, out: Path, *strategies: Strategy, **options: Any) -> Trainer:

@@ -1,6 +1,5 @@
 import logging
 import time
-from collections.abc import Iterator
 
 import pytest
 import torch
@@ -299,15 +298,6 @@ def test_no_gradients_asked() -> None:
     image, _, info = rasterization(**scene(), absgrad=True)
     assert not image.requires_grad
     assert not info["means2d"].requires_grad
-
-
-@pytest.fixture
-def one_thread() -> Iterator[None]:
-    """Threads that wait for each other measure what else the machine is doing."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def test_a_training_step_takes_a_fraction_of_a_second(one_thread: None) -> None:

@@ -1,19 +1,16 @@
 """LP-3DGS: mask, schedule, optimizer and decision in closed form; resuming inside the window."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image
 from torch import Tensor
 
 import pruning.lp_3dgs
-from gs.cameras import Camera
 from gs.checkpoint import load_checkpoint
 from gs.config import TrainConfig
 from gs.data.scene import Scene
@@ -22,7 +19,7 @@ from gs.errors import SplatrimError
 from gs.gaussians import Gaussians
 from gs.optim import OptimConfig, build_optimizer, keep_rows
 from gs.ply import load_ply, save_ply
-from gs.renderer import RenderOutput, render
+from gs.renderer import RenderOutput
 from gs.start import PostRates, load_start
 from gs.strategy import StepContext
 from gs.trainer import Trainer
@@ -350,38 +347,20 @@ SMALL = LP3DGSConfig(
     mask_from_iter=6, mask_until_iter=20, score_interval=4, logit_lr=0.25, lambda_mask=0.01
 )
 SIZE = 32
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Images are tiny: more threads would only wait for each other."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")
-def scene(tmp_path_factory: pytest.TempPathFactory) -> Scene:
+def scene(write_scene: Callable[..., Scene]) -> Scene:
     """Four views of 40 Gaussians; the start has 20 more at random places."""
-    folder = tmp_path_factory.mktemp("scene")
     generator = torch.Generator().manual_seed(0)
     points = torch.rand(60, 3, generator=generator) * 2 - 1
     colors = torch.rand(60, 3, generator=generator)
-    truth = Gaussians.from_points(points[:40], colors[:40], sh_degree=0)
-    truth.params["opacities"].data.fill_(3.0)
-    cameras = []
-    for i in range(4):
-        viewmat = torch.eye(4)
+    views = [torch.eye(4) for _ in range(4)]
+    for i, viewmat in enumerate(views):
         viewmat[0, 3], viewmat[2, 3] = 0.3 * i - 0.5, 4.0
-        K = torch.tensor([[36.0, 0, SIZE / 2], [0, 36.0, SIZE / 2], [0, 0, 1]])
-        path = folder / f"{i}.png"
-        camera = Camera(path.name, path, SIZE, SIZE, viewmat, K, SIZE, SIZE)
-        with torch.no_grad():
-            image = render(truth, camera, background=torch.zeros(3)).colors.clamp(0, 1)
-        Image.fromarray((image * 255).round().numpy().astype(np.uint8)).save(path)
-        cameras.append(camera)
-    return Scene(cameras, [], points, colors, 1.5, folder, "colmap")
+    start = points, colors
+    return write_scene(points[:40], colors[:40], views, 4, (SIZE, SIZE), 36.0, start)
 
 
 def trainer(

@@ -3,18 +3,16 @@
 import dataclasses
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 from torch import Tensor
 
 import train
-from gs.cameras import Camera
 from gs.checkpoint import load_checkpoint
 from gs.config import TrainConfig
 from gs.data.demo import write_demo_scene
@@ -23,7 +21,6 @@ from gs.errors import SplatrimError
 from gs.gaussians import Gaussians
 from gs.optim import OptimConfig, build_optimizer
 from gs.ply import load_ply, save_ply
-from gs.renderer import render
 from gs.strategy import StepContext
 from gs.trainer import Trainer
 from pruning import (
@@ -41,13 +38,7 @@ BASELINES = [name for name, config in METHODS.items() if issubclass(config, Scor
 ALL_STEPS = [1, 5000, 14_999, *range(15_000, 30_001, 1000)]
 
 
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Images are tiny: more threads would only wait for each other."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def cloud(n: int) -> Gaussians:
@@ -231,29 +222,13 @@ def test_command_line(method: str) -> None:
 
 
 @pytest.fixture(scope="module")
-def scene(tmp_path_factory: pytest.TempPathFactory) -> Scene:
+def scene(write_scene: Callable[..., Scene], turned_view: Callable[[float], Tensor]) -> Scene:
     """Five views of 60 Gaussians, four of them to train on."""
-    folder = tmp_path_factory.mktemp("scene")
     generator = torch.Generator().manual_seed(0)
     points = torch.rand(60, 3, generator=generator) * 2 - 1
     colors = torch.rand(60, 3, generator=generator)
-    truth = Gaussians.from_points(points, colors, sh_degree=0)
-    truth.params["opacities"].data.fill_(3.0)
-    cameras = []
-    for i in range(5):
-        angle = torch.tensor(0.4 * i - 0.8)
-        viewmat = torch.eye(4)
-        viewmat[0, 0] = viewmat[2, 2] = angle.cos()
-        viewmat[0, 2], viewmat[2, 0] = angle.sin(), -angle.sin()
-        viewmat[2, 3] = 4.0
-        K = torch.tensor([[45.0, 0, WIDTH / 2], [0, 45.0, HEIGHT / 2], [0, 0, 1]])
-        path = folder / f"{i}.png"
-        camera = Camera(path.name, path, WIDTH, HEIGHT, viewmat, K, WIDTH, HEIGHT)
-        with torch.no_grad():
-            image = render(truth, camera).colors.clamp(0, 1)
-        Image.fromarray((image * 255).round().numpy().astype(np.uint8)).save(path)
-        cameras.append(camera)
-    return Scene(cameras[:4], cameras[4:], points, colors, 1.5, folder, "colmap")
+    views = [turned_view(0.4 * i - 0.8) for i in range(5)]
+    return write_scene(points, colors, views, 4, (WIDTH, HEIGHT), 45.0)
 
 
 @pytest.fixture(scope="module")
