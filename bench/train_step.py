@@ -62,7 +62,7 @@ WARM_UP, STEPS, SPANS = 30, 20, 5
 
 # The first pattern found in a kernel's name tells its stage.
 STAGES = {
-    "projection": r"_project_fwd_kernel",
+    "projection": r"project_fwd_kernel",
     "sort": r"[Rr]adix|[Ss]ort|_place_tiles_kernel",
     "binning": r"_accumulate_kernel|_expand_kernel|_lists_kernel|_tile_order_kernel|[Ss]can",
     "blend forward": r"_blend_fwd_kernel",

@@ -22,7 +22,7 @@ WORK |= {"n_pixels": 1_000_000, "tile_pixels": 256}
 @pytest.mark.parametrize(
     ("name", "stage"),
     [
-        ("_project_fwd_kernel", "projection"),
+        ("project_fwd_kernel", "projection"),
         ("project_bwd_kernel", "projection backward"),
         ("_blend_fwd_kernel", "blend forward"),
         ("blend_bwd_kernel", "blend backward"),
@@ -67,7 +67,7 @@ def test_every_kernel_of_the_rasterizer_has_a_stage(repo: Path) -> None:
 def test_stages_add_up_to_the_busy_time() -> None:
     intervals = [
         Interval("_adam_kernel", 5000.0, 5500.0),
-        Interval("_project_fwd_kernel", 0.0, 1000.0),
+        Interval("project_fwd_kernel", 0.0, 1000.0),
         Interval("_blend_fwd_kernel", 1500.0, 3500.0),
         Interval("Memcpy HtoD (Pinned -> Device)", 3000.0, 4000.0),  # half of it at the same time
         Interval("Memset (Device)", 1600.0, 1700.0),  # all of it
@@ -105,7 +105,7 @@ def test_limits() -> None:
 
 
 def made_up(name: str, n: int, scale: float) -> dict[str, Any]:
-    names = ["_project_fwd_kernel", "DeviceRadixSort", "_expand_kernel", "_blend_fwd_kernel"]
+    names = ["project_fwd_kernel", "DeviceRadixSort", "_expand_kernel", "_blend_fwd_kernel"]
     names += ["_ssim", "blend_bwd_kernel", "project_bwd_kernel", "_adam_kernel", "Memset", "gelu"]
     starts = [100.0 * scale * i for i in range(len(names))]
     intervals = [Interval(k, s, s + 90 * scale) for k, s in zip(names, starts, strict=True)]
