@@ -34,12 +34,10 @@ class _RecordingFile(io.FileIO):
 
 
 @contextlib.contextmanager
-def atomic_write(path: str | Path, *, durable: bool = True) -> Iterator[BinaryIO]:
+def atomic_write(path: str | Path) -> Iterator[BinaryIO]:
     """Open `path` for writing in binary; it appears, complete, when the block ends without error.
 
     Folders that are missing are made. Use as `with atomic_write(path) as file: file.write(data)`.
-    Not `durable`: a crash of the machine right afterwards may lose it; many small files are written
-    much faster so, while a large one is on its way to the disk.
 
     Raises:
         SplatrimError: the operating system refused (full disk, no rights, a folder in the way).
@@ -53,8 +51,7 @@ def atomic_write(path: str | Path, *, durable: bool = True) -> Iterator[BinaryIO
         file = io.BufferedWriter(raw, buffer_size=1 << 20)
         yield file  # type: ignore[misc]
         file.flush()
-        if durable:
-            os.fsync(raw.fileno())
+        os.fsync(raw.fileno())
         raw.close()
         os.replace(temporary, path)
     except BaseException as error:
@@ -65,8 +62,7 @@ def atomic_write(path: str | Path, *, durable: bool = True) -> Iterator[BinaryIO
         if cause is not error:
             raise cause from None
         raise
-    if durable:
-        _sync_folder(path.parent)
+    _sync_folder(path.parent)
 
 
 def write_text(path: str | Path, text: str) -> None:

@@ -8,6 +8,8 @@ Normals are zero; f_rest is channel-major (all red coefficients, then green, the
 a logit, scales are logarithms, rot is an unnormalised quaternion (w, x, y, z).
 """
 
+import shutil
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -159,9 +161,12 @@ def _read_vertices(path: Path) -> NDArray[np.void]:
     if not path.is_file():
         raise SplatrimError(f"no such file: {path}")
     try:
-        # no memory map: a file that is replaced while it is read must not crash the process
-        data = PlyData.read(str(path), mmap=False)  # pyright: ignore[reportArgumentType]
-        return data["vertex"].data
+        # plyfile is fast with a memory map alone (0.9 s instead of 22 for 400,000 Gaussians), and
+        # what another process cuts short while it is mapped would crash this one: map a copy
+        with open(path, "rb") as file, tempfile.TemporaryFile() as copy:
+            shutil.copyfileobj(file, copy, 1 << 24)
+            copy.seek(0)
+            return np.array(PlyData.read(copy)["vertex"].data)
     except OSError as error:
         raise SplatrimError(f"cannot read {path}: {error.strerror or error}") from error
     except KeyError as error:

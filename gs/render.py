@@ -228,8 +228,8 @@ def _render_split(
 
 
 def _save_png(path: Path, image: Tensor) -> None:  # [H, W, 3] uint8
-    with atomic_write(path, durable=False) as file:  # it can be rendered again
-        Image.fromarray(image.cpu().numpy()).save(file, "PNG", compress_level=1)
+    with atomic_write(path) as file:
+        Image.fromarray(image.cpu().numpy()).save(file, "PNG", compress_level=4)
 
 
 class _Timer:

@@ -193,3 +193,14 @@ def test_an_interrupted_save_keeps_the_old_model(
         save_ply(tmp_path / "x.ply", random_gaussians(9))
     assert (tmp_path / "x.ply").read_bytes() == old
     assert [p.name for p in tmp_path.iterdir()] == ["x.ply"]
+
+
+def test_values_are_not_read_one_by_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """plyfile's other way takes minutes for a large model."""
+    save_ply(tmp_path / "a.ply", random_gaussians(10))
+
+    def fail(self: object, *args: object) -> None:
+        raise AssertionError("one by one")
+
+    monkeypatch.setattr(PlyElement, "_read_bin", fail)
+    assert len(load_ply(tmp_path / "a.ply")["means"]) == 10
