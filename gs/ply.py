@@ -81,13 +81,15 @@ def save_ply(path: str | Path, tensors: dict[str, Tensor]) -> None:
         tensors["scales"],
         tensors["quats"],
     ]
-    table = torch.cat([c.detach().to("cpu", torch.float32) for c in columns], dim=1).numpy()
+    # joined where they are: on a GPU in no time, and copied to the host once
+    joined = torch.cat([c.detach().float() for c in columns], dim=1)
+    table = np.ascontiguousarray(joined.cpu().numpy(), "<f4")
     dtype = np.dtype([(name, "<f4") for name in property_names(3 * k)])
-    vertices = np.ascontiguousarray(table, "<f4").view(dtype).reshape(n)
+    vertices = table.view(dtype).reshape(n)
     header = PlyData([PlyElement.describe(vertices, "vertex")], byte_order="<").header
     with atomic_write(path) as file:
         file.write(header.encode("ascii") + b"\n")
-        file.write(vertices.tobytes())
+        file.write(table.data)
 
 
 def load_ply(path: str | Path) -> dict[str, Tensor]:

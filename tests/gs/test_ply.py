@@ -183,7 +183,8 @@ def test_an_interrupted_save_keeps_the_old_model(
         def __exit__(self, *args: object) -> bool | None:
             return self.inner.__exit__(*args)  # type: ignore[arg-type]
 
-        def write(self, data: bytes) -> None:
+        def write(self, data: bytes | memoryview) -> None:
+            data = bytes(data)
             self.file.write(data[:10])
             if not data.startswith(b"ply"):
                 raise KeyboardInterrupt
