@@ -13,9 +13,7 @@ starts from the same points and draws the same views and noise in both.
 """
 
 import math
-import signal
 import statistics
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,12 +21,11 @@ from typing import Annotated, Any
 
 import tyro
 
-from bench.sweep import SweepConfig, make_job, parse_method, run_jobs
+from bench.sweep import SweepConfig, make_job, parse_method, run_command, run_jobs
 from bench.sweep_run import BASELINE, Job, Method
 from bench.sweep_table import with_ratios
 from gs.errors import SplatrimError, run_cli
 from gs.files import write_json, write_text
-from gs.logs import show_log
 
 EXACT = Method("exact", "mask-gaussian", "beta")
 PUBLISHED = Method("published", "mask-gaussian", "beta", module="bench.ablation_train")
@@ -162,25 +159,14 @@ def write_tables(out: Path, runs: list[dict[str, Any]]) -> None:
     write_text(out / "ablation.md", markdown(runs))
 
 
+def run_ablation(config: AblationConfig, extra: Sequence[str] = ()) -> list[dict[str, Any]]:
+    """Do what is not done yet, and write the tables; as `bench.sweep.run_sweep`."""
+    return run_jobs(*plan(config, extra), write_tables)
+
+
 def main(args: Sequence[str] | None = None) -> None:
     """Entry point of `python -m bench.ablation`."""
-    words = list(sys.argv[1:] if args is None else args)
-    split = words.index("--") if "--" in words else len(words)
-    config = tyro.cli(
-        AblationConfig,
-        args=words[:split],
-        description=__doc__,
-        config=(tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff),
-        use_underscores=True,
-    )
-    show_log(quiet=True)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
-    results = run_jobs(*plan(config, words[split + 1 :]), write_tables)
-    print(f"\n{(config.out / 'ablation.md').read_text(encoding='utf-8')}")
-    failed = sum("error" in result for result in results)
-    if failed:
-        print(f"{failed} of {len(results)} runs failed", file=sys.stderr)
-        sys.exit(1)
+    run_command(AblationConfig, __doc__, args, run_ablation, "ablation.md")
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Protocol, TypeVar
 
 import tyro
 
@@ -32,6 +32,14 @@ from gs.logs import show_log
 from pruning import METHODS
 
 POST = "post:"
+
+
+class _HasOut(Protocol):
+    @property
+    def out(self) -> Path: ...
+
+
+C = TypeVar("C", bound=_HasOut)
 
 
 @dataclass(frozen=True)
@@ -209,25 +217,44 @@ def _run(runner: Runner, job: Job) -> dict[str, Any]:
     return result
 
 
-def main(args: Sequence[str] | None = None) -> None:
-    """Entry point of `python -m bench.sweep`."""
+def run_command(
+    config_type: type[C],
+    description: str | None,
+    args: Sequence[str] | None,
+    run: Callable[[C, list[str]], list[dict[str, Any]]],
+    table: str,
+) -> None:
+    """What commands that train a table have in common: read flags, run, print, tell of failures.
+
+    Args:
+        config_type: Its flags; it has `out`.
+        description: What --help says first.
+        args: Words of the command line; those after a lone "--" are for train.py.
+        run: Trains, given the flags and those words, and returns the figures of all runs.
+        table: Name of the Markdown file in `out`.
+    """
     words = list(sys.argv[1:] if args is None else args)
     split = words.index("--") if "--" in words else len(words)
     config = tyro.cli(
-        SweepConfig,
+        config_type,
         args=words[:split],
-        description=__doc__,
+        description=description,
         config=(tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff),
         use_underscores=True,
     )
     show_log(quiet=True)
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    results = run_sweep(config, words[split + 1 :])
-    print(f"\n{(config.out / 'sweep.md').read_text(encoding='utf-8')}")
+    results = run(config, words[split + 1 :])
+    print(f"\n{(config.out / table).read_text(encoding='utf-8')}")
     failed = sum("error" in result for result in results)
     if failed:
         print(f"{failed} of {len(results)} runs failed", file=sys.stderr)
         sys.exit(1)
+
+
+def main(args: Sequence[str] | None = None) -> None:
+    """Entry point of `python -m bench.sweep`."""
+    run_command(SweepConfig, __doc__, args, run_sweep, "sweep.md")
 
 
 if __name__ == "__main__":

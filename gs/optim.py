@@ -10,7 +10,6 @@ On a GPU the optimizer is kernels.FusedAdam, elsewhere torch's: both have the sa
 
 from __future__ import annotations
 
-import importlib.util
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -18,6 +17,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from kernels import uses_triton
 
 from .gaussians import PARAMETER_ORDER, Gaussians
 
@@ -99,7 +100,7 @@ def build_optimizer(
     rates = config.learning_rates(extent)
     names = [name for name in PARAMETER_ORDER if name in gaussians.params]
     groups = [{"params": [gaussians.params[n]], "lr": rates[n], "name": n} for n in names]
-    if _has_kernel(gaussians.device):
+    if uses_triton("auto", gaussians.params["means"]):
         from kernels import FusedAdam
 
         return FusedAdam(groups, lr=0.0, betas=BETAS, eps=EPS)
@@ -316,10 +317,6 @@ def load_optimizer_state(optimizer: torch.optim.Optimizer, state: Mapping[str, A
                 )
             loaded[key] = moments[key].detach().to(parameter.detach(), copy=True)
         optimizer.state[parameter] = loaded
-
-
-def _has_kernel(device: torch.device) -> bool:
-    return device.type == "cuda" and importlib.util.find_spec("triton") is not None
 
 
 def _group(optimizer: torch.optim.Optimizer, name: str) -> dict[str, Any]:

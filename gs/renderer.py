@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor
 
-from kernels import has_triton, rasterization
+from kernels import rasterization, uses_triton
 
 from .gaussians import Gaussians
 
@@ -61,7 +61,7 @@ def render(
         "backgrounds": None if background is None else background[None],
     } | raster_kwargs
     backend = keywords.pop("backend", "auto")
-    if has_triton() and (backend == "triton" or (backend == "auto" and params["means"].is_cuda)):
+    if uses_triton(backend, params["means"]):
         from kernels import rasterize
 
         # activations and the two parts of the SH coefficients are fused into the kernels

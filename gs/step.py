@@ -67,7 +67,6 @@ class Stepper:
         self._frame: Frame | None = None
         self._targets: dict[tuple[int, ...], Tensor] = {}  # a captured step's image, by shape
         self._views = [np.append(c.viewmat.numpy(), c.K.numpy()) for c in images.cameras]
-        self._needed = (0, 0)  # rows and entries of the last eager step
         self._replayed: tuple[int, int, Hashable] | None = None  # step, index, key; not settled
         self._stepped: list[Tensor] = []  # parameters that the last `_compute` had gradients of
         self._counts: dict[Hashable, list[Tensor]] = {}  # the same by graph: its steps to count
@@ -97,16 +96,17 @@ class Stepper:
             caller.wait_stream(stream)
 
     def take(self, step: int, index: int) -> None:
-        """Iteration `step` on image `index`. Call `settle` before looking at the model."""
-        self.settle()
+        """Iteration `step` on image `index`. Call `settle` before it, and to look at the model."""
         key = self._graph_key(step, self.images.cameras[index])
         plan = "run" if key is None else self.graphs.plan(key, self.gaussians)
         if plan in ("capture", "replay"):
             self._run_graph(step, index, key, capture=plan == "capture")
         else:
-            self._run(step, index)
+            n = len(self.gaussians)
+            info = self._run(step, index)
             if plan == "warm up":
-                self.graphs.warmed_up(key, len(self.gaussians), *self._needed)
+                n_rows = int((info["radii"] > 0).all(-1).sum())
+                self.graphs.warmed_up(key, n, n_rows, int(info["n_isects"]))
 
     def settle(self) -> None:
         """Make sure that the last step counts: repeat it if a graph's buffers were too small.
@@ -140,13 +140,11 @@ class Stepper:
             return None
         return camera.width, camera.height, self.gaussians.active_sh_degree, phases
 
-    def _run(self, step: int, index: int) -> None:
-        """A step launch by launch."""
+    def _run(self, step: int, index: int) -> dict[str, Any]:
+        """A step launch by launch; the rendering's info."""
         camera = self.images.cameras[index]
         background = torch.tensor(self.background_color(step), device=self.gaussians.device)
-        info = self._compute(step, camera, self.images[index], background)
-        if self._graph_key(step, camera) is not None:
-            self._needed = int((info["radii"] > 0).all(-1).sum()), int(info["n_isects"])
+        return self._compute(step, camera, self.images[index], background)
 
     def _run_graph(self, step: int, index: int, key: Hashable, *, capture: bool) -> None:
         """A step as a graph; whether its buffers sufficed is seen in `settle`."""

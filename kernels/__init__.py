@@ -3,6 +3,7 @@
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from ._checks import uses_triton
 from .densification import add_gradient_norms
 from .masks import sampled_in_any
 from .mcmc import add_langevin_noise, add_regularizer_gradients
@@ -12,7 +13,7 @@ from .photometric import (
     photometric_values,
     structural_similarity,
 )
-from .rasterization import has_triton, rasterization
+from .rasterization import rasterization
 from .reference.sampling import logistic_noise, philox, sample_masks, uniform
 
 if TYPE_CHECKING:
@@ -33,7 +34,6 @@ __all__ = [
     "add_gradient_norms",
     "add_langevin_noise",
     "add_regularizer_gradients",
-    "has_triton",
     "logistic_noise",
     "philox",
     "photometric_gradient",
@@ -46,11 +46,14 @@ __all__ = [
     "split_seed",
     "structural_similarity",
     "uniform",
+    "uses_triton",
 ]
 
 
 def __getattr__(name: str) -> Any:
     """What needs Triton is imported only when asked for."""
     if name in _NEED_TRITON:
-        return getattr(importlib.import_module(_NEED_TRITON[name], __name__), name)
+        value = getattr(importlib.import_module(_NEED_TRITON[name], __name__), name)
+        globals()[name] = value  # the next time it is found without a call
+        return value
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -5,8 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ._checks import check
-from .rasterization import has_triton
+from ._checks import check, uses_triton
 from .reference import statistics as reference
 
 
@@ -50,9 +49,7 @@ def add_gradient_norms(
         )
     if skip is not None and (skip.numel() != 1 or skip.dtype != torch.int32):
         raise ValueError(f"skip: expected one int32, got {list(skip.shape)} {skip.dtype}")
-    if backend not in ("auto", "triton", "reference"):
-        raise ValueError(f"backend: expected 'auto', 'triton' or 'reference', got {backend!r}")
     run: Any = reference
-    if backend == "triton" or (backend == "auto" and v_means2d.is_cuda and has_triton()):
+    if uses_triton(backend, v_means2d):
         from . import statistics as run
     run.add_gradient_norms(v_means2d, radii, gradients, views, width, height, skip)

@@ -3,10 +3,9 @@
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from .rasterization import has_triton
+from ._checks import uses_triton
 from .reference import sampling as reference
 
 
@@ -34,10 +33,7 @@ def sampled_in_any(
         raise ValueError(f"mask_logits and ids: expected [N] or [N 2], and [N], got {shapes}")
     if not seeds:
         raise ValueError("seeds: expected at least one")
-    if backend not in ("auto", "triton", "reference"):
-        raise ValueError(f"backend: expected 'auto', 'triton' or 'reference', got {backend!r}")
-    fast = mask_logits.is_cuda and mask_logits.dtype == torch.float32 and has_triton()
     run: Any = reference
-    if backend == "triton" or (backend == "auto" and fast):
+    if uses_triton(backend, mask_logits):
         from . import sampling as run
     return run.sampled_in_any(mask_logits, seeds, ids)

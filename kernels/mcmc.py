@@ -5,8 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ._checks import check
-from .rasterization import has_triton
+from ._checks import check, uses_triton
 from .reference import langevin as reference
 
 
@@ -101,9 +100,7 @@ def _check_floats(**tensors: Tensor) -> None:
 
 
 def _backend(backend: str, x: Tensor) -> Any:
-    if backend not in ("auto", "triton", "reference"):
-        raise ValueError(f"backend: expected 'auto', 'triton' or 'reference', got {backend!r}")
-    if backend == "triton" or (backend == "auto" and x.is_cuda and has_triton()):
+    if uses_triton(backend, x):
         from . import langevin
 
         return langevin

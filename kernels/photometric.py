@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .rasterization import has_triton
+from ._checks import uses_triton
 from .reference import ssim as reference
 
 
@@ -94,13 +94,9 @@ def structural_similarity(
     if not a.is_floating_point() or a.dtype != b.dtype:
         raise ValueError(f"ssim: expected images of one float type, got {a.dtype} and {b.dtype}")
     grad = torch.is_grad_enabled() and (a.requires_grad or b.requires_grad)
-    if a.shape[2] == 3 and not grad and _is_fast(a) and b.is_cuda:
+    if a.shape[2] == 3 and not grad and uses_triton("auto", a) and b.is_cuda:
         return photometric_values(a, b)[2]
     return reference.ssim(a, b)
-
-
-def _is_fast(image: Tensor) -> bool:
-    return image.is_cuda and image.dtype == torch.float32 and has_triton()
 
 
 def _prepare(backend: str, colors: Tensor, target: Tensor) -> tuple[Any, Tensor, Tensor]:
@@ -118,13 +114,10 @@ def _prepare(backend: str, colors: Tensor, target: Tensor) -> tuple[Any, Tensor,
         raise ValueError(f"target: expected uint8 or {colors.dtype}, got {target.dtype}")
     if target.device != colors.device:
         raise ValueError(f"target: expected on {colors.device} as colors, got on {target.device}")
-    if backend == "auto":
-        # the kernel has no gradient for the target
-        backend = "triton" if _is_fast(colors) and not target.requires_grad else "reference"
-    if backend == "reference":
+    if backend == "auto" and target.requires_grad:
+        backend = "reference"  # the kernel has no gradient for the target
+    if not uses_triton(backend, colors):
         return reference, colors, target
-    if backend != "triton":
-        raise ValueError(f"backend: expected 'auto', 'triton' or 'reference', got {backend!r}")
     if colors.dtype != torch.float32:
         raise ValueError(f"backend 'triton': expected float32, got {colors.dtype}")
     if target.requires_grad:

@@ -1,13 +1,11 @@
 """The public rasterizer: checks its arguments once and calls a backend."""
 
-import functools
-import importlib.util
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ._checks import check, check_same
+from ._checks import check, check_same, uses_triton
 from .constants import EPS2D, FAR_PLANE, MAX_SH_DEGREE, NEAR_PLANE
 from .reference.rasterization import rasterize as rasterize_reference
 
@@ -211,20 +209,10 @@ def _validate(
             raise ValueError(f"mask_seed: expected an integer or int32, got {mask_seed.dtype}")
 
 
-@functools.cache
-def has_triton() -> bool:
-    return importlib.util.find_spec("triton") is not None
-
-
 def choose_backend(backend: str, means: Tensor) -> Any:
     """The function `rasterize` of a backend; "auto" takes Triton for float32 on CUDA."""
-    if backend == "auto":
-        fast = means.is_cuda and means.dtype == torch.float32
-        backend = "triton" if fast and has_triton() else "reference"
-    if backend == "reference":
+    if not uses_triton(backend, means):
         return rasterize_reference
-    if backend != "triton":
-        raise ValueError(f"backend: expected 'auto', 'triton' or 'reference', got {backend!r}")
     if means.dtype != torch.float32:
         raise ValueError(f"backend 'triton': expected float32, got {means.dtype}")
     # Triton is not everywhere, and nothing else needs it.
