@@ -1,0 +1,112 @@
+"""Stopping within any method's window and going on gives the Gaussians of a run in one piece."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from gs.checkpoint import load_checkpoint
+from gs.config import TrainConfig
+from gs.data.scene import Scene
+from gs.densify import DensifierConfig, DensifyConfig
+from gs.mcmc import MCMCConfig
+from gs.optim import OptimConfig
+from gs.taming import TamingConfig
+from gs.trainer import Trainer
+from pruning import METHODS
+from pruning.method import MethodConfig
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+ITERATIONS, STOP = 40, 17
+DENSIFY = DensifyConfig(
+    densify_from_iter=5, densify_until_iter=26, densification_interval=6,
+    opacity_reset_interval=20, densify_grad_threshold=1e-4,
+)  # fmt: skip
+TAMING = TamingConfig(
+    densify_from_iter=5, densify_until_iter=26, densification_interval=8,
+    opacity_reset_interval=20, densify_grad_threshold=1e-4, budget="1.5x", score_views=2,
+)  # fmt: skip
+MCMC = MCMCConfig(
+    densify_from_iter=5, densify_until_iter=32, densification_interval=6, budget="1.2x",
+    min_opacity=0.05, initial_opacity=0.1,
+)  # fmt: skip
+
+
+def _method(name: str, preset: str, **settings: Any) -> MethodConfig:
+    return replace(METHODS[name].preset(preset), **settings)
+
+
+MASKS = _method(
+    "mask-gaussian", "beta", lambda_mask=1.0, mask_from_iter=3, mask_until_iter=30,
+    mask_prune_iter=7,
+)  # fmt: skip
+LP = {"mask_from_iter": 8, "mask_until_iter": 30, "score_interval": 4, "logit_lr": 0.1}
+TWICE = {"prune_iterations": (14, 19)}  # before opacities are reset
+CASES: dict[str, tuple[DensifierConfig, MethodConfig]] = {
+    "mask-gaussian": (DENSIFY, MASKS),
+    "mask-gaussian, taming": (TAMING, MASKS),
+    "mask-gaussian, mcmc": (MCMC, MASKS),
+    "lp-3dgs:radsplat": (DENSIFY, _method("lp-3dgs", "radsplat", **LP)),
+    "lp-3dgs:mini-splatting": (
+        DENSIFY, _method("lp-3dgs", "mini-splatting", score_source="masked", **LP)
+    ),
+    "lp-3dgs:straight-through": (DENSIFY, _method("lp-3dgs", "straight-through", **LP)),
+    "radsplat": (DENSIFY, _method("radsplat", "default", threshold=0.05, **TWICE)),
+    "mini-splatting": (DENSIFY, _method("mini-splatting", "indoor", **TWICE)),
+    "light-gaussian": (DENSIFY, _method("light-gaussian", "two-step", **TWICE)),
+    "opacity": (DENSIFY, _method("opacity", "default", ratio=0.2, **TWICE)),
+}  # fmt: skip
+DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
+
+
+@pytest.fixture(scope="module")
+def scene(write_scene: Callable[..., Scene], turned_view: Callable[[float], Tensor]) -> Scene:
+    """Eight views of 80 Gaussians, six of them to train on."""
+    generator = torch.Generator().manual_seed(0)
+    points = torch.rand(80, 3, generator=generator) * 2 - 1
+    colors = torch.rand(80, 3, generator=generator)
+    views = [turned_view(0.3 * i - 1.0) for i in range(8)]
+    start = points + 0.05 * torch.randn(80, 3, generator=generator), colors
+    return write_scene(points, colors, views, 6, (40, 30), 45.0, start)
+
+
+def _trainer(scene: Scene, out: Path, case: str, device: str, start: Any = None) -> Trainer:
+    densify, method = CASES[case]
+    train = TrainConfig(
+        out, iterations=ITERATIONS, sh_degree_interval=10, quiet=True, device=device,
+        deterministic=True, checkpoint_iterations=(STOP,),
+    )  # fmt: skip
+    strategies = [densify.build(), method.build(densify_until=densify.densify_until_iter)]
+    optim = OptimConfig(position_lr_max_steps=ITERATIONS, mask_lr=0.4)
+    return Trainer(train, scene, strategies=strategies, optim=optim, start=start)
+
+
+def _tensors(trainer: Trainer) -> dict[str, Tensor]:
+    model = trainer.gaussians
+    tensors = {f"rows.{name}": rows for name, rows in model.rows.items()}
+    for name, parameter in model.params.items():
+        tensors[name] = parameter.detach()
+        moments = trainer.optimizer.state[parameter]
+        tensors |= {f"{name}.{key}": value for key, value in moments.items()}
+    return tensors
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("case", CASES)
+def test_resuming_equals_not_stopping(scene: Scene, tmp_path: Path, case: str, device: str) -> None:
+    whole = _trainer(scene, tmp_path / "whole", case, device)
+    whole.fit()
+    start = load_checkpoint(tmp_path / "whole" / f"chkpnt{STOP}.pth")
+    n_stopped = len(start["params"]["means"])
+    assert 0 < len(whole.gaussians) != n_stopped  # rows come or go after the stop
+    resumed = _trainer(scene, tmp_path / "resumed", case, device, start)
+    resumed.fit()
+    want, got = _tensors(whole), _tensors(resumed)
+    assert got.keys() == want.keys()
+    for name in want:
+        assert torch.equal(got[name], want[name]), name
