@@ -64,7 +64,9 @@ def test_presets() -> None:
     assert METHODS["lp-3dgs"] is LP3DGSConfig
     assert next(iter(LP3DGSConfig.PRESETS)) == "radsplat"
     assert LP3DGSConfig.preset("radsplat") == PUBLISHED
-    assert LP3DGSConfig.preset("mini-splatting") == replace(PUBLISHED, score="mini-splatting")
+    unscaled = replace(PUBLISHED, score="mini-splatting")
+    assert LP3DGSConfig.preset("mini-splatting-unscaled") == unscaled
+    assert LP3DGSConfig.preset("mini-splatting") == replace(unscaled, score_scale="mean")
     assert LP3DGSConfig.preset("straight-through").relaxation == "straight-through"
     assert (PUBLISHED.decision, PUBLISHED.score_source) == ("threshold", "unmasked")
 
@@ -520,3 +522,16 @@ def test_post_training_of_a_finished_model(scene: Scene, tmp_path: Path, start: 
     for step in range(first + 2, first + 20):
         run.train_step(step)
     assert 0 < len(run.gaussians) < 60
+
+
+def test_a_sum_of_weights_is_divided_by_its_mean(scene: Scene, tmp_path: Path) -> None:
+    presets = LP3DGSConfig.PRESETS
+    for out, name, divisor in (("a", "mini-splatting", 60), ("b", "mini-splatting-unscaled", None)):
+        run = trainer(scene, tmp_path / out, replace(SMALL, **presets[name]))
+        for step in range(1, 10):
+            run.train_step(step)
+        want = accumulate_scores(run.gaussians, run.scene.train, "mini-splatting")
+        if divisor:
+            want = want * divisor / want.sum()
+        assert len(want) == 60 and want.max() > 1.5
+        torch.testing.assert_close(run.gaussians.rows[SCORES], want)
