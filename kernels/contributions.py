@@ -2,8 +2,8 @@ r"""What every Gaussian contributes to the images: maximum and sum of m alpha T,
 
 One more walk through the tile lists, as blending.py does it, with sums over the pixels of a block
 in place of sums over its Gaussians. The Gaussian that weighs most in a pixel is known at the end
-of the list, so its count is added once per pixel. Sums and counts use atomics: `contrib_sum` may
-differ in its last bits from run to run, the other three are exact.
+of the list, so its count is added once per pixel. Sums are taken in fixed point, over the pixels
+of a tile first: integers add up to the same in any order, so all four are the same in every run.
 
     contrib_max [N], contrib_sum [N] float32; contrib_count [N], contrib_top [N] int64
 """
@@ -20,6 +20,9 @@ from .binning import TileLists
 from .launch import launch
 from .tiles import CHUNK, PIXELS, T_MIN, chunk_weights, tile_pixels
 
+# Units per 1 of fixed-point sums: a weight is at least 4e-7, and a million full tiles fit.
+UNIT = tl.constexpr(float(1 << 36))
+
 
 @triton.jit(do_not_specialize=["W", "H", "tiles_x", "tiles_y", "N"])
 def _contributions_kernel(
@@ -28,7 +31,7 @@ def _contributions_kernel(
     flatten_ids_ptr,  # [I]
     offsets_ptr,  # [C * TH * TW + 1]
     max_ptr,  # [N] in and out
-    sum_ptr,  # [N] in and out
+    sum_ptr,  # [N] int64 in and out, in UNITs
     count_ptr,  # [N] int64 in and out
     top_ptr,  # [N] int64 in and out
     W,
@@ -54,7 +57,8 @@ def _contributions_kernel(
         largest = tl.max(w, 0)
         used = there & (largest > 0.0)
         tl.atomic_max(max_ptr + n, largest, mask=used, sem="relaxed")
-        tl.atomic_add(sum_ptr + n, tl.sum(w, 0), mask=used, sem="relaxed")
+        total = (tl.sum(w, 0) * UNIT).to(tl.int64)
+        tl.atomic_add(sum_ptr + n, total, mask=used, sem="relaxed")
         count = tl.sum((w > 0.0).to(tl.int32), 0).to(tl.int64)
         tl.atomic_add(count_ptr + n, count, mask=used, sem="relaxed")
         # the nearest of equals: the first column that reaches the maximum
@@ -97,17 +101,17 @@ def contributions(
     Returns:
         contrib_max [N] and contrib_sum [N] float32, contrib_count [N] and contrib_top [N] int64.
     """
-    scores = torch.zeros(2, N, device=records.device)
-    counts = torch.zeros(2, N, dtype=torch.int64, device=records.device)
+    largest = torch.zeros(N, device=records.device)
+    counts = torch.zeros(3, N, dtype=torch.int64, device=records.device)
     launch(
         _contributions_kernel, (C * tiles_x * tiles_y,),
         records, gaussian_ids, lists.flatten_ids, lists.offsets,
-        scores[0], scores[1], counts[0], counts[1],
+        largest, counts[0], counts[1], counts[2],
         width, height, tiles_x, tiles_y, N, num_warps=1,
     )  # fmt: skip
     return {
-        "contrib_max": scores[0],
-        "contrib_sum": scores[1],
-        "contrib_count": counts[0],
-        "contrib_top": counts[1],
+        "contrib_max": largest,
+        "contrib_sum": (counts[0].double() / UNIT.value).float(),
+        "contrib_count": counts[1],
+        "contrib_top": counts[2],
     }
