@@ -4,6 +4,7 @@ Losses are summed on their device. At every update of the bar their means start 
 host, where they are read at the next update: a GPU is never waited for.
 """
 
+import io
 import logging
 import math
 import time
@@ -13,6 +14,7 @@ from types import TracebackType
 from typing import Any
 
 import torch
+from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
@@ -151,8 +153,17 @@ class Tracker:
         self.info(f"iteration {step}: {split} views PSNR {psnr:.2f} dB, L1 {l1:.4f}")
 
     def image(self, name: str, image: Tensor, step: int) -> None:  # [H, W, 3] uint8
-        if self._writer is not None:
-            self._writer.add_image(name, image, step, dataformats="HWC")
+        if self._writer is None:
+            return
+        from tensorboard.compat.proto.summary_pb2 import Summary  # pyright: ignore
+
+        # The writer's own add_image compresses four times as long for files a fifteenth smaller.
+        file, (height, width, _) = io.BytesIO(), image.shape
+        Image.fromarray(image.cpu().numpy()).save(file, "PNG", compress_level=1)
+        encoded = {"encoded_image_string": file.getvalue(), "colorspace": 3}
+        picture = Summary.Image(height=height, width=width, **encoded)
+        summary = Summary(value=[Summary.Value(tag=name, image=picture)])
+        self._writer.file_writer.add_summary(summary, step)
 
     def histogram(self, name: str, values: Tensor, step: int) -> None:
         if self._writer is not None and values.numel():
