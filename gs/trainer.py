@@ -45,6 +45,7 @@ from .strategy import Strategy, final_keep
 from .tracker import Tracker
 
 PREFETCH = 4  # images decoded ahead
+EVALUATION_AHEAD = 1000  # iterations before an evaluation, its images begin to be decoded
 LOGGED_TRAIN_VIEWS = range(5, 30, 5)  # evaluated beside the test views, as in Inria's log
 LOGGED_IMAGES = 5  # test views that go to TensorBoard
 
@@ -159,6 +160,8 @@ class Trainer:
             self.gaussians.one_up_sh_degree()
         index = self.sampler.next()
         self.images.prefetch(self.sampler.upcoming(PREFETCH))
+        if self._evaluates(step + EVALUATION_AHEAD):
+            self.images.prefetch(range(len(self.scene.train), len(self.cameras)))
         n_rendered = len(self.gaussians)
         self.stepper.take(step, index)
         self.step = step
@@ -170,11 +173,14 @@ class Trainer:
         if step in self.config.checkpoint_iterations:
             self.checkpoint(step)
 
+    def _evaluates(self, step: int) -> bool:
+        return step == self.config.iterations or step in self.config.test_iterations
+
     @torch.no_grad()
     def _report(self, step: int) -> None:
         """Evaluate and save what is due, before anything is pruned."""
         last = step == self.config.iterations
-        if last or step in self.config.test_iterations:
+        if self._evaluates(step):
             self.evaluate(step)
         if last or step in self.config.save_iterations:
             self.save(step)
