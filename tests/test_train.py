@@ -21,6 +21,7 @@ from gs.data.scene import load_scene
 from gs.errors import SplatrimError
 from gs.evaluation import evaluate_views, mean_scores
 from gs.gaussians import Gaussians
+from gs.optim import OptimConfig
 from gs.ply import load_ply, save_ply
 
 
@@ -144,6 +145,20 @@ def test_short_runs_scale_the_schedule_unless_told() -> None:
 def test_impossible_choices(line: str, message: str) -> None:
     with pytest.raises(SplatrimError, match=message):
         parse(line)
+
+
+def test_the_fast_recipe_and_flags_over_it() -> None:
+    flags = ["-s", "x", "-m", "y", "--recipe", "fast"]
+    fast = train.parse(flags)
+    assert fast.train.iterations == 14_000 and fast.train.test_iterations == ()
+    assert fast.optim == OptimConfig().scaled(14 / 30).hastened()
+    assert fast.optim.anneal_to < 1 and fast.optim.feature_lr > OptimConfig().feature_lr
+    assert fast.densify.densification_interval == 150
+    for white in (False, True):
+        steps = range(fast.densify.densify_from_iter + 1, 14_001)
+        assert not any(fast.densify.resets_opacity_at(s, white_background=white) for s in steps)
+    own = train.parse([*flags, "--anneal_to", "1", "--opacity_reset_interval", "500"])
+    assert own.optim.anneal_to == 1 and own.densify.opacity_reset_interval == 500
 
 
 def test_resume_command_replaces_an_old_checkpoint() -> None:

@@ -98,6 +98,19 @@ def test_position_rate_of_one_published_iteration() -> None:
     assert position_lr(OptimConfig(), 1.0, 7000) == pytest.approx(want, rel=1e-12)
 
 
+def test_annealed_rates_fall_log_linearly_to_their_share() -> None:
+    config = OptimConfig(anneal_to=0.01, anneal_from=0.6)
+    optimizer = optimizer_of(model())
+    at_start = config.learning_rates(EXTENT)
+    for step, share in ((0, 1.0), (18_000, 1.0), (24_000, 0.1), (30_000, 0.01), (40_000, 0.01)):
+        update_learning_rates(optimizer, config, extent=EXTENT, step=step)
+        rates = {group["name"]: group["lr"] for group in optimizer.param_groups}
+        assert rates.pop("means") == position_lr(config, EXTENT, step)
+        assert rates.pop("mask_logits") == config.mask_lr
+        assert rates == pytest.approx({name: share * at_start[name] for name in rates})
+        assert len(rates) == 5
+
+
 def test_scaled_schedule_keeps_its_shape() -> None:
     short = OptimConfig().scaled(0.008)
     assert short.position_lr_max_steps == 240
