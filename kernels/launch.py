@@ -2,11 +2,11 @@
 
 `kernel[grid](...)` specialises every argument, compares every global that a kernel reads and asks
 the driver about every pointer, which takes longer than most of these kernels run. Here a compiled
-kernel is found by its constants and by which arguments are None, and gets addresses. That is
-enough because these kernels specialise on nothing else: all their integers are do_not_specialize,
-all tensors are aligned to 16 bytes (others take the slow way), and a tensor's dtype follows from
-the constants. What Triton's own launcher does in Python for every launch, allocate scratch memory,
-is left out for kernels that ask for none: they go straight to its function in C.
+kernel is found by its constants and by which arguments are None or not aligned to 16 bytes, and
+gets addresses. That is enough because these kernels specialise on nothing else: all their integers
+are do_not_specialize, and a tensor's dtype follows from the constants. What Triton's own launcher
+does in Python for every launch, allocate scratch memory, is left out for kernels that ask for none:
+they go straight to its function in C.
 """
 
 from collections.abc import Callable
@@ -49,23 +49,23 @@ def launch(
     if INTERPRET:
         kernel[grid](*args, **constants)
         return
-    plain, bits, absent = [], 0, []
+    plain, special = [], []
     for x in args:
         if x is None:
-            absent.append(len(plain))
+            special.append(len(plain))
         elif isinstance(x, Tensor):
             x = x.data_ptr()
-            bits |= x
+            if x & 15:
+                special.append(~len(plain))
         plain.append(x)
     values = constants.values()
     device = torch._C._cuda_getDevice()
-    key = (kernel.fn, device, num_warps, maxnreg, *values, *absent)
+    key = (kernel.fn, device, num_warps, maxnreg, *values, *special)
     start = _compiled.get(key)
-    if start is None or bits & 15:
+    if start is None:
         _check_integers(kernel, args)
         compiled = kernel[grid](*args, **constants, num_warps=num_warps, maxnreg=maxnreg)
-        if not bits & 15:
-            _compiled[key] = _starter(compiled, tuple(values))
+        _compiled[key] = _starter(compiled, tuple(values))
         return
     x, y, z = (*grid, 1, 1)[:3]
     start(x, y, z, torch._C._cuda_getCurrentRawStream(device), plain)

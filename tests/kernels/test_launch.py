@@ -4,8 +4,10 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 from triton.backends.nvidia.driver import CudaLauncher
 
+from kernels import launch
 from kernels.launch import _starter
 
 
@@ -40,3 +42,29 @@ def test_special_kernels_take_the_slow_way(name: str) -> None:
     compiled = SimpleNamespace(run=run, function=7, packed_metadata=(4, 1, 0))
     _starter(compiled, (64,))(1, 2, 3, 99, [1024])
     assert calls == [(1, 2, 3, 99, 7, (4, 1, 0), None, None, None, 1024, 64)]
+
+
+def test_one_compilation_per_alignment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A kernel is compiled for where its arguments lie, and then found again."""
+    compiled, started = [], []
+
+    class Kernel:
+        fn, params = None, ()
+
+        def __getitem__(self, grid: Any) -> Any:
+            return lambda *args, **_: compiled.append(args)
+
+    monkeypatch.setattr(launch, "_compiled", {})
+    monkeypatch.setattr(launch, "INTERPRET", False)
+    monkeypatch.setattr(launch, "_starter", lambda *_: lambda *args: started.append(args[-1]))
+    monkeypatch.setattr(torch._C, "_cuda_getDevice", lambda: 0, raising=False)
+    monkeypatch.setattr(torch._C, "_cuda_getCurrentRawStream", lambda _: 0, raising=False)
+    x = torch.zeros(64)
+    assert x.data_ptr() % 16 == 0
+    patterns = [(x, None), (x[1:], None), (None, x), (None, x[1:]), (x[1:], x[1:]), (x, x)]
+    for _ in range(3):
+        for pattern in patterns:
+            launch.launch(Kernel(), (1,), *pattern, 3)
+    assert len(compiled) == len(patterns) and len(started) == 2 * len(patterns)
+    for pattern, plain in zip(patterns, started, strict=False):
+        assert plain == [None if t is None else t.data_ptr() for t in pattern] + [3]
