@@ -6,11 +6,10 @@ For the Gaussians i of a pixel, front to back, with d = pixel - mean and mask m:
     e_i = m_i a_i,   T_{i+1} = T_i (1 - e_i),   stop before T_{i+1} < 1e-4
     color = sum_i T_i e_i c_i + T_end background,    alpha = 1 - T_end
 
-One program of one warp blends one 8x8 tile in chunks of 16 Gaussians, as a [64 pixels, 16] block;
-the transmittance is a cumulative product along the chunk. The weights T e meet the colours in a
-matrix product of fp16 high and low halves, exact to 2^-21; features of unknown range are summed
-in float32 instead (PRODUCT off). Features wider than four channels run as several launches of
-four, in the backward (blending_backward.py) too: every gradient is a sum over channels.
+One program of one warp blends one 8x8 tile in chunks of 16 Gaussians; tiles.py says how their pairs
+lie in its lanes. The weights are differences, T_i e_i = T_i - T_{i+1}: no division, and what they
+sum to is exact. They meet the colours in float32. Features wider than four channels run as several
+launches of four, in the backward (blending_backward.py) too: every gradient is a sum over channels.
 
     records [R 16] float32 (projection.py), flatten_ids [I] int32: rows of them,
     offsets [C TH TW + 1] int32
@@ -30,19 +29,36 @@ from torch import Tensor
 from .binning import DepthOrder, TileLists
 from .blending_backward import blend_bwd_kernel, sum_rows_kernel
 from .launch import launch
-from .rows import split8
 from .tiles import (
     CHUNK,
     PIXELS,
     T_MIN,
-    chunk_weights,
+    TILE,
+    block_max,
+    chunk_alphas,
     feature,
     feature_rows,
+    load_chunk,
+    load_ids,
+    load_pair,
+    per_quad,
+    quads,
+    tile_axes,
     tile_pixels,
+    transmittances,
 )
 
 GROUP = 4  # channels per launch
 SPREAD = 512  # Gaussians per program that only copies
+
+
+@triton.jit
+def _add(total, w, feature):
+    f = quads(feature)
+    total += w[0] * f[0]
+    total += w[1] * f[1]
+    total += w[2] * f[2]
+    return total + w[3] * f[3]
 
 
 @triton.jit(do_not_specialize=["W", "H", "tiles_x", "tiles_y", "N", "stride", "D", "first"])
@@ -67,52 +83,49 @@ def _blend_fwd_kernel(
     CHANNELS: tl.constexpr,
     SHARED: tl.constexpr,
     BACKGROUND: tl.constexpr,
-    PRODUCT: tl.constexpr,
+    IN_RECORDS: tl.constexpr,  # features are the colours of records
 ):
     tile = tl.load(tile_order_ptr + tl.program_id(0))
     camera, xi, yi, inside, pixel = tile_pixels(tile, W, H, tiles_x, tiles_y)
-    x = xi.to(tl.float32) + 0.5
-    y = yi.to(tl.float32) + 0.5
-    run = tl.where(inside, 1.0, 0.0)  # transmittance, going on below the stop
-    opaque = tl.zeros([PIXELS], tl.float32)
-    sums = tl.zeros([PIXELS, 8], tl.float32)
-    c0 = tl.zeros([PIXELS], tl.float32)
-    c1 = c0
-    c2 = c0
-    c3 = c0
+    centre_x, centre_y, x, y = tile_axes(tile, tiles_x, tiles_y)
+    run = per_quad(tl.where(inside, 1.0, 0.0))  # transmittance, going on below the stop
+    opaque = tl.zeros([TILE, TILE, 4], tl.float32)
+    c0 = opaque
+    c1 = opaque
+    c2 = opaque
+    c3 = opaque
     i = tl.load(offsets_ptr + tile)
     hi = tl.load(offsets_ptr + tile + 1)
     alive = 1.0
+    ids = load_ids(flatten_ids_ptr, i, hi)
     while (i < hi) & (alive >= T_MIN):
-        ids, there, w, run = chunk_weights(records_ptr, flatten_ids_ptr, i, hi, x, y, run)
-        if PRODUCT:
-            # columns: 1 to sum the weights, log2(o), and each colour's high and low half
-            rows = records_ptr.to(tl.pointer_type(tl.float16)) + ids[:, None] * 32 + 24
-            f = tl.load(rows + tl.arange(0, 8)[None, :], mask=there[:, None], other=0.0)
-            w_high = w.to(tl.float16)
-            w_low = (w - w_high.to(tl.float32)).to(tl.float16)
-            sums = tl.dot(w_low, f, tl.dot(w_high, f, sums))
+        rows, there, mx, my, A, B, C, lo, m = load_chunk(records_ptr, ids, i, hi)
+        ids = load_ids(flatten_ids_ptr, i + CHUNK, hi)
+        _, rest = chunk_alphas(mx, my, A, B, C, lo, m, centre_x, centre_y, x, y)
+        w, _, run, _ = transmittances(rest, run)
+        opaque += (w[0] + w[1]) + (w[2] + w[3])
+        if IN_RECORDS:
+            f0, f1 = load_pair(records_ptr + rows * 16, 4)
+            f2, _ = load_pair(records_ptr + rows * 16, 5)
+            c0 = _add(c0, w, f0)
+            c1 = _add(c1, w, f1)
+            c2 = _add(c2, w, f2)
         else:
-            at = feature_rows(gaussian_ids_ptr, ids, there, N, SHARED)
-            f = feature(features_ptr, at, there, stride, D, 0, first)
-            c0 += tl.sum(w * f[None, :], 1)
+            at = feature_rows(gaussian_ids_ptr, rows, there, N, SHARED)
+            c0 = _add(c0, w, feature(features_ptr, at, there, stride, D, 0, first))
             if CHANNELS > 1:
-                f = feature(features_ptr, at, there, stride, D, 1, first)
-                c1 += tl.sum(w * f[None, :], 1)
+                c1 = _add(c1, w, feature(features_ptr, at, there, stride, D, 1, first))
             if CHANNELS > 2:
-                f = feature(features_ptr, at, there, stride, D, 2, first)
-                c2 += tl.sum(w * f[None, :], 1)
+                c2 = _add(c2, w, feature(features_ptr, at, there, stride, D, 2, first))
             if CHANNELS > 3:
-                f = feature(features_ptr, at, there, stride, D, 3, first)
-                c3 += tl.sum(w * f[None, :], 1)
-            opaque += tl.sum(w, 1)
-        alive = tl.max(run, 0)
+                c3 = _add(c3, w, feature(features_ptr, at, there, stride, D, 3, first))
+        alive = block_max(run)
         i += CHUNK
-    if PRODUCT:
-        opaque, _, r_high, r_low, g_high, g_low, b_high, b_low = split8(sums)
-        c0 = r_high + r_low
-        c1 = g_high + g_low
-        c2 = b_high + b_low
+    opaque = tl.reshape(tl.sum(opaque, 2), [PIXELS])
+    c0 = tl.reshape(tl.sum(c0, 2), [PIXELS])
+    c1 = tl.reshape(tl.sum(c1, 2), [PIXELS])
+    c2 = tl.reshape(tl.sum(c2, 2), [PIXELS])
+    c3 = tl.reshape(tl.sum(c3, 2), [PIXELS])
     end = 1.0 - opaque
     if BACKGROUND:
         b = backgrounds_ptr + camera * D + first
@@ -218,7 +231,7 @@ def blend_fwd(
             backgrounds, colors, alphas,
             W, H, args.tiles_x, args.tiles_y, N, stride, D, first,
             CHANNELS=min(GROUP, D - first), SHARED=args.shared, BACKGROUND=backgrounds is not None,
-            PRODUCT=args.colors_only, num_warps=1,
+            IN_RECORDS=args.colors_only, num_warps=1,
         )  # fmt: skip
     return colors, alphas
 

@@ -30,23 +30,34 @@ import triton
 import triton.language as tl
 
 from .device import rcp
+from .rows import join8, split8
 from .tiles import (
     ALPHA_MAX,
-    ALPHA_MIN,
     CHUNK,
+    LOG2_ALPHA_MAX,
     PIXELS,
     T_MIN,
     TILE,
+    block_max,
+    block_to_quads,
+    chunk_alphas,
+    column_order,
+    columns,
     feature,
     feature_rows,
     load_chunk,
     load_halves,
-    raw_alpha,
+    load_ids,
+    per_quad,
+    quads,
+    quads_to_block,
+    sums_before,
+    tile_axes,
     tile_pixels,
+    transmittances,
 )
 
 LN2 = tl.constexpr(0.6931471805599453)
-LOG2_ALPHA_MAX = tl.constexpr(-0.0144996)  # just below log2(0.99)
 
 
 @triton.jit
@@ -64,16 +75,24 @@ def _reciprocal_power_of_two(x):
 
 
 @triton.jit
-def _first_six_columns(block):
-    """Columns 0..5 of a [CHUNK, 8] block as vectors, without a reduction."""
-    even, odd = tl.split(tl.reshape(block, [CHUNK, 4, 2]))
-    c04, c26 = tl.split(tl.reshape(even, [CHUNK, 2, 2]))
-    c15, c37 = tl.split(tl.reshape(odd, [CHUNK, 2, 2]))
-    c0, c4 = tl.split(c04)
-    c1, c5 = tl.split(c15)
-    c2, _ = tl.split(c26)
-    c3, _ = tl.split(c37)
-    return c0, c1, c2, c3, c4, c5
+def _add_outer(u, g, feature):
+    f = quads(feature)
+    return u[0] + g * f[0], u[1] + g * f[1], u[2] + g * f[2], u[3] + g * f[3]
+
+
+@triton.jit
+def _clipped(h, a):
+    """What of sum_pixels h lies above the clamp, [4]."""
+    over = 1.0 - rcp(tl.maximum(a, 1.0))
+    return tl.sum(tl.sum(h * tl.maximum(over, 0.0), 0), 0)
+
+
+@triton.jit
+def _absolute(h, dx, dy, A, B, C):
+    """sum_pixels |h (A dx + B dy)| and |h (B dx + C dy)|, [4] each."""
+    ax = tl.abs(h * (A * dx + B * dy))
+    ay = tl.abs(h * (B * dx + C * dy))
+    return tl.sum(tl.sum(ax, 0), 0), tl.sum(tl.sum(ay, 0), 0)
 
 
 @triton.jit(do_not_specialize=["W", "H", "tiles_x", "tiles_y", "N", "stride", "D", "first"])
@@ -114,8 +133,6 @@ def blend_bwd_kernel(
     camera, xi, yi, inside, pixel = tile_pixels(tile, W, H, tiles_x, tiles_y)
     i = tl.load(offsets_ptr + tile)
     hi = tl.load(offsets_ptr + tile + 1)
-    x = xi.to(tl.float32) + 0.5
-    y = yi.to(tl.float32) + 0.5
 
     g0, remainder = _load_gradient(v_colors_ptr, colors_ptr, pixel, inside, D, first, 0)
     g1 = tl.zeros([PIXELS], tl.float32)
@@ -144,97 +161,108 @@ def blend_bwd_kernel(
     top = tl.max(largest, 0)
     scale = _reciprocal_power_of_two(top)
     unscale = rcp(scale)
-    remainder *= scale
+    remainder *= scale * ALPHA_MAX
     g0 *= scale
     g1 *= scale
     g2 *= scale
     g3 *= scale
 
-    # columns 0..5: basis of the moments; 8..11 and 12..15: high and low half of v_color
-    k = tl.arange(0, 16)[None, :]
+    # columns 0..5: basis of the moments
+    k = tl.arange(0, 8)[None, :]
     bx = ((tl.arange(0, PIXELS) % TILE).to(tl.float32) - (TILE / 2 - 0.5))[:, None]
     by = ((tl.arange(0, PIXELS) // TILE).to(tl.float32) - (TILE / 2 - 0.5))[:, None]
     basis = tl.where(k == 0, 1.0, tl.where(k == 1, bx, tl.where(k == 2, by, 0.0)))
     basis = tl.where(k == 3, bx * bx, tl.where(k == 4, bx * by, tl.where(k == 5, by * by, basis)))
     basis = basis.to(tl.float16)
+    # columns 0..3 and 4..7: high and low half of v_color
     c = k % 4
     g = tl.where(c == 0, g0[:, None], tl.where(c == 1, g1[:, None], 0.0))
     g = tl.where(c == 2, g2[:, None], tl.where(c == 3, g3[:, None], g))
     g_high = g.to(tl.float16)
-    g_both = tl.where(k < 12, g_high, (g - g_high.to(tl.float32)).to(tl.float16))
-    g_both = tl.where(k < 8, 0.0, g_both).to(tl.float16)
+    g_both = tl.where(k < 4, g_high, (g - g_high.to(tl.float32)).to(tl.float16))
+    # alphas come in units of ALPHA_MAX, so what they are multiplied by takes that in
+    g0 *= ALPHA_MAX
+    g1 *= ALPHA_MAX
+    g2 *= ALPHA_MAX
+    g3 *= ALPHA_MAX
     # against the halves of a record: high half of v_color, then its low half
+    k = tl.arange(0, 16)[None, :]
     c = (k % 8) // 2
     gs = tl.where(c == 1, g0[:, None], tl.where(c == 2, g1[:, None], 0.0))
     gs = tl.where(c == 3, g2[:, None], gs)
     gs_high = gs.to(tl.float16)
     g_split = tl.where(k < 8, gs_high, (gs - gs_high.to(tl.float32)).to(tl.float16))
 
-    centre_x = tl.min(xi, 0).to(tl.float32) + TILE / 2
-    centre_y = tl.min(yi, 0).to(tl.float32) + TILE / 2
-    j = tl.arange(0, 8)[None, :]
-    run = tl.where(inside, 1.0, 0.0)
+    centre_x, centre_y, x, y = tile_axes(tile, tiles_x, tiles_y)
+    if not PRODUCT:
+        g0 = per_quad(g0)
+        g1 = per_quad(g1)
+        g2 = per_quad(g2)
+        g3 = per_quad(g3)
+    remainder = per_quad(remainder)
+    run = per_quad(tl.where(inside, 1.0, 0.0))
     alive = tl.where(top > 0.0, 1.0, 0.0)
+    ids = load_ids(flatten_ids_ptr, i, hi)
     while (i < hi) & (alive >= T_MIN):
-        ids, there, mx, my, A, B, C, lo, m = load_chunk(records_ptr, flatten_ids_ptr, i, hi)
-        halves = load_halves(records_ptr, ids, there)
+        rows, there, mx, my, A, B, C, lo, m = load_chunk(records_ptr, ids, i, hi)
+        ids = load_ids(flatten_ids_ptr, i + CHUNK, hi)
         if PRODUCT:
-            u = tl.dot(g_split, halves)
+            u = block_to_quads(tl.dot(g_split, load_halves(records_ptr, rows)))
         else:
-            at = feature_rows(gaussian_ids_ptr, ids, there, N, SHARED)
-            f = feature(features_ptr, at, there, stride, D, 0, first)
-            u = g0[:, None] * f[None, :]
+            at = feature_rows(gaussian_ids_ptr, rows, there, N, SHARED)
+            zero = tl.zeros([TILE, TILE, 4], tl.float32)
+            u = (zero, zero, zero, zero)
+            u = _add_outer(u, g0, feature(features_ptr, at, there, stride, D, 0, first))
             if CHANNELS > 1:
-                f = feature(features_ptr, at, there, stride, D, 1, first)
-                u += g1[:, None] * f[None, :]
+                u = _add_outer(u, g1, feature(features_ptr, at, there, stride, D, 1, first))
             if CHANNELS > 2:
-                f = feature(features_ptr, at, there, stride, D, 2, first)
-                u += g2[:, None] * f[None, :]
+                u = _add_outer(u, g2, feature(features_ptr, at, there, stride, D, 2, first))
             if CHANNELS > 3:
-                f = feature(features_ptr, at, there, stride, D, 3, first)
-                u += g3[:, None] * f[None, :]
-
-        if ABSGRAD_ONLY:
-            for channel in range(1, D):
-                gc, _ = _load_gradient(v_colors_ptr, colors_ptr, pixel, inside, D, channel, 0)
-                f = feature(features_ptr, at, there, stride, D, 0, channel)
-                u += (gc * scale)[:, None] * f[None, :]
-        raw = raw_alpha(x, y, mx, my, A, B, C, lo, there, halves)
-        raw = tl.where(raw >= ALPHA_MIN, raw, 0.0)
-        e = tl.minimum(raw, ALPHA_MAX) * m[None, :]
-        rest = 1.0 - e
-        inverse = rcp(rest)
-        after = run[:, None] * tl.cumprod(rest, 1)
-        run = tl.min(after, 1)
-        valid = after >= T_MIN
-        after = tl.where(valid, after, 0.0)
-        ratio = tl.where(valid, raw * inverse, 0.0)
-        w = after * (e * inverse)
-        v = w * u
+                u = _add_outer(u, g3, feature(features_ptr, at, there, stride, D, 3, first))
+            if ABSGRAD_ONLY:
+                for channel in range(1, D):
+                    gc, _ = _load_gradient(v_colors_ptr, colors_ptr, pixel, inside, D, channel, 0)
+                    f = feature(features_ptr, at, there, stride, D, 0, channel)
+                    u = _add_outer(u, per_quad(gc * (scale * ALPHA_MAX)), f)
+        a, rest = chunk_alphas(mx, my, A, B, C, lo, m, centre_x, centre_y, x, y)
+        w, after, run, go = transmittances(rest, run)
+        v = w[0] * u[0] + w[1] * u[1]
+        v += w[2] * u[2]
+        v += w[3] * u[3]
+        before, total = sums_before(v)
         # v_e (1 - e) = T_{i+1} u - R, R the remainder behind this Gaussian
-        behind = after * u + tl.cumsum(v, 1) - remainder[:, None]
-        h = ratio * behind
-        remainder -= tl.sum(v, 1)
-        alive = tl.max(run, 0)
+        s0 = (before - remainder) + w[0] * u[0]
+        s1 = s0 + w[1] * u[1]
+        s2 = s1 + w[2] * u[2]
+        s3 = s2 + w[3] * u[3]
+        remainder -= total
+        h0 = a[0] * rcp(rest[0]) * go[0] * (after[0] * u[0] + s0)
+        h1 = a[1] * rcp(rest[1]) * go[1] * (after[1] * u[1] + s1)
+        h2 = a[2] * rcp(rest[2]) * go[2] * (after[2] * u[2] + s2)
+        h3 = a[3] * rcp(rest[3]) * go[3] * (after[3] * u[3] + s3)
+        alive = block_max(run)
 
+        h = quads_to_block((h0, h1, h2, h3))
+        w = quads_to_block(w)
         h_high = h.to(tl.float16)
         w_high = w.to(tl.float16)
         sums = tl.dot(tl.trans(h_high), basis)
-        sums = tl.dot(tl.trans(w_high), g_both, sums)
+        v_both = tl.dot(tl.trans(w_high), g_both)
         if SPLIT:
             sums = tl.dot(tl.trans((h - h_high.to(tl.float32)).to(tl.float16)), basis, sums)
-            sums = tl.dot(tl.trans((w - w_high.to(tl.float32)).to(tl.float16)), g_both, sums)
+            v_both = tl.dot(tl.trans((w - w_high.to(tl.float32)).to(tl.float16)), g_both, v_both)
         clipped = tl.zeros([CHUNK], tl.float32)
         if MASK_GRADIENT and SPLIT:
             if tl.max(lo, 0) > LOG2_ALPHA_MAX:
-                # the mask sees the clamped alpha; computed again to keep registers free
-                again = raw_alpha(x, y, mx, my, A, B, C, lo, there, halves)
-                over = 1.0 - ALPHA_MAX * rcp(tl.maximum(again, ALPHA_MAX))
-                clipped = tl.sum(h * tl.maximum(over, 0.0), 0)
-        sums *= unscale
-        low, high = tl.split(tl.permute(tl.reshape(sums, [CHUNK, 2, 8]), [0, 2, 1]))
-        v_high, v_low = tl.split(tl.permute(tl.reshape(high, [CHUNK, 2, 4]), [0, 2, 1]))
-        s0, s1, s2, s3, s4, s5 = _first_six_columns(low)
+                # the mask sees the clamped alpha
+                c0 = _clipped(h0, a[0])
+                c1 = _clipped(h1, a[1])
+                c2 = _clipped(h2, a[2])
+                c3 = _clipped(h3, a[3])
+                clipped = columns((c0, c1, c2, c3))
+        v_high, v_low = tl.split(tl.permute(tl.reshape(v_both, [CHUNK, 2, 4]), [0, 2, 1]))
+        v_features = (v_high + v_low) * unscale
+        s0, s1, s2, s3, s4, s5, _, _ = split8(sums * unscale)
         # moments about the mean
         ox = mx - centre_x
         oy = my - centre_y
@@ -246,41 +274,47 @@ def blend_bwd_kernel(
         v_m = s0
         if MASK_GRADIENT and SPLIT:
             v_m -= clipped * unscale
-        row = tl.where(j == 0, (m * (A * hx + B * hy))[:, None], (m * (B * hx + C * hy))[:, None])
-        row = tl.where(j == 2, (m * hxx * -0.5)[:, None], row)
-        row = tl.where(j == 3, (-m * hxy)[:, None], row)
-        row = tl.where(j == 4, (m * hyy * -0.5)[:, None], row)
-        row = tl.where(j == 5, (m * s0 * LN2)[:, None], row)
-        row = tl.where(j == 6, v_m[:, None], tl.where(j == 7, 0.0, row))
+        v_geometry = join8(
+            m * (A * hx + B * hy), m * (B * hx + C * hy), m * hxx * -0.5, -m * hxy,
+            m * hyy * -0.5, m * s0 * LN2, v_m, tl.zeros([CHUNK], tl.float32),
+        )  # fmt: skip
         if ABSGRAD_ONLY:
             pass
         elif DETERMINISTIC:
-            slot = tl.load(slots_ptr + i + tl.arange(0, CHUNK), mask=there, other=0).to(tl.int64)
+            slot = tl.load(slots_ptr + i + column_order(), mask=there, other=0).to(tl.int64)
             out = v_rows_ptr + slot[:, None] * 16
-            tl.store(out + j, row, mask=there[:, None])
-            tl.store(out + COLUMN + tl.arange(0, 4)[None, :], v_high + v_low, mask=there[:, None])
+            tl.store(out + tl.arange(0, 8)[None, :], v_geometry, mask=there[:, None])
+            tl.store(out + COLUMN + tl.arange(0, 4)[None, :], v_features, mask=there[:, None])
         else:
-            out = v_rows_ptr + ids[:, None] * 16
-            tl.atomic_add(out + j, row, mask=there[:, None], sem="relaxed")
+            out = v_rows_ptr + rows[:, None] * 16
+            tl.atomic_add(
+                out + tl.arange(0, 8)[None, :], v_geometry, mask=there[:, None], sem="relaxed"
+            )
             tl.atomic_add(
                 out + COLUMN + tl.arange(0, 4)[None, :],
-                v_high + v_low,
+                v_features,
                 mask=there[:, None],
                 sem="relaxed",
             )
         if ABSGRAD:
-            dx = x[:, None] - mx[None, :]
-            dy = y[:, None] - my[None, :]
-            size = tl.abs(h * m[None, :]) * unscale
-            ax = tl.sum(size * tl.abs(A[None, :] * dx + B[None, :] * dy), 0)
-            ay = tl.sum(size * tl.abs(B[None, :] * dx + C[None, :] * dy), 0)
+            dx = quads(mx - centre_x)
+            dy = quads(my - centre_y)
+            A4 = quads(m * A)
+            B4 = quads(m * B)
+            C4 = quads(m * C)
+            x0, y0 = _absolute(h0, x - dx[0], y - dy[0], A4[0], B4[0], C4[0])
+            x1, y1 = _absolute(h1, x - dx[1], y - dy[1], A4[1], B4[1], C4[1])
+            x2, y2 = _absolute(h2, x - dx[2], y - dy[2], A4[2], B4[2], C4[2])
+            x3, y3 = _absolute(h3, x - dx[3], y - dy[3], A4[3], B4[3], C4[3])
+            ax = columns((x0, x1, x2, x3)) * unscale
+            ay = columns((y0, y1, y2, y3)) * unscale
             if DETERMINISTIC:
-                slot = tl.load(slots_ptr + i + tl.arange(0, CHUNK), mask=there, other=0)
-                tl.store(v_rows_ptr + slot.to(tl.int64) * 16 + 12, ax, mask=there)
-                tl.store(v_rows_ptr + slot.to(tl.int64) * 16 + 13, ay, mask=there)
+                slot = tl.load(slots_ptr + i + column_order(), mask=there, other=0).to(tl.int64)
+                tl.store(v_rows_ptr + slot * 16 + 12, ax, mask=there)
+                tl.store(v_rows_ptr + slot * 16 + 13, ay, mask=there)
             else:
-                tl.atomic_add(v_rows_ptr + ids * 16 + 12, ax, mask=there, sem="relaxed")
-                tl.atomic_add(v_rows_ptr + ids * 16 + 13, ay, mask=there, sem="relaxed")
+                tl.atomic_add(v_rows_ptr + rows * 16 + 12, ax, mask=there, sem="relaxed")
+                tl.atomic_add(v_rows_ptr + rows * 16 + 13, ay, mask=there, sem="relaxed")
         i += CHUNK
 
 

@@ -18,7 +18,21 @@ from torch import Tensor
 
 from .binning import TileLists
 from .launch import launch
-from .tiles import CHUNK, PIXELS, T_MIN, chunk_weights, tile_pixels
+from .tiles import (
+    CHUNK,
+    PIXELS,
+    T_MIN,
+    block_max,
+    chunk_alphas,
+    column_order,
+    load_chunk,
+    load_ids,
+    per_quad,
+    quads_to_block,
+    tile_axes,
+    tile_pixels,
+    transmittances,
+)
 
 # Units per 1 of fixed-point sums: a weight is at least 4e-7, and a million full tiles fit.
 UNIT = tl.constexpr(float(1 << 36))
@@ -41,34 +55,38 @@ def _contributions_kernel(
     N,
 ):
     tile = tl.program_id(0)
-    _, xi, yi, inside, _ = tile_pixels(tile, W, H, tiles_x, tiles_y)
-    x = xi.to(tl.float32) + 0.5
-    y = yi.to(tl.float32) + 0.5
-    run = tl.where(inside, 1.0, 0.0)
+    camera, xi, yi, inside, pixel = tile_pixels(tile, W, H, tiles_x, tiles_y)
+    centre_x, centre_y, x, y = tile_axes(tile, tiles_x, tiles_y)
+    run = per_quad(tl.where(inside, 1.0, 0.0))
     best = tl.zeros([PIXELS], tl.float32)
     best_id = tl.zeros([PIXELS], tl.int32)
-    column = tl.arange(0, CHUNK)[None, :]
+    order = column_order()[None, :]
     i = tl.load(offsets_ptr + tile)
     hi = tl.load(offsets_ptr + tile + 1)
     alive = 1.0
+    ids = load_ids(flatten_ids_ptr, i, hi)
     while (i < hi) & (alive >= T_MIN):
-        ids, there, w, run = chunk_weights(records_ptr, flatten_ids_ptr, i, hi, x, y, run)
-        n = tl.load(gaussian_ids_ptr + ids, mask=there, other=0) % N
-        largest = tl.max(w, 0)
-        used = there & (largest > 0.0)
-        tl.atomic_max(max_ptr + n, largest, mask=used, sem="relaxed")
+        rows, there, mx, my, A, B, C, lo, m = load_chunk(records_ptr, ids, i, hi)
+        ids = load_ids(flatten_ids_ptr, i + CHUNK, hi)
+        _, rest = chunk_alphas(mx, my, A, B, C, lo, m, centre_x, centre_y, x, y)
+        w, _, run, _ = transmittances(rest, run)
+        w = quads_to_block(w)
+        n = tl.load(gaussian_ids_ptr + rows, mask=there, other=0) % N
+        highest = tl.max(w, 0)
+        used = there & (highest > 0.0)
+        tl.atomic_max(max_ptr + n, highest, mask=used, sem="relaxed")
         total = (tl.sum(w, 0) * UNIT).to(tl.int64)
         tl.atomic_add(sum_ptr + n, total, mask=used, sem="relaxed")
         count = tl.sum((w > 0.0).to(tl.int32), 0).to(tl.int64)
         tl.atomic_add(count_ptr + n, count, mask=used, sem="relaxed")
-        # the nearest of equals: the first column that reaches the maximum
+        # the nearest of equals: the first entry that reaches the maximum
         most = tl.max(w, 1)
-        place = tl.min(tl.where(w == most[:, None], column, CHUNK), 1)
-        name = tl.sum(tl.where(column == place[:, None], n[None, :], 0), 1)
+        place = tl.min(tl.where(w == most[:, None], order, CHUNK), 1)
+        name = tl.sum(tl.where(order == place[:, None], n[None, :], 0), 1)
         better = most > best
         best_id = tl.where(better, name, best_id)
         best = tl.where(better, most, best)
-        alive = tl.max(run, 0)
+        alive = block_max(run)
         i += CHUNK
     one = tl.full([PIXELS], 1, tl.int64)
     tl.atomic_add(top_ptr + best_id, one, mask=best > 0.0, sem="relaxed")

@@ -28,3 +28,32 @@ def rcp(x):
         return tl.inline_asm_elementwise(
             "rcp.approx.ftz.f32 $0, $1;", "=f,f", [x], dtype=tl.float32, is_pure=True, pack=1
         )
+
+
+@triton.jit
+def step(x, threshold: tl.constexpr):
+    """1 where x >= threshold, else 0, for x and a threshold between 2^-60 and 1.
+
+    2^100 (x - the float below the threshold), clamped to [0, 1]: one multiply-add.
+    """
+    if INTERPRET:
+        return tl.where(x >= threshold, 1.0, 0.0)
+    else:
+        bits = tl.full((), threshold, tl.float32).to(tl.int32, bitcast=True)
+        below = (bits - 1).to(tl.float32, bitcast=True)
+        return tl.inline_asm_elementwise(
+            "fma.rn.ftz.sat.f32 $0, $1, $2, $3;", "=f,f,f,f", [x, 2.0**100, below * -(2.0**100)],
+            dtype=tl.float32, is_pure=True, pack=1,
+        )  # fmt: skip
+
+
+@triton.jit
+def mul_sat(x, y):
+    """x y clamped to [0, 1]; one multiplication."""
+    if INTERPRET:
+        return tl.minimum(tl.maximum(x * y, 0.0), 1.0)
+    else:
+        return tl.inline_asm_elementwise(
+            "mul.rn.ftz.sat.f32 $0, $1, $2;", "=f,f,f", [x, y], dtype=tl.float32, is_pure=True,
+            pack=1,
+        )  # fmt: skip

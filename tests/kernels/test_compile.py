@@ -28,8 +28,6 @@ SPILLS_ALLOWED: dict[str, int] = {
     "kernels.projection_forward.project_fwd_kernel": 16,
     # gradients of several cameras at once: rare, and a few bytes beside 255 registers
     r"kernels.projection_backward.project_bwd_kernel\((?!.*v_viewmats_ptr=None)": 64,
-    # one warp per tile, with all it needs in registers
-    "kernels.blending_backward.blend_bwd_kernel": 2048,
     # sm_80 alone, of values used once, for two programs per SM
     "kernels.sorting._sort_tiles_kernel": 32,
 }
