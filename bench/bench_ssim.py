@@ -18,7 +18,7 @@ from torch import Tensor
 from bench.bench_projection import BANDWIDTH, microseconds
 from kernels import photometric_gradient, photometric_values
 
-SIZES = ("800x533", "979x546", "1237x822", "1600x1060")
+SIZES = ("800x533", "979x546", "1296x840", "1237x822", "1600x1060")
 
 
 def prepare(size: str) -> tuple[Tensor, Tensor]:

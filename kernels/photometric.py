@@ -24,7 +24,7 @@ def photometric_gradient(
     """The photometric loss and its gradient, without autograd.
 
     With the Triton backend nothing waits for the GPU, two launches do all, the results are the same
-    bit for bit from run to run, and a CUDA graph can hold the call. Colours beyond +-63 count as
+    bit for bit from run to run, and a CUDA graph can hold the call. Colours beyond +-30 count as
     that for SSIM there. NaN in an image makes the loss and a part of the gradient NaN.
 
     Args:
