@@ -28,7 +28,8 @@ from torch import Tensor
 
 from .binning import DepthOrder, TileLists
 from .blending_backward import blend_bwd_kernel, sum_rows_kernel
-from .launch import launch
+from .launch import empty, launch, zeros
+from .program import Results, repeat
 from .tiles import (
     CHUNK,
     PIXELS,
@@ -48,6 +49,7 @@ from .tiles import (
     transmittances,
 )
 
+NONE: Any = None  # in place of tensors that are kept elsewhere
 GROUP = 4  # channels per launch
 SPREAD = 512  # Gaussians per program that only copies
 
@@ -166,6 +168,7 @@ class Blend(NamedTuple):
     absgrad: bool
     deterministic: bool
     exact: bool
+    kind: int | None = None  # stands for all of this but the tensors: program.py
 
 
 @triton.jit(do_not_specialize=["n"])
@@ -190,7 +193,7 @@ def _spread_kernel(
 
 def _spread_pairs(rows: Tensor, v_records: Tensor, column: int) -> Tensor:
     C, N = rows.shape
-    out = torch.empty((C, N, 2), device=rows.device)
+    out = empty((C, N, 2), torch.float32, rows.device)
     launch(
         _spread_kernel, (-(-C * N // SPREAD),), rows, v_records, out, C * N,
         COLUMN=column, BLOCK=SPREAD,
@@ -218,10 +221,11 @@ def _groups(n: int) -> range:
 def blend_fwd(
     records: Tensor, features: Tensor | None, backgrounds: Tensor | None, args: Blend
 ) -> tuple[Tensor, Tensor]:
+    """Images [C, H, W, D] and alphas [C, H, W, 1]; they carry no gradient."""
     C, N = args.rows.shape
     W, H, D = args.width, args.height, args.n_features
-    colors = torch.empty(C, H, W, D, device=records.device)
-    alphas = torch.empty(C, H, W, 1, device=records.device)
+    colors = empty((C, H, W, D), torch.float32, records.device)
+    alphas = empty((C, H, W, 1), torch.float32, records.device)
     lists = args.lists
     table, stride = _features(records, features, args)
     for first in _groups(D):
@@ -245,10 +249,11 @@ def blend_bwd(
     v_alphas: Tensor | None,
     args: Blend,
 ) -> tuple[Tensor, Tensor | None]:
+    """Gradients of records and features."""
     C, N = args.rows.shape
     W, H, D = args.width, args.height, args.n_features
     lists, depth = args.lists, args.depth
-    v_records = torch.zeros_like(records)
+    v_records = zeros(records.shape, torch.float32, records.device)
     v_features = None if features is None else torch.zeros_like(features)
     table, stride = _features(records, features, args)
     wide_absgrad = args.absgrad and D > GROUP
@@ -295,6 +300,8 @@ def blend_bwd(
 
 
 class _RasterizeToPixels(torch.autograd.Function):
+    """Hands on what `blend_fwd` has made, and makes it differentiable."""
+
     @staticmethod
     def forward(
         ctx: Any,
@@ -302,15 +309,14 @@ class _RasterizeToPixels(torch.autograd.Function):
         records: Tensor,  # [R, 16]
         features: Tensor | None,  # [R, D], [C, N, D] or [N, D]
         backgrounds: Tensor | None,  # [C, D]
-        args: Blend,
+        rest: tuple[Blend, Tensor, TileLists, tuple[Tensor, Tensor]],
     ) -> tuple[Tensor, Tensor]:
-        colors, alphas = blend_fwd(records, features, backgrounds, args)
+        ctx.args, ctx.rows, lists, made = rest
         # Saved, the lists are freed before the gradients of parameters are made.
-        ctx.save_for_backward(records, features, colors, alphas, *args.lists)
-        ctx.args = args._replace(lists=TileLists(*(None,) * 4))  # pyright: ignore[reportArgumentType]
-        ctx.means2d = means2d if args.absgrad else None
+        ctx.save_for_backward(records, features, *made, *lists)
+        ctx.means2d = means2d if ctx.args.absgrad else None
         ctx.set_materialize_grads(False)
-        return colors, alphas
+        return made
 
     @staticmethod
     @torch.autograd.function.once_differentiable
@@ -322,19 +328,51 @@ class _RasterizeToPixels(torch.autograd.Function):
             return None, None, None, None, None
         v_colors = torch.zeros_like(colors) if v_colors is None else v_colors.contiguous()
         v_alphas = None if v_alphas is None else v_alphas.contiguous()
-        v_records, v_features = blend_bwd(
-            records, features, colors, alphas, v_colors, v_alphas,
-            ctx.args._replace(lists=TileLists(*lists)),
-        )  # fmt: skip
+        args, rows = ctx.args, ctx.rows
+        needs_means2d = ctx.needs_input_grad[0]
+
+        def run() -> Results:
+            v_records, v_features = blend_bwd(
+                records, features, colors, alphas, v_colors, v_alphas,
+                args._replace(rows=rows, lists=TileLists(*lists)),
+            )  # fmt: skip
+            v_means2d = _spread_pairs(rows, v_records, 0) if needs_means2d else None
+            v_absolute = _spread_pairs(rows, v_records, 12) if args.absgrad else None
+            return v_means2d, v_records, v_features, v_absolute
+
+        if args.kind is None:
+            v_means2d, v_records, v_features, v_absolute = run()
+        else:
+            kind = (args.kind, blend_bwd, needs_means2d, v_alphas is None)
+            inputs = (records, colors, alphas, v_colors, v_alphas, rows, *lists)
+            v_means2d, v_records, v_features, v_absolute = repeat(kind, inputs, run)
         v_backgrounds = None
         if ctx.needs_input_grad[3]:
             v_backgrounds = (v_colors * (1.0 - alphas)).sum((1, 2))
         if ctx.means2d is not None:
-            ctx.means2d.absgrad = _spread_pairs(ctx.args.rows, v_records, 12)
-        v_means2d = None
-        if ctx.needs_input_grad[0]:
-            v_means2d = _spread_pairs(ctx.args.rows, v_records, 0)
+            ctx.means2d.absgrad = v_absolute
         return v_means2d, v_records, v_features, v_backgrounds, None
+
+
+def differentiable_pixels(
+    means2d: Tensor,
+    records: Tensor,
+    features: Tensor | None,
+    backgrounds: Tensor | None,
+    args: Blend,
+    rows: Tensor,
+    lists: TileLists,
+    made: tuple[Tensor, Tensor],
+) -> tuple[Tensor, Tensor]:
+    """The results of `blend_fwd` as part of autograd's graph.
+
+    Args are those of rasterize_to_pixels; `rows` and `lists` stand for those in `args`.
+    """
+    if not torch.is_grad_enabled():
+        return made
+    return _RasterizeToPixels.apply(
+        means2d, records, features, backgrounds, (args, rows, lists, made)
+    )
 
 
 def rasterize_to_pixels(
@@ -358,4 +396,8 @@ def rasterize_to_pixels(
     Returns:
         Images and alphas. Gradients reach means2d (columns 0..1), records, features, backgrounds.
     """
-    return _RasterizeToPixels.apply(means2d, records, features, backgrounds, args)
+    made = blend_fwd(records, features, backgrounds, args)
+    lists, args = args.lists, args._replace(lists=NONE)
+    return differentiable_pixels(
+        means2d, records, features, backgrounds, args, args.rows, lists, made
+    )

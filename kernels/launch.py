@@ -9,18 +9,77 @@ does in Python for every launch, allocate scratch memory, is left out for kernel
 they go straight to its function in C.
 """
 
-from collections.abc import Callable
-from typing import Any
+import contextlib
+import functools
+import math
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Protocol
 
 import torch
+import triton
 import triton.backends.nvidia.driver as driver
+import triton.language as tl
 from torch import Tensor
 
 from .device import INTERPRET
 
+ZEROS = 64 if INTERPRET.value else 4096  # words per program that writes zeros
+
 # start(x, y, z, stream, arguments that are not constexpr)
-_Start = Callable[[int, int, int, int, list[Any]], Any]
-_compiled: dict[tuple[Any, ...], _Start] = {}
+Start = Callable[[int, int, int, int, list[Any]], Any]
+_compiled: dict[tuple[Any, ...], Start] = {}
+
+
+class Watcher(Protocol):
+    """Is told what is launched, and on which buffers."""
+
+    def buffer(self, x: Tensor) -> None: ...
+
+    def launched(self, start: Start, grid: tuple[int, ...], args: Sequence[Any]) -> None: ...
+
+
+class _Watching(threading.local):
+    by: Watcher | None = None
+
+
+_watching = _Watching()
+
+
+@contextlib.contextmanager
+def watch(watcher: Watcher) -> Iterator[None]:
+    """Tell `watcher` of this thread's launches and buffers."""
+    _watching.by = watcher
+    try:
+        yield
+    finally:
+        _watching.by = None
+
+
+def empty(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """As torch.empty, for what kernels write."""
+    x = torch.empty(shape, dtype=dtype, device=device)
+    if _watching.by is not None:
+        _watching.by.buffer(x)
+    return x
+
+
+def zeros(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """As torch.zeros, of 32-bit numbers, for what kernels add to."""
+    x = empty(shape, dtype, device)
+    n = math.prod(shape)
+    launch(_zero_kernel, (-(-n // ZEROS),), x.view(torch.int32), n, BLOCK=ZEROS)
+    return x
+
+
+@triton.jit(do_not_specialize=["n"])
+def _zero_kernel(
+    x_ptr,  # [n] int32 out
+    n,
+    BLOCK: tl.constexpr,
+):
+    i = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    tl.store(x_ptr + i, tl.zeros([BLOCK], tl.int32), mask=i < n)
 
 
 def launch(
@@ -48,6 +107,8 @@ def launch(
         return
     if INTERPRET:
         kernel[grid](*args, **constants)
+        if _watching.by is not None:
+            _watching.by.launched(functools.partial(_interpret, kernel, constants), grid, args)
         return
     plain, special = [], []
     for x in args:
@@ -65,13 +126,21 @@ def launch(
     if start is None:
         _check_integers(kernel, args)
         compiled = kernel[grid](*args, **constants, num_warps=num_warps, maxnreg=maxnreg)
-        _compiled[key] = _starter(compiled, tuple(values))
-        return
-    x, y, z = (*grid, 1, 1)[:3]
-    start(x, y, z, torch._C._cuda_getCurrentRawStream(device), plain)
+        start = _compiled[key] = _starter(compiled, tuple(values))
+    else:
+        x, y, z = (*grid, 1, 1)[:3]
+        start(x, y, z, torch._C._cuda_getCurrentRawStream(device), plain)
+    if _watching.by is not None:
+        _watching.by.launched(start, grid, args)
 
 
-def _starter(compiled: Any, constants: tuple[Any, ...]) -> _Start:
+def _interpret(
+    kernel: Any, constants: dict[str, Any], x: int, y: int, z: int, _: int, args: list[Any]
+) -> None:
+    kernel[(x, y, z)](*args, **constants)
+
+
+def _starter(compiled: Any, constants: tuple[Any, ...]) -> Start:
     """How to start a compiled kernel with as little Python as its launcher allows."""
     run, function, metadata = compiled.run, compiled.function, compiled.packed_metadata
     # Triton's hooks, for profilers of its own, are not called.

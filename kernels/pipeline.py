@@ -4,31 +4,53 @@
 
 Only visible pairs of camera and Gaussian have records, sort keys and gradients of records. These
 and the tile lists live in buffers whose capacities are guesses, a little above the largest numbers
-seen. The numbers needed are copied to the host while the GPU sorts and blends, and read after
-everything is queued, so the GPU never waits for the host, and a call whose guess was too small
-repeats itself before it returns.
+seen. A kernel writes the numbers needed into the host's memory while the GPU goes on to make lists
+and blend. They are read after everything is queued, so the GPU never waits for the host, and a call
+whose guess was too small repeats itself before it returns.
+
+Small scenes take the GPU less time than the host. So calls of a kind are repeated from notes
+(program.py), and autograd hears of the results once all kernels are queued.
 
 A CUDA graph can neither read a count nor repeat anything. There the caller fixes the capacities
 (`Room`) and compares them with `info["needed"]` once the graph has run.
 """
 
 import threading
-import weakref
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Hashable, Iterator
 from typing import Any, NamedTuple
 
 import torch
+import triton
+import triton.language as tl
 from torch import Tensor
 
-from .binning import depth_order, isect_tiles
-from .blending import Blend, rasterize_to_pixels, spread
+from .binning import DepthOrder, TileLists, depth_order, isect_tiles
+from .blending import (
+    NONE,
+    Blend,
+    blend_fwd,
+    differentiable_pixels,
+    spread,
+)
 from .constants import EPS2D, FAR_PLANE, NEAR_PLANE, TILE_SIZE
 from .contributions import contributions as measure_contributions
 from .device import INTERPRET
-from .projection import Projected, project
+from .launch import launch
+from .program import KINDS, Results, new_name, repeat, shape_of
+from .projection import (
+    Inputs,
+    Settings,
+    differentiable_projection,
+    gather_inputs,
+    project_fwd,
+    row_stride,
+)
 from .reference.rasterization import rasterize as rasterize_nothing
 
 SLACK = 1.125  # capacity over the numbers seen
+UNKNOWN = -1
+SPINS = 2000  # looks for the counts before a thread sleeps: about 0.2 ms
 # Calls before a capacity that is twice too large shrinks: views differ.
 PATIENCE = 1 if INTERPRET.value else 200
 
@@ -49,32 +71,66 @@ class Room(NamedTuple):
 GRAIN = Room(32, 128) if INTERPRET.value else Room(1 << 12, 1 << 15)
 
 
+@triton.jit
+def _tell_kernel(
+    needed_ptr,  # [2] int32
+    answer_ptr,  # [1] int64 out, in the host's memory
+):
+    rows = tl.load(needed_ptr).to(tl.int64)
+    entries = tl.load(needed_ptr + 1).to(tl.int64)
+    tl.store(answer_ptr, (entries << 32) | rows)
+
+
 class Capacity:
     """How much room to make on one device, learnt from what was seen."""
 
     def __init__(self, device: torch.device) -> None:
         self.room = GRAIN
         self._most, self._calls = Room(0, 0), 0
-        pinned = device.type == "cuda"
-        self._counts = torch.zeros(2, dtype=torch.int32, pin_memory=pinned)
-        self._event = torch.cuda.Event() if pinned else None
+        self._device = device
+        # Host memory that kernels write to: rows, and entries in the high half. What was asked
+        # and never read may still be written, so such memory is kept and not used again.
+        self._answers: list[Tensor] = []
+        self._value: Any = None
+        self._asked = True
 
-    def ask(self, needed: Tensor) -> None:
-        """Start copying the counts [2] to the host."""
-        self._counts.copy_(needed, non_blocking=True)
-        if self._event is not None:
-            self._event.record()
+    def prepare(self) -> Tensor:
+        """Where the next counts go: [1] int64."""
+        if self._asked:
+            pinned = self._device.type == "cuda"
+            self._answers.append(torch.zeros(1, dtype=torch.int64, pin_memory=pinned))
+            self._value = self._answers[-1].numpy()
+        self._asked = True
+        if self._device.type == "cuda":
+            self._value[0] = UNKNOWN
+        return self._answers[-1]
 
     def answer(self) -> Room:
-        """The counts of the last `ask`, and adapt to them."""
-        if self._event is not None:
-            self._event.synchronize()
-        needed = Room(*self._counts.tolist())
+        """The counts once they are there, and adapt to them."""
+        value = self._wait()
+        self._asked = False
+        needed = Room(value & 0xFFFFFFFF, value >> 32)
         self._most, self._calls = Room(*map(max, self._most, needed)), self._calls + 1
         if self._calls >= PATIENCE or not self.room.holds(needed):
             self.room = Room(*map(_adapted, self.room, self._most, GRAIN))
             self._most, self._calls = needed, 0
         return needed
+
+    def _wait(self) -> int:
+        item = self._value.item
+        for _ in range(SPINS):
+            value = item()
+            if value != UNKNOWN:
+                return value
+        # A long one: let other threads run, and notice failures.
+        stream = torch.cuda.current_stream(self._device)
+        while item() == UNKNOWN and not stream.query():
+            time.sleep(5e-5)
+        stream.synchronize()
+        value = item()
+        if value == UNKNOWN:
+            raise RuntimeError("the GPU finished a rendering and has not told its counts")
+        return value
 
 
 def _adapted(capacity: int, most: int, grain: int) -> int:
@@ -175,6 +231,7 @@ def rasterize(
     covars: Tensor | None = None,  # [N, 3, 3]
     normalize_quats: bool = True,
     room: Room | None = None,
+    shapes: Hashable = None,
 ) -> tuple[Tensor, Tensor, dict[str, Any]]:
     """Render without validating; `kernels.rasterization` documents arguments and results.
 
@@ -185,6 +242,7 @@ def rasterize(
         sort: "torch", "triton" or "mixed" (binning.py).
         covars: World covariances in place of quats and scales.
         normalize_quats: False uses quaternions as they are.
+        shapes: Tells all shapes and dtypes apart; None: they are looked at.
         room: Fixed capacities. Nothing is copied to the host or waited for, so that the call and
             its backward can be captured in a CUDA graph, and `info["needed"]` [2] int32 on the
             device says how many rows and entries the scene has: images and gradients are right
@@ -202,72 +260,212 @@ def rasterize(
         return image, alphas, info
     if mask_ids is not None:
         mask_ids = mask_ids.to(torch.int32).contiguous()
-    by_gaussian = "RGB" in render_mode and sh_degree is None
-    capacity = None if room is not None else _capacities[device]
+    sh, sh_rest = (None, None) if sh_degree is None else (colors, colors_rest)
+    inputs = gather_inputs(
+        means, quats, scales, covars, opacities, sh, sh_rest, viewmats, Ks, masks, mask_logits,
+        mask_seed, mask_ids,
+    )  # fmt: skip
     background = _background(backgrounds, render_mode, C, device)
-    tiles_x, tiles_y = -(-width // TILE_SIZE), -(-height // TILE_SIZE)
-
+    features = colors.contiguous() if sh_degree is None and "RGB" in render_mode else None
+    if shapes is None:
+        shapes = tuple(map(shape_of, (*inputs, background, features)))
+    given = masks if mask_logits is None else mask_logits
+    flags = (
+        sh_degree, render_mode, antialiased, raw, normalize_quats, contributions, absgrad,
+        deterministic, exact, sort, given is not None and given.requires_grad,
+    )  # fmt: skip
+    numbers = (width, height, near_plane, far_plane, eps2d)
+    strides = (row_stride(inputs.sh0), row_stride(inputs.shN))
+    capacity = None if room is not None else _capacities[device]
     while True:
         limits = capacity.room if capacity is not None else room
         assert limits is not None
-        projected = project(
-            means, quats, scales, opacities, colors if sh_degree is not None else None,
-            colors_rest, viewmats, Ks, width, height, near_plane=float(near_plane),
-            far_plane=float(far_plane), eps2d=float(eps2d), sh_degree=sh_degree,
-            antialiased=antialiased, masks=masks, mask_logits=mask_logits, mask_seed=mask_seed,
-            mask_ids=mask_ids, raw=raw, covars=covars, normalize_quats=normalize_quats,
-            max_rows=min(limits.rows, C * N), with_ids=C > 1 or by_gaussian or contributions,
-        )  # fmt: skip
-        depth = depth_order(projected.depth_keys, projected.tile_counts, projected.workspace, sort)
-        if capacity is not None:
-            capacity.ask(projected.workspace[:2])
-        features, table = _features(colors, projected, sh_degree, render_mode, N)
-        lists = isect_tiles(
-            projected.records, projected.gaussian_ids, depth, limits.entries, C, N,
-            tiles_x, tiles_y, sort, deterministic,
-        )  # fmt: skip
-        args = Blend(
-            width, height, tiles_x, tiles_y, projected.rows, table.gaussian_ids,
-            depth if deterministic else None, lists, table.first_column, table.n_features,
-            shared=features is not None and features.dim() == 2 and table.gaussian_ids is not None,
-            colors_only=features is None and "D" not in render_mode,
-            mask_gradient=projected.masks is not None and projected.masks.requires_grad,
-            absgrad=absgrad, deterministic=deterministic, exact=exact,
-        )  # fmt: skip
-        image, alphas = rasterize_to_pixels(
-            projected.means2d, projected.records, features, background, args
-        )
+        kind = (shapes, limits, flags, numbers, strides, device)
+        plan = _plans.get(kind)
+        if plan is None:
+            plan = _remember(kind, _plan(limits, flags, numbers, C, N, features))
+        answer = None if capacity is None else capacity.prepare()
+        r, image, alphas = _render(inputs, plan, features, background, answer)
         if capacity is None or limits.holds(capacity.answer()):
             break
-        del projected, depth, features, lists, args, image, alphas  # before others like them
+        del r, image, alphas  # before others like them
 
-    _retain_grad(projected.means2d)
     if "ED" in render_mode:
         image = _expected_depth(image, alphas)
-    info = _info(projected, width, height)
+    info = _info(r, inputs.masks if mask_logits is None else r.drawn, width, height)
     if room is not None:
-        info["needed"] = projected.workspace[:2]
+        info["needed"] = r.workspace[:2]
     if contributions:
-        assert projected.gaussian_ids is not None
+        assert r.gaussian_ids is not None
         info |= measure_contributions(
-            projected.records.detach(), projected.gaussian_ids, lists, C, N,
-            width, height, tiles_x, tiles_y,
+            r.records.detach(), r.gaussian_ids, r.lists, C, N, width, height,
+            plan.blend.tiles_x, plan.blend.tiles_y,
         )  # fmt: skip
     return image, alphas, info
 
 
-def _info(p: Projected, width: int, height: int) -> Info:
+class _Plan(NamedTuple):
+    """What a kind of calls has in common."""
+
+    name: int  # stands for the kind: program.py
+    settings: Settings
+    blend: Blend  # without tensors
+    entries: int
+    sort: str
+    render_mode: str
+
+
+_plans: dict[Hashable, _Plan] = {}
+
+
+def _remember(kind: Hashable, plan: _Plan) -> _Plan:
+    if len(_plans) > KINDS:
+        _plans.clear()
+    _plans[kind] = plan
+    return plan
+
+
+def _plan(
+    limits: Room,
+    flags: tuple[Any, ...],
+    numbers: tuple[Any, ...],
+    C: int,
+    N: int,
+    features: Tensor | None,
+) -> _Plan:
+    (
+        sh_degree, render_mode, antialiased, raw, normalize, contributions, absgrad,
+        deterministic, exact, sort, mask_gradient,
+    ) = flags  # fmt: skip
+    width, height, near_plane, far_plane, eps2d = numbers
+    settings = Settings(
+        width, height, float(near_plane), float(far_plane), float(eps2d),
+        -1 if sh_degree is None else sh_degree, antialiased, raw, normalize,
+        min(limits.rows, C * N), C > 1 or features is not None or contributions,
+    )  # fmt: skip
+    has_depth = "D" in render_mode
+    name = new_name()
+    if features is not None:
+        first_column, n_features = 0, features.shape[-1] + has_depth
+    else:
+        first_column, n_features = (8, 3 + has_depth) if "RGB" in render_mode else (11, 1)
+    blend = Blend(
+        width, height, -(-width // TILE_SIZE), -(-height // TILE_SIZE), rows=NONE,
+        gaussian_ids=None, depth=None, lists=NONE, first_column=first_column,
+        n_features=n_features,
+        shared=features is not None and features.dim() == 2 and not has_depth,
+        colors_only=features is None and not has_depth, mask_gradient=mask_gradient,
+        absgrad=absgrad, deterministic=deterministic, exact=exact,
+        kind=name if features is None and not deterministic else None,
+    )  # fmt: skip
+    return _Plan(name, settings, blend, limits.entries, sort, render_mode)
+
+
+class _Rendered(NamedTuple):
+    """What a call keeps; shapes as in projection.py."""
+
+    means2d: Tensor
+    records: Tensor
+    drawn: Tensor | None
+    """Masks, if they were drawn."""
+    radii: Tensor
+    rows: Tensor
+    tile_counts: Tensor
+    gaussian_ids: Tensor | None
+    workspace: Tensor
+    lists: TileLists
+
+
+def _render(
+    x: Inputs,
+    plan: _Plan,
+    features: Tensor | None,  # of Gaussians, in place of spherical harmonics
+    background: Tensor | None,
+    answer: Tensor | None,
+) -> tuple[_Rendered, Tensor, Tensor]:
+    """All stages; first they run, then their results join autograd's graph."""
+    s = plan.settings
+
+    def run() -> Results:
+        C, N = x.viewmats.shape[0], x.means.shape[0]
+        tiles = plan.blend.tiles_x, plan.blend.tiles_y
+        p = project_fwd(x, s)
+        depth = depth_order(p.depth_keys, p.tile_counts, p.workspace, plan.sort)
+        if answer is not None:
+            launch(_tell_kernel, (1,), p.workspace, answer)
+        lists = isect_tiles(
+            p.records, p.gaussian_ids, depth, plan.entries, C, N, *tiles, plan.sort,
+            plan.blend.deterministic,
+        )  # fmt: skip
+        blend = plan.blend._replace(
+            rows=p.rows, lists=lists, gaussian_ids=_features_of(p.gaussian_ids, features, plan)
+        )
+        images = blend_fwd(
+            p.records, _with_depth(features, p.gaussian_ids, p.records, plan), background, blend
+        )
+        drawn = None if x.mask_logits is None else p.masks
+        return (
+            *images, p.means2d, p.records, drawn, p.radii, p.rows, p.tile_counts, p.gaussian_ids,
+            p.workspace, *lists, *(depth if blend.deterministic else ()),
+        )  # fmt: skip
+
+    if answer is None:
+        made = run()
+    else:
+        made = repeat(plan.name, (*x, background, answer, features), run)
+    (
+        image, alphas, means2d, records, drawn, radii, rows, tile_counts, gaussian_ids, workspace,
+        flatten_ids, slots, offsets, tile_order, *depth,
+    ) = made  # fmt: skip
+    lists = TileLists(flatten_ids, slots, offsets, tile_order)
+    means2d, records, drawn = differentiable_projection(
+        x, s, means2d, records, drawn, rows, None if answer is None else plan.name
+    )
+    blend = plan.blend
+    if features is not None or depth:
+        blend = blend._replace(
+            gaussian_ids=_features_of(gaussian_ids, features, plan),
+            depth=DepthOrder(*depth) if depth else None,
+        )
+        features = _with_depth(features, gaussian_ids, records, plan)
+    image, alphas = differentiable_pixels(
+        means2d, records, features, background, blend, rows, lists, (image, alphas)
+    )
+    r = _Rendered(means2d, records, drawn, radii, rows, tile_counts, gaussian_ids, workspace, lists)
+    return r, image, alphas
+
+
+def _features_of(
+    gaussian_ids: Tensor | None, features: Tensor | None, plan: _Plan
+) -> Tensor | None:
+    """Names by which to find features, where these do not lie in rows."""
+    return None if features is None or "D" in plan.render_mode else gaussian_ids
+
+
+def _with_depth(
+    features: Tensor | None, gaussian_ids: Tensor | None, records: Tensor, plan: _Plan
+) -> Tensor | None:
+    """Features of Gaussians by row, with the depth behind them, if it is asked for."""
+    if features is None or "D" not in plan.render_mode:
+        return features
+    assert gaussian_ids is not None
+    D, ids = features.shape[-1], gaussian_ids.long()
+    by_row = features[ids % len(features)] if features.dim() == 2 else features.view(-1, D)[ids]
+    return torch.cat([by_row, records[:, 7:8]], 1)
+
+
+def _info(r: _Rendered, masks: Tensor | None, width: int, height: int) -> Info:
     """What a call returns besides images."""
     entries = {
         "width": width,
         "height": height,
         "tile_size": TILE_SIZE,
-        "radii": p.radii,
-        "means2d": p.means2d,
-        "masks": p.masks,
+        "radii": r.radii,
+        "means2d": r.means2d,
+        "masks": masks,
     }
     # Only what is needed lives on with the dictionary.
-    records, rows, tile_counts, workspace = p.records, p.rows, p.tile_counts, p.workspace
+    records, rows, tile_counts, workspace = r.records, r.rows, r.tile_counts, r.workspace
     later = {
         "depths": lambda: spread(records[:, 7], rows),
         "conics": lambda: spread(records[:, 2:5], rows),
@@ -276,52 +474,6 @@ def _info(p: Projected, width: int, height: int) -> Info:
         "n_nonfinite": lambda: workspace[2:3],
     }
     return Info(entries, later)
-
-
-def _retain_grad(means2d: Tensor) -> None:
-    """As `means2d.retain_grad()`, but without a copy of the gradient."""
-    if not means2d.requires_grad:
-        return
-    # The hook must not hold the tensor that holds it.
-    reference = weakref.ref(means2d)
-    # To read .grad before it is set is a warning.
-    was_set = False
-
-    def keep(v_means2d: Tensor) -> None:
-        nonlocal was_set
-        tensor = reference()
-        if tensor is not None and not tensor.retains_grad:
-            before = tensor.grad if was_set else None
-            tensor.grad = v_means2d if before is None else before + v_means2d
-            was_set = True
-
-    means2d.register_hook(keep)
-
-
-class _Table(NamedTuple):
-    """Where the features to blend lie."""
-
-    first_column: int  # in records
-    n_features: int
-    gaussian_ids: Tensor | None  # [R] to find them with their Gaussians
-
-
-def _features(
-    colors: Tensor, p: Projected, sh_degree: int | None, render_mode: str, N: int
-) -> tuple[Tensor | None, _Table]:
-    """Features to blend (None: columns of records) and how to read them."""
-    has_depth = "D" in render_mode
-    if "RGB" not in render_mode:
-        return None, _Table(11, 1, None)
-    if sh_degree is not None:
-        return None, _Table(8, 3 + has_depth, None)
-    D = colors.shape[-1]
-    if not has_depth:
-        return colors.contiguous(), _Table(0, D, p.gaussian_ids)
-    assert p.gaussian_ids is not None
-    ids = p.gaussian_ids.long()
-    by_row = colors[ids % N] if colors.dim() == 2 else colors.reshape(-1, D)[ids]
-    return torch.cat([by_row, p.records[:, 7:8]], 1), _Table(0, D + 1, None)
 
 
 def _background(

@@ -28,14 +28,16 @@ capacity R are not written; rows beyond the visible ones sort last and touch no 
                          12..15 eight fp16: 1, log2 o, and each colour's high and low half
 """
 
+import weakref
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from . import constants
-from .launch import launch
+from .launch import empty, launch, zeros
 from .lookback import scan_programs
+from .program import Results, Scalar, repeat
 from .projection_backward import project_bwd_kernel
 from .projection_forward import project_fwd_kernel
 from .sampling import split_seed
@@ -64,18 +66,29 @@ class Projected(NamedTuple):
     workspace: Tensor  # int32
 
 
-class _Buffers(NamedTuple):
-    """Integers that the forward writes; autograd need not know them."""
+class Inputs(NamedTuple):
+    """Contiguous tensors; see `project`."""
 
-    radii: Tensor
-    rows: Tensor
-    depth_keys: Tensor
-    tile_counts: Tensor
-    gaussian_ids: Tensor | None
-    workspace: Tensor
+    means: Tensor
+    quats: Tensor | None
+    scales: Tensor | None
+    covars: Tensor | None
+    opacities: Tensor
+    sh0: Tensor | None
+    shN: Tensor | None
+    viewmats: Tensor
+    masks: Tensor | None
+    mask_logits: Tensor | None
+    Ks: Tensor
+    mask_ids: Tensor | None
+    seed: Tensor | None  # in place of
+    seed_low: Scalar
+    seed_high: Scalar
 
 
-class _Settings(NamedTuple):
+class Settings(NamedTuple):
+    """Numbers and flags of `project`."""
+
     width: int
     height: int
     near_plane: float
@@ -85,10 +98,46 @@ class _Settings(NamedTuple):
     antialiased: bool
     raw: bool
     normalize: bool
-    seed: tuple[int, int]
+    max_rows: int
+    with_ids: bool
 
 
-def _row_stride(sh: Tensor | None) -> int:
+def gather_inputs(
+    means: Tensor,
+    quats: Tensor | None,
+    scales: Tensor | None,
+    covars: Tensor | None,
+    opacities: Tensor,
+    sh0: Tensor | None,
+    shN: Tensor | None,
+    viewmats: Tensor,
+    Ks: Tensor,
+    masks: Tensor | None,
+    mask_logits: Tensor | None,
+    mask_seed: int | Tensor,
+    mask_ids: Tensor | None,
+) -> Inputs:
+    """Arguments of `project` as kernels take them."""
+    if covars is not None:
+        quats, scales, covars = None, None, covars.contiguous()
+    else:
+        assert quats is not None and scales is not None
+        quats, scales = quats.contiguous(), scales.contiguous()
+    low, high, seed = 0, 0, None
+    if isinstance(mask_seed, Tensor):
+        seed = mask_seed
+    elif mask_logits is not None:
+        low, high = split_seed(mask_seed)
+    return Inputs(
+        means.contiguous(), quats, scales, covars, opacities.contiguous(),
+        _packed_rows(sh0), _packed_rows(shN), viewmats.contiguous(),
+        None if masks is None else masks.contiguous(),
+        None if mask_logits is None else mask_logits.contiguous(),
+        Ks.contiguous(), mask_ids, seed, Scalar(low), Scalar(high),
+    )  # fmt: skip
+
+
+def row_stride(sh: Tensor | None) -> int:
     return 0 if sh is None else sh.stride(0)
 
 
@@ -99,113 +148,154 @@ def _packed_rows(sh: Tensor | None) -> Tensor | None:
     return sh if sh.stride(2) == 1 and sh.stride(1) == 3 else sh.contiguous()
 
 
+def project_fwd(x: Inputs, s: Settings) -> Projected:
+    """Project; results carry no gradient before `differentiable`."""
+    N, C, R, device = x.means.shape[0], x.viewmats.shape[0], s.max_rows, x.means.device
+    n_blocks = -(-N // FWD_BLOCK)
+    n_words = COUNTERS + 2 * (C * n_blocks + scan_programs(R))
+    workspace = zeros((n_words,), torch.int32, device)
+    means2d = empty((C, N, 2), torch.float32, device)
+    radii = empty((C, N, 2), torch.int32, device)
+    rows = empty((C, N), torch.int32, device)
+    records = empty((R, 16), torch.float32, device)
+    depth_keys = empty((R,), torch.int32, device)
+    tile_counts = empty((R,), torch.int32, device)
+    gaussian_ids = empty((R,), torch.int32, device) if s.with_ids else None
+    masks, logits = x.masks, 0
+    if x.mask_logits is not None:
+        masks, logits = empty((N,), torch.float32, device), x.mask_logits.dim()
+    launch(
+        project_fwd_kernel, (C * n_blocks + -(-R // TAIL_BLOCK),),
+        x.means, x.quats, x.scales, x.covars, x.opacities, x.sh0, x.shN, x.viewmats, x.Ks,
+        masks, x.mask_logits, x.mask_ids, x.seed,
+        means2d, radii, rows, records, depth_keys, tile_counts, gaussian_ids, workspace,
+        N, R, n_blocks, C * n_blocks,
+        s.width, s.height, s.near_plane, s.far_plane, s.eps2d, x.seed_low, x.seed_high,
+        stride0=row_stride(x.sh0), strideN=row_stride(x.shN), DEGREE=s.degree,
+        LOGITS=logits, RAW=s.raw, ANTIALIASED=s.antialiased, NORMALIZE=s.normalize,
+        TILE=TILE, BLOCK=FWD_BLOCK, TAIL_BLOCK=TAIL_BLOCK, num_warps=FWD_WARPS,
+    )  # fmt: skip
+    return Projected(
+        means2d, records, masks, radii, rows, depth_keys, tile_counts, gaussian_ids, workspace
+    )
+
+
+def _project_bwd(
+    x: Inputs,
+    s: Settings,
+    needs: tuple[bool, ...],
+    records: Tensor,
+    rows: Tensor,
+    v_means2d: Tensor | None,
+    v_records: Tensor,
+    v_masks: Tensor | None,
+) -> Results:
+    """Gradients of the first ten inputs, where needed."""
+    N, C, device = x.means.shape[0], x.viewmats.shape[0], x.means.device
+    stride_v_means2d = 2 if v_means2d is None else v_means2d.stride(1)
+
+    def like(x: Tensor | None, needed: bool) -> Tensor | None:
+        # Contiguous even where x has spaced rows.
+        return empty(x.shape, torch.float32, device) if needed and x is not None else None
+
+    v_means, v_opacities = like(x.means, True), like(x.opacities, True)
+    v_quats, v_scales, v_covars = (
+        like(x.quats, needs[1]), like(x.scales, needs[2]), like(x.covars, needs[3])
+    )  # fmt: skip
+    v_sh0, v_shN = like(x.sh0, needs[5]), like(x.shN, needs[6])
+    v_masks_in, v_logits = like(x.masks, needs[8]), like(x.mask_logits, needs[9])
+    n_programs = -(-N // BWD_BLOCK)
+    partials = empty((n_programs, C, 3, 4), torch.float32, device) if needs[7] else None
+    launch(
+        project_bwd_kernel, (n_programs,),
+        x.means, x.quats, x.scales, x.covars, x.opacities, x.sh0, x.shN, x.viewmats, x.Ks,
+        x.mask_logits, x.mask_ids, x.seed, records, rows, v_means2d, v_records, v_masks,
+        v_means, v_quats, v_scales, v_covars, v_opacities, v_sh0, v_shN, partials,
+        v_masks_in if needs[8] else v_logits,
+        N, s.width, s.height, s.eps2d, x.seed_low, x.seed_high,
+        C=C, stride0=row_stride(x.sh0), strideN=row_stride(x.shN),
+        stride_v_means2d=stride_v_means2d, WIDTH0=0 if x.sh0 is None else 3 * x.sh0.shape[1],
+        WIDTHN=0 if x.shN is None else 3 * x.shN.shape[1],
+        DEGREE=s.degree, LOGITS=0 if x.mask_logits is None else x.mask_logits.dim(),
+        RAW=s.raw, ANTIALIASED=s.antialiased, NORMALIZE=s.normalize,
+        BLOCK=BWD_BLOCK, num_warps=BWD_WARPS,
+    )  # fmt: skip
+    v_viewmats = None
+    if partials is not None:
+        v_viewmats = torch.zeros_like(x.viewmats)
+        v_viewmats[:, :3] = partials.sum(0)
+    return (
+        v_means, v_quats, v_scales, v_covars, v_opacities, v_sh0, v_shN, v_viewmats,
+        v_masks_in, v_logits,
+    )  # fmt: skip
+
+
 class _Project(torch.autograd.Function):
+    """Hands on what `project_fwd` has made, and makes it differentiable."""
+
     @staticmethod
-    def forward(
-        ctx: Any,
-        means: Tensor,
-        quats: Tensor | None,
-        scales: Tensor | None,
-        covars: Tensor | None,
-        opacities: Tensor,
-        sh0: Tensor | None,
-        shN: Tensor | None,
-        viewmats: Tensor,
-        masks: Tensor | None,
-        mask_logits: Tensor | None,
-        Ks: Tensor,
-        mask_ids: Tensor | None,
-        seed: Tensor | None,
-        s: _Settings,
-        out: _Buffers,
-    ) -> tuple[Tensor | None, ...]:
-        N, C, device = means.shape[0], viewmats.shape[0], means.device
-        R = out.depth_keys.shape[0]
-        means2d = torch.empty((C, N, 2), device=device)
-        records = torch.empty((R, 16), device=device)
-        sampled = None if mask_logits is None else torch.empty(N, device=device)
-        logits = 0 if mask_logits is None else mask_logits.dim()
-        n_blocks = -(-N // FWD_BLOCK)
-        launch(
-            project_fwd_kernel, (C * n_blocks + -(-R // TAIL_BLOCK),),
-            means, quats, scales, covars, opacities, sh0, shN, viewmats, Ks,
-            masks if sampled is None else sampled, mask_logits, mask_ids, seed,
-            means2d, out.radii, out.rows, records, out.depth_keys, out.tile_counts,
-            out.gaussian_ids, out.workspace,
-            N, R, n_blocks, C * n_blocks,
-            s.width, s.height, s.near_plane, s.far_plane, s.eps2d, *s.seed,
-            stride0=_row_stride(sh0), strideN=_row_stride(shN), DEGREE=s.degree,
-            LOGITS=logits, RAW=s.raw, ANTIALIASED=s.antialiased, NORMALIZE=s.normalize,
-            TILE=TILE, BLOCK=FWD_BLOCK, TAIL_BLOCK=TAIL_BLOCK, num_warps=FWD_WARPS,
-        )  # fmt: skip
-        ctx.save_for_backward(
-            means, quats, scales, covars, opacities, sh0, shN, viewmats, mask_logits, Ks,
-            mask_ids, seed, records,
-        )  # fmt: skip
-        ctx.settings, ctx.rows = s, out.rows
+    def forward(ctx: Any, *arguments: Any) -> tuple[Tensor, Tensor, Tensor | None]:
+        x, settings, made, rows, kind = arguments[-1]
+        ctx.save_for_backward(*x[:N_TENSORS], made[1])
+        ctx.settings, ctx.rows, ctx.seed, ctx.kind = settings, rows, x[N_TENSORS:], kind
+        ctx.means2d, ctx.kept = weakref.ref(made[0]), False
         ctx.set_materialize_grads(False)
-        return means2d, records, sampled
+        return made
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
         ctx: Any, *v_outputs: Tensor | None
     ) -> tuple[Tensor | None, ...]:
-        v_means2d, v_records, v_masks = v_outputs[:3]
-        s: _Settings = ctx.settings
-        means, quats, scales, covars, opacities, sh0, shN, viewmats, mask_logits = (
-            ctx.saved_tensors[:9]
-        )
-        Ks, mask_ids, seed, records = ctx.saved_tensors[9:]
-        needs = ctx.needs_input_grad
-        N, C = means.shape[0], viewmats.shape[0]
-        if v_records is None:
-            v_records = torch.zeros_like(records)
-        v_records = v_records.contiguous()
-        if v_masks is not None:
-            v_masks = v_masks.contiguous()
-        stride_v_means2d = 2
+        v_means2d, v_records, v_masks = v_outputs
+        means2d = ctx.means2d()
+        if means2d is not None and v_means2d is not None and not means2d.retains_grad:
+            # As retain_grad() would, but without a copy; to read .grad before is a warning.
+            means2d.grad = means2d.grad + v_means2d if ctx.kept else v_means2d
+            ctx.kept = True
+        *tensors, records = ctx.saved_tensors
+        x, s, needs = Inputs(*tensors, *ctx.seed), ctx.settings, ctx.needs_input_grad[:N_FLOATS]
+        N, C = x.means.shape[0], x.viewmats.shape[0]
+        v_records = torch.zeros_like(records) if v_records is None else v_records.contiguous()
+        v_masks = None if v_masks is None else v_masks.contiguous()
         if v_means2d is not None:
-            stride_v_means2d = v_means2d.stride(1)
-            if v_means2d.stride(2) != 1 or (C > 1 and v_means2d.stride(0) != N * stride_v_means2d):
-                v_means2d, stride_v_means2d = v_means2d.contiguous(), 2
+            stride = v_means2d.stride(1)
+            if v_means2d.stride(2) != 1 or (C > 1 and v_means2d.stride(0) != N * stride):
+                v_means2d = v_means2d.contiguous()
+        inputs = (*x, records, ctx.rows, v_means2d, v_records, v_masks)
 
-        def like(x: Tensor | None, needed: bool) -> Tensor | None:
-            # Contiguous even where x has spaced rows.
-            return torch.empty(x.shape, device=x.device) if needed and x is not None else None
+        def run() -> Results:
+            return _project_bwd(x, s, needs, records, ctx.rows, v_means2d, v_records, v_masks)
 
-        v_means, v_opacities = torch.empty_like(means), torch.empty_like(opacities)
-        v_quats, v_scales = like(quats, needs[1]), like(scales, needs[2])
-        v_covars = like(covars, needs[3])
-        v_sh0, v_shN = like(sh0, needs[5]), like(shN, needs[6])
-        v_mask_inputs = torch.empty(N, device=means.device) if needs[8] else None
-        if needs[9]:
-            v_mask_inputs = torch.empty_like(mask_logits)
-        n_programs = -(-N // BWD_BLOCK)
-        partials = torch.empty((n_programs, C, 3, 4), device=means.device) if needs[7] else None
-        launch(
-            project_bwd_kernel, (n_programs,),
-            means, quats, scales, covars, opacities, sh0, shN, viewmats, Ks,
-            mask_logits, mask_ids, seed, records, ctx.rows, v_means2d, v_records, v_masks,
-            v_means, v_quats, v_scales, v_covars, v_opacities, v_sh0, v_shN, partials,
-            v_mask_inputs,
-            N, s.width, s.height, s.eps2d, *s.seed,
-            C=C, stride0=_row_stride(sh0), strideN=_row_stride(shN),
-            stride_v_means2d=stride_v_means2d, WIDTH0=0 if sh0 is None else 3 * sh0.shape[1],
-            WIDTHN=0 if shN is None else 3 * shN.shape[1],
-            DEGREE=s.degree, LOGITS=0 if mask_logits is None else mask_logits.dim(),
-            RAW=s.raw, ANTIALIASED=s.antialiased, NORMALIZE=s.normalize,
-            BLOCK=BWD_BLOCK, num_warps=BWD_WARPS,
-        )  # fmt: skip
-        v_viewmats = None
-        if partials is not None:
-            v_viewmats = torch.zeros_like(viewmats)
-            v_viewmats[:, :3] = partials.sum(0)
-        v_given, v_logits = (v_mask_inputs, None) if needs[8] else (None, v_mask_inputs)
-        return (
-            v_means, v_quats, v_scales, v_covars, v_opacities, v_sh0, v_shN, v_viewmats,
-            v_given, v_logits, None, None, None, None, None,
-        )  # fmt: skip
+        if ctx.kind is None:
+            return *run(), None
+        stride = None if v_means2d is None else v_means2d.stride(1)
+        kind = (ctx.kind, project_bwd_kernel, needs, stride, v_masks is None)
+        inputs = (*x, records, ctx.rows, v_means2d, v_records, v_masks)
+        return *repeat(kind, inputs, run), None
+
+
+N_FLOATS = 10  # of Inputs, which begin with what can have gradients
+N_TENSORS = 13  # then come numbers
+
+
+def differentiable_projection(
+    x: Inputs,
+    s: Settings,
+    means2d: Tensor,
+    records: Tensor,
+    drawn: Tensor | None,
+    rows: Tensor,
+    kind: int | None,
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Results of `project_fwd` (masks if they were drawn) as part of autograd's graph.
+
+    Args:
+        kind: Stands for shapes and flags: program.py.
+    """
+    if not torch.is_grad_enabled():
+        return means2d, records, drawn
+    return _Project.apply(*x[:N_FLOATS], (x, s, (means2d, records, drawn), rows, kind))
 
 
 def project(
@@ -254,33 +344,22 @@ def project(
     Returns:
         Records and what binning needs. `masks` is differentiable when drawn from mask_logits.
     """
-    seed = mask_seed if isinstance(mask_seed, Tensor) else None
-    words = (0, 0) if isinstance(mask_seed, Tensor) else split_seed(mask_seed)
-    settings = _Settings(
-        width, height, near_plane, far_plane, eps2d, -1 if sh_degree is None else sh_degree,
-        antialiased, raw, normalize_quats, words,
-    )  # fmt: skip
-    if covars is not None:
-        quats, scales, covars = None, None, covars.contiguous()
-    else:
-        assert quats is not None and scales is not None
-        quats, scales = quats.contiguous(), scales.contiguous()
     if sh_degree is None:
         sh0 = shN = None
-    N, C = means.shape[0], viewmats.shape[0]
-    R = max(C * N, 1) if max_rows is None else max_rows
-    integers: dict[str, Any] = {"dtype": torch.int32, "device": means.device}
-    out = _Buffers(
-        torch.empty((C, N, 2), **integers), torch.empty((C, N), **integers),
-        torch.empty(R, **integers), torch.empty(R, **integers),
-        torch.empty(R, **integers) if with_ids else None,
-        torch.zeros(COUNTERS + 2 * (C * -(-N // FWD_BLOCK) + scan_programs(R)), **integers),
+    inputs = gather_inputs(
+        means, quats, scales, covars, opacities, sh0, shN, viewmats, Ks, masks, mask_logits,
+        mask_seed, mask_ids,
     )  # fmt: skip
-    means2d, records, sampled = _Project.apply(
-        means.contiguous(), quats, scales, covars, opacities.contiguous(),
-        _packed_rows(sh0), _packed_rows(shN), viewmats.contiguous(),
-        None if masks is None else masks.contiguous(),
-        None if mask_logits is None else mask_logits.contiguous(),
-        Ks.contiguous(), mask_ids, seed, settings, out,
+    settings = Settings(
+        width, height, near_plane, far_plane, eps2d, -1 if sh_degree is None else sh_degree,
+        antialiased, raw, normalize_quats,
+        max(len(viewmats) * len(means), 1) if max_rows is None else max_rows, with_ids,
     )  # fmt: skip
-    return Projected(means2d, records, masks if mask_logits is None else sampled, *out)
+    made = project_fwd(inputs, settings)
+    drawn = None if mask_logits is None else made.masks
+    means2d, records, drawn = differentiable_projection(
+        inputs, settings, made.means2d, made.records, drawn, made.rows, None
+    )
+    return made._replace(
+        means2d=means2d, records=records, masks=masks if mask_logits is None else drawn
+    )

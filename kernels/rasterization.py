@@ -124,7 +124,11 @@ def rasterization(
         mask_ids, mask_seed if isinstance(mask_seed, Tensor) else None, sh_degree, render_mode,
         rasterize_mode,
     )  # fmt: skip
-    signature = tuple(map(_signature, arguments))
+    signature = tuple([
+        (x.shape, x.dtype, x.device) if isinstance(x, Tensor)
+        else x if x is None or isinstance(x, int | str) else type(x)
+        for x in arguments
+    ])  # fmt: skip
     if signature not in _accepted:
         _validate(*arguments)
         if len(_accepted) > 256:
@@ -141,7 +145,9 @@ def rasterization(
         low, high = mask_seed.tolist()
         mask_seed = (high << 32) | (low & 0xFFFFFFFF)
     # the reference is always exact
-    options = {} if run is rasterize_reference else {"exact": precision == "exact"}
+    options: dict[str, Any] = {}
+    if run is not rasterize_reference:
+        options = {"exact": precision == "exact", "shapes": signature}
     return run(
         means, quats, scales, opacities, colors, viewmats, Ks, width, height,
         near_plane=near_plane, far_plane=far_plane, eps2d=eps2d, sh_degree=sh_degree,
@@ -154,12 +160,6 @@ def rasterization(
 
 # Signatures that were found valid: checking takes longer than a small scene's kernels.
 _accepted: set[tuple[Any, ...]] = set()
-
-
-def _signature(x: Any) -> Any:
-    if isinstance(x, Tensor):
-        return x.shape, x.dtype, x.device
-    return x if x is None or isinstance(x, int | str) else type(x)
 
 
 def _validate(
