@@ -7,7 +7,9 @@ depends on the order in which other memory is seen. A program waits only for pro
 number; those were started before it, as CUDA hands out programs of a one-dimensional grid in
 order. (Merrill and Garland, Single-pass Parallel Prefix Scan with Decoupled Look-back, 2016.)
 
-The sums do not depend on timing. Words are 0 before the launch.
+A program that needs no sum may leave after the first; others then look back further, at WINDOW
+programs at once, until they find one that did not. The sums do not depend on timing. Words are 0
+before the launch.
 """
 
 # Triton types its device functions as returning nothing.
@@ -16,7 +18,7 @@ The sums do not depend on timing. Words are 0 before the launch.
 import triton
 import triton.language as tl
 
-WINDOW = tl.constexpr(64)  # programs looked at together
+WINDOW = tl.constexpr(64)  # programs looked at together, unless told
 SCAN = 1024  # values per program of a scan over rows
 OWN = tl.constexpr(1)  # kinds of words: the program's values alone,
 RUNNING = tl.constexpr(2)  # or with those of all programs before it
@@ -34,7 +36,7 @@ def publish(words_ptr, pid, value, kind):
 
 
 @triton.jit
-def sum_before(words_ptr, pid):
+def sum_before(words_ptr, pid, WINDOW: tl.constexpr = WINDOW):
     """The sum over all programs before pid, once they have published theirs."""
     lane = tl.arange(0, WINDOW)
     total = tl.full([], 0, tl.int64)

@@ -16,6 +16,11 @@ One lane holds one Gaussian. Fused with it: exp and sigmoid of raw parameters, s
 (loaded for visible lanes only), the mask draw, and the exact number of tiles. The backward loops
 over cameras, so that every gradient is written once and without atomics, zeros included.
 
+Most Gaussians of a large scene are not in view, and neighbours in memory are often neighbours in
+space. A program that sees none writes its zeros, 16 bytes per lane, and is done: in the forward
+before colours and tiles, and without waiting for the running sum; in the backward before all loads.
+One that does sees to it that its loads are on their way together.
+
 Only visible pairs of camera and Gaussian get a row, numbered in ascending camera and Gaussian by a
 running sum over programs (lookback.py), so that a tie in depth keeps that order. Rows beyond the
 capacity R are not written; rows beyond the visible ones sort last and touch no tile.
@@ -44,6 +49,7 @@ from .sampling import split_seed
 
 FWD_BLOCK = 64  # Gaussians per program, one per lane
 FWD_WARPS = 2
+FWD_REGISTERS = 80  # per thread at most: a few spilled bytes cost less than a program less per SM
 TAIL_BLOCK = 1024  # rows per program of those that are left over
 BWD_BLOCK = 64
 BWD_WARPS = 2
@@ -173,7 +179,8 @@ def project_fwd(x: Inputs, s: Settings) -> Projected:
         s.width, s.height, s.near_plane, s.far_plane, s.eps2d, x.seed_low, x.seed_high,
         stride0=row_stride(x.sh0), strideN=row_stride(x.shN), DEGREE=s.degree,
         LOGITS=logits, RAW=s.raw, ANTIALIASED=s.antialiased, NORMALIZE=s.normalize,
-        TILE=TILE, BLOCK=FWD_BLOCK, TAIL_BLOCK=TAIL_BLOCK, num_warps=FWD_WARPS,
+        TILE=TILE, BLOCK=FWD_BLOCK, TAIL_BLOCK=TAIL_BLOCK,
+        num_warps=FWD_WARPS, maxnreg=FWD_REGISTERS,
     )  # fmt: skip
     return Projected(
         means2d, records, masks, radii, rows, depth_keys, tile_counts, gaussian_ids, workspace

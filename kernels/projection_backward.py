@@ -31,17 +31,26 @@ from .projection_parts import (
     load_ids,
     load_logit,
     load_quat,
-    load_sh,
+    load_sh_tiles,
     perspective,
     perspective_vjp,
     rows_times,
+    split_sh,
     times3,
     times_columns,
     to_camera,
 )
-from .rows import join4, join16, load16
+from .rows import join4, load4x3, split4x3
 from .sampling import hard_mask_vjp, load_seed, logistic_noise
-from .spherical_harmonics import sh_basis, sh_color_vjp_direction
+from .spherical_harmonics import (
+    flat_basis,
+    flat_color,
+    sh_basis,
+    sh_color_vjp,
+    sh_color_vjp_direction,
+)
+
+SH_CHUNK = tl.constexpr(1024)  # gradients of coefficients that are stored at once
 
 
 @triton.jit
@@ -69,33 +78,90 @@ def _compensation_vjp(det, trace, eps2d, v_log_o):
 @triton.jit
 def _store_v_sh(
     v_sh_ptr,  # [N, WIDTH]
-    i,
-    inside,
-    visible,
-    first_camera,
+    start,
+    n_valid,
+    add,
     basis,
     v_color,
-    SKIP: tl.constexpr,  # leading coefficients that are stored elsewhere
+    FIRST: tl.constexpr,
     WIDTH: tl.constexpr,
-    DEGREE: tl.constexpr,
+    FULL: tl.constexpr,
+    BLOCK: tl.constexpr,
+    CHUNK: tl.constexpr,
 ):
-    """Write or add the gradients of one camera; zeros above DEGREE."""
-    v = (v_color.x, v_color.y, v_color.z)
-    for first in tl.static_range(0, WIDTH, 16):
-        block = ()
-        for f in tl.static_range(SKIP + first, SKIP + first + 16):
-            if f < 3 * (DEGREE + 1) * (DEGREE + 1):
-                block = block + (basis[f // 3] * v[f % 3],)
-            else:
-                block = block + (tl.zeros_like(v_color.x),)
-        j = first + tl.arange(0, 16)[None, :]
-        ptr = v_sh_ptr + i[:, None] * WIDTH + j
-        values = join16(block)
-        if first_camera == 0:
-            # After what other lanes have written for the camera before.
+    """Write the gradients of one camera, or add them to those of cameras before."""
+    for begin in range(0, BLOCK * WIDTH, CHUNK):
+        k = begin + tl.arange(0, CHUNK)
+        ptr = v_sh_ptr + start * WIDTH + k
+        mask = k < BLOCK * WIDTH if FULL else k < n_valid * WIDTH
+        v = sh_color_vjp(basis, v_color, k, FIRST, WIDTH, BLOCK)
+        if add:
+            # After what other lanes may have written for the camera before.
             tl.debug_barrier()
-            values += tl.load(ptr, mask=visible[:, None] & (j < WIDTH), other=0.0)
-        tl.store(ptr, values, mask=(visible | (inside & first_camera))[:, None] & (j < WIDTH))
+            v += tl.load(ptr, mask=mask, other=0.0)
+        tl.store(ptr, v, mask=mask)
+
+
+@triton.jit
+def _store_v_sh_both(
+    v_sh0_ptr,
+    v_shN_ptr,
+    start,
+    n_valid,
+    add,
+    basis,
+    v_color,
+    WIDTH0: tl.constexpr,
+    WIDTHN: tl.constexpr,
+    FULL: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    if v_sh0_ptr is not None:
+        CHUNK0: tl.constexpr = min(triton.next_power_of_2(BLOCK * WIDTH0), SH_CHUNK)
+        _store_v_sh(
+            v_sh0_ptr, start, n_valid, add, basis, v_color, 0, WIDTH0, FULL, BLOCK, CHUNK0
+        )  # fmt: skip
+    if v_shN_ptr is not None:
+        CHUNKN: tl.constexpr = min(triton.next_power_of_2(BLOCK * WIDTHN), SH_CHUNK)
+        _store_v_sh(
+            v_shN_ptr, start, n_valid, add, basis, v_color, 1, WIDTHN, FULL, BLOCK, CHUNKN
+        )  # fmt: skip
+
+
+@triton.jit
+def _store_zeros(ptr, first, WIDTH: tl.constexpr, BLOCK: tl.constexpr):
+    """Rows [first, first + BLOCK) of [N, WIDTH], 16 bytes per lane."""
+    at = ptr + first * WIDTH
+    for begin in tl.static_range(0, BLOCK * WIDTH, 1024):
+        if BLOCK * WIDTH - begin >= 1024:
+            k = begin + tl.arange(0, 1024)
+            tl.store(at + k, tl.zeros([1024], tl.float32))
+        else:
+            SHORT: tl.constexpr = triton.next_power_of_2(BLOCK * WIDTH - begin)
+            k = begin + tl.arange(0, SHORT)
+            tl.store(at + k, tl.zeros([SHORT], tl.float32), mask=k < BLOCK * WIDTH)
+
+
+@triton.jit
+def _store_v_masks(
+    v_mask_inputs_ptr, v_masks_ptr, mask_logits_ptr, mask_ids_ptr, seed_ptr, seed_low, seed_high,
+    i, inside, v_mask, LOGITS: tl.constexpr,
+):  # fmt: skip
+    """Gradients of given masks or of logits, from those of blending and of the masks themselves."""
+    if v_mask_inputs_ptr is not None:
+        if v_masks_ptr is not None:
+            v_mask += tl.load(v_masks_ptr + i, mask=inside, other=0.0)
+        if LOGITS == 0:
+            tl.store(v_mask_inputs_ptr + i, v_mask, mask=inside)
+        else:
+            logit = load_logit(mask_logits_ptr, i, inside, LOGITS)
+            ids = load_ids(mask_ids_ptr, i, inside)
+            low, high = load_seed(seed_ptr, seed_low, seed_high)
+            v = hard_mask_vjp(logit + logistic_noise(low, high, ids), v_mask)
+            v = tl.where(0.0 * logit == 0.0, v, 0.0)
+            tl.store(v_mask_inputs_ptr + i * LOGITS, v, mask=inside)
+            if LOGITS == 2:
+                tl.store(v_mask_inputs_ptr + i * 2 + 1, -v, mask=inside)
 
 
 @triton.jit(do_not_specialize=["N", "width", "height", "seed_low", "seed_high"])
@@ -149,6 +215,35 @@ def project_bwd_kernel(
     i = pid.to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     inside = i < N
     zero = tl.zeros([BLOCK], tl.float32)
+    seen = tl.zeros([BLOCK], tl.int32)
+    for c in range(C):
+        row = tl.load(rows_ptr + i + c * N.to(tl.int64), mask=inside, other=-1)
+        seen |= (row >= 0).to(tl.int32)
+    start = pid.to(tl.int64) * BLOCK
+    full = start + BLOCK <= N  # all but the last program
+    if (tl.max(seen, 0) == 0) & full:
+        _store_zeros(v_means_ptr, start, 3, BLOCK)
+        if v_quats_ptr is not None:
+            _store_zeros(v_quats_ptr, start, 4, BLOCK)
+        if v_scales_ptr is not None:
+            _store_zeros(v_scales_ptr, start, 3, BLOCK)
+        if v_covars_ptr is not None:
+            _store_zeros(v_covars_ptr, start, 9, BLOCK)
+        _store_zeros(v_opacities_ptr, start, 1, BLOCK)
+        if v_sh0_ptr is not None:
+            _store_zeros(v_sh0_ptr, start, WIDTH0, BLOCK)
+        if v_shN_ptr is not None:
+            _store_zeros(v_shN_ptr, start, WIDTHN, BLOCK)
+        if v_viewmats_ptr is not None:
+            k = tl.arange(0, 16)
+            for c in range(C):
+                out = v_viewmats_ptr + (pid.to(tl.int64) * C + c) * 12
+                tl.store(out + k, tl.zeros([16], tl.float32), mask=k < 12)
+        _store_v_masks(
+            v_mask_inputs_ptr, v_masks_ptr, mask_logits_ptr, mask_ids_ptr, seed_ptr, seed_low,
+            seed_high, i, inside, zero, LOGITS,
+        )  # fmt: skip
+        return
     none = Vec3(zero, zero, zero)
     v_mean = none
     v_scale = none
@@ -162,8 +257,18 @@ def project_bwd_kernel(
         visible = row >= 0
         # Lanes that are not visible go through with harmless numbers and zero gradients.
         mean = load3(means_ptr + i * 3, visible)
-        record = load16(records_ptr + row * 16, visible, 11)
-        v_record = load16(v_records_ptr + row * 16, visible, 12)
+        # All loads stand first, so that they are on their way together.
+        record_tile = load4x3(records_ptr + row * 16, visible)
+        v_record_tile = load4x3(v_records_ptr + row * 16, visible)
+        REST: tl.constexpr = shN_ptr is not None
+        if DEGREE > 0:
+            sh_tiles = load_sh_tiles(sh0_ptr, shN_ptr, i, visible, stride0, strideN, DEGREE, REST)
+        opacity = tl.load(opacities_ptr + i, mask=visible, other=1.0)
+        if covars_ptr is None:
+            qw, qx, qy, qz = load_quat(quats_ptr, i, visible)
+            scale = load3(scales_ptr + i * 3, visible)
+        record = split4x3(record_tile)
+        v_record = split4x3(v_record_tile)
         conic = Sym2(record[2], record[3], record[4])
         v_mx, v_my = zero, zero
         if v_means2d_ptr is not None:
@@ -178,7 +283,6 @@ def project_bwd_kernel(
         t = Vec3(tl.where(visible, t.x, 0.0), tl.where(visible, t.y, 0.0), _or_one(visible, t.z))
         slopes = perspective(camera, t)
 
-        opacity = tl.load(opacities_ptr + i, mask=visible, other=1.0)
         if RAW:
             v_opacity += v_log_o * (1.0 / (1.0 + tl.exp(opacity)))
         else:
@@ -186,12 +290,10 @@ def project_bwd_kernel(
 
         v_cov = sym2_inverse_vjp(conic, Sym2(v_record[2], v_record[3], v_record[4]))
         if covars_ptr is None:
-            qw, qx, qy, qz = load_quat(quats_ptr, i, visible)
             if NORMALIZE:
                 inverse = 1.0 / tl.sqrt(qw * qw + qx * qx + qy * qy + qz * qz)
                 qw, qx, qy, qz = qw * inverse, qx * inverse, qy * inverse, qz * inverse
             rotation = quat_to_rotmat(qw, qx, qy, qz)
-            scale = load3(scales_ptr + i * 3, visible)
             if RAW:
                 scale = Vec3(tl.exp(scale.x), tl.exp(scale.y), tl.exp(scale.z))
             one = Vec3(1.0, 1.0, 1.0)
@@ -272,17 +374,22 @@ def project_bwd_kernel(
             d = add3(mean, center_offset(camera))
             d, inverse_d = normalize3(Vec3(d.x, d.y, _or_one(visible, d.z)))
             if DEGREE > 0:
-                REST: tl.constexpr = shN_ptr is not None
-                coeffs = load_sh(sh0_ptr, shN_ptr, i, visible, stride0, strideN, DEGREE, REST)
+                coeffs = split_sh(sh_tiles, REST)
                 v_dir = sh_color_vjp_direction(d, coeffs, v_color, DEGREE)
                 v_dir = normalize3_vjp(d, inverse_d, v_dir)
                 v_mean = add3(v_mean, v_dir)
-            basis = sh_basis(d, DEGREE)
-            first = c == 0
-            if v_sh0_ptr is not None:
-                _store_v_sh(v_sh0_ptr, i, inside, visible, first, basis, v_color, 0, WIDTH0, DEGREE)
-            if v_shN_ptr is not None:
-                _store_v_sh(v_shN_ptr, i, inside, visible, first, basis, v_color, 3, WIDTHN, DEGREE)
+            basis = flat_basis(sh_basis(d, DEGREE), DEGREE)
+            v_flat = flat_color(v_color)
+            if full:
+                _store_v_sh_both(
+                    v_sh0_ptr, v_shN_ptr, start, BLOCK, c > 0, basis, v_flat,
+                    WIDTH0, WIDTHN, True, BLOCK,
+                )  # fmt: skip
+            else:
+                _store_v_sh_both(
+                    v_sh0_ptr, v_shN_ptr, start, N - start, c > 0, basis, v_flat,
+                    WIDTH0, WIDTHN, False, BLOCK,
+                )  # fmt: skip
 
         if v_viewmats_ptr is not None:
             # t = R mean + t_view and the direction mean + R^T t_view
@@ -306,17 +413,7 @@ def project_bwd_kernel(
         store3(out + 3, Vec3(v_off.x, v_diagonal.y, v_off.z), inside)
         store3(out + 6, Vec3(v_off.y, v_off.z, v_diagonal.z), inside)
     tl.store(v_opacities_ptr + i, v_opacity, mask=inside)
-    if v_mask_inputs_ptr is not None:
-        if v_masks_ptr is not None:
-            v_mask += tl.load(v_masks_ptr + i, mask=inside, other=0.0)
-        if LOGITS == 0:
-            tl.store(v_mask_inputs_ptr + i, v_mask, mask=inside)
-        else:
-            logit = load_logit(mask_logits_ptr, i, inside, LOGITS)
-            ids = load_ids(mask_ids_ptr, i, inside)
-            low, high = load_seed(seed_ptr, seed_low, seed_high)
-            v = hard_mask_vjp(logit + logistic_noise(low, high, ids), v_mask)
-            v = tl.where(0.0 * logit == 0.0, v, 0.0)
-            tl.store(v_mask_inputs_ptr + i * LOGITS, v, mask=inside)
-            if LOGITS == 2:
-                tl.store(v_mask_inputs_ptr + i * 2 + 1, -v, mask=inside)
+    _store_v_masks(
+        v_mask_inputs_ptr, v_masks_ptr, mask_logits_ptr, mask_ids_ptr, seed_ptr, seed_low,
+        seed_high, i, inside, v_mask, LOGITS,
+    )  # fmt: skip

@@ -18,8 +18,9 @@ from .projection_parts import (
     load_ids,
     load_logit,
     load_quat,
-    load_sh,
+    load_sh_tiles,
     perspective,
+    split_sh,
     times_columns,
     to_camera,
 )
@@ -30,6 +31,8 @@ from .spherical_harmonics import sh_color
 ALPHA_MIN = tl.constexpr(constants.ALPHA_MIN)
 # Extents grow by this much, so that rounding never loses a pixel of the support.
 EXTENT_SLACK = tl.constexpr(1e-3)
+WINDOW = tl.constexpr(256)  # programs that are looked back at together
+ANCHOR = tl.constexpr(128)  # of so many programs one at least knows its running sum
 
 
 @triton.jit
@@ -45,6 +48,33 @@ def _count_tiles(visible, mx, my, A, B, C, t2, tiles_x, tiles_y):
         n += tl.where(row <= last, tl.maximum(x1 - x0 + 1, 0), 0)
         row += 1
     return n
+
+
+@triton.jit
+def _finish_unseen(
+    words_ptr, workspace_ptr, means2d_ptr, radii_ptr, rows_ptr, pid, n_programs, gaussian, inside
+):
+    """What a program without a visible Gaussian leaves."""
+    publish(words_ptr, pid, tl.full([], 0, tl.int64), OWN)
+    pair = gaussian[:, None] * 2 + tl.arange(0, 2)[None, :]
+    zero = tl.zeros(pair.shape, tl.int32)
+    tl.store(means2d_ptr + pair, zero.to(tl.float32), mask=inside[:, None])
+    tl.store(radii_ptr + pair, zero, mask=inside[:, None])
+    tl.store(rows_ptr + gaussian, -1, mask=inside)
+    # It needs no running sum: only so many wait for it that later programs find one near.
+    if (pid % ANCHOR == 0) | (pid == n_programs - 1):
+        first = sum_before(words_ptr, pid, WINDOW).to(tl.int32)
+        publish(words_ptr, pid, first, RUNNING)
+        if pid == n_programs - 1:
+            tl.store(workspace_ptr, first)
+
+
+@triton.jit
+def _count_nonfinite(workspace_ptr, inside, finite, c):
+    n_bad = tl.sum((inside & (finite == 0)).to(tl.int32), 0)
+    if n_bad > 0:
+        if c == 0:
+            tl.atomic_add(workspace_ptr + 2, n_bad, sem="relaxed")
 
 
 @triton.jit
@@ -116,7 +146,7 @@ def project_fwd_kernel(
     pid = tl.program_id(0)
     words_ptr = workspace_ptr.to(tl.pointer_type(tl.int64)) + 2
     if pid >= n_programs:
-        n_rows = sum_before(words_ptr, n_programs).to(tl.int32)
+        n_rows = sum_before(words_ptr, n_programs, WINDOW).to(tl.int32)
         r = (pid - n_programs) * TAIL_BLOCK + tl.arange(0, TAIL_BLOCK)
         there = (r >= n_rows) & (r < R)
         _write_tail(depth_keys_ptr, tile_counts_ptr, gaussian_ids_ptr, r, there)
@@ -199,6 +229,14 @@ def project_fwd_kernel(
     C = tl.where(visible, conic.yy, 0.0)
     has_row = visible.to(tl.int32)
     n_rows = tl.sum(has_row, 0)
+    gaussian = c.to(tl.int64) * N + i
+    if n_rows == 0:
+        _finish_unseen(
+            words_ptr, workspace_ptr, means2d_ptr, radii_ptr, rows_ptr, pid, n_programs,
+            gaussian, inside,
+        )  # fmt: skip
+        _count_nonfinite(workspace_ptr, inside, finite, c)
+        return
     # Told before the colours are loaded, and known before tiles are counted, which takes long
     # where a Gaussian is large: later programs seldom wait.
     publish(words_ptr, pid, n_rows, OWN)
@@ -208,16 +246,16 @@ def project_fwd_kernel(
         # mean - center, with center = -R_view^T t_view
         d = add3(mean, center_offset(camera))
         d, inverse_d = normalize3(d)
-        coeffs = load_sh(
-            sh0_ptr, shN_ptr, i, visible, stride0, strideN, DEGREE, shN_ptr is not None
-        )
+        REST: tl.constexpr = shN_ptr is not None
+        tiles = load_sh_tiles(sh0_ptr, shN_ptr, i, visible, stride0, strideN, DEGREE, REST)
+        coeffs = split_sh(tiles, REST)
         color = sh_color(d, coeffs, DEGREE)
         # A row is taken already; it sorts last.
         finite = finite & ((0.0 * (color.x + color.y + color.z) == 0.0) | (visible == 0))
         visible = visible & finite
         color = Vec3(tl.maximum(color.x, 0.0), tl.maximum(color.y, 0.0), tl.maximum(color.z, 0.0))
 
-    first = sum_before(words_ptr, pid).to(tl.int32)
+    first = sum_before(words_ptr, pid, WINDOW).to(tl.int32)
     publish(words_ptr, pid, first + n_rows, RUNNING)
     if pid == n_programs - 1:
         tl.store(workspace_ptr, first + n_rows)
@@ -246,7 +284,6 @@ def project_fwd_kernel(
     column = tl.arange(0, 16)[None, :]
     at = row.to(tl.int64)[:, None] * 16 + column
     tl.store(records_ptr + at, join16(record), mask=stored[:, None])
-    gaussian = c.to(tl.int64) * N + i
     pair = gaussian[:, None] * 2 + tl.arange(0, 2)[None, :]
     mean2d = tl.join(tl.where(visible, mx, 0.0), tl.where(visible, my, 0.0))
     tl.store(means2d_ptr + pair, mean2d, mask=inside[:, None])
@@ -259,7 +296,4 @@ def project_fwd_kernel(
     tl.store(tile_counts_ptr + row, tl.where(visible, n_tiles, 0), mask=stored)
     if gaussian_ids_ptr is not None:
         tl.store(gaussian_ids_ptr + row, gaussian.to(tl.int32), mask=stored)
-    n_bad = tl.sum((inside & (finite == 0)).to(tl.int32), 0)
-    if n_bad > 0:
-        if c == 0:
-            tl.atomic_add(workspace_ptr + 2, n_bad, sem="relaxed")
+    _count_nonfinite(workspace_ptr, inside, finite, c)

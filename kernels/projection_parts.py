@@ -1,5 +1,8 @@
 """Device functions that both passes of projection share; equations in projection.py."""
 
+# Triton types its device functions as returning nothing.
+# pyright: reportGeneralTypeIssues=false
+
 from typing import Any, NamedTuple
 
 import triton
@@ -7,7 +10,7 @@ import triton.language as tl
 
 from . import constants
 from .linalg import Mat3, Vec3, add3, combine3, dot3, load3, scale3
-from .rows import load16
+from .rows import load_tile16, split16
 
 FOV_MARGIN = tl.constexpr(constants.FOV_MARGIN)
 LN2 = tl.constexpr(0.6931471805599453)
@@ -181,21 +184,36 @@ def load_covariance(covars_ptr, i, mask):
 
 
 @triton.jit
-def load_sh(sh0_ptr, shN_ptr, i, mask, stride0, strideN, DEGREE: tl.constexpr, REST: tl.constexpr):
-    """Coefficients up to DEGREE as a tuple of at least 3 (DEGREE + 1)^2 blocks."""
+def load_sh_tiles(
+    sh0_ptr, shN_ptr, i, mask, stride0, strideN, DEGREE: tl.constexpr, REST: tl.constexpr
+):
+    """What `split_sh` takes apart: all loads at once, so that they are on their way together."""
+    COUNT: tl.constexpr = 3 * (DEGREE + 1) * (DEGREE + 1)
     if REST:
         first = load3(sh0_ptr + i * stride0, mask)
-        coeffs = (first.x, first.y, first.z)
         row = shN_ptr + i * strideN
-        COUNT: tl.constexpr = 3 * (DEGREE + 1) * (DEGREE + 1) - 3
+        return (first.x, first.y, first.z) + _load_tiles(row, mask, COUNT - 3)
     else:
-        coeffs = ()
-        row = sh0_ptr + i * stride0
-        COUNT: tl.constexpr = 3 * (DEGREE + 1) * (DEGREE + 1)
-    if COUNT > 0:
-        coeffs = coeffs + load16(row, mask, COUNT)
-    if COUNT > 16:
-        coeffs = coeffs + load16(row + 16, mask, COUNT - 16)
-    if COUNT > 32:
-        coeffs = coeffs + load16(row + 32, mask, COUNT - 32)
+        return _load_tiles(sh0_ptr + i * stride0, mask, COUNT)
+
+
+@triton.jit
+def _load_tiles(row_ptr, mask, COUNT: tl.constexpr):
+    tiles = ()
+    for begin in tl.static_range(0, COUNT, 16):
+        tiles = tiles + (load_tile16(row_ptr + begin, mask, COUNT - begin),)
+    return tiles
+
+
+@triton.jit
+def split_sh(tiles, REST: tl.constexpr):
+    """Coefficients up to DEGREE as a tuple of at least 3 (DEGREE + 1)^2 blocks."""
+    coeffs = ()
+    if REST:
+        coeffs = coeffs + (tiles[0], tiles[1], tiles[2])
+        for k in tl.static_range(3, len(tiles)):
+            coeffs = coeffs + split16(tiles[k])
+    else:
+        for k in tl.static_range(len(tiles)):
+            coeffs = coeffs + split16(tiles[k])
     return coeffs

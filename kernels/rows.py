@@ -2,7 +2,8 @@
 
 A lane that reads its row float by float makes a warp touch 32 rows with every instruction. These
 functions touch memory as a [rows, 16] block, which is coalesced, and exchange it within the
-program into one block of the rows' first floats, one of their second floats and so on.
+program into one block of the rows' first floats, one of their second floats and so on. Rows that
+are aligned to 16 bytes can as well be read by fours, without an exchange.
 """
 
 # Triton types its device functions as returning nothing.
@@ -60,10 +61,32 @@ def split16(m):
 
 
 @triton.jit
-def load16(row_ptr, mask, COUNT: tl.constexpr):
-    """The first COUNT <= 16 floats at each pointer [R], zeros beyond and where the mask is off."""
+def load_tile16(row_ptr, mask, COUNT: tl.constexpr):
+    """The first COUNT floats at each pointer [R] as [R, 16], zeros beyond and where masked off."""
     j = tl.arange(0, 16)[None, :]
-    return split16(tl.load(row_ptr[:, None] + j, mask=mask[:, None] & (j < COUNT), other=0.0))
+    if COUNT >= 16:
+        return tl.load(row_ptr[:, None] + j, mask=mask[:, None], other=0.0)
+    else:
+        return tl.load(row_ptr[:, None] + j, mask=mask[:, None] & (j < COUNT), other=0.0)
+
+
+@triton.jit
+def load4x3(row_ptr, mask):
+    """The first 12 floats at each pointer [R] as three blocks [R, 4]; rows of whole 16 bytes."""
+    at, mask = row_ptr[:, None] + tl.arange(0, 4)[None, :], mask[:, None]
+    a = tl.load(at, mask=mask, other=0.0)
+    b = tl.load(at + 4, mask=mask, other=0.0)
+    c = tl.load(at + 8, mask=mask, other=0.0)
+    return a, b, c
+
+
+@triton.jit
+def split4x3(m):
+    """The twelve columns of three blocks [R, 4]."""
+    a0, a1, a2, a3 = split4(m[0])
+    b0, b1, b2, b3 = split4(m[1])
+    c0, c1, c2, c3 = split4(m[2])
+    return a0, a1, a2, a3, b0, b1, b2, b3, c0, c1, c2, c3
 
 
 @triton.jit

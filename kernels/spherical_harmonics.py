@@ -16,6 +16,7 @@ import triton.language as tl
 
 from .linalg import Vec3, dot3
 from .reference import spherical_harmonics as reference
+from .rows import join4, join16
 
 C0 = tl.constexpr(reference.SH_C0)
 C1 = tl.constexpr(reference.SH_C1)
@@ -122,3 +123,35 @@ def sh_color_vjp_direction(d, coeffs, v_color, DEGREE: tl.constexpr):
         v_k = dot3(Vec3(coeffs[3 * k], coeffs[3 * k + 1], coeffs[3 * k + 2]), v_color)
         v_basis = v_basis + (v_k,)
     return sh_basis_vjp(d, v_basis, DEGREE)
+
+
+@triton.jit
+def flat_basis(basis, DEGREE: tl.constexpr):
+    """Basis functions of R Gaussians as one block [16 R], zeros above DEGREE."""
+    zero = tl.zeros_like(basis[0])
+    for _ in tl.static_range((DEGREE + 1) * (DEGREE + 1), 16):
+        basis = basis + (zero,)
+    return tl.reshape(join16(basis), [basis[0].shape[0] * 16])
+
+
+@triton.jit
+def flat_color(v):
+    """Gradients of R colours as one block [4 R]."""
+    return tl.reshape(join4(v.x, v.y, v.z, tl.zeros_like(v.x)), [v.x.shape[0] * 4])
+
+
+@triton.jit
+def sh_color_vjp(basis, v_color, k, FIRST: tl.constexpr, WIDTH: tl.constexpr, ROWS: tl.constexpr):
+    """Gradients of coefficients in the order of memory, [ROWS, WIDTH] from the coefficient FIRST.
+
+    `basis` and `v_color` are flat, k counts elements. So neighbouring lanes have neighbours in
+    memory, whatever the width.
+    """
+    row = tl.minimum(k // WIDTH, ROWS - 1)
+    column = k % WIDTH
+    b = tl.gather(basis, row * 16 + tl.minimum(column // 3 + FIRST, 15), 0)
+    if WIDTH + 3 * FIRST > 48:
+        b = tl.where(column // 3 + FIRST < 16, b, 0.0)
+    c = tl.gather(v_color, row * 4 + column % 3, 0)
+    # Rounded, as memory would: the compiler does not fuse this with what comes after.
+    return tl.fma(b, c, tl.zeros_like(b))

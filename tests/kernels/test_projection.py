@@ -341,6 +341,19 @@ def test_nonfinite_rows_are_culled_and_counted() -> None:
         assert torch.allclose(v_got[others], v_want[others], rtol=1e-5), name
 
 
+@pytest.mark.parametrize("joint", [True, False])
+def test_programs_that_see_nothing(joint: bool, assert_close: Callable[..., None]) -> None:
+    """Whole programs behind the cameras, between others and at the end."""
+    t = scene(420)
+    for rows in (slice(0, 70), slice(130, 290), slice(350, 420)):
+        t["means"][rows, 2] -= 40.0
+    got = compare(assert_close, t, joint=joint, raw=True, mask="mask_logits")
+    assert not got.radii[:, 130:290].any() and got.radii[:, 70:130].any()
+    single = {name: x.float() for name, x in t.items()}
+    single["scales"][200, 1] = single["opacities"][10] = float("nan")
+    assert call(single, raw=True).workspace[2] == 2
+
+
 def test_everything_culled() -> None:
     t = {name: x.float() for name, x in scene(40).items()}
     t["means"][:, 2] = -1.0

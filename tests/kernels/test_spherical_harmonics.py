@@ -8,9 +8,16 @@ import triton
 import triton.language as tl
 
 from kernels.linalg import load3, store3
+from kernels.projection_parts import load_sh_tiles, split_sh
 from kernels.reference.spherical_harmonics import sh_basis as reference_basis
-from kernels.rows import load16
-from kernels.spherical_harmonics import sh_basis, sh_color, sh_color_vjp_direction
+from kernels.spherical_harmonics import (
+    flat_basis,
+    flat_color,
+    sh_basis,
+    sh_color,
+    sh_color_vjp,
+    sh_color_vjp_direction,
+)
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 N = 70
@@ -31,8 +38,8 @@ def _sh_kernel(
     i = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     mask = i < N
     d = load3(dirs_ptr + i * 3, mask)
-    row = coeffs_ptr + i * 48
-    coeffs = load16(row, mask, 16) + load16(row + 16, mask, 16) + load16(row + 32, mask, 16)
+    tiles = load_sh_tiles(coeffs_ptr, None, i, mask, 48, 0, 3, False)
+    coeffs = split_sh(tiles, False)
     store3(colors_ptr + i * 3, sh_color(d, coeffs, DEGREE), mask)
     v_color = load3(v_colors_ptr + i * 3, mask)
     v_dir = d
@@ -42,6 +49,48 @@ def _sh_kernel(
     basis = sh_basis(d, DEGREE)
     for k in tl.static_range((DEGREE + 1) * (DEGREE + 1)):
         tl.store(basis_ptr + i * 16 + k, basis[k], mask=mask)
+
+
+@triton.jit
+def _vjp_kernel(
+    dirs_ptr,  # [ROWS, 3] unit
+    v_colors_ptr,  # [ROWS, 3]
+    v_coeffs_ptr,  # [ROWS, WIDTH] out
+    DEGREE: tl.constexpr,
+    FIRST: tl.constexpr,
+    WIDTH: tl.constexpr,
+    ROWS: tl.constexpr,
+    SIZE: tl.constexpr,
+):
+    i = tl.arange(0, ROWS)
+    mask = i < ROWS
+    basis = flat_basis(sh_basis(load3(dirs_ptr + i * 3, mask), DEGREE), DEGREE)
+    v_color = flat_color(load3(v_colors_ptr + i * 3, mask))
+    k = tl.arange(0, SIZE)
+    v = sh_color_vjp(basis, v_color, k, FIRST, WIDTH, ROWS)
+    tl.store(v_coeffs_ptr + k, v, mask=k < ROWS * WIDTH)
+
+
+@pytest.mark.parametrize(
+    ("degree", "first", "count"), [(3, 0, 16), (3, 1, 15), (2, 1, 15), (0, 0, 1), (3, 0, 25)]
+)
+def test_sh_color_vjp(
+    degree: int, first: int, count: int, assert_close: Callable[..., None]
+) -> None:
+    """Coefficients from `first` on, also more of them than there are functions."""
+    rows = 32
+    g = torch.Generator().manual_seed(degree + first)
+    dirs = torch.nn.functional.normalize(torch.randn(rows, 3, generator=g), dim=-1)
+    v_colors = torch.randn(rows, 3, generator=g)
+    got = torch.full((rows, count, 3), float("nan"), device=DEVICE)
+    _vjp_kernel[(1,)](
+        dirs.to(DEVICE), v_colors.to(DEVICE), got, DEGREE=degree, FIRST=first, WIDTH=3 * count,
+        ROWS=rows, SIZE=triton.next_power_of_2(3 * count * rows),
+    )  # fmt: skip
+    want = torch.zeros(rows, first + count, 3, dtype=torch.float64)
+    basis = reference_basis(dirs.double(), degree)
+    want[:, : basis.shape[1]] = basis[:, :, None] * v_colors.double()[:, None]
+    assert_close("v_coeffs", got.cpu(), want[:, first:], 1e-6)
 
 
 @pytest.mark.parametrize("degree", [0, 1, 2, 3])
