@@ -41,7 +41,6 @@ from .tiles import (
     feature_rows,
     load_chunk,
     load_ids,
-    load_pair,
     per_quad,
     quads,
     tile_axes,
@@ -100,18 +99,19 @@ def _blend_fwd_kernel(
     hi = tl.load(offsets_ptr + tile + 1)
     alive = 1.0
     ids = load_ids(flatten_ids_ptr, i, hi)
+    ahead = load_chunk(records_ptr, ids, i, hi, IN_RECORDS)
+    ids = load_ids(flatten_ids_ptr, i + CHUNK, hi)
     while (i < hi) & (alive >= T_MIN):
-        rows, there, mx, my, A, B, C, lo, m = load_chunk(records_ptr, ids, i, hi)
-        ids = load_ids(flatten_ids_ptr, i + CHUNK, hi)
+        rows, there, mx, my, A, B, C, lo, m, f = ahead
+        ahead = load_chunk(records_ptr, ids, i + CHUNK, hi, IN_RECORDS)
+        ids = load_ids(flatten_ids_ptr, i + 2 * CHUNK, hi)
         _, rest = chunk_alphas(mx, my, A, B, C, lo, m, centre_x, centre_y, x, y)
         w, _, run, _ = transmittances(rest, run)
         opaque += (w[0] + w[1]) + (w[2] + w[3])
         if IN_RECORDS:
-            f0, f1 = load_pair(records_ptr + rows * 16, 4)
-            f2, _ = load_pair(records_ptr + rows * 16, 5)
-            c0 = _add(c0, w, f0)
-            c1 = _add(c1, w, f1)
-            c2 = _add(c2, w, f2)
+            c0 = _add(c0, w, f[0])
+            c1 = _add(c1, w, f[1])
+            c2 = _add(c2, w, f[2])
         else:
             at = feature_rows(gaussian_ids_ptr, rows, there, N, SHARED)
             c0 = _add(c0, w, feature(features_ptr, at, there, stride, D, 0, first))

@@ -203,9 +203,12 @@ def blend_bwd_kernel(
     run = per_quad(tl.where(inside, 1.0, 0.0))
     alive = tl.where(top > 0.0, 1.0, 0.0)
     ids = load_ids(flatten_ids_ptr, i, hi)
+    ahead = load_chunk(records_ptr, ids, i, hi, False)
+    ids = load_ids(flatten_ids_ptr, i + CHUNK, hi)
     while (i < hi) & (alive >= T_MIN):
-        rows, there, mx, my, A, B, C, lo, m = load_chunk(records_ptr, ids, i, hi)
-        ids = load_ids(flatten_ids_ptr, i + CHUNK, hi)
+        rows, there, mx, my, A, B, C, lo, m, unused = ahead
+        ahead = load_chunk(records_ptr, ids, i + CHUNK, hi, False)
+        ids = load_ids(flatten_ids_ptr, i + 2 * CHUNK, hi)
         if PRODUCT:
             u = block_to_quads(tl.dot(g_split, load_halves(records_ptr, rows)))
         else:

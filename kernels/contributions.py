@@ -65,9 +65,12 @@ def _contributions_kernel(
     hi = tl.load(offsets_ptr + tile + 1)
     alive = 1.0
     ids = load_ids(flatten_ids_ptr, i, hi)
+    ahead = load_chunk(records_ptr, ids, i, hi, False)
+    ids = load_ids(flatten_ids_ptr, i + CHUNK, hi)
     while (i < hi) & (alive >= T_MIN):
-        rows, there, mx, my, A, B, C, lo, m = load_chunk(records_ptr, ids, i, hi)
-        ids = load_ids(flatten_ids_ptr, i + CHUNK, hi)
+        rows, there, mx, my, A, B, C, lo, m, unused = ahead
+        ahead = load_chunk(records_ptr, ids, i + CHUNK, hi, False)
+        ids = load_ids(flatten_ids_ptr, i + 2 * CHUNK, hi)
         _, rest = chunk_alphas(mx, my, A, B, C, lo, m, centre_x, centre_y, x, y)
         w, _, run, _ = transmittances(rest, run)
         w = quads_to_block(w)

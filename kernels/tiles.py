@@ -9,9 +9,10 @@ therefore kept as four blocks [8 y, 8 x, 4 q], the "quads" of the names below: b
 lanes, and matrix products take and give such blocks without moving them.
 
 Blending is bound by how many instructions it starts and by the latency of the few warps that
-registers leave room for. On sm_90 a pair takes 21 instructions forward and 33 backward. Alphas and
-stops are selected by multiply-adds that clamp to [0, 1]: a GPU starts twice as many of these as of
-comparisons and selections.
+registers leave room for, on long lists most of all. On sm_90 a pair takes 20 instructions forward
+and 32 backward. Alphas and stops are selected by multiply-adds that clamp to [0, 1]: a GPU starts
+twice as many of these as of comparisons and selections. Records are loaded a chunk ahead and lie
+one per lane until their coefficients are known.
 """
 
 # Triton types its device functions as returning nothing.
@@ -24,6 +25,7 @@ import triton.language as tl
 
 from . import constants
 from .device import ex2, mul_sat, step
+from .rows import join4, split4
 
 TILE = tl.constexpr(constants.TILE_SIZE)
 PIXELS = tl.constexpr(constants.TILE_SIZE * constants.TILE_SIZE)
@@ -89,6 +91,25 @@ def quads(v):
 
 
 @triton.jit
+def quads_of_four(a, b, c, d):
+    """quads of four values per column, exchanged together."""
+    m = tl.permute(tl.reshape(join4(a, b, c, d), [2, 4, 2, 4]), [1, 3, 0, 2])
+    even, odd = tl.split(m)
+    m0, m2 = tl.split(even)
+    m1, m3 = tl.split(odd)
+    a0, b0, c0, d0 = split4(m0)
+    a1, b1, c1, d1 = split4(m1)
+    a2, b2, c2, d2 = split4(m2)
+    a3, b3, c3, d3 = split4(m3)
+    return (
+        (a0[None, None, :], a1[None, None, :], a2[None, None, :], a3[None, None, :]),
+        (b0[None, None, :], b1[None, None, :], b2[None, None, :], b3[None, None, :]),
+        (c0[None, None, :], c1[None, None, :], c2[None, None, :], c3[None, None, :]),
+        (d0[None, None, :], d1[None, None, :], d2[None, None, :], d3[None, None, :]),
+    )
+
+
+@triton.jit
 def columns(v):
     """The inverse of quads, of four [4]."""
     m = tl.join(tl.join(v[0], v[1]), tl.join(v[2], v[3]))
@@ -135,9 +156,9 @@ def sums_before(v):
 
 
 @triton.jit
-def load_pair(row_ptr, n: tl.constexpr):
+def load_pair(row_ptr, n: tl.constexpr, there):
     """Floats 2n and 2n + 1 of rows, by one load."""
-    v = tl.load(row_ptr.to(tl.pointer_type(tl.int64)) + n)
+    v = tl.load(row_ptr.to(tl.pointer_type(tl.int64)) + n, mask=there, other=0)
     low = v.to(tl.int32).to(tl.float32, bitcast=True)
     high = (v >> 32).to(tl.int32).to(tl.float32, bitcast=True)
     return low, high
@@ -145,26 +166,32 @@ def load_pair(row_ptr, n: tl.constexpr):
 
 @triton.jit
 def load_ids(flatten_ids_ptr, i, hi):
-    """Rows of the CHUNK entries from i on by column, [16]; row 0 past the end of the list.
-
-    They are loaded a chunk ahead: then one memory latency is left per chunk, that of the records.
-    """
+    """Rows of the CHUNK entries from i on by column, [16]; row 0 past the end of the list."""
     entry = i + column_order()
     return tl.load(flatten_ids_ptr + entry, mask=entry < hi, other=0)
 
 
 @triton.jit
-def load_chunk(records_ptr, ids, i, hi):
-    """Rows and geometry of a chunk by column; past the end of the list without opacity."""
+def load_chunk(records_ptr, ids, i, hi, COLORS: tl.constexpr):
+    """Rows, geometry and with COLORS three colours of the chunk at i, by column [16].
+
+    Past the end of the list, entries have no opacity. Loops load a chunk while they work on the one
+    before, and its ids another chunk earlier.
+    """
     there = i + column_order() < hi
-    ids = ids.to(tl.int64)
-    row_ptr = records_ptr + ids * 16
-    mx, my = load_pair(row_ptr, 0)
-    A, B = load_pair(row_ptr, 1)
-    C, lo = load_pair(row_ptr, 2)
-    m, _ = load_pair(row_ptr, 3)
+    rows = ids.to(tl.int64)
+    row_ptr = records_ptr + rows * 16
+    mx, my = load_pair(row_ptr, 0, there)
+    A, B = load_pair(row_ptr, 1, there)
+    C, lo = load_pair(row_ptr, 2, there)
+    m = tl.load(row_ptr + 6, mask=there, other=0.0)
     lo = tl.where(there, lo, -1.0e4)
-    return ids, there, mx, my, A, B, C, lo, m
+    if COLORS:
+        red, green = load_pair(row_ptr, 4, there)
+        blue = tl.load(row_ptr + 10, mask=there, other=0.0)
+        return rows, there, mx, my, A, B, C, lo, m, (red, green, blue)
+    else:
+        return rows, there, mx, my, A, B, C, lo, m, (m, m, m)
 
 
 @triton.jit
@@ -199,13 +226,9 @@ def chunk_alphas(mx, my, A, B, C, lo, m, centre_x, centre_y, x, y):
     yy = C * (0.5 * LOG2E)
     along = xx * ox
     across = xy * ox + yy * oy
-    c = quads((lo - LOG2_ALPHA_MAX) - along * ox - across * oy)
-    cx = quads(2.0 * along + xy * oy)
-    cy = quads(across + yy * oy)
-    cxx = quads(xx)
-    cxy = quads(xy)
-    cyy = quads(yy)
-    m = quads(m * ALPHA_MAX)
+    c = (lo - LOG2_ALPHA_MAX) - along * ox - across * oy
+    c, cx, cy, cxx = quads_of_four(c, 2.0 * along + xy * oy, across + yy * oy, xx)
+    cxy, cyy, m, _ = quads_of_four(xy, yy, m * ALPHA_MAX, m)
     a0, r0 = _alpha_and_rest(c[0], cx[0], cy[0], cxx[0], cxy[0], cyy[0], m[0], x, y)
     a1, r1 = _alpha_and_rest(c[1], cx[1], cy[1], cxx[1], cxy[1], cyy[1], m[1], x, y)
     a2, r2 = _alpha_and_rest(c[2], cx[2], cy[2], cxx[2], cxy[2], cyy[2], m[2], x, y)

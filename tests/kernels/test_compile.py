@@ -67,7 +67,8 @@ def render_deterministic() -> None:
     import torch
 
     colors = torch.zeros(128, 5, requires_grad=True)
-    render(colors=colors, sh_degree=None, deterministic=True, backgrounds=torch.zeros(1, 5))
+    flags = {"sh_degree": None, "deterministic": True, "absgrad": True}
+    render(colors=colors, backgrounds=torch.zeros(1, 5), **flags)
 
 
 def render_published() -> None:
