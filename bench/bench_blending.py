@@ -45,12 +45,14 @@ def prepare(w: Workload, variant: str) -> Stages:
             w.means, w.quats, w.scales, w.opacities, w.sh, None, w.viewmats, w.Ks,
             w.width, w.height, sh_degree=3,
         )  # fmt: skip
-    depth = depth_order(p.depth_keys, p.tile_counts, p.workspace)
-    n_entries = int(depth.n_isects)
     tiles_x, tiles_y = -(-w.width // TILE_SIZE), -(-w.height // TILE_SIZE)
+    words = torch.zeros_like(p.workspace)
+    depth_order(p.depth_keys, p.tile_counts, words, 1)
+    n_entries, capacity = int(words[3]), max(int(words[1]), 1)
+    depth, bins = depth_order(p.depth_keys, p.tile_counts, p.workspace, capacity)
     flags = {"mask_gradient": False, "deterministic": False, "exact": False} | VARIANTS[variant]
     lists = isect_tiles(
-        p.records, None, depth, max(n_entries, 1), 1, len(w.means), tiles_x, tiles_y,
+        p.records, None, depth, bins, capacity, 1, len(w.means), tiles_x, tiles_y,
         with_slots=flags["deterministic"],
     )  # fmt: skip
     args = Blend(

@@ -63,8 +63,8 @@ WARM_UP, STEPS, SPANS = 30, 20, 5
 # The first pattern found in a kernel's name tells its stage.
 STAGES = {
     "projection": r"project_fwd_kernel",
-    "sort": r"[Rr]adix|[Ss]ort|_place_tiles_kernel",
-    "binning": r"_accumulate_kernel|_expand_kernel|_lists_kernel|_tile_order_kernel|[Ss]can",
+    "sort": r"[Rr]adix|[Ss]ort|_sweep_kernel|_histograms_kernel",
+    "binning": r"_accumulate_kernel|expand_kernel|count_chunks_kernel|place_kernel|[Ss]can",
     "blend forward": r"_blend_fwd_kernel",
     "loss": r"ssim|photometric|_loss|conv_|convolve|depthwise",
     "blend backward": r"blend_bwd_kernel|sum_rows_kernel",
@@ -72,7 +72,7 @@ STAGES = {
     "optimizer": r"[Aa]dam",
     "statistics": r"_gradient_norms_kernel|_contributions_kernel|_sampled_in_any_kernel"
     r"|_langevin_kernel|_regularizer_",
-    "copies, fills": r"^Mem(cpy|set)|FillFunctor|[Cc]opy",
+    "copies, fills": r"^Mem(cpy|set)|FillFunctor|[Cc]opy|_zero_kernel|_tell_kernel",
 }
 OTHER, IDLE = "other", "idle"
 ROWS = (*STAGES, OTHER)

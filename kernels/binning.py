@@ -1,26 +1,21 @@
-r"""Depth-sorted lists of Gaussians per tile.
+r"""Depth-sorted lists of Gaussians per tile, by way of bins of 4x4 tiles.
 
-Given the Gaussians in depth order and the number of tiles each one touches, entry s of the
-(Gaussian, tile) list belongs to the first rank r with cumulative[r] > s, and to the j-th tile of
-that Gaussian, j = s - cumulative[r - 1], counted along its rows. Every lane of the expansion
-finds its own entry, so one huge Gaussian costs no more than as many small ones, and all writes
-are contiguous. A stable sort by tile then leaves each tile's list in depth order.
+Gaussians in depth order are expanded into entries (Gaussian, bin) (bins.py), these are sorted by
+bin, stably, so that each bin stays in depth order (sorting.py), and each entry is written into the
+lists of those tiles of its bin that the Gaussian touches (tile_lists.py). An entry stands for 4 to
+7 tiles on garden and bonsai, and the sort has as much less to do. On an H200, depth order and
+lists together take 0.15 ms on garden-x1 and 0.44 ms on garden-7x7, where one sort of all pairs of
+Gaussian and tile took 0.28 and 1.02 ms; at the peak 8 bytes per pair, of 19 (bench_binning.py).
 
 Lists live in buffers of a capacity chosen by the caller. Intersections past the capacity are
 dropped, so the caller compares their number with the capacity and repeats with larger buffers.
+There is room for a third as many entries of bins; if these need more, that counts as the number.
 
 Tiles are handed out longest list first: programs that start last are then short ones. On a
 trained bonsai at 800x533 (H200) this took blending from 0.18 + 0.30 to 0.12 + 0.22 ms (forward,
-backward), on garden points by 5 %; ordering costs 7 us.
+backward), on garden points by 5 %.
 
 Gaussians appear as rows of projection.py, R of them, of which those left over touch no tile.
-
-    order, cumulative [R], tile_ids, entry_rows, flatten_ids, slots [I] (place before the sort),
-    offsets [C TH TW + 1]: int32, or int64 where torch.sort made them
-
-Depths are sorted by torch.sort and tiles by sorting.py ("mixed"). For two passes over tiles that
-takes the host no longer than torch.sort, which with its int64 indices and their copies needs 34
-bytes per entry where 16 do. The eight launches over depths would take 0.1 ms more of the host.
 """
 
 from typing import NamedTuple
@@ -30,212 +25,64 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .ellipse import cutoff, row_range, row_span
-from .launch import launch
+from .bins import BIN_TILES, BLOCK, expand_kernel
+from .ellipse import SIDE
+from .launch import empty, launch, zeros
 from .lookback import SCAN, chain, scan_programs
-from .sorting import sort_keys
+from .sorting import passes, sort_keys
+from .tile_lists import CLASSES, LANES, count_chunks_kernel, place_kernel, scan_tiles_kernel
 
-BLOCK = 32  # entries per program of the expansion: one warp
-GATHER = 1024  # entries per program that gathers ids
-TILES = 256  # tiles per program
-CLASSES = tl.constexpr(64)  # of list lengths
-NARROW_SHIFT = tl.constexpr(32768)
-FANOUT = tl.constexpr(32)  # of the search for a program's first and last Gaussian
+PARTS = 4  # of 32 entries per program that makes lists; at most 7
+WINDOW = 8  # chunks looked at together
+TILES = 128  # tiles per program that orders them
+BIN_SHARE = tl.constexpr(3)  # entries of lists that make room for one of a bin
+COUNT_BITS = tl.constexpr(30)  # of the number of bins in a word
+COUNT_MASK = tl.constexpr((1 << 30) - 1)
+KEY_BITS = 16  # of a key that hits leave to the bin
 
 
-@triton.jit(do_not_specialize=["R", "first_word"])
+@triton.jit(do_not_specialize=["R", "first_word", "n_blocks"])
 def _accumulate_kernel(
     order_ptr,  # [R]
-    tile_counts_ptr,  # [R]
-    cumulative_ptr,  # [R] out
+    counts_ptr,  # [3, R] of tiles, of bins, of bins by row
+    cumulative_ptr,  # [R] out, of tiles
+    bins_ptr,  # [R] out, of bins
+    n_bins_ptr,  # [1] out, its last
+    block_ranks_ptr,  # [n_blocks] out: rank of every BLOCK-th entry of a bin
     workspace_ptr,  # of projection.py
     R,
     first_word,  # of this launch among the workspace's running sums
+    n_blocks,
     WIDE_ORDER: tl.constexpr,  # order is int64
     SCAN: tl.constexpr,
 ):
-    """Inclusive sums of the tile counts in depth order."""
+    """Inclusive sums of the tiles and bins of each Gaussian in depth order."""
     pid = tl.program_id(0)
     rank = pid * SCAN + tl.arange(0, SCAN)
     there = rank < R
     row = tl.load(order_ptr + rank, mask=there, other=0)
-    count = tl.load(tile_counts_ptr + row, mask=there, other=0)
+    tiles = tl.load(counts_ptr + row, mask=there, other=0)
+    bins = tl.load(counts_ptr + R + row, mask=there, other=0)
+    both = (tiles.to(tl.int64) << COUNT_BITS) | bins
     words_ptr = workspace_ptr.to(tl.pointer_type(tl.int64)) + first_word
-    total = tl.sum(count, 0)
-    before = chain(words_ptr, pid, total).to(tl.int32)
-    tl.store(cumulative_ptr + rank, before + tl.cumsum(count, 0), mask=there)
+    total = tl.sum(both, 0)
+    before = chain(words_ptr, pid, total, 128)
+    both = before + tl.cumsum(both, 0)
+    end = (both & COUNT_MASK).to(tl.int32)
+    tl.store(cumulative_ptr + rank, (both >> COUNT_BITS).to(tl.int32), mask=there)
+    tl.store(bins_ptr + rank, end, mask=there)
+    block = (end - bins + (BLOCK - 1)) // BLOCK
+    starts = (block * BLOCK < end) & (block < n_blocks)
+    while tl.max(starts.to(tl.int32), 0) > 0:
+        tl.store(block_ranks_ptr + block, rank, mask=starts)
+        block += 1
+        starts = starts & (block * BLOCK < end) & (block < n_blocks)
     if pid == tl.num_programs(0) - 1:
-        tl.store(workspace_ptr + 1, before + total)
-
-
-@triton.jit
-def _rank_of(cumulative_ptr, s, R, top):
-    """First rank whose cumulative count exceeds the two entries s, FANOUT probes at a time."""
-    probe = tl.arange(0, FANOUT)[None, :] + 1
-    low = tl.zeros([2], tl.int32)
-    stride = top
-    while stride > 0:
-        i = low[:, None] + probe * stride - 1
-        count = tl.load(cumulative_ptr + i, mask=i < R, other=2147483647)
-        low += tl.sum((count <= s[:, None]).to(tl.int32), 1) * stride
-        stride = stride // FANOUT
-    return tl.minimum(low, R - 1)
-
-
-@triton.jit(do_not_specialize=["R", "N", "top", "capacity", "empty", "tiles_x", "tiles_y"])
-def _expand_kernel(
-    records_ptr,  # [R, 16]
-    gaussian_ids_ptr,  # [R], or None with one camera
-    order_ptr,  # [R]
-    cumulative_ptr,  # [R]
-    tile_ids_ptr,  # [capacity] out
-    entry_rows_ptr,  # [capacity] out
-    class_counts_ptr,  # [2, CLASSES] out: 0
-    R,
-    N,
-    top,  # largest power of FANOUT below R, or 1
-    capacity,
-    empty,  # tile id of entries that do not exist
-    tiles_x,
-    tiles_y,
-    NARROW: tl.constexpr,  # ids are stored as int16, less NARROW_SHIFT
-    WIDE_ORDER: tl.constexpr,  # order is int64
-    BLOCK: tl.constexpr,
-):
-    if tl.program_id(0) == 0:
-        tl.store(class_counts_ptr + tl.arange(0, 2 * CLASSES), tl.zeros([2 * CLASSES], tl.int32))
-    s = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    stored = s < capacity
-    exists = stored & (s < tl.load(cumulative_ptr + R - 1))
-    ends = tl.program_id(0) * BLOCK + tl.arange(0, 2) * (BLOCK - 1)
-    ranks = _rank_of(cumulative_ptr, ends, R, top)
-    first = tl.min(ranks, 0)
-    low = tl.zeros([BLOCK], tl.int32) + first
-    high = tl.zeros([BLOCK], tl.int32) + tl.max(ranks, 0)
-    span = tl.max(ranks, 0) - first
-    while span > 0:
-        middle = (low + high) >> 1
-        after = tl.load(cumulative_ptr + middle, mask=exists, other=0) > s
-        high = tl.where(after, middle, high)
-        low = tl.where(after, low, tl.minimum(middle + 1, high))
-        span = span >> 1
-    rank = high
-    j = s - tl.load(cumulative_ptr + rank - 1, mask=exists & (rank > 0), other=0)
-    entry_row = tl.load(order_ptr + rank, mask=exists, other=0).to(tl.int64)
-    record_ptr = records_ptr + entry_row * 16
-    mx = tl.load(record_ptr + 0, mask=exists, other=0.0)
-    my = tl.load(record_ptr + 1, mask=exists, other=0.0)
-    A = tl.load(record_ptr + 2, mask=exists, other=1.0)
-    B = tl.load(record_ptr + 3, mask=exists, other=0.0)
-    C = tl.load(record_ptr + 4, mask=exists, other=1.0)
-    t2 = cutoff(tl.load(record_ptr + 5, mask=exists, other=0.0))
-    y_max = tl.sqrt(t2 * A / tl.maximum(A * C - B * B, 1e-20))
-    row, last = row_range(my, y_max, tiles_y)
-    camera = tl.zeros([BLOCK], tl.int32)
-    if gaussian_ids_ptr is not None:
-        camera = tl.load(gaussian_ids_ptr + entry_row, mask=exists, other=0) // N
-    tile = tl.full([BLOCK], 0, tl.int32) + empty
-    searching = exists & (row <= last)
-    while tl.max(searching.to(tl.int32), 0) > 0:
-        x0, x1 = row_span(row, mx, my, A, B, C, t2, tiles_x)
-        width = tl.maximum(x1 - x0 + 1, 0)
-        here = searching & (j < width)
-        tile = tl.where(here, (camera * tiles_y + row) * tiles_x + x0 + j, tile)
-        j -= width
-        row += 1
-        searching = searching & (j >= 0) & (row <= last)
-    if NARROW:
-        tl.store(tile_ids_ptr + s, (tile - NARROW_SHIFT).to(tl.int16), mask=stored)
-    else:
-        tl.store(tile_ids_ptr + s, tile, mask=stored)
-    tl.store(entry_rows_ptr + s, entry_row.to(tl.int32), mask=stored)
-
-
-@triton.jit
-def _lower_bound(sorted_ids_ptr, tile, mask, n, steps, NARROW: tl.constexpr):
-    """First place in n sorted ids that holds `tile` or more."""
-    low = tl.zeros_like(tile)
-    high = low + n
-    for _ in range(steps):
-        middle = (low + high) >> 1
-        inside = mask & (middle < n)
-        at = tl.load(sorted_ids_ptr + middle, mask=inside, other=0).to(tl.int32)
-        if NARROW:
-            at += NARROW_SHIFT
-        after = (at >= tile) | (middle >= n)
-        high = tl.where(after, middle, high)
-        low = tl.where(after, low, tl.minimum(middle + 1, high))
-    return high
-
-
-@triton.jit
-def _length_class(length):
-    """0 for the longest lists; four classes per doubling of the length."""
-    size = (tl.log2(length.to(tl.float32) + 1.0) * 4.0).to(tl.int32)
-    return tl.maximum(-size + (CLASSES - 1), 0)
-
-
-@triton.jit(do_not_specialize=["R", "capacity", "n_tiles", "steps", "n_search"])
-def _lists_kernel(
-    sorted_ids_ptr,  # [capacity] sorted tile ids
-    cumulative_ptr,  # [R]
-    slots_ptr,  # [capacity], or None where flatten_ids are sorted already
-    entry_rows_ptr,  # [capacity]
-    flatten_ids_ptr,  # [capacity] out with slots
-    offsets_ptr,  # [n_tiles + 1] out
-    class_counts_ptr,  # [2, CLASSES] 0 before; first row out
-    R,
-    capacity,
-    n_tiles,
-    steps,  # ceil(log2(capacity + 1))
-    n_search,  # programs that search list ends; the others gather
-    NARROW: tl.constexpr,
-    WIDE_SLOTS: tl.constexpr,  # slots are int64
-    TILES: tl.constexpr,
-    GATHER: tl.constexpr,
-):
-    pid = tl.program_id(0)
-    n = tl.minimum(tl.load(cumulative_ptr + R - 1), capacity)
-    if pid >= n_search:
-        if slots_ptr is not None:
-            i = (pid - n_search) * GATHER + tl.arange(0, GATHER)
-            there = i < n
-            slot = tl.load(slots_ptr + i, mask=there, other=0)
-            ids = tl.load(entry_rows_ptr + slot, mask=there, other=0)
-            tl.store(flatten_ids_ptr + i, ids, mask=there)
-    else:
-        tile = pid * TILES + tl.arange(0, TILES)
-        mask = tile < n_tiles
-        start = _lower_bound(sorted_ids_ptr, tile, mask, n, steps, NARROW)
-        end = _lower_bound(sorted_ids_ptr, tile + 1, mask, n, steps, NARROW)
-        tl.store(offsets_ptr + tile, start, mask=mask)
-        tl.store(offsets_ptr + tile + 1, end, mask=tile == n_tiles - 1)
-        classes = tl.where(mask, _length_class(end - start), CLASSES - 1)
-        counts = tl.histogram(classes, CLASSES)
-        tl.atomic_add(class_counts_ptr + tl.arange(0, CLASSES), counts, sem="relaxed")
-
-
-@triton.jit(do_not_specialize=["n_tiles"])
-def _tile_order_kernel(
-    offsets_ptr,  # [n_tiles + 1]
-    class_counts_ptr,  # [2, CLASSES] tiles of each class; places taken, 0 before
-    tile_order_ptr,  # [n_tiles] out
-    n_tiles,
-    TILES: tl.constexpr,
-):
-    """Tiles by class of list length, longest first; any order within a class."""
-    tile = tl.program_id(0) * TILES + tl.arange(0, TILES)
-    mask = tile < n_tiles
-    start = tl.load(offsets_ptr + tile, mask=mask, other=0)
-    end = tl.load(offsets_ptr + tile + 1, mask=mask, other=0)
-    k = tl.arange(0, CLASSES)
-    one_hot = ((_length_class(end - start)[:, None] == k[None, :]) & mask[:, None]).to(tl.int32)
-    before = tl.cumsum(one_hot, 0) - one_hot
-    counts = tl.load(class_counts_ptr + k)
-    taken = tl.atomic_add(class_counts_ptr + CLASSES + k, tl.sum(one_hot, 0), sem="relaxed")
-    place = tl.cumsum(counts, 0) - counts + taken
-    place = tl.sum(one_hot * (place[None, :] + before), 1)
-    tl.store(tile_order_ptr + place, tile, mask=mask)
+        n_tiles = ((before + total) >> COUNT_BITS).to(tl.int32)
+        n_bins = ((before + total) & COUNT_MASK).to(tl.int32)
+        tl.store(n_bins_ptr, n_bins)
+        tl.store(workspace_ptr + 1, tl.maximum(n_tiles, n_bins * BIN_SHARE))
+        tl.store(workspace_ptr + 3, n_tiles)
 
 
 class DepthOrder(NamedTuple):
@@ -243,57 +90,83 @@ class DepthOrder(NamedTuple):
 
     order: Tensor  # [R] int64 or int32
     cumulative: Tensor  # [R] int32, inclusive sum of tiles touched
-    n_isects: Tensor  # [1] int32, its last
+
+
+class BinCounts(NamedTuple):
+    """Bins touched by rows from front to back."""
+
+    cumulative: Tensor  # [R] int32, inclusive sum
+    total: Tensor  # [1] int32
+    block_ranks: Tensor  # [blocks] int32, rank of every BLOCK-th entry of a bin
+    by_row: Tensor  # tile_counts of projection.py
 
 
 class TileLists(NamedTuple):
     """Tile lists in depth order; list t is flatten_ids[offsets[t] : offsets[t + 1]]."""
 
     flatten_ids: Tensor  # [capacity] int32, rows
-    slots: Tensor | None  # [capacity] int64 or int32, where each entry stood before the sort
+    slots: Tensor | None  # [capacity] int32, where each entry stands in Gaussian order
     offsets: Tensor  # [C TH TW + 1] int32
     tile_order: Tensor  # [C TH TW] int32, longest lists first
 
 
 def depth_order(
     depth_keys: Tensor,  # [R] int32
-    tile_counts: Tensor,  # [R] int32
+    tile_counts: Tensor,  # [3, R] int32
     workspace: Tensor,  # int32
-    sort: str = "mixed",
-) -> DepthOrder:
-    """Sort by depth and accumulate the tile counts in that order.
+    capacity: int,
+    sort: str = "triton",
+) -> tuple[DepthOrder, BinCounts]:
+    """Sort by depth and accumulate the counts of tiles and bins in that order.
 
     Args:
         depth_keys: Bits of depths.
-        tile_counts: Tiles that each row touches.
-        workspace: Of projection.py. Its last words are used; workspace[1] becomes the number of
-            intersections.
-        sort: As in isect_tiles.
+        tile_counts: Tiles and bins that each row touches, of projection.py.
+        workspace: Of projection.py. Its last words are used; workspace[1] becomes the capacity
+            that is needed, workspace[3] the number of intersections of Gaussians and tiles.
+        capacity: That isect_tiles is going to have.
+        sort: "triton" for sorting.py, or "torch" for torch.sort.
     """
-    R = depth_keys.shape[0]
-    if sort != "triton":
+    R, device = depth_keys.shape[0], depth_keys.device
+    n_blocks, n_programs = -(-_room(capacity) // BLOCK.value), scan_programs(R)
+    if sort == "torch":
         order = torch.sort(depth_keys, stable=True)[1]
     else:
         order = sort_keys(depth_keys, None, 31)[1]
-    cumulative = torch.empty_like(tile_counts)
-    n_programs = scan_programs(R)
+    cumulative, bins, total, block_ranks = (
+        empty((n,), torch.int32, device) for n in (R, R, 1, n_blocks)
+    )
     launch(
-        _accumulate_kernel, (n_programs,), order, tile_counts, cumulative, workspace,
-        R, workspace.shape[0] // 2 - n_programs, WIDE_ORDER=sort != "triton", SCAN=SCAN,
+        _accumulate_kernel, (n_programs,), order, tile_counts, cumulative, bins, total,
+        block_ranks, workspace, R, workspace.shape[0] // 2 - n_programs, n_blocks,
+        WIDE_ORDER=sort == "torch", SCAN=SCAN,
     )  # fmt: skip
-    return DepthOrder(order, cumulative, workspace[1:2])
+    return DepthOrder(order, cumulative), BinCounts(bins, total, block_ranks, tile_counts)
+
+
+def _room(capacity: int) -> int:
+    """Entries of bins; multiples of 8 keep all buffers aligned to 16 bytes."""
+    return -(-capacity // (8 * BIN_SHARE.value)) * 8
+
+
+def _bins(tiles: int) -> int:
+    return -(-tiles // SIDE.value)
+
+
+def _pair(x: Tensor, n: int) -> tuple[Tensor, Tensor]:
+    return x[:n], x[n : 2 * n]
 
 
 def isect_tiles(
     records: Tensor,  # [R, 16] float32
     gaussian_ids: Tensor | None,  # [R] int32
     depth: DepthOrder,
+    bins: BinCounts,
     capacity: int,
     C: int,
     N: int,
     tiles_x: int,
     tiles_y: int,
-    sort: str = "mixed",
     with_slots: bool = True,
 ) -> TileLists:
     """Expand Gaussians into the tiles they touch and sort the entries by tile.
@@ -301,56 +174,69 @@ def isect_tiles(
     Args:
         records: Packed rows of projection.py.
         gaussian_ids: Camera N + Gaussian of each row; may be None with one camera.
-        depth: Depth order and cumulative tile counts.
-        capacity: Entries to make room for; the true number is `depth.cumulative[-1]`.
+        depth: Depth order and cumulative counts of tiles.
+        bins: Counts of bins.
+        capacity: Entries to make room for, as in depth_order, which tells how many are needed.
         C: Cameras.
         N: Gaussians.
         tiles_x: Tiles in a row of the image.
         tiles_y: Rows of tiles.
-        sort: "torch" for torch.sort, "triton" for sorting.py, "mixed" for depths by the former and
-            tiles by the latter.
-        with_slots: Keep `slots`, which deterministic gradients need.
+        with_slots: Make `slots`, which deterministic gradients need.
 
     Returns:
         Tile lists. Entries beyond the last list are unspecified.
     """
     R, n_tiles, device = records.shape[0], C * tiles_x * tiles_y, records.device
-    # 16-bit ids sort in half the passes
-    narrow = sort == "torch" and n_tiles < 65535
-    tile_ids = torch.empty(capacity, dtype=torch.int16 if narrow else torch.int32, device=device)
-    entry_rows = torch.empty(capacity, dtype=torch.int32, device=device)
-    class_counts = torch.empty(2, CLASSES.value, dtype=torch.int32, device=device)
-    top = 1
-    while top * FANOUT.value < R:
-        top *= FANOUT.value
-    wide_order = depth.order.dtype == torch.int64
+    n_bins = C * _bins(tiles_x) * _bins(tiles_y)
+    bits = max((n_bins - 1).bit_length(), 1)
+    room = _room(capacity)
+
+    def new(n: int) -> Tensor:
+        return empty((n,), torch.int32, device)
+
+    tables = with_slots or bits > KEY_BITS
+    n_scan = scan_programs(n_tiles)
+    # counts of classes and of tiles, words of the running sum
+    sizes = [2 * CLASSES.value, -(-n_tiles // 4) * 4, 2 * n_scan]
+    class_counts, tile_counts, chain_words = zeros((sum(sizes),), torch.int32, device).split(sizes)
+    # The passes of the sort go to and fro between two pairs of buffers, of which one lies where
+    # the lists come to lie afterwards.
+    flatten_ids = new(max(capacity, 2 * room))
+    pairs = [_pair(new(2 * room), room), _pair(flatten_ids, room)]
+    (keys, values), between = pairs if passes(bits) % 2 == 0 else pairs[::-1]
+    rows, hits, first_slots = values, None, None
+    if tables:
+        rows, first_slots = new(room), new(room)
+        hits = empty((room,), torch.int16, device)
     launch(
-        _expand_kernel, (-(-capacity // BLOCK),),
-        records, gaussian_ids if C > 1 else None, depth.order, depth.cumulative, tile_ids,
-        entry_rows, class_counts, R, N, top, capacity, n_tiles, tiles_x, tiles_y,
-        NARROW=narrow, WIDE_ORDER=wide_order, BLOCK=BLOCK, num_warps=1,
+        expand_kernel, (-(-room // BLOCK.value),),
+        records, gaussian_ids if C > 1 else None, depth.order, bins.cumulative, bins.total,
+        bins.block_ranks, bins.by_row, depth.cumulative if tables else None,
+        keys, rows, hits, first_slots,
+        R, N, room, tiles_x, tiles_y,
+        TABLES=tables, WIDE_ORDER=depth.order.dtype == torch.int64,
+        num_warps=BLOCK.value // 32,
     )  # fmt: skip
-    flatten_ids, slots, n_gather, bits = entry_rows, None, 0, n_tiles.bit_length()
-    if sort == "torch":
-        sorted_ids, slots = torch.sort(tile_ids, stable=True)
-    elif with_slots:
-        sorted_ids, slots = sort_keys(tile_ids, None, bits, depth.n_isects)
-    else:
-        sorted_ids, _ = sort_keys(tile_ids, entry_rows, bits, depth.n_isects, overwrite=True)
-    if slots is not None:
-        flatten_ids = torch.empty(capacity, dtype=torch.int32, device=device)
-        n_gather = -(-capacity // GATHER)
-    offsets = torch.empty(n_tiles + 1, dtype=torch.int32, device=device)
-    tile_order = torch.empty(n_tiles, dtype=torch.int32, device=device)
-    n_search = -(-n_tiles // TILES)
+    keys, values = sort_keys(
+        keys, None if tables else values, bits, bins.total, buffers=(between, (keys, values))
+    )
+    slots = new(capacity) if with_slots else None
+    n_chunks = -(-room // (PARTS * LANES.value))
+    words = new(n_chunks * BIN_TILES.value)
+    offsets, tile_order = new(n_tiles + 1), new(n_tiles)
     launch(
-        _lists_kernel, (n_search + n_gather,),
-        sorted_ids, depth.cumulative, slots, entry_rows, flatten_ids, offsets, class_counts,
-        R, capacity, n_tiles, capacity.bit_length(), n_search,
-        NARROW=narrow, WIDE_SLOTS=sort == "torch", TILES=TILES, GATHER=GATHER,
+        count_chunks_kernel, (n_chunks,), keys, values, hits, bins.total, tile_counts, words,
+        room, tiles_x, tiles_y, PARTS=PARTS, num_warps=1,
     )  # fmt: skip
     launch(
-        _tile_order_kernel, (n_search,), offsets, class_counts, tile_order, n_tiles,
-        TILES=TILES, num_warps=8,
+        scan_tiles_kernel, (n_scan,), tile_counts, chain_words.view(torch.int64), class_counts,
+        offsets, n_tiles, capacity, SCAN=SCAN,
     )  # fmt: skip
-    return TileLists(flatten_ids, slots if with_slots else None, offsets, tile_order)
+    n_order = -(-n_tiles // TILES)
+    launch(
+        place_kernel, (n_order + n_chunks,), keys, values, hits, rows if tables else None,
+        first_slots if with_slots else None, bins.total, words, offsets, class_counts,
+        flatten_ids, slots, tile_order, room, capacity, n_tiles, n_order, tiles_x, tiles_y,
+        PARTS=PARTS, TILES=TILES, WINDOW=WINDOW, num_warps=1,
+    )  # fmt: skip
+    return TileLists(flatten_ids[:capacity], slots, offsets, tile_order)

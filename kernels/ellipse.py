@@ -19,6 +19,8 @@ import triton.language as tl
 from . import constants
 
 TILE = tl.constexpr(constants.TILE_SIZE)
+SIDE_BITS = tl.constexpr(2)  # of the side of a bin (bins.py) in tiles
+SIDE = tl.constexpr(4)
 # Tile borders are moved out by this many pixels: float32 rounding must never lose a pixel.
 MARGIN = tl.constexpr(1e-2)
 LOG2_255 = tl.constexpr(7.994353436858858)
@@ -61,3 +63,18 @@ def row_span(row, mx, my, A, B, C, t2, tiles_x):
     x0 = tl.minimum(tl.maximum(x0, 0.0), 1.0e6).to(tl.int32)
     x1 = tl.minimum(tl.maximum(x1, -1.0), tiles_x - 1.0).to(tl.int32)
     return x0, tl.where(empty, x0 - 1, x1)
+
+
+@triton.jit
+def no_bins(like):
+    """First and last column of bins of a row of them in which nothing is touched yet."""
+    return tl.zeros_like(like) + 1000000, tl.zeros_like(like) - 1
+
+
+@triton.jit
+def with_span(low, high, x0, x1):
+    """First and last column of bins after one more row of tiles, touched from x0 to x1."""
+    touched = x0 <= x1
+    low = tl.where(touched, tl.minimum(low, x0 >> SIDE_BITS), low)
+    high = tl.where(touched, tl.maximum(high, x1 >> SIDE_BITS), high)
+    return low, high

@@ -18,7 +18,9 @@ before the launch.
 import triton
 import triton.language as tl
 
-WINDOW = tl.constexpr(64)  # programs looked at together, unless told
+# Programs looked at together, unless told. Not fewer than a program has threads: a word that two
+# threads hold can change between their looks.
+WINDOW = tl.constexpr(64)
 SCAN = 1024  # values per program of a scan over rows
 OWN = tl.constexpr(1)  # kinds of words: the program's values alone,
 RUNNING = tl.constexpr(2)  # or with those of all programs before it
@@ -57,9 +59,9 @@ def sum_before(words_ptr, pid, WINDOW: tl.constexpr = WINDOW):
 
 
 @triton.jit
-def chain(words_ptr, pid, value):
+def chain(words_ptr, pid, value, WINDOW: tl.constexpr = WINDOW):
     """The sum over all programs before pid; tells theirs to those after it."""
     publish(words_ptr, pid, value, OWN)
-    before = sum_before(words_ptr, pid)
+    before = sum_before(words_ptr, pid, WINDOW)
     publish(words_ptr, pid, before + value, RUNNING)
     return before

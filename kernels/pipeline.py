@@ -61,7 +61,7 @@ class Room(NamedTuple):
     rows: int
     """Visible (camera, Gaussian) pairs."""
     entries: int
-    """Intersections of Gaussians and tiles."""
+    """Intersections of Gaussians and tiles, or what their bins need (binning.py)."""
 
     def holds(self, needed: "Room") -> bool:
         return needed.rows <= self.rows and needed.entries <= self.entries
@@ -227,7 +227,7 @@ def rasterize(
     exact: bool = False,
     colors_rest: Tensor | None = None,  # [N, K - 1, 3]
     raw: bool = False,
-    sort: str = "mixed",
+    sort: str = "triton",
     covars: Tensor | None = None,  # [N, 3, 3]
     normalize_quats: bool = True,
     room: Room | None = None,
@@ -239,7 +239,7 @@ def rasterize(
         exact: Gradients to float32 rounding, with twice the matrix products in the backward.
         colors_rest: SH coefficients above degree 0, with `colors` [N, 1, 3] the rest of them.
         raw: `scales` are logarithms and `opacities` logits; exp and sigmoid are fused.
-        sort: "torch", "triton" or "mixed" (binning.py).
+        sort: How depths are sorted: "triton" or "torch".
         covars: World covariances in place of quats and scales.
         normalize_quats: False uses quaternions as they are.
         shapes: Tells all shapes and dtypes apart; None: they are looked at.
@@ -390,11 +390,13 @@ def _render(
         C, N = x.viewmats.shape[0], x.means.shape[0]
         tiles = plan.blend.tiles_x, plan.blend.tiles_y
         p = project_fwd(x, s)
-        depth = depth_order(p.depth_keys, p.tile_counts, p.workspace, plan.sort)
+        depth, bins = depth_order(
+            p.depth_keys, p.tile_counts, p.workspace, plan.entries, plan.sort
+        )
         if answer is not None:
             launch(_tell_kernel, (1,), p.workspace, answer)
         lists = isect_tiles(
-            p.records, p.gaussian_ids, depth, plan.entries, C, N, *tiles, plan.sort,
+            p.records, p.gaussian_ids, depth, bins, plan.entries, C, N, *tiles,
             plan.blend.deterministic,
         )  # fmt: skip
         blend = plan.blend._replace(
@@ -469,8 +471,8 @@ def _info(r: _Rendered, masks: Tensor | None, width: int, height: int) -> Info:
     later = {
         "depths": lambda: spread(records[:, 7], rows),
         "conics": lambda: spread(records[:, 2:5], rows),
-        "tiles_per_gauss": lambda: spread(tile_counts, rows),
-        "n_isects": lambda: workspace[1:2],
+        "tiles_per_gauss": lambda: spread(tile_counts[0], rows),
+        "n_isects": lambda: workspace[3:4],
         "n_nonfinite": lambda: workspace[2:3],
     }
     return Info(entries, later)

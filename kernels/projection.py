@@ -26,7 +26,8 @@ running sum over programs (lookback.py), so that a tie in depth keeps that order
 capacity R are not written; rows beyond the visible ones sort last and touch no tile.
 
     means2d [C N 2] float32, radii [C N 2] int32, rows [C N] int32: the row, or -1
-    records [R 16], depth_keys, tile_counts, gaussian_ids (camera N + Gaussian) [R] int32
+    records [R 16], depth_keys, gaussian_ids (camera N + Gaussian) [R], tile_counts [3 R] int32: of
+                                   tiles, of bins (bins.py), and of these in the first four rows
     workspace int32, zeros before: 0 rows, 1 intersections (by binning.py), 2 Gaussians that are
                                    not finite, 4.. words of running sums
     record [16] float32: 0 mx, 1 my, 2 A, 3 B, 4 C, 5 log2 o, 6 mask, 7 z, 8..10 colour, 11 z,
@@ -67,7 +68,7 @@ class Projected(NamedTuple):
     radii: Tensor  # [C, N, 2] int32 half extents in pixels, 0 = culled
     rows: Tensor  # [C, N] int32, -1 = culled or without room
     depth_keys: Tensor  # [R] int32 bits of z, those of infinity in rows left over
-    tile_counts: Tensor  # [R] int32
+    tile_counts: Tensor  # [3, R] int32: of tiles, of bins, of bins by row
     gaussian_ids: Tensor | None  # [R] int32, camera N + Gaussian
     workspace: Tensor  # int32
 
@@ -165,7 +166,7 @@ def project_fwd(x: Inputs, s: Settings) -> Projected:
     rows = empty((C, N), torch.int32, device)
     records = empty((R, 16), torch.float32, device)
     depth_keys = empty((R,), torch.int32, device)
-    tile_counts = empty((R,), torch.int32, device)
+    tile_counts = empty((3, R), torch.int32, device)
     gaussian_ids = empty((R,), torch.int32, device) if s.with_ids else None
     masks, logits = x.masks, 0
     if x.mask_logits is not None:

@@ -7,7 +7,7 @@ import triton
 import triton.language as tl
 
 from . import constants
-from .ellipse import cutoff, row_range, row_span
+from .ellipse import SIDE, cutoff, no_bins, row_range, row_span, with_span
 from .linalg import Sym2, Vec3, add3, cross3, dot3, load3, normalize3, quat_to_rotmat, sym2_inverse
 from .lookback import OWN, RUNNING, publish, sum_before
 from .projection_parts import (
@@ -36,18 +36,33 @@ ANCHOR = tl.constexpr(128)  # of so many programs one at least knows its running
 
 
 @triton.jit
-def _count_tiles(visible, mx, my, A, B, C, t2, tiles_x, tiles_y):
-    """Tiles that each ellipse touches, row by row as kernels/binning.py lists them."""
+def count_tiles(visible, mx, my, A, B, C, t2, tiles_x, tiles_y):
+    """Tiles that each ellipse touches, bins as kernels/bins.py lists them, and how many of these
+    lie in each of the first four rows of bins, at most 255 in a byte."""
     y_max = tl.sqrt(t2 * A / tl.maximum(A * C - B * B, 1e-20))
     row, last = row_range(my, y_max, tiles_y)
     last = tl.where(visible, last, -1)
     row = tl.where(visible, row, 0)
     n = tl.zeros_like(row)
+    bins = tl.zeros_like(row)
+    widths = tl.zeros_like(row)
+    shift = tl.zeros_like(row)
+    low, high = no_bins(row)
     for _ in range(tl.max(last - row, 0) + 1):
         x0, x1 = row_span(row, mx, my, A, B, C, t2, tiles_x)
-        n += tl.where(row <= last, tl.maximum(x1 - x0 + 1, 0), 0)
+        x1 = tl.where(row <= last, x1, x0 - 1)
+        n += tl.maximum(x1 - x0 + 1, 0)
+        low, high = with_span(low, high, x0, x1)
+        ends = (row % SIDE == SIDE - 1) | (row == last)
+        width = tl.where(ends, tl.maximum(high - low + 1, 0), 0)
+        bins += width
+        widths = widths | tl.where(shift < 32, tl.minimum(width, 255) << (shift & 31), 0)
+        shift += tl.where(ends, 8, 0)
+        none_low, none_high = no_bins(row)
+        low = tl.where(ends, none_low, low)
+        high = tl.where(ends, none_high, high)
         row += 1
-    return n
+    return n, bins, widths
 
 
 @triton.jit
@@ -78,11 +93,12 @@ def _count_nonfinite(workspace_ptr, inside, finite, c):
 
 
 @triton.jit
-def _write_tail(depth_keys_ptr, tile_counts_ptr, gaussian_ids_ptr, r, there):
+def _write_tail(depth_keys_ptr, tile_counts_ptr, gaussian_ids_ptr, r, R, there):
     """Rows that nothing visible needs."""
     zero = tl.zeros_like(r)
     tl.store(depth_keys_ptr + r, zero + CULLED_KEY, mask=there)
-    tl.store(tile_counts_ptr + r, zero, mask=there)
+    for k in tl.static_range(3):
+        tl.store(tile_counts_ptr + k * R + r, zero, mask=there)
     if gaussian_ids_ptr is not None:
         tl.store(gaussian_ids_ptr + r, zero, mask=there)
 
@@ -118,7 +134,7 @@ def project_fwd_kernel(
     rows_ptr,  # [C, N] out
     records_ptr,  # [R, 16] out
     depth_keys_ptr,  # [R] out
-    tile_counts_ptr,  # [R] out
+    tile_counts_ptr,  # [3, R] out
     gaussian_ids_ptr,  # [R] out or None
     workspace_ptr,  # in and out
     N,
@@ -149,7 +165,7 @@ def project_fwd_kernel(
         n_rows = sum_before(words_ptr, n_programs, WINDOW).to(tl.int32)
         r = (pid - n_programs) * TAIL_BLOCK + tl.arange(0, TAIL_BLOCK)
         there = (r >= n_rows) & (r < R)
-        _write_tail(depth_keys_ptr, tile_counts_ptr, gaussian_ids_ptr, r, there)
+        _write_tail(depth_keys_ptr, tile_counts_ptr, gaussian_ids_ptr, r, R, there)
         return
     c = pid // n_blocks
     i = (pid - c * n_blocks).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
@@ -265,7 +281,7 @@ def project_fwd_kernel(
     t2 = tl.where(visible, t2, 0.0)
     tiles_x = (width + TILE - 1) // TILE
     tiles_y = (height + TILE - 1) // TILE
-    n_tiles = _count_tiles(visible, mx, my, A, B, C, t2, tiles_x, tiles_y)
+    n_tiles, n_bins, widths = count_tiles(visible, mx, my, A, B, C, t2, tiles_x, tiles_y)
     log_o = tl.where(visible, lo, 0.0)
     red = tl.where(visible, color.x, 0.0)
     green = tl.where(visible, color.y, 0.0)
@@ -294,6 +310,8 @@ def project_fwd_kernel(
     key = tl.where(visible, depth.to(tl.int32, bitcast=True), CULLED_KEY)
     tl.store(depth_keys_ptr + row, key, mask=stored)
     tl.store(tile_counts_ptr + row, tl.where(visible, n_tiles, 0), mask=stored)
+    tl.store(tile_counts_ptr + R + row, tl.where(visible, n_bins, 0), mask=stored)
+    tl.store(tile_counts_ptr + 2 * R + row, widths, mask=stored)
     if gaussian_ids_ptr is not None:
         tl.store(gaussian_ids_ptr + row, gaussian.to(tl.int32), mask=stored)
     _count_nonfinite(workspace_ptr, inside, finite, c)

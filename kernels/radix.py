@@ -1,8 +1,8 @@
 r"""Device functions of the radix sort: a stable order of one tile of keys by an 8-bit digit.
 
 The digit is split by its low 4 bits, then by its high ones. Counting is done in packed lanes: a
-thread owns 16 consecutive keys, whose 16 counters of 4 bits fill one int64; the running sum of
-1 << 4 d ranks the keys within the thread. Spread over four int64 of 16-bit lanes (digit d: word
+thread owns 8 or 16 consecutive keys; their 16 counters of 4 bits fill one int64; the running sum
+of 1 << 4 d ranks the keys within the thread. Spread over four int64 of 16-bit lanes (digit d: word
 d & 3, lane d >> 2), the counters are then summed across threads. About 40 instructions per key.
 
 Between the splits keys change threads. Triton gathers from registers, but does not scatter; so
@@ -11,15 +11,24 @@ shared memory that inline PTX declares, which spares the L2 cache scattered writ
 elementwise, hence right in any layout; a second declaration in a kernel would fail to assemble.
 """
 
+# Triton types its device functions as returning nothing.
+# pyright: reportGeneralTypeIssues=false
+
 import triton
 import triton.language as tl
 
-THREADS = tl.constexpr(256)  # of a program
-KEYS_PER_THREAD = tl.constexpr(16)
-TILE = tl.constexpr(256 * 16)
+THREADS = tl.constexpr(256)  # of a program; with more, two would look back for the same digit
+TILES = (2048, 4096)  # keys of a program: 4 GROUPS consecutive ones of each thread, GROUPS 2 or 4
 DIGITS = tl.constexpr(256)
 NIBBLES = tl.constexpr(0x000F000F000F000F)
-COUNTERS = tl.constexpr(4 * 256 * 16)  # bytes in shared memory before the counters of the digits
+PASSES = tl.constexpr(4)  # at most
+COUNTERS = tl.constexpr(4 * 4096)  # bytes in shared memory before the counters of the digits
+
+
+@triton.jit
+def digit_mask(shift, end_bit, width):
+    """Mask of the digit at `shift`, the last of which may have fewer bits than `width`."""
+    return (1 << tl.minimum(width, end_bit - shift)) - 1
 
 
 @triton.jit
@@ -83,16 +92,16 @@ def _fetch(exchange_ptr, shared, p, like, SHARED: tl.constexpr):
 
 
 @triton.jit
-def _rank_by_nibble(ds):
+def _rank_by_nibble(ds, GROUPS: tl.constexpr):
     """Stable positions in the tile of keys with digits ds[j] [THREADS, 4] in 0..15.
 
-    Thread t owns keys 16 t + 4 j + 0..3 of the tile, j = 0..3.
+    Thread t owns keys 4 (GROUPS t + j) + 0..3 of the tile.
     """
     one = tl.full((THREADS, 4), 1, tl.int64)
     seen = tl.zeros((THREADS,), tl.int64)
     twelve = tl.zeros((THREADS,), tl.int64)
     before = ()
-    for j in tl.static_range(4):
+    for j in tl.static_range(GROUPS):
         hot = one << (ds[j] * 4).to(tl.int64)
         before = before + (tl.cumsum(hot, 1) - hot + seen[:, None],)
         if j == 3:
@@ -120,7 +129,7 @@ def _rank_by_nibble(ds):
     x2 = c2 - w2 + smaller + t0 + t1
     x3 = c3 - w3 + smaller + t0 + t1 + t2
     positions = ()
-    for j in tl.static_range(4):
+    for j in tl.static_range(GROUPS):
         d = ds[j]
         is_odd = (d & 1) != 0
         low = tl.where(is_odd, x1[:, None], x0[:, None])
@@ -133,20 +142,23 @@ def _rank_by_nibble(ds):
 
 
 @triton.jit
-def order_tile(keys_ptr, shift, mask, n_here, exchange_ptr, shared, SHARED: tl.constexpr):
+def order_tile(
+    keys_ptr, shift, mask, n_here, exchange_ptr, shared, TILE: tl.constexpr, SHARED: tl.constexpr
+):
     """Source in its tile of the p-th smallest key by (key >> shift) & mask, [TILE]; stable.
 
     Keys past n_here count as largest, so they end behind all others. With SHARED, counts the
     digits of the others at shared + COUNTERS.
     """
+    GROUPS: tl.constexpr = TILE // (4 * THREADS)
     if SHARED:
         d = tl.arange(0, DIGITS)
         _write_shared(shared + COUNTERS + 4 * d, tl.zeros((DIGITS,), tl.int32))
         tl.debug_barrier()
-    own = tl.arange(0, THREADS)[:, None] * KEYS_PER_THREAD + tl.arange(0, 4)[None, :]
+    own = tl.arange(0, THREADS)[:, None] * (4 * GROUPS) + tl.arange(0, 4)[None, :]
     low = ()
     words = ()
-    for j in tl.static_range(4):  # pyright: ignore[reportGeneralTypeIssues]
+    for j in tl.static_range(GROUPS):
         i = own + 4 * j
         key = tl.load(keys_ptr + i, mask=i < n_here, other=0x7FFFFFFF)
         digit = (key >> shift) & mask
@@ -155,19 +167,19 @@ def order_tile(keys_ptr, shift, mask, n_here, exchange_ptr, shared, SHARED: tl.c
             _add_shared(shared + COUNTERS + 4 * counter, tl.full((THREADS, 4), 1, tl.int32))
         low = low + (digit & 15,)
         words = words + ((digit >> 4) * TILE + i,)
-    p = _rank_by_nibble(low)
-    for j in tl.static_range(4):
+    p = _rank_by_nibble(low, GROUPS)
+    for j in tl.static_range(GROUPS):
         _scatter(exchange_ptr, shared, p[j], words[j], SHARED)
     tl.debug_barrier()
     high = ()
     sources = ()
-    for j in tl.static_range(4):
+    for j in tl.static_range(GROUPS):
         word = _fetch(exchange_ptr, shared, own + 4 * j, words[j], SHARED)
         high = high + (word // TILE,)
         sources = sources + (word % TILE,)
-    p = _rank_by_nibble(high)
+    p = _rank_by_nibble(high, GROUPS)
     tl.debug_barrier()
-    for j in tl.static_range(4):
+    for j in tl.static_range(GROUPS):
         _scatter(exchange_ptr, shared, p[j], sources[j], SHARED)
     tl.debug_barrier()
     every = tl.arange(0, TILE)
@@ -177,25 +189,44 @@ def order_tile(keys_ptr, shift, mask, n_here, exchange_ptr, shared, SHARED: tl.c
 
 
 @triton.jit
-def count_digits(digit, n_here, counts_ptr, offsets_ptr, shared, SHARED: tl.constexpr):
-    """Keys per digit of the tile, and minus the position of the first, [256] each, from `digit`
-    [TILE] in ascending order."""
+def count_digits(digit, n_here, mask, shared, TILE: tl.constexpr, SHARED: tl.constexpr):
+    """Keys per digit of a tile [256], from `digit` [TILE], of which those past n_here are `mask`.
+
+    With SHARED, order_tile has counted them.
+    """
     d = tl.arange(0, DIGITS)
-    zero = tl.zeros((DIGITS,), tl.int32)
     if SHARED:
-        count = _read_shared(shared + COUNTERS + 4 * d, zero)
-        tl.store(counts_ptr + d, count)
-        tl.store(offsets_ptr + d, count - tl.cumsum(count, 0))
+        return _read_shared(shared + COUNTERS + 4 * d, tl.zeros((DIGITS,), tl.int32))
     else:
-        # where a run of equal digits ends, the next begins; the others keep zeros
-        tl.store(counts_ptr + d, zero)
-        tl.store(offsets_ptr + d, zero)
+        count = tl.histogram(digit, DIGITS)
+        return count - tl.where(d == mask, tl.maximum(-n_here + TILE, 0), 0)
+
+
+@triton.jit
+def histograms(
+    key, there, begin_bit, end_bit, width, counts_ptr, shared, TILE: tl.constexpr,
+    SHARED: tl.constexpr
+):  # fmt: skip
+    """Add the keys of a tile [TILE] to the counts [passes, 256] of their digits in every pass."""
+    d = tl.arange(0, DIGITS)
+    if SHARED:
+        for k in tl.static_range(PASSES):
+            _write_shared(shared + 4 * (k * DIGITS + d), tl.zeros((DIGITS,), tl.int32))
         tl.debug_barrier()
-        p = tl.arange(0, TILE)
-        following = tl.gather(digit, tl.minimum(p + 1, TILE - 1), 0)
-        more = p + 1 < n_here
-        ends = (p < n_here) & ((p == TILE - 1) | ~more | (digit != following))
-        tl.store(counts_ptr + digit, p + 1, mask=ends)
-        tl.store(offsets_ptr + following, -1 - p, mask=ends & more & (p < TILE - 1))
+        one = tl.full((TILE,), 1, tl.int32)
+        for k in tl.static_range(PASSES):
+            shift = begin_bit + k * width
+            if shift < end_bit:
+                digit = (key >> shift) & digit_mask(shift, end_bit, width)
+                _add_shared(shared + 4 * tl.where(there, k * DIGITS + digit, PASSES * DIGITS), one)
         tl.debug_barrier()
-        tl.store(counts_ptr + d, tl.load(counts_ptr + d) + tl.load(offsets_ptr + d))
+    for k in tl.static_range(PASSES):
+        shift = begin_bit + k * width
+        if shift < end_bit:
+            if SHARED:
+                count = _read_shared(shared + 4 * (k * DIGITS + d), tl.zeros((DIGITS,), tl.int32))
+            else:
+                mask = digit_mask(shift, end_bit, width)
+                count = tl.histogram(tl.where(there, (key >> shift) & mask, mask), DIGITS)
+                count -= tl.where(d == mask, tl.sum((there == 0).to(tl.int32), 0), 0)
+            tl.atomic_add(counts_ptr + k * DIGITS + d, count, mask=count > 0, sem="relaxed")

@@ -1,34 +1,27 @@
 r"""Stable least-significant-digit radix sort of (key, payload) pairs.
 
-Keys are non-negative int32; only bits begin_bit to end_bit - 1 are compared. They are cut into
-passes of at most 8 bits. For a pass with digit d(i) of key i,
+Keys are int32; only bits begin_bit to end_bit - 1 are compared, as an unsigned number. They are
+cut into passes of at most 8 bits. For a pass with digit d(i) of key i,
 
     position(i) = #{j : d(j) < d(i)} + #{j < i : d(j) = d(i)}
 
-is found in two launches, with one program per tile of TILE consecutive keys:
+The first term comes from one count of the digits of all passes, since a pass only reorders keys.
+Each pass is then one launch with one program per tile of consecutive keys: it orders its tile by
+the digit (radix.py), tells how many keys of each digit it has, adds up what the tiles before it
+have told (lookback.py, here for 256 sums at once), and moves the runs of equal digits to their
+places, in whole sectors. (Adinets and Merrill, Onesweep, 2022.)
 
-1. _sort_tiles_kernel orders each tile by its digit and counts its digits (radix.py). The last
-   program of every group of tiles, known by a ticket, turns the counts of the group into exclusive
-   prefixes, and the last of these programs does so for the groups: no program waits for another.
-2. _place_tiles_kernel moves the runs of equal digits of a tile to their places, in whole sectors.
-
-On an H200, against torch.sort (stable, int64 indices out; GPU time, bench/bench_sorting.py): tile
-ids of 15 bits, 2.1M: 0.096 ms and 0.096 for int16 keys, before its gather of payloads; depths of
-31 bits, 1.27M: 0.144 and 0.108 ms. A single cooperative launch with grid barriers was slower at
-every size (0.115 and 0.194 ms), exchange through global memory in place of shared twice as slow.
+On an H200, against torch.sort (stable, int64 indices out; GPU time): depths of 31 bits, 70 thousand
+0.041 and 0.061 ms, 300 thousand 0.056 and 0.073, 1.27 million 0.108 and 0.118 ms, with 18 bytes of
+memory per key and 32. Two launches per pass, counts and prefixes first, took 0.074, 0.076 and
+0.150 ms; tiles of 1024 keys, 128 threads or at most 80 registers were no faster at any size.
 
     keys, values   [n] int32
-    tile_keys, tile_values [n_tiles TILE] int32   ordered by digit within each tile; before, threads
-                                  of a program exchange keys through tile_keys
-    tile_counts    [n_tiles 256] int32      keys per digit
-    tile_offsets   [n_tiles 256] int32      minus the first position of a digit in its tile; then
-                                  plus the number of its keys in earlier tiles of the group
-    group_offsets  [n_groups + 1, 256] int32   keys per digit in the group; then in earlier groups;
-                                  last row: keys with smaller digits
-    tickets        [n_groups + 2] int32     0: groups that are done, 2..: tiles that are
+    words          [passes, n_tiles, 256] int32   keys per digit in a tile, or up to its end, times
+                                  4, plus which of both; 0 before the tile tells
 """
 
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 import triton
@@ -37,155 +30,128 @@ from torch import Tensor
 
 from ._checks import check
 from .device import INTERPRET
-from .launch import launch
-from .radix import DIGITS, TILE, count_digits, order_tile, shared_memory
+from .launch import empty, launch, zeros
+from .lookback import OWN, RUNNING
+from .radix import (
+    DIGITS,
+    THREADS,
+    TILES,
+    count_digits,
+    histograms,
+    order_tile,
+    shared_memory,
+)
 
-GROUP = tl.constexpr(16)  # tiles whose counts one program adds up
 MAX_REGISTERS = 128  # lets two programs of 8 warps share an SM
+WARPS = THREADS.value // 32
+SMALL = 150_000  # so many keys are sorted in smaller tiles: there are programs enough for few
+WINDOW = 16  # tiles looked at together
 
 
-@triton.jit
-def _scan_groups(group_offsets_ptr, n_groups, last_row):
-    """Replace counts per group by exclusive prefixes; into last_row go those over digits."""
-    d = tl.arange(0, DIGITS)
-    total = tl.zeros((DIGITS,), tl.int32)
-    for g0 in range(0, n_groups, GROUP):
-        g = g0 + tl.arange(0, GROUP)
-        at = group_offsets_ptr + g[:, None] * DIGITS + d[None, :]
-        there = g[:, None] < n_groups
-        count = tl.load(at, mask=there, other=0)
-        tl.store(at, tl.cumsum(count, 0) - count + total[None, :], mask=there)
-        total += tl.sum(count, 0)
-    tl.store(group_offsets_ptr + last_row * DIGITS + d, tl.cumsum(total, 0) - total)
-
-
-@triton.jit
-def _scan_counts(
-    tile, tile_counts_ptr, tile_offsets_ptr, group_offsets_ptr, tickets_ptr, last_row, n_valid
-):
-    """Prefixes over the tiles of a group, by its last program; over groups, by the last of all."""
-    n_tiles = tl.cdiv(n_valid, TILE)
-    n_groups = tl.cdiv(n_tiles, GROUP)
-    group = tile // GROUP
-    in_group = tl.minimum(n_tiles - group * GROUP, GROUP)
-    tl.debug_barrier()
-    if tl.atomic_add(tickets_ptr + 2 + group, 1, sem="acq_rel") == in_group - 1:
-        d = tl.arange(0, DIGITS)
-        r = tl.arange(0, GROUP)
-        at = (group * GROUP + r)[:, None] * DIGITS + d[None, :]
-        there = r[:, None] < in_group
-        count = tl.load(tile_counts_ptr + at, mask=there, other=0)
-        offset = tl.load(tile_offsets_ptr + at, mask=there, other=0)
-        tl.store(tile_offsets_ptr + at, offset + tl.cumsum(count, 0) - count, mask=there)
-        tl.store(group_offsets_ptr + group * DIGITS + d, tl.sum(count, 0))
-        tl.store(tickets_ptr + 2 + group, 0)
-        tl.debug_barrier()
-        if tl.atomic_add(tickets_ptr, 1, sem="acq_rel") == n_groups - 1:
-            _scan_groups(group_offsets_ptr, n_groups, last_row)
-            tl.store(tickets_ptr, 0)
-
-
-@triton.jit
-def _sort_tile(
-    tile, keys_ptr, values_ptr, values_are_indices, tile_keys_ptr, tile_values_ptr,
-    tile_counts_ptr, tile_offsets_ptr, shift, mask, n_valid, shared, SHARED: tl.constexpr
-):  # fmt: skip
-    first = tile * TILE
-    n_here = n_valid - first
-    source = order_tile(
-        keys_ptr + first, shift, mask, n_here, tile_keys_ptr + first, shared, SHARED
-    )
-    p = tl.arange(0, TILE)
-    there = p < n_here
-    key = tl.gather(tl.load(keys_ptr + first + p, mask=there, other=0x7FFFFFFF), source, 0)
-    tl.store(tile_keys_ptr + first + p, key)
-    if values_are_indices:
-        tl.store(tile_values_ptr + first + p, first + source)
-    else:
-        value = tl.load(values_ptr + first + p, mask=there, other=0)
-        tl.store(tile_values_ptr + first + p, tl.gather(value, source, 0))
-    row = tile * DIGITS
-    digit = (key >> shift) & mask
-    count_digits(digit, n_here, tile_counts_ptr + row, tile_offsets_ptr + row, shared, SHARED)
-
-
-@triton.jit
-def _place_tile(
-    tile, tile_keys_ptr, tile_values_ptr, tile_offsets_ptr, group_offsets_ptr,
-    sorted_keys_ptr, sorted_values_ptr, last_row, shift, mask, n_valid
-):  # fmt: skip
-    d = tl.arange(0, DIGITS)
-    base = tl.load(tile_offsets_ptr + tile * DIGITS + d)
-    base += tl.load(group_offsets_ptr + tile // GROUP * DIGITS + d)
-    base += tl.load(group_offsets_ptr + last_row * DIGITS + d)
-    p = tl.arange(0, TILE)
-    i = tile * TILE + p
-    there = i < n_valid
-    key = tl.load(tile_keys_ptr + i, mask=there, other=0)
-    value = tl.load(tile_values_ptr + i, mask=there, other=0)
-    at = tl.gather(base, (key >> shift) & mask, 0) + p
-    tl.store(sorted_keys_ptr + at, key, mask=there)
-    tl.store(sorted_values_ptr + at, value, mask=there)
-
-
-@triton.jit(do_not_specialize=["n", "shift", "mask", "last_row"])
-def _sort_tiles_kernel(
+@triton.jit(do_not_specialize=["n", "begin_bit", "end_bit", "width"])
+def _histograms_kernel(
     keys_ptr,  # [n]
-    values_ptr,  # [n]; unused if VALUES_ARE_INDICES
-    n_valid_ptr,  # [1]; unused without HAS_N_VALID
-    tile_keys_ptr,  # [n_tiles TILE] out
-    tile_values_ptr,  # [n_tiles TILE] out
-    tile_counts_ptr,  # [n_tiles 256] out
-    tile_offsets_ptr,  # [n_tiles 256] out
-    group_offsets_ptr,  # [n_groups + 1, 256] out
-    tickets_ptr,  # [n_groups + 2], zeros before and after
+    n_valid_ptr,  # [1] or None
+    digit_counts_ptr,  # [passes, 256] in and out
     n,
-    shift,
-    mask,
-    last_row,
-    VALUES_ARE_INDICES: tl.constexpr,
-    HAS_N_VALID: tl.constexpr,
+    begin_bit,
+    end_bit,
+    width,
+    TILE: tl.constexpr,
     SHARED: tl.constexpr,
 ):
-    tile = tl.program_id(0)
     n_valid = n
-    if HAS_N_VALID:
+    if n_valid_ptr is not None:
         n_valid = tl.minimum(tl.load(n_valid_ptr), n)
-    if tile * TILE < n_valid:
-        _sort_tile(
-            tile, keys_ptr, values_ptr, VALUES_ARE_INDICES, tile_keys_ptr, tile_values_ptr,
-            tile_counts_ptr, tile_offsets_ptr, shift, mask, n_valid, shared_memory(SHARED), SHARED
-        )  # fmt: skip
-        _scan_counts(
-            tile, tile_counts_ptr, tile_offsets_ptr, group_offsets_ptr, tickets_ptr, last_row,
-            n_valid
+    first = tl.program_id(0) * TILE
+    if first < n_valid:
+        i = first + tl.arange(0, TILE)
+        key = tl.load(keys_ptr + i, mask=i < n_valid, other=0)
+        shared = shared_memory(SHARED)
+        histograms(
+            key, i < n_valid, begin_bit, end_bit, width, digit_counts_ptr, shared, TILE, SHARED
         )  # fmt: skip
 
 
-@triton.jit(do_not_specialize=["n", "shift", "mask", "last_row"])
-def _place_tiles_kernel(
-    tile_keys_ptr,  # [n_tiles TILE]
-    tile_values_ptr,  # [n_tiles TILE]
-    n_valid_ptr,  # [1]; unused without HAS_N_VALID
-    tile_offsets_ptr,  # [n_tiles 256]
-    group_offsets_ptr,  # [n_groups + 1, 256]
+@triton.jit
+def _sum_of_digits(words_ptr, tile, WINDOW: tl.constexpr):
+    """Keys of each digit in the tiles before this one, [256], once those have told theirs."""
+    d = tl.arange(0, DIGITS)
+    total = tl.zeros((DIGITS,), tl.int32)
+    # of each digit, the nearest tile that is not yet added
+    at = tl.zeros((DIGITS,), tl.int32) + (tile - 1)
+    while tl.max(at, 0) >= 0:
+        words = ()
+        for w in tl.static_range(WINDOW):
+            ptr = words_ptr + (at - w) * DIGITS + d
+            words = words + (tl.load(ptr, mask=at >= w, other=0, volatile=True),)
+        adding = at >= 0
+        for w in tl.static_range(WINDOW):
+            # a word that is not there yet ends this look, and the next begins with it
+            kind = words[w] & 3
+            adding = adding & (kind != 0)
+            total += tl.where(adding, words[w] >> 2, 0)
+            at = tl.where(adding, tl.where(kind == RUNNING, -1, at - 1), at)
+            adding = adding & (kind == OWN)
+    return total
+
+
+@triton.jit(do_not_specialize=["n", "shift", "mask"])
+def _sweep_kernel(
+    keys_ptr,  # [n]
+    values_ptr,  # [n], or None for places
+    n_valid_ptr,  # [1] or None
+    exchange_ptr,  # [n_tiles TILE], or None where memory is shared
+    digit_counts_ptr,  # [256] of this pass
+    words_ptr,  # [n_tiles, 256], 0 before
     sorted_keys_ptr,  # [n] out
     sorted_values_ptr,  # [n] out
     n,
     shift,
     mask,
-    last_row,
-    HAS_N_VALID: tl.constexpr,
+    TILE: tl.constexpr,
+    SHARED: tl.constexpr,
+    WINDOW: tl.constexpr,
 ):
     tile = tl.program_id(0)
     n_valid = n
-    if HAS_N_VALID:
+    if n_valid_ptr is not None:
         n_valid = tl.minimum(tl.load(n_valid_ptr), n)
-    if tile * TILE < n_valid:
-        _place_tile(
-            tile, tile_keys_ptr, tile_values_ptr, tile_offsets_ptr, group_offsets_ptr,
-            sorted_keys_ptr, sorted_values_ptr, last_row, shift, mask, n_valid
-        )  # fmt: skip
+    first = tile * TILE
+    if first >= n_valid:
+        return
+    n_here = n_valid - first
+    shared = shared_memory(SHARED)
+    if not SHARED:
+        exchange_ptr += first
+    source = order_tile(
+        keys_ptr + first, shift, mask, n_here, exchange_ptr, shared, TILE, SHARED
+    )  # fmt: skip
+    p = tl.arange(0, TILE)
+    there = p < n_here
+    key = tl.gather(tl.load(keys_ptr + first + p, mask=there, other=0x7FFFFFFF), source, 0)
+    digit = (key >> shift) & mask
+    count = count_digits(digit, n_here, mask, shared, TILE, SHARED)
+    d = tl.arange(0, DIGITS)
+    word_ptr = words_ptr + tile * DIGITS + d
+    tl.atomic_xchg(word_ptr, (count << 2) | OWN, sem="relaxed")
+    of_digit = tl.load(digit_counts_ptr + d)
+    before = _sum_of_digits(words_ptr, tile, WINDOW)
+    tl.atomic_xchg(word_ptr, ((before + count) << 2) | RUNNING, sem="relaxed")
+    # less the place of a digit's first key within the tile
+    base = tl.cumsum(of_digit - count, 0) - (of_digit - count) + before
+    at = tl.gather(base, digit, 0) + p
+    if values_ptr is None:
+        value = first + source
+    else:
+        value = tl.gather(tl.load(values_ptr + first + p, mask=there, other=0), source, 0)
+    tl.store(sorted_keys_ptr + at, key, mask=there)
+    tl.store(sorted_values_ptr + at, value, mask=there)
+
+
+def passes(bits: int) -> int:
+    """Passes of a sort by so many bits."""
+    return -(-bits // 8)
 
 
 def sort_keys(
@@ -196,51 +162,42 @@ def sort_keys(
     *,
     begin_bit: int = 0,
     exchange: str = "shared",
-    overwrite: bool = False,
+    buffers: tuple[tuple[Tensor, Tensor], ...] = (),
 ) -> tuple[Tensor, Tensor]:
     """`sort_pairs` by the Triton kernels, for callers that need no checks.
 
     Args:
-        overwrite: Sort within `keys` and `values` (not None), which saves 8 bytes per key.
+        buffers: Up to two pairs [n] that odd and even passes write. The second may be keys and
+            values themselves. What is missing is allocated.
     """
-    n = keys.shape[0]
-    if overwrite:
-        assert values is not None
-        sorted_keys, sorted_values = keys, values
-    else:
-        sorted_keys, sorted_values = torch.empty_like(keys), torch.empty_like(keys)
+    n, device = keys.shape[0], keys.device
+    n_passes = passes(end_bit - begin_bit)
+    for _ in range(len(buffers), min(n_passes, 2)):
+        pair = empty((n,), torch.int32, device), empty((n,), torch.int32, device)
+        buffers = (*buffers, pair)
     if n == 0:
-        return sorted_keys, sorted_values
-    tile, group = int(TILE.value), int(GROUP.value)
+        return buffers[0]
+    tile, digits = TILES[n > SMALL], int(DIGITS.value)
     n_tiles = -(-n // tile)
-    n_groups = -(-n_tiles // group)
-    like: dict[str, Any] = {"dtype": keys.dtype, "device": keys.device}
-    tile_keys, tile_values = torch.empty(2, n_tiles * tile, **like)
-    rows = torch.empty(2 * n_tiles + n_groups + 1, int(DIGITS.value), **like)
-    tile_counts, tile_offsets, group_offsets = rows.split([n_tiles, n_tiles, n_groups + 1])
-    tickets = torch.zeros(n_groups + 2, **like)
-    scratch = (tile_keys, tile_values, tile_counts, tile_offsets, group_offsets, tickets)
-    n_passes = -(-(end_bit - begin_bit) // 8)
     width = -(-(end_bit - begin_bit) // n_passes)
-    source = (keys, keys if values is None else values)
-    constants = {
-        "HAS_N_VALID": n_valid is not None,
-        "SHARED": exchange == "shared" and not INTERPRET.value,
-    }
-    for shift in range(begin_bit, end_bit, width):
-        mask = (1 << min(width, end_bit - shift)) - 1
+    words = zeros((n_passes * (n_tiles + 1), digits), torch.int32, device)
+    shared = exchange == "shared" and not INTERPRET.value
+    exchanged = None if shared else empty((n_tiles * tile,), torch.int32, device)
+    launch(
+        _histograms_kernel, (n_tiles,), keys, n_valid, words, n, begin_bit, end_bit, width,
+        TILE=tile, SHARED=shared, num_warps=WARPS,
+    )  # fmt: skip
+    source, target = (keys, values), buffers[0]
+    for k in range(n_passes):
+        shift, target = begin_bit + k * width, buffers[k % 2]
         launch(
-            _sort_tiles_kernel, (n_tiles,), *source, n_valid, *scratch, n, shift, mask, n_groups,
-            VALUES_ARE_INDICES=values is None and shift == begin_bit, **constants,
-            num_warps=8, maxnreg=MAX_REGISTERS,
+            _sweep_kernel, (n_tiles,), *source, n_valid, exchanged, words[k],
+            words[n_passes + k * n_tiles :], *target, n, shift,
+            (1 << min(width, end_bit - shift)) - 1,
+            TILE=tile, SHARED=shared, WINDOW=WINDOW, num_warps=WARPS, maxnreg=MAX_REGISTERS,
         )  # fmt: skip
-        launch(
-            _place_tiles_kernel, (n_tiles,), tile_keys, tile_values, n_valid, tile_offsets,
-            group_offsets, sorted_keys, sorted_values, n, shift, mask, n_groups,
-            HAS_N_VALID=n_valid is not None, num_warps=8,
-        )  # fmt: skip
-        source = (sorted_keys, sorted_values)
-    return sorted_keys, sorted_values
+        source = target
+    return target
 
 
 def _sort_torch(
@@ -313,6 +270,4 @@ def sort_pairs(
         raise ValueError(f'backend: expected "triton" or "torch", got {backend!r}')
     if not keys.is_cuda and not INTERPRET.value:
         raise ValueError("keys: the Triton sort needs a CUDA device or TRITON_INTERPRET=1")
-    return sort_keys(
-        keys, values, end_bit, n_valid, begin_bit=begin_bit, exchange=exchange
-    )
+    return sort_keys(keys, values, end_bit, n_valid, begin_bit=begin_bit, exchange=exchange)

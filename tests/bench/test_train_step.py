@@ -27,12 +27,14 @@ WORK |= {"n_pixels": 1_000_000, "tile_pixels": 256}
         ("_blend_fwd_kernel", "blend forward"),
         ("blend_bwd_kernel", "blend backward"),
         ("sum_rows_kernel", "blend backward"),
-        ("_expand_kernel", "binning"),
-        ("_lists_kernel", "binning"),
-        ("_tile_order_kernel", "binning"),
+        ("expand_kernel", "binning"),
+        ("count_chunks_kernel", "binning"),
+        ("scan_tiles_kernel", "binning"),
+        ("place_kernel", "binning"),
         ("void at_cuda_detail::cub::DeviceScanKernel<Policy, int*>(int*)", "binning"),
-        ("_sort_tiles_kernel", "sort"),
-        ("_place_tiles_kernel", "sort"),
+        ("_histograms_kernel", "sort"),
+        ("_sweep_kernel", "sort"),
+        ("_zero_kernel", "copies, fills"),
         ("void cub::DeviceRadixSortOnesweepKernel<Policy, false, float, long>()", "sort"),
         ("void cub::DeviceRadixSortExclusiveSumKernel<Scan>()", "sort"),
         ("_ssim_fwd_kernel", "loss"),
@@ -105,7 +107,7 @@ def test_limits() -> None:
 
 
 def made_up(name: str, n: int, scale: float) -> dict[str, Any]:
-    names = ["project_fwd_kernel", "DeviceRadixSort", "_expand_kernel", "_blend_fwd_kernel"]
+    names = ["project_fwd_kernel", "DeviceRadixSort", "expand_kernel", "_blend_fwd_kernel"]
     names += ["_ssim", "blend_bwd_kernel", "project_bwd_kernel", "_adam_kernel", "Memset", "gelu"]
     starts = [100.0 * scale * i for i in range(len(names))]
     intervals = [Interval(k, s, s + 90 * scale) for k, s in zip(names, starts, strict=True)]

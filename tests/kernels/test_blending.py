@@ -12,8 +12,9 @@ from kernels.binning import depth_order, isect_tiles
 from kernels.blending import Blend, rasterize_to_pixels
 from kernels.constants import ALPHA_MAX, ALPHA_MIN, TILE_SIZE, TRANSMITTANCE_MIN
 from kernels.contributions import contributions
-from kernels.ellipse import cutoff, row_range, row_span
+from kernels.ellipse import cutoff
 from kernels.lookback import scan_programs
+from kernels.projection_forward import count_tiles
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
@@ -29,13 +30,10 @@ def _count_kernel(records_ptr, counts_ptr, M, tiles_x, tiles_y, BLOCK: tl.conste
     B = tl.load(row_ptr + 3, mask=mask, other=0.0)
     C = tl.load(row_ptr + 4, mask=mask, other=1.0)
     t2 = cutoff(tl.load(row_ptr + 5, mask=mask, other=0.0))
-    row, last = row_range(my, tl.sqrt(t2 * A / tl.maximum(A * C - B * B, 1e-20)), tiles_y)
-    count = tl.zeros([BLOCK], tl.int32)
-    for _ in range(tiles_y):
-        x0, x1 = row_span(row, mx, my, A, B, C, t2, tiles_x)
-        count += tl.where(row <= last, tl.maximum(x1 - x0 + 1, 0), 0)
-        row += 1
-    tl.store(counts_ptr + i, count, mask=mask)
+    tiles, bins, widths = count_tiles(mask, mx, my, A, B, C, t2, tiles_x, tiles_y)
+    tl.store(counts_ptr + i, tiles, mask=mask)
+    tl.store(counts_ptr + M + i, bins, mask=mask)
+    tl.store(counts_ptr + 2 * M + i, widths, mask=mask)
 
 
 class Scene(NamedTuple):
@@ -101,21 +99,22 @@ def dense(records: Tensor, features: Tensor, width: int, height: int) -> tuple[T
     return image.reshape(*shape, -1), alphas, weights.reshape(*shape, -1)
 
 
-def lists_of(scene: Scene, sort: str = "mixed", with_slots: bool = True):
+def lists_of(scene: Scene, sort: str = "triton", with_slots: bool = True):
     C, N, _ = scene.records.shape
     tiles_x, tiles_y = -(-scene.width // TILE_SIZE), -(-scene.height // TILE_SIZE)
-    counts = torch.zeros(C * N, dtype=torch.int32, device=DEVICE)
+    counts = torch.zeros(3, C * N, dtype=torch.int32, device=DEVICE)
     workspace = torch.zeros(4 + 2 * scan_programs(C * N), dtype=torch.int32, device=DEVICE)
     _count_kernel[(triton.cdiv(C * N, 32),)](
         scene.records, counts, C * N, tiles_x, tiles_y, BLOCK=32
     )
     keys = scene.rows[:, 7].contiguous().view(torch.int32)
-    depth = depth_order(keys, counts, workspace, sort)
+    capacity = int(torch.maximum(counts[0].sum(), 3 * counts[1].sum())) + 37
+    depth, bins = depth_order(keys, counts, workspace, capacity, sort)
     n = int(depth.cumulative[-1])
-    assert torch.equal(depth.cumulative, counts[depth.order.long()].cumsum(0).int())
-    assert int(workspace[1]) == n
+    assert torch.equal(depth.cumulative, counts[0, depth.order.long()].cumsum(0).int())
+    assert int(workspace[3]) == n
     lists = isect_tiles(
-        scene.rows, scene.gaussian_ids, depth, n + 37, C, N, tiles_x, tiles_y, sort, with_slots
+        scene.rows, scene.gaussian_ids, depth, bins, capacity, C, N, tiles_x, tiles_y, with_slots
     )
     assert (lists.slots is not None) == with_slots
     return depth, lists, tiles_x, tiles_y
@@ -134,7 +133,7 @@ def blend(scene: Scene, **flags) -> Blend:
 
 
 @pytest.mark.parametrize("with_slots", [False, True])
-@pytest.mark.parametrize("sort", ["torch", "triton", "mixed"])
+@pytest.mark.parametrize("sort", ["torch", "triton"])
 @pytest.mark.parametrize("N, width, height", [(1, 8, 8), (40, 37, 21), (90, 33, 40)])
 def test_isect_tiles(N, width, height, sort, with_slots):
     scene = make_scene(N, width, height, C=2)

@@ -7,14 +7,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from kernels.radix import TILE
-from kernels.sorting import GROUP, sort_pairs
+from kernels import sorting
+from kernels.radix import TILES
+from kernels.sorting import WINDOW, sort_pairs
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 Exchange = Literal["global", "shared"]
 # the interpreter has no shared memory of its own: one design tells as much as both there
 EXCHANGES = ["global", "shared"] if DEVICE == "cuda" else ["global"]
-N_TILE = int(TILE.value)
+N_TILE = TILES[0]
 
 
 @pytest.fixture(autouse=True)
@@ -88,6 +89,14 @@ def test_patterns(pattern: str, exchange: Exchange) -> None:
     check_sorted(keys, None, 0, 16, exchange)
 
 
+@pytest.mark.parametrize("n", [1, TILES[1] - 1, TILES[1] + 1, 9001])
+def test_large_tiles(n: int, exchange: Exchange, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tiles as many keys take them."""
+    monkeypatch.setattr(sorting, "SMALL", 0)
+    check_sorted(random_keys(n, 13), random_keys(n, seed=1), 0, 13, exchange)
+    check_sorted(torch.full((n,), 0x2BCD, dtype=torch.int32), None, 0, 16, exchange)
+
+
 @pytest.mark.parametrize("n_valid", [0, 1, N_TILE, 7000, 9000, 12000])
 def test_n_valid(n_valid: int, exchange: Exchange) -> None:
     keys = random_keys(9000, 16)
@@ -97,9 +106,9 @@ def test_n_valid(n_valid: int, exchange: Exchange) -> None:
     check_sorted(keys, None, 0, 16, exchange, n_valid)
 
 
-def test_many_groups() -> None:
-    """More tiles than one program adds up, and more groups than it adds up at once on a GPU."""
-    tiles = int(GROUP.value) + 2 if DEVICE == "cpu" else 2 * int(GROUP.value) ** 2
+def test_many_tiles() -> None:
+    """More tiles than a program looks at together, and on a GPU more than run at once."""
+    tiles = WINDOW + 2 if DEVICE == "cpu" else 1000
     keys = random_keys(tiles * N_TILE - 5, 8)
     check_sorted(keys, None, 0, 8, "shared")
 
