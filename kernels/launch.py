@@ -36,6 +36,10 @@ class Watcher(Protocol):
 
     def buffer(self, x: Tensor) -> None: ...
 
+    def zeroing(self) -> None:
+        """The next launch writes zeros and nothing else, to the last buffer."""
+        ...
+
     def launched(self, start: Start, grid: tuple[int, ...], args: Sequence[Any]) -> None: ...
 
 
@@ -68,8 +72,15 @@ def zeros(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Ten
     """As torch.zeros, of 32-bit numbers, for what kernels add to."""
     x = empty(shape, dtype, device)
     n = math.prod(shape)
-    launch(_zero_kernel, (-(-n // ZEROS),), x.view(torch.int32), n, BLOCK=ZEROS)
+    if _watching.by is not None and n > 0:
+        _watching.by.zeroing()
+    launch(_zero_kernel, zero_grid(n), x.view(torch.int32), n, BLOCK=ZEROS)
     return x
+
+
+def zero_grid(n: int) -> tuple[int]:
+    """Programs that write n words of zeros."""
+    return (-(-n // ZEROS),)
 
 
 @triton.jit(do_not_specialize=["n"])

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from .device import INTERPRET
-from .launch import Start, watch
+from .launch import Start, watch, zero_grid
 
 ALIGNMENT = 256  # bytes, of buffers within a block
 KINDS = 256  # remembered; then all are forgotten
@@ -168,6 +168,7 @@ class _Tape:
         self.buffers: list[Tensor] = []  # kept, so that no other takes their place
         self.uses: list[tuple[int, int]] = []  # first and last step of a buffer
         self.steps: list[_Step] = []
+        self.zeroed: dict[int, int] = {}  # buffer -> the step that does it
         self.complete = True
         for slot, x in enumerate(inputs):
             if x is None:
@@ -180,6 +181,9 @@ class _Tape:
     def buffer(self, x: Tensor) -> None:
         self.buffers.append(x)
         self.uses.append((len(self.steps), -1))
+
+    def zeroing(self) -> None:
+        self.zeroed[len(self.buffers) - 1] = len(self.steps)
 
     def launched(self, start: Start, grid: tuple[int, ...], args: Sequence[Any]) -> None:
         noted: list[Any] = list(args)
@@ -229,7 +233,12 @@ class _Tape:
             made[k] = _Made(buffer.shape, buffer.dtype, None if whole else x.shape)
         if not self.complete:
             return None
-        offsets, size = self._overlay([k for k in range(len(self.buffers)) if k not in place])
+        # Zeros of the block are written together, and before all else.
+        zeroed = [k for k in self.zeroed if k not in place]
+        for k in zeroed:
+            self.uses[k] = (0, self.uses[k][1])
+        others = [k for k in range(len(self.buffers)) if k not in place and k not in zeroed]
+        offsets, size, n_zeros = self._overlay(zeroed, others)
         block = n_inputs + len(results)
         place |= {k: (block, offset) for k, offset in offsets.items()}
 
@@ -239,14 +248,29 @@ class _Tape:
             slot, first = place[x.slot - n_inputs]
             return _Place(slot, first + x.offset, x.dtype)
 
-        steps = [s._replace(args=[settled(x) for x in s.args]) for s in self.steps]
+        done = {self.zeroed[k] for k in zeroed}
+        steps = [
+            s._replace(args=[settled(x) for x in s.args])
+            for k, s in enumerate(self.steps) if k not in done
+        ]  # fmt: skip
+        if zeroed:
+            start = self.steps[self.zeroed[zeroed[0]]].start
+            whole = [_Place(block, 0, torch.int32), n_zeros]
+            steps.insert(0, _Step(start, zero_grid(n_zeros), whole))
         return Program(self.inputs, steps, made, -(-size // 4), device)
 
-    def _overlay(self, buffers: list[int]) -> tuple[dict[int, int], int]:
-        """Offsets of buffers, the largest first, each as low as those of its time allow."""
+    def _overlay(self, zeroed: list[int], others: list[int]) -> tuple[dict[int, int], int, int]:
+        """Offsets and bytes of buffers, and words of those with zeros, which come first.
+
+        The others follow, the largest first, each as low as those of its time allow.
+        """
         offsets: dict[int, int] = {}
-        size = {k: -(-self.buffers[k].nbytes // ALIGNMENT) * ALIGNMENT for k in buffers}
-        for k in sorted(buffers, key=lambda k: -size[k]):
+        size = {k: -(-self.buffers[k].nbytes // ALIGNMENT) * ALIGNMENT for k in zeroed + others}
+        n_zeros = 0
+        for k in zeroed:
+            offsets[k] = n_zeros
+            n_zeros += size[k]
+        for k in sorted(others, key=lambda k: -size[k]):
             first, last = self.uses[k]
             rivals = sorted(
                 (offsets[j], offsets[j] + size[j]) for j in offsets
@@ -258,7 +282,7 @@ class _Tape:
                     break
                 at = max(at, end)
             offsets[k] = at
-        return offsets, max((offsets[k] + size[k] for k in buffers), default=0)
+        return offsets, max((offsets[k] + size[k] for k in offsets), default=0), n_zeros // 4
 
 
 _programs: dict[Hashable, Program | int] = {}  # or how often a kind was seen

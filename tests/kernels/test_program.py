@@ -52,14 +52,15 @@ def fresh(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 def chain_of(x: Tensor, number: Scalar) -> Callable[[], Results]:
-    """Results number (x + 2 x), nothing, and x + 0; three buffers of which two can share."""
+    """Results number (x + 2 x), nothing, and x + 0 + 0; five buffers of which two can share."""
 
     def run() -> Results:
         twice = axpy(x, None, make(), 2)
         sum_ = axpy(x, twice, make(), 1)
         result = axpy(sum_, None, make(), number)
-        nothing = zeros((N,), torch.float32, DEVICE)
-        return result, None, axpy(nothing, x, make(), 1)
+        nothing, again = zeros((N,), torch.float32, DEVICE), zeros((N,), torch.int32, DEVICE)
+        copy = axpy(nothing, x, make(), 1)
+        return result, None, axpy(copy, again.view(torch.float32), make(), 1)
 
     return run
 
@@ -73,9 +74,9 @@ def test_repeat() -> None:
         torch.testing.assert_close(first, 3 * k * x)
         assert torch.equal(third, x)
     found = program._programs["chain"]
-    assert isinstance(found, Program) and found.n_steps == 5
-    # twice and sum_ live together, and what is zero lies where one of them was
-    assert found.made[-1].shape == (2 * program.ALIGNMENT // 4,)
+    assert isinstance(found, Program) and found.n_steps == 6
+    # one launch for both zeros; twice and sum_ live together, and copy lies where one of them was
+    assert found.made[-1].shape == (4 * program.ALIGNMENT // 4,)
 
 
 def test_views_and_alignment() -> None:
