@@ -18,11 +18,13 @@ from .reference.sampling import logistic_noise, philox, sample_masks, uniform
 
 if TYPE_CHECKING:
     from .adam import FusedAdam
+    from .adam_harmonics import HarmonicsGradient
     from .pipeline import Room, rasterize
     from .sampling import split_seed
 
 _NEED_TRITON = {
     "FusedAdam": ".adam",
+    "HarmonicsGradient": ".adam_harmonics",
     "Room": ".pipeline",
     "rasterize": ".pipeline",
     "split_seed": ".sampling",
@@ -30,6 +32,7 @@ _NEED_TRITON = {
 
 __all__ = [
     "FusedAdam",
+    "HarmonicsGradient",
     "Room",
     "add_gradient_norms",
     "add_langevin_noise",
