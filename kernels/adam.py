@@ -23,6 +23,7 @@ had not happened to them; t counts all steps.
 # Triton types its device functions as returning nothing.
 # pyright: reportGeneralTypeIssues=false
 
+import inspect
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -280,6 +281,10 @@ class FusedAdam(torch.optim.Adam):
     `step` is the whole. Whoever replays a CUDA graph captures `apply`, and then for every
     replay copies `rates_for()` to the captured `rates` and calls `advance()`.
     """
+
+    # As torch wraps them, their first call imports torch._dynamo, which takes seconds.
+    add_param_group = inspect.unwrap(torch.optim.Adam.add_param_group)
+    zero_grad = inspect.unwrap(torch.optim.Adam.zero_grad)
 
     def __init__(
         self,

@@ -2,6 +2,8 @@
 
 import copy
 import math
+import subprocess
+import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -282,3 +284,18 @@ def test_a_graph_replays_with_other_rates() -> None:
         graph.replay()
         optimizer.advance()
     assert all(torch.equal(x, y) for x, y in zip(got, want, strict=True))
+
+
+def test_it_leaves_the_compiler_alone() -> None:
+    code = """
+import sys, torch
+from kernels import FusedAdam
+p = torch.nn.Parameter(torch.ones(3))
+p.grad = torch.ones(3)
+optimizer = FusedAdam([{"params": [p], "lr": 0.1, "name": "p"}], lr=0.0)
+optimizer.zero_grad(set_to_none=True)
+assert p.grad is None
+assert optimizer.param_groups[0]["lr"] == 0.1 and len(optimizer.param_groups) == 1
+assert not any(name.startswith("torch._dynamo") for name in sys.modules)
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
