@@ -12,6 +12,8 @@ from typing import Any
 
 from bench.sweep_table import markdown
 
+OTHERS = {"exact": "exact", "deterministic": "deterministic", "masks": "with masks"}
+
 
 def table(saved: dict[str, Any]) -> str:
     """Markdown: one row per workload."""
@@ -19,15 +21,15 @@ def table(saved: dict[str, Any]) -> str:
     rows: dict[str, dict[str, dict[str, Any]]] = {}
     for row in saved["rows"]:
         rows.setdefault(row["workload"], {})[row["variant"]] = row
-    lines = [
-        "| workload | Gaussians | gsplat f+b | splatrim f+b | ratio | in one thread | ratio |"
-        " forward | ratio | GPU busy | exact | deterministic | with masks |"
-        " memory, gsplat / splatrim |",
-        "|---|---|---|---|---|---|---|---|---|---|---|---|---|---|",
-    ]
+    others = [k for k in OTHERS if all(f"splatrim, {k}" in v for v in rows.values())]
+    heads = [
+        "workload", "Gaussians", "gsplat f+b", "splatrim f+b", "ratio", "in one thread", "ratio",
+        "forward", "ratio", "GPU busy", *(OTHERS[k] for k in others), "memory, gsplat / splatrim",
+    ]  # fmt: skip
+    lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
     for name, variants in rows.items():
         ours, rival = variants["splatrim"], variants.get("gsplat")
-        other = [variants[f"splatrim, {k}"]["both_ms"] for k in ("exact", "deterministic", "masks")]
+        other = [variants[f"splatrim, {k}"]["both_ms"] for k in others]
         cells = [
             name,
             f"{ours['n']:,}",
