@@ -192,7 +192,6 @@ def _project_bwd(
     x: Inputs,
     s: Settings,
     needs: tuple[bool, ...],
-    records: Tensor,
     rows: Tensor,
     v_means2d: Tensor | None,
     v_records: Tensor,
@@ -217,7 +216,7 @@ def _project_bwd(
     launch(
         project_bwd_kernel, (n_programs,),
         x.means, x.quats, x.scales, x.covars, x.opacities, x.sh0, x.shN, x.viewmats, x.Ks,
-        x.mask_logits, x.mask_ids, x.seed, records, rows, v_means2d, v_records, v_masks,
+        x.mask_logits, x.mask_ids, x.seed, rows, v_means2d, v_records, v_masks,
         v_means, v_quats, v_scales, v_covars, v_opacities, v_sh0, v_shN, partials,
         v_masks_in if needs[8] else v_logits,
         N, s.width, s.height, s.eps2d, x.seed_low, x.seed_high,
@@ -244,7 +243,7 @@ class _Project(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, *arguments: Any) -> tuple[Tensor, Tensor, Tensor | None]:
         x, settings, made, rows, kind = arguments[-1]
-        ctx.save_for_backward(*x[:N_TENSORS], made[1])
+        ctx.save_for_backward(*x[:N_TENSORS])
         ctx.settings, ctx.rows, ctx.seed, ctx.kind = settings, rows, x[N_TENSORS:], kind
         ctx.means2d, ctx.kept = weakref.ref(made[0]), False
         ctx.set_materialize_grads(False)
@@ -261,25 +260,26 @@ class _Project(torch.autograd.Function):
             # As retain_grad() would, but without a copy; to read .grad before is a warning.
             means2d.grad = means2d.grad + v_means2d if ctx.kept else v_means2d
             ctx.kept = True
-        *tensors, records = ctx.saved_tensors
-        x, s, needs = Inputs(*tensors, *ctx.seed), ctx.settings, ctx.needs_input_grad[:N_FLOATS]
+        x, s = Inputs(*ctx.saved_tensors, *ctx.seed), ctx.settings
+        needs = ctx.needs_input_grad[:N_FLOATS]
         N, C = x.means.shape[0], x.viewmats.shape[0]
-        v_records = torch.zeros_like(records) if v_records is None else v_records.contiguous()
+        if v_records is None:
+            v_records = x.means.new_zeros(s.max_rows, 16)
+        v_records = v_records.contiguous()
         v_masks = None if v_masks is None else v_masks.contiguous()
         if v_means2d is not None:
             stride = v_means2d.stride(1)
             if v_means2d.stride(2) != 1 or (C > 1 and v_means2d.stride(0) != N * stride):
                 v_means2d = v_means2d.contiguous()
-        inputs = (*x, records, ctx.rows, v_means2d, v_records, v_masks)
 
         def run() -> Results:
-            return _project_bwd(x, s, needs, records, ctx.rows, v_means2d, v_records, v_masks)
+            return _project_bwd(x, s, needs, ctx.rows, v_means2d, v_records, v_masks)
 
         if ctx.kind is None:
             return *run(), None
         stride = None if v_means2d is None else v_means2d.stride(1)
         kind = (ctx.kind, project_bwd_kernel, needs, stride, v_masks is None)
-        inputs = (*x, records, ctx.rows, v_means2d, v_records, v_masks)
+        inputs = (*x, ctx.rows, v_means2d, v_records, v_masks)
         return *repeat(kind, inputs, run), None
 
 

@@ -24,6 +24,7 @@ from .linalg import (
 )
 from .projection_parts import (
     LN2,
+    blurred_conic,
     center_offset,
     columns_times,
     load_camera,
@@ -46,6 +47,7 @@ from .spherical_harmonics import (
     flat_basis,
     flat_color,
     sh_basis,
+    sh_color,
     sh_color_vjp,
     sh_color_vjp_direction,
 )
@@ -178,7 +180,6 @@ def project_bwd_kernel(
     mask_logits_ptr,  # [N] or [N, 2] or None
     mask_ids_ptr,  # [N] or None
     seed_ptr,  # [2] in place of seed_low and seed_high, or None
-    records_ptr,  # [R, 16] of the forward
     rows_ptr,  # [C, N] of the forward
     v_means2d_ptr,  # [C N, stride_v_means2d] or None
     v_records_ptr,  # [R, 16]
@@ -258,18 +259,16 @@ def project_bwd_kernel(
         # Lanes that are not visible go through with harmless numbers and zero gradients.
         mean = load3(means_ptr + i * 3, visible)
         # All loads stand first, so that they are on their way together.
-        record_tile = load4x3(records_ptr + row * 16, visible)
         v_record_tile = load4x3(v_records_ptr + row * 16, visible)
         REST: tl.constexpr = shN_ptr is not None
-        if DEGREE > 0:
+        if DEGREE >= 0:
             sh_tiles = load_sh_tiles(sh0_ptr, shN_ptr, i, visible, stride0, strideN, DEGREE, REST)
         opacity = tl.load(opacities_ptr + i, mask=visible, other=1.0)
         if covars_ptr is None:
             qw, qx, qy, qz = load_quat(quats_ptr, i, visible)
             scale = load3(scales_ptr + i * 3, visible)
-        record = split4x3(record_tile)
         v_record = split4x3(v_record_tile)
-        conic = Sym2(record[2], record[3], record[4])
+        v_conic = Sym2(v_record[2], v_record[3], v_record[4])
         v_mx, v_my = zero, zero
         if v_means2d_ptr is not None:
             v_mean2d_ptr = v_means2d_ptr + gaussian * stride_v_means2d
@@ -288,7 +287,7 @@ def project_bwd_kernel(
         else:
             v_opacity += v_log_o / opacity
 
-        v_cov = sym2_inverse_vjp(conic, Sym2(v_record[2], v_record[3], v_record[4]))
+        # Conics and colours are formed anew: records are gone by now, and would take as long.
         if covars_ptr is None:
             if NORMALIZE:
                 inverse = 1.0 / tl.sqrt(qw * qw + qx * qx + qy * qy + qz * qz)
@@ -301,10 +300,12 @@ def project_bwd_kernel(
             py = times_columns(slopes.row_y, rotation, one)
             hx = times3(px, scale)
             hy = times3(py, scale)
+            n = cross3(hx, hy)
+            xx, yy, det = dot3(hx, hx), dot3(hy, hy), dot3(n, n)
+            conic, _ = blurred_conic(xx, dot3(hx, hy), yy, det, eps2d)
+            v_cov = sym2_inverse_vjp(conic, v_conic)
             if ANTIALIASED:
-                n = cross3(hx, hy)
-                xx, yy = dot3(hx, hx), dot3(hy, hy)
-                v_det, v_eps = _compensation_vjp(dot3(n, n), xx + yy, eps2d, v_log_o)
+                v_det, v_eps = _compensation_vjp(det, xx + yy, eps2d, v_log_o)
                 v_cov = Sym2(v_cov.xx + v_eps, v_cov.xy, v_cov.yy + v_eps)
             v_hx = combine3(2.0 * v_cov.xx, hx, v_cov.xy, hy)
             v_hy = combine3(v_cov.xy, hx, 2.0 * v_cov.yy, hy)
@@ -340,10 +341,13 @@ def project_bwd_kernel(
             covariance = load_covariance(covars_ptr, i, visible)
             hx = columns_times(covariance, slopes.row_x)
             hy = columns_times(covariance, slopes.row_y)
+            xx, yy = dot3(slopes.row_x, hx), dot3(slopes.row_y, hy)
+            xy = dot3(slopes.row_x, hy)
+            det = xx * yy - xy * xy
+            conic, _ = blurred_conic(xx, xy, yy, det, eps2d)
+            v_cov = sym2_inverse_vjp(conic, v_conic)
             if ANTIALIASED:
-                xx, yy = dot3(slopes.row_x, hx), dot3(slopes.row_y, hy)
-                xy = dot3(slopes.row_x, hy)
-                v_det, v_eps = _compensation_vjp(xx * yy - xy * xy, xx + yy, eps2d, v_log_o)
+                v_det, v_eps = _compensation_vjp(det, xx + yy, eps2d, v_log_o)
                 v_cov = Sym2(
                     v_cov.xx + v_eps + v_det * yy,
                     v_cov.xy - 2.0 * v_det * xy,
@@ -366,15 +370,16 @@ def project_bwd_kernel(
 
         v_dir = none
         if DEGREE >= 0:
-            v_color = Vec3(
-                tl.where(record[8] > 0.0, v_record[8], 0.0),
-                tl.where(record[9] > 0.0, v_record[9], 0.0),
-                tl.where(record[10] > 0.0, v_record[10], 0.0),
-            )
             d = add3(mean, center_offset(camera))
             d, inverse_d = normalize3(Vec3(d.x, d.y, _or_one(visible, d.z)))
+            coeffs = split_sh(sh_tiles, REST)
+            color = sh_color(d, coeffs, DEGREE)
+            v_color = Vec3(
+                tl.where(color.x > 0.0, v_record[8], 0.0),
+                tl.where(color.y > 0.0, v_record[9], 0.0),
+                tl.where(color.z > 0.0, v_record[10], 0.0),
+            )
             if DEGREE > 0:
-                coeffs = split_sh(sh_tiles, REST)
                 v_dir = sh_color_vjp_direction(d, coeffs, v_color, DEGREE)
                 v_dir = normalize3_vjp(d, inverse_d, v_dir)
                 v_mean = add3(v_mean, v_dir)

@@ -8,10 +8,11 @@ import triton.language as tl
 
 from . import constants
 from .ellipse import SIDE, cutoff, no_bins, row_range, row_span, with_span
-from .linalg import Sym2, Vec3, add3, cross3, dot3, load3, normalize3, quat_to_rotmat, sym2_inverse
+from .linalg import Vec3, add3, cross3, dot3, load3, normalize3, quat_to_rotmat
 from .lookback import OWN, RUNNING, publish, sum_before
 from .projection_parts import (
     CULLED_KEY,
+    blurred_conic,
     center_offset,
     load_camera,
     load_covariance,
@@ -214,10 +215,9 @@ def project_fwd_kernel(
         probe += 0.0 * (dot3(hx, hx) + dot3(hy, hy))
         xx, xy, yy = dot3(slopes.row_x, hx), dot3(slopes.row_x, hy), dot3(slopes.row_y, hy)
         det = xx * yy - xy * xy
-    det_blurred = det + eps2d * (xx + yy) + eps2d * eps2d
+    conic, det_blurred = blurred_conic(xx, xy, yy, det, eps2d)
     xx += eps2d
     yy += eps2d
-    conic = sym2_inverse(Sym2(xx, xy, yy), det_blurred)
     if RAW:
         opacity = 1.0 / (1.0 + tl.exp(-opacity))
     if ANTIALIASED:

@@ -9,7 +9,7 @@ import triton
 import triton.language as tl
 
 from . import constants
-from .linalg import Mat3, Vec3, add3, combine3, dot3, load3, scale3
+from .linalg import Mat3, Sym2, Vec3, add3, combine3, dot3, load3, scale3, sym2_inverse
 from .rows import load_tile16, split16
 
 FOV_MARGIN = tl.constexpr(constants.FOV_MARGIN)
@@ -217,3 +217,10 @@ def split_sh(tiles, REST: tl.constexpr):
         for k in tl.static_range(len(tiles)):
             coeffs = coeffs + split16(tiles[k])
     return coeffs
+
+
+@triton.jit
+def blurred_conic(xx, xy, yy, det, eps2d):
+    """Inverse of a covariance [xx xy; xy yy] of determinant det, blurred; and its determinant."""
+    det_blurred = det + eps2d * (xx + yy) + eps2d * eps2d
+    return sym2_inverse(Sym2(xx + eps2d, xy, yy + eps2d), det_blurred), det_blurred
