@@ -19,13 +19,14 @@ from .reference.sampling import logistic_noise, philox, sample_masks, uniform
 if TYPE_CHECKING:
     from .adam import FusedAdam
     from .adam_harmonics import HarmonicsGradient
-    from .pipeline import Room, rasterize
+    from .capacity import Room
+    from .pipeline import rasterize
     from .sampling import split_seed
 
 _NEED_TRITON = {
     "FusedAdam": ".adam",
     "HarmonicsGradient": ".adam_harmonics",
-    "Room": ".pipeline",
+    "Room": ".capacity",
     "rasterize": ".pipeline",
     "split_seed": ".sampling",
 }

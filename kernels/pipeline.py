@@ -12,31 +12,22 @@ Small scenes take the GPU less time than the host. So calls of a kind are repeat
 (program.py), and autograd hears of the results once all kernels are queued.
 
 A CUDA graph can neither read a count nor repeat anything. There the caller fixes the capacities
-(`Room`) and compares them with `info["needed"]` once the graph has run.
+(`Room`, capacity.py) and compares them with `info["needed"]` once the graph has run.
 """
 
-import threading
-import time
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Hashable
 from typing import Any, NamedTuple
 
 import torch
-import triton
-import triton.language as tl
 from torch import Tensor
 
 from .adam_harmonics import HarmonicsGradient
 from .binning import DepthOrder, TileLists, depth_order, isect_tiles
-from .blending import (
-    NONE,
-    Blend,
-    blend_fwd,
-    differentiable_pixels,
-    spread,
-)
+from .blending import NONE, Blend, blend_fwd, differentiable_pixels, spread
+from .capacity import Room, capacities, tell_kernel
 from .constants import EPS2D, FAR_PLANE, NEAR_PLANE, TILE_SIZE
 from .contributions import contributions as measure_contributions
-from .device import INTERPRET
+from .info import Info
 from .launch import launch
 from .program import KINDS, Results, new_name, repeat, shape_of
 from .projection import (
@@ -48,156 +39,6 @@ from .projection import (
     row_stride,
 )
 from .reference.rasterization import rasterize as rasterize_nothing
-
-SLACK = 1.125  # capacity over the numbers seen
-UNKNOWN = -1
-SPINS = 2000  # looks for the counts before a thread sleeps: about 0.2 ms
-# Calls before a capacity that is twice too large shrinks: views differ.
-PATIENCE = 1 if INTERPRET.value else 200
-
-
-class Room(NamedTuple):
-    """Capacities, fixed by the caller where a call is captured in a CUDA graph."""
-
-    rows: int
-    """Visible (camera, Gaussian) pairs."""
-    entries: int
-    """Intersections of Gaussians and tiles, or what their bins need (binning.py)."""
-
-    def holds(self, needed: "Room") -> bool:
-        return needed.rows <= self.rows and needed.entries <= self.entries
-
-
-# Capacities are multiples of these.
-GRAIN = Room(32, 128) if INTERPRET.value else Room(1 << 12, 1 << 15)
-
-
-@triton.jit
-def _tell_kernel(
-    needed_ptr,  # [2] int32
-    answer_ptr,  # [1] int64 out, in the host's memory
-):
-    rows = tl.load(needed_ptr).to(tl.int64)
-    entries = tl.load(needed_ptr + 1).to(tl.int64)
-    tl.store(answer_ptr, (entries << 32) | rows)
-
-
-class Capacity:
-    """How much room to make on one device, learnt from what was seen."""
-
-    def __init__(self, device: torch.device) -> None:
-        self.room = GRAIN
-        self._most, self._calls = Room(0, 0), 0
-        self._device = device
-        # Host memory that kernels write to: rows, and entries in the high half. What was asked
-        # and never read may still be written, so such memory is kept and not used again.
-        self._answers: list[Tensor] = []
-        self._value: Any = None
-        self._asked = True
-
-    def prepare(self) -> Tensor:
-        """Where the next counts go: [1] int64."""
-        if self._asked:
-            pinned = self._device.type == "cuda"
-            self._answers.append(torch.zeros(1, dtype=torch.int64, pin_memory=pinned))
-            self._value = self._answers[-1].numpy()
-        self._asked = True
-        if self._device.type == "cuda":
-            self._value[0] = UNKNOWN
-        return self._answers[-1]
-
-    def answer(self) -> Room:
-        """The counts once they are there, and adapt to them."""
-        value = self._wait()
-        self._asked = False
-        needed = Room(value & 0xFFFFFFFF, value >> 32)
-        self._most, self._calls = Room(*map(max, self._most, needed)), self._calls + 1
-        if self._calls >= PATIENCE or not self.room.holds(needed):
-            self.room = Room(*map(_adapted, self.room, self._most, GRAIN))
-            self._most, self._calls = needed, 0
-        return needed
-
-    def _wait(self) -> int:
-        item = self._value.item
-        for _ in range(SPINS):
-            value = item()
-            if value != UNKNOWN:
-                return value
-        # A long one: let other threads run, and notice failures.
-        stream = torch.cuda.current_stream(self._device)
-        while item() == UNKNOWN and not stream.query():
-            time.sleep(5e-5)
-        stream.synchronize()
-        value = item()
-        if value == UNKNOWN:
-            raise RuntimeError("the GPU finished a rendering and has not told its counts")
-        return value
-
-
-def _adapted(capacity: int, most: int, grain: int) -> int:
-    """The capacity, or another if it is too small or twice too large."""
-    fitting = max(-(-int(most * SLACK) // grain), 1) * grain
-    return fitting if most > capacity or 2 * fitting < capacity else capacity
-
-
-class _Capacities(threading.local):
-    """One Capacity per device and thread; losing it costs one repetition."""
-
-    def __init__(self) -> None:
-        self.by_device: dict[torch.device, Capacity] = {}
-
-    def __getitem__(self, device: torch.device) -> Capacity:
-        if device not in self.by_device:
-            self.by_device[device] = Capacity(device)
-        return self.by_device[device]
-
-
-_capacities = _Capacities()
-
-
-class Info(dict[str, Any]):
-    """A dictionary some of whose entries are computed when they are first read.
-
-    depths, conics, tiles_per_gauss, n_isects and n_nonfinite are kept by row or in a workspace;
-    they look like any other entry.
-    """
-
-    def __init__(self, entries: dict[str, Any], later: dict[str, Callable[[], Any]]) -> None:
-        super().__init__(entries | later)
-        self._later = later
-
-    def __getitem__(self, key: str) -> Any:
-        if key in self._later:
-            self[key] = self._later.pop(key)()
-        return super().__getitem__(key)
-
-    def __setitem__(self, key: str, value: Any) -> None:
-        self._later.pop(key, None)
-        super().__setitem__(key, value)
-
-    def __iter__(self) -> Iterator[str]:
-        # With an __iter__ of its own, dict(info) and {**info} read every entry through the above.
-        return super().__iter__()
-
-    def __or__(self, other: Any) -> Any:
-        return dict(self) | other
-
-    def copy(self) -> Any:
-        return dict(self)
-
-    def get(self, key: str, default: Any = None) -> Any:
-        return self[key] if key in self else default
-
-    def pop(self, key: str, *default: Any) -> Any:
-        if key in self._later:
-            self[key]
-        return super().pop(key, *default)
-
-    def values(self) -> Any:
-        return [self[key] for key in self]
-
-    def items(self) -> Any:
-        return [(key, self[key]) for key in self]
 
 
 def rasterize(
@@ -285,7 +126,7 @@ def rasterize(
     )  # fmt: skip
     numbers = (width, height, near_plane, far_plane, eps2d)
     strides = (row_stride(inputs.sh0), row_stride(inputs.shN))
-    capacity = None if room is not None else _capacities[device]
+    capacity = None if room is not None else capacities[device]
     while True:
         limits = capacity.room if capacity is not None else room
         assert limits is not None
@@ -407,7 +248,7 @@ def _render(
             p.depth_keys, p.tile_counts, p.workspace, plan.entries, plan.sort
         )
         if answer is not None:
-            launch(_tell_kernel, (1,), p.workspace, answer)
+            launch(tell_kernel, (1,), p.workspace, answer)
         lists = isect_tiles(
             p.records, p.gaussian_ids, depth, bins, plan.entries, C, N, *tiles,
             plan.blend.deterministic,

@@ -173,7 +173,7 @@ def test_capacity_grows(assert_close):
 
     scene = make_scene(150)
     want, _ = run(scene, SIZE, "triton")
-    capacity = pipeline._capacities[scene["means"].device]
+    capacity = pipeline.capacities[scene["means"].device]
     for room in (pipeline.Room(32, 4096), pipeline.Room(4096, 64), pipeline.Room(1, 1)):
         capacity.room = room
         got, info = run(scene, SIZE, "triton")
@@ -258,7 +258,7 @@ def test_room(assert_close, monkeypatch):
     want, _, want_info, want_leaves = pipeline_call(scene)
     want.square().sum().backward()
     rows = int((want_info["radii"] > 0).all(-1).sum())
-    monkeypatch.setattr(pipeline, "_capacities", None)
+    monkeypatch.setattr(pipeline, "capacities", None)
     n = int(pipeline_call(scene, room=Room(120, 1))[2]["needed"][1])
     assert n >= int(want_info["n_isects"]) > 0
     for spare in (0, 300):

@@ -1,0 +1,122 @@
+"""How much room the rasterizer makes for what it cannot know before it has begun.
+
+Rows and list entries (pipeline.py) live in buffers whose capacities are guesses, a little above the
+largest numbers seen. A kernel writes the numbers needed into the host's memory while the GPU goes
+on; they are read once everything is queued.
+"""
+
+import threading
+import time
+from typing import Any, NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from .device import INTERPRET
+
+SLACK = 1.125  # capacity over the numbers seen
+UNKNOWN = -1
+SPINS = 2000  # looks for the counts before a thread sleeps: about 0.2 ms
+# Calls before a capacity that is twice too large shrinks: views differ.
+PATIENCE = 1 if INTERPRET.value else 200
+
+
+class Room(NamedTuple):
+    """Capacities, fixed by the caller where a call is captured in a CUDA graph."""
+
+    rows: int
+    """Visible (camera, Gaussian) pairs."""
+    entries: int
+    """Intersections of Gaussians and tiles, or what their bins need (binning.py)."""
+
+    def holds(self, needed: "Room") -> bool:
+        return needed.rows <= self.rows and needed.entries <= self.entries
+
+
+# Capacities are multiples of these.
+GRAIN = Room(32, 128) if INTERPRET.value else Room(1 << 12, 1 << 15)
+
+
+@triton.jit
+def tell_kernel(
+    needed_ptr,  # [2] int32
+    answer_ptr,  # [1] int64 out, in the host's memory
+):
+    rows = tl.load(needed_ptr).to(tl.int64)
+    entries = tl.load(needed_ptr + 1).to(tl.int64)
+    tl.store(answer_ptr, (entries << 32) | rows)
+
+
+class Capacity:
+    """How much room to make on one device, learnt from what was seen."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.room = GRAIN
+        self._most, self._calls = Room(0, 0), 0
+        self._device = device
+        # Host memory that kernels write to: rows, and entries in the high half. What was asked
+        # and never read may still be written, so such memory is kept and not used again.
+        self._answers: list[Tensor] = []
+        self._value: Any = None
+        self._asked = True
+
+    def prepare(self) -> Tensor:
+        """Where the next counts go: [1] int64."""
+        if self._asked:
+            pinned = self._device.type == "cuda"
+            self._answers.append(torch.zeros(1, dtype=torch.int64, pin_memory=pinned))
+            self._value = self._answers[-1].numpy()
+        self._asked = True
+        if self._device.type == "cuda":
+            self._value[0] = UNKNOWN
+        return self._answers[-1]
+
+    def answer(self) -> Room:
+        """The counts once they are there, and adapt to them."""
+        value = self._wait()
+        self._asked = False
+        needed = Room(value & 0xFFFFFFFF, value >> 32)
+        self._most, self._calls = Room(*map(max, self._most, needed)), self._calls + 1
+        if self._calls >= PATIENCE or not self.room.holds(needed):
+            self.room = Room(*map(_adapted, self.room, self._most, GRAIN))
+            self._most, self._calls = needed, 0
+        return needed
+
+    def _wait(self) -> int:
+        item = self._value.item
+        for _ in range(SPINS):
+            value = item()
+            if value != UNKNOWN:
+                return value
+        # A long one: let other threads run, and notice failures.
+        stream = torch.cuda.current_stream(self._device)
+        while item() == UNKNOWN and not stream.query():
+            time.sleep(5e-5)
+        stream.synchronize()
+        value = item()
+        if value == UNKNOWN:
+            raise RuntimeError("the GPU finished a rendering and has not told its counts")
+        return value
+
+
+def _adapted(capacity: int, most: int, grain: int) -> int:
+    """The capacity, or another if it is too small or twice too large."""
+    fitting = max(-(-int(most * SLACK) // grain), 1) * grain
+    return fitting if most > capacity or 2 * fitting < capacity else capacity
+
+
+class Capacities(threading.local):
+    """One Capacity per device and thread; losing it costs one repetition."""
+
+    def __init__(self) -> None:
+        self.by_device: dict[torch.device, Capacity] = {}
+
+    def __getitem__(self, device: torch.device) -> Capacity:
+        if device not in self.by_device:
+            self.by_device[device] = Capacity(device)
+        return self.by_device[device]
+
+
+capacities = Capacities()
