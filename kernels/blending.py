@@ -281,6 +281,7 @@ def blend_bwd(
             assert depth is not None
             launch(
                 sum_rows_kernel, (records.shape[0],), entries, depth.order, depth.cumulative, rows,
+                entries.shape[0],
                 WIDE_ORDER=depth.order.dtype == torch.int64, BLOCK=16, num_warps=1,
             )  # fmt: skip
         if absgrad_only:

@@ -20,7 +20,7 @@ deviations of opaque means, about 3e-5 of v_m, while the branch for it costs 7 %
 registers. With it left out, mask gradients are free: v_m is the first of the moments.
 
     v_rows [R 16] float32: columns as in records, 0..1 v_means2d, 5 v_log2(o), 12..13 absgrad.
-    Deterministic mode writes one row per list entry instead, summed by _sum_rows_kernel.
+    Deterministic mode writes one row per list entry instead, summed by sum_rows_kernel.
 """
 
 # Triton types its device functions as returning nothing.
@@ -321,19 +321,20 @@ def blend_bwd_kernel(
         i += CHUNK
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["capacity"])
 def sum_rows_kernel(
-    rows_ptr,  # [I, 16] one row per (Gaussian, tile), Gaussians in depth order
+    rows_ptr,  # [capacity, 16] one row per (Gaussian, tile), Gaussians in depth order
     order_ptr,  # [R]
     cumulative_ptr,  # [R]
     v_rows_ptr,  # [R, 16] out, zero where a Gaussian touches no tile
+    capacity,  # pairs beyond it have no row
     WIDE_ORDER: tl.constexpr,  # order is int64
     BLOCK: tl.constexpr,
 ):
     """Sum one Gaussian's rows in an order that depends on their number alone."""
     rank = tl.program_id(0)
     first = tl.load(cumulative_ptr + tl.maximum(rank - 1, 0)) * (rank > 0).to(tl.int32)
-    last = tl.load(cumulative_ptr + rank)
+    last = tl.minimum(tl.load(cumulative_ptr + rank), capacity)
     gaussian = tl.load(order_ptr + rank).to(tl.int64)
     k = tl.arange(0, 16)
     total = tl.zeros([16], tl.float32)

@@ -10,9 +10,11 @@ from torch import Tensor
 
 from kernels.binning import depth_order, isect_tiles
 from kernels.blending import Blend, rasterize_to_pixels
+from kernels.blending_backward import sum_rows_kernel
 from kernels.constants import ALPHA_MAX, ALPHA_MIN, TILE_SIZE, TRANSMITTANCE_MIN
 from kernels.contributions import contributions
 from kernels.ellipse import cutoff
+from kernels.launch import launch
 from kernels.lookback import scan_programs
 from kernels.projection_forward import count_tiles
 
@@ -268,3 +270,20 @@ def test_no_entries():
     )
     assert torch.equal(colors, background[:, None, None].expand_as(colors))
     assert torch.equal(alphas, torch.zeros_like(alphas))
+
+
+def test_sums_end_with_the_room_for_pairs() -> None:
+    """What a captured step without enough room sums is not used, but must not be read elsewhere."""
+    around = torch.full((40, 16), torch.nan, device=DEVICE)
+    around[:20] = torch.rand(20, 16, device=DEVICE)
+    entries = around[:20]
+    order = torch.tensor([2, 0, 1, 3], dtype=torch.int32, device=DEVICE)
+    cumulative = torch.tensor([3, 18, 25, 39], dtype=torch.int32, device=DEVICE)
+    sums = torch.full((4, 16), torch.nan, device=DEVICE)
+    launch(
+        sum_rows_kernel, (4,), entries, order, cumulative, sums, 20,
+        WIDE_ORDER=False, BLOCK=16, num_warps=1,
+    )  # fmt: skip
+    parts = [entries[3:18], entries[18:20], entries[:3], entries[20:]]
+    want = torch.stack([part.sum(0) for part in parts])
+    torch.testing.assert_close(sums, want)
