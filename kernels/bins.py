@@ -20,7 +20,16 @@ centres of two rows of pixels.)
 import triton
 import triton.language as tl
 
-from .ellipse import SIDE, SIDE_BITS, cutoff, no_bins, row_range, row_span, with_span
+from .ellipse import (
+    SIDE,
+    SIDE_BITS,
+    half_height,
+    load_ellipse,
+    no_bins,
+    row_range,
+    row_span,
+    with_span,
+)
 
 BIN_TILES = tl.constexpr(16)
 BLOCK = tl.constexpr(64)  # entries per program
@@ -70,15 +79,8 @@ def expand_kernel(
     rank = high
     j = s - tl.load(cumulative_ptr + rank - 1, mask=exists & (rank > 0), other=0)
     row = tl.load(order_ptr + rank, mask=exists, other=0).to(tl.int32)
-    record_ptr = records_ptr + row.to(tl.int64) * 16
-    mx = tl.load(record_ptr + 0, mask=exists, other=0.0)
-    my = tl.load(record_ptr + 1, mask=exists, other=0.0)
-    A = tl.load(record_ptr + 2, mask=exists, other=1.0)
-    B = tl.load(record_ptr + 3, mask=exists, other=0.0)
-    C = tl.load(record_ptr + 4, mask=exists, other=1.0)
-    t2 = cutoff(tl.load(record_ptr + 5, mask=exists, other=0.0))
-    y_max = tl.sqrt(t2 * A / tl.maximum(A * C - B * B, 1e-20))
-    first_row, last_row = row_range(my, y_max, tiles_y)
+    mx, my, A, B, C, t2 = load_ellipse(records_ptr + row.to(tl.int64) * 16, exists)
+    first_row, last_row = row_range(my, half_height(A, B, C, t2), tiles_y)
     bin_x = tl.zeros([BLOCK], tl.int32)
     bin_y = tl.zeros([BLOCK], tl.int32)
     hits = tl.zeros([BLOCK], tl.int32)

@@ -34,6 +34,24 @@ def cutoff(lo):
 
 
 @triton.jit
+def load_ellipse(record_ptr, mask):
+    """mx, my, A, B, C and t2 of projection's records; a point without extent where masked off."""
+    mx = tl.load(record_ptr + 0, mask=mask, other=0.0)
+    my = tl.load(record_ptr + 1, mask=mask, other=0.0)
+    A = tl.load(record_ptr + 2, mask=mask, other=1.0)
+    B = tl.load(record_ptr + 3, mask=mask, other=0.0)
+    C = tl.load(record_ptr + 4, mask=mask, other=1.0)
+    t2 = cutoff(tl.load(record_ptr + 5, mask=mask, other=0.0))
+    return mx, my, A, B, C, t2
+
+
+@triton.jit
+def half_height(A, B, C, t2):
+    """Largest |dy| of the ellipse."""
+    return tl.sqrt(t2 * A / tl.maximum(A * C - B * B, 1e-20))
+
+
+@triton.jit
 def row_range(my, ey, tiles_y):
     """First and last tile row (inclusive) whose pixel centres lie within my +- ey."""
     r0 = tl.ceil((my - ey - (TILE - 0.5) - MARGIN) / TILE)
@@ -47,7 +65,7 @@ def row_range(my, ey, tiles_y):
 def row_span(row, mx, my, A, B, C, t2, tiles_x):
     """First and last tile (inclusive) of a tile row that the ellipse touches, or last < first."""
     det = tl.maximum(A * C - B * B, 1e-20)
-    y_max = tl.sqrt(t2 * A / det)
+    y_max = half_height(A, B, C, t2)
     a = row.to(tl.float32) * TILE + 0.5 - MARGIN - my
     b = a + (TILE - 1.0 + 2.0 * MARGIN)
     empty = (a > y_max) | (b < -y_max)

@@ -7,7 +7,7 @@ import triton
 import triton.language as tl
 
 from . import constants
-from .ellipse import SIDE, cutoff, no_bins, row_range, row_span, with_span
+from .ellipse import SIDE, cutoff, half_height, no_bins, row_range, row_span, with_span
 from .linalg import Vec3, add3, cross3, dot3, load3, normalize3, quat_to_rotmat
 from .lookback import OWN, RUNNING, publish, sum_before
 from .projection_parts import (
@@ -40,8 +40,7 @@ ANCHOR = tl.constexpr(128)  # of so many programs one at least knows its running
 def count_tiles(visible, mx, my, A, B, C, t2, tiles_x, tiles_y):
     """Tiles that each ellipse touches, bins as kernels/bins.py lists them, and how many of these
     lie in each of the first four rows of bins, at most 255 in a byte."""
-    y_max = tl.sqrt(t2 * A / tl.maximum(A * C - B * B, 1e-20))
-    row, last = row_range(my, y_max, tiles_y)
+    row, last = row_range(my, half_height(A, B, C, t2), tiles_y)
     last = tl.where(visible, last, -1)
     row = tl.where(visible, row, 0)
     n = tl.zeros_like(row)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from kernels import binning
 from kernels.binning import DepthOrder, TileLists, depth_order, isect_tiles
-from kernels.ellipse import SIDE, cutoff, row_range, row_span
+from kernels.ellipse import SIDE, half_height, load_ellipse, row_range, row_span
 from kernels.lookback import scan_programs
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -31,15 +31,9 @@ def poisoned(monkeypatch: pytest.MonkeyPatch) -> None:
 @triton.jit
 def _spans_kernel(records_ptr, spans_ptr, M, tiles_x, tiles_y, BLOCK: tl.constexpr):
     i = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    row_ptr = records_ptr + i * 16
     mask = i < M
-    mx = tl.load(row_ptr, mask=mask, other=0.0)
-    my = tl.load(row_ptr + 1, mask=mask, other=0.0)
-    A = tl.load(row_ptr + 2, mask=mask, other=1.0)
-    B = tl.load(row_ptr + 3, mask=mask, other=0.0)
-    C = tl.load(row_ptr + 4, mask=mask, other=1.0)
-    t2 = cutoff(tl.load(row_ptr + 5, mask=mask, other=0.0))
-    first, last = row_range(my, tl.sqrt(t2 * A / tl.maximum(A * C - B * B, 1e-20)), tiles_y)
+    mx, my, A, B, C, t2 = load_ellipse(records_ptr + i * 16, mask)
+    first, last = row_range(my, half_height(A, B, C, t2), tiles_y)
     for row in range(tiles_y):
         rows = tl.zeros([BLOCK], tl.int32) + row
         x0, x1 = row_span(rows, mx, my, A, B, C, t2, tiles_x)

@@ -13,7 +13,7 @@ from kernels.blending import Blend, rasterize_to_pixels
 from kernels.blending_backward import sum_rows_kernel
 from kernels.constants import ALPHA_MAX, ALPHA_MIN, TILE_SIZE, TRANSMITTANCE_MIN
 from kernels.contributions import contributions
-from kernels.ellipse import cutoff
+from kernels.ellipse import load_ellipse
 from kernels.launch import launch
 from kernels.lookback import scan_programs
 from kernels.projection_forward import count_tiles
@@ -24,14 +24,8 @@ DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 @triton.jit
 def _count_kernel(records_ptr, counts_ptr, M, tiles_x, tiles_y, BLOCK: tl.constexpr):
     i = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    row_ptr = records_ptr + i * 16
     mask = i < M
-    mx = tl.load(row_ptr, mask=mask, other=0.0)
-    my = tl.load(row_ptr + 1, mask=mask, other=0.0)
-    A = tl.load(row_ptr + 2, mask=mask, other=1.0)
-    B = tl.load(row_ptr + 3, mask=mask, other=0.0)
-    C = tl.load(row_ptr + 4, mask=mask, other=1.0)
-    t2 = cutoff(tl.load(row_ptr + 5, mask=mask, other=0.0))
+    mx, my, A, B, C, t2 = load_ellipse(records_ptr + i * 16, mask)
     tiles, bins, widths = count_tiles(mask, mx, my, A, B, C, t2, tiles_x, tiles_y)
     tl.store(counts_ptr + i, tiles, mask=mask)
     tl.store(counts_ptr + M + i, bins, mask=mask)
