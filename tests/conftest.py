@@ -103,6 +103,17 @@ def turned_view() -> Callable[[float], Tensor]:
 
 
 @pytest.fixture(scope="session")
+def scene(write_scene: Callable[..., Scene], turned_view: Callable[[float], Tensor]) -> Scene:
+    """Eight views of 80 Gaussians, six of them to train on."""
+    generator = torch.Generator().manual_seed(0)
+    points = torch.rand(80, 3, generator=generator) * 2 - 1
+    colors = torch.rand(80, 3, generator=generator)
+    views = [turned_view(0.3 * i - 1.0) for i in range(8)]
+    start = points + 0.05 * torch.randn(80, 3, generator=generator), colors
+    return write_scene(points, colors, views, 6, (40, 30), 45.0, start)
+
+
+@pytest.fixture(scope="session")
 def assert_close() -> Callable[[str, Tensor, Tensor, float], None]:
     """Compare by RMS-relative error: assert_close("v_means", got, want, 1e-3)."""
 

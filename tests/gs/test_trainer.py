@@ -4,7 +4,6 @@ import dataclasses
 import json
 import os
 import signal
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +27,6 @@ from gs.taming import TamingConfig
 from gs.trainer import Trainer
 from pruning import MaskGaussianConfig
 
-WIDTH, HEIGHT = 40, 30
 DENSIFY = DensifyConfig(
     densify_from_iter=5, densify_until_iter=32, densification_interval=6,
     opacity_reset_interval=20, densify_grad_threshold=1e-4,
@@ -44,17 +42,6 @@ MCMC = MCMCConfig(
 
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-
-
-@pytest.fixture(scope="module")
-def scene(write_scene: Callable[..., Scene], turned_view: Callable[[float], Tensor]) -> Scene:
-    """Eight views of 80 Gaussians, six of them to train on."""
-    generator = torch.Generator().manual_seed(0)
-    points = torch.rand(80, 3, generator=generator) * 2 - 1
-    colors = torch.rand(80, 3, generator=generator)
-    views = [turned_view(0.3 * i - 1.0) for i in range(8)]
-    start = points + 0.05 * torch.randn(80, 3, generator=generator), colors
-    return write_scene(points, colors, views, 6, (WIDTH, HEIGHT), 45.0, start)
 
 
 def make(scene: Scene, out: Path, *strategies: Strategy, **options: Any) -> Trainer:

@@ -1,6 +1,5 @@
 """Stopping within any method's window and going on gives the Gaussians of a run in one piece."""
 
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -62,17 +61,6 @@ CASES: dict[str, tuple[DensifierConfig, MethodConfig]] = {
     "opacity": (DENSIFY, _method("opacity", "default", ratio=0.2, **TWICE)),
 }  # fmt: skip
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
-
-
-@pytest.fixture(scope="module")
-def scene(write_scene: Callable[..., Scene], turned_view: Callable[[float], Tensor]) -> Scene:
-    """Eight views of 80 Gaussians, six of them to train on."""
-    generator = torch.Generator().manual_seed(0)
-    points = torch.rand(80, 3, generator=generator) * 2 - 1
-    colors = torch.rand(80, 3, generator=generator)
-    views = [turned_view(0.3 * i - 1.0) for i in range(8)]
-    start = points + 0.05 * torch.randn(80, 3, generator=generator), colors
-    return write_scene(points, colors, views, 6, (40, 30), 45.0, start)
 
 
 def _trainer(scene: Scene, out: Path, case: str, device: str, start: Any = None) -> Trainer:
