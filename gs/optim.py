@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from kernels import uses_triton
 
+from .errors import SplatrimError
 from .gaussians import PARAMETER_ORDER, Gaussians
 
 BETAS = (0.9, 0.999)
@@ -57,6 +58,12 @@ class OptimConfig:
     position_lr_max_steps."""
     anneal_from: float = 0.5
     """Share of position_lr_max_steps at which they begin to fall, log-linearly."""
+
+    def __post_init__(self) -> None:
+        if not self.anneal_to > 0:
+            raise SplatrimError(f"--anneal_to must be positive, not {self.anneal_to}")
+        if not 0 <= self.anneal_from <= 1:
+            raise SplatrimError(f"--anneal_from must be between 0 and 1, not {self.anneal_from}")
 
     def scaled(self, factor: float) -> OptimConfig:
         """The same schedule over `factor` times as many iterations.

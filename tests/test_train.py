@@ -140,6 +140,8 @@ def test_short_runs_scale_the_schedule_unless_told() -> None:
         ("-s x --preset omega", "no preset 'omega': choose beta"),
         ("-s x --iterations 0", "--iterations must be at least 1"),
         ("-s x --sh_degree 4", "--sh_degree must be 0 to 3"),
+        ("-s x --anneal_to 0", "--anneal_to must be positive"),
+        ("-s x --anneal_from 1.5", "--anneal_from must be between 0 and 1"),
     ],
 )
 def test_impossible_choices(line: str, message: str) -> None:
