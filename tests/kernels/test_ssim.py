@@ -57,6 +57,8 @@ def check(
     clear = ((colors.double() - truth).abs() > 1e-7) | (colors.double() == truth)
     assert clear.double().mean() > 0.999
     assert_close("v_colors", v_colors * clear, v_want * clear, limit)
+    alone, nothing = photometric(colors, target, lambda_dssim, False)
+    assert nothing is None and torch.equal(values, alone)
 
 
 @pytest.mark.parametrize(("height", "width"), SHAPES)
@@ -72,13 +74,6 @@ def test_parts_of_a_band(
     for programs in (2, 100):
         monkeypatch.setattr(ssim, "_programs_on", lambda *_, n=programs: n)
         check(colors, target, 0.2, assert_close)
-
-
-def test_values_alone() -> None:
-    colors, target = images(17, 12)
-    values, v_colors = photometric(colors, target, 0.3, True)
-    alone, nothing = photometric(colors, target, 0.3, False)
-    assert v_colors is not None and nothing is None and torch.equal(values, alone)
 
 
 @pytest.mark.parametrize("lambda_dssim", [0.0, 0.2, 1.0])
