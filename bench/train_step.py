@@ -72,7 +72,7 @@ STAGES = {
     "optimizer": r"[Aa]dam",
     "statistics": r"_gradient_norms_kernel|_contributions_kernel|_sampled_in_any_kernel"
     r"|_langevin_kernel|_regularizer_",
-    "copies, fills": r"^Mem(cpy|set)|FillFunctor|[Cc]opy|_zero_kernel|tell_kernel",
+    "copies, fills": r"^Mem(cpy|set)|FillFunctor|[Cc]opy|_zero_kernel",
 }
 OTHER, IDLE = "other", "idle"
 ROWS = (*STAGES, OTHER)

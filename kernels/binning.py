@@ -18,6 +18,7 @@ backward), on garden points by 5 %.
 Gaussians appear as rows of projection.py, R of them, of which those left over touch no tile.
 """
 
+import functools
 from typing import NamedTuple
 
 import torch
@@ -28,7 +29,9 @@ from torch import Tensor
 from .bins import BIN_TILES, BLOCK, expand_kernel
 from .ellipse import SIDE
 from .launch import empty, launch, zeros
+from .layout import Layout
 from .lookback import SCAN, chain, scan_programs
+from .program import KINDS
 from .sorting import passes, sort_keys
 from .tile_lists import CLASSES, LANES, count_chunks_kernel, place_kernel, scan_tiles_kernel
 
@@ -50,6 +53,8 @@ def _accumulate_kernel(
     n_bins_ptr,  # [1] out, its last
     block_ranks_ptr,  # [n_blocks] out: rank of every BLOCK-th entry of a bin
     workspace_ptr,  # of projection.py
+    counters_ptr,  # [4] out, or None
+    answer_ptr,  # [1] int64 out, or None
     R,
     first_word,  # of this launch among the workspace's running sums
     n_blocks,
@@ -81,8 +86,17 @@ def _accumulate_kernel(
         n_tiles = ((before + total) >> COUNT_BITS).to(tl.int32)
         n_bins = ((before + total) & COUNT_MASK).to(tl.int32)
         tl.store(n_bins_ptr, n_bins)
-        tl.store(workspace_ptr + 1, tl.maximum(n_tiles, n_bins * BIN_SHARE))
+        needed = tl.maximum(n_tiles, n_bins * BIN_SHARE)
+        tl.store(workspace_ptr + 1, needed)
         tl.store(workspace_ptr + 3, n_tiles)
+        n_rows = tl.load(workspace_ptr)
+        if counters_ptr is not None:
+            tl.store(counters_ptr, n_rows)
+            tl.store(counters_ptr + 1, needed)
+            tl.store(counters_ptr + 2, tl.load(workspace_ptr + 2))
+            tl.store(counters_ptr + 3, n_tiles)
+        if answer_ptr is not None:
+            tl.store(answer_ptr, (needed.to(tl.int64) << 32) | n_rows)
 
 
 class DepthOrder(NamedTuple):
@@ -108,6 +122,22 @@ class TileLists(NamedTuple):
     slots: Tensor | None  # [capacity] int32, where each entry stands in Gaussian order
     offsets: Tensor  # [C TH TW + 1] int32
     tile_order: Tensor  # [C TH TW] int32, longest lists first
+    buffer: Tensor  # int32, in which the others lie: lists_in
+
+
+@functools.lru_cache(KINDS)
+def _lists_layout(n_tiles: int, capacity: int, with_slots: bool) -> Layout:
+    """Slots, offsets, order of tiles, and the lists, or what is sorted where they come to lie."""
+    slots = (capacity,) if with_slots else None
+    return Layout(slots, (n_tiles + 1,), (n_tiles,), (max(capacity, 2 * _room(capacity)),))
+
+
+def lists_in(buffer: Tensor, n_tiles: int, capacity: int, with_slots: bool) -> TileLists:
+    """Lists of n_tiles tiles in all cameras; `capacity` and `with_slots` as in isect_tiles."""
+    layout = _lists_layout(n_tiles, capacity, with_slots)
+    slots = layout.part(buffer, 0) if with_slots else None
+    offsets, tile_order, flatten_ids = (layout.part(buffer, k) for k in (1, 2, 3))
+    return TileLists(flatten_ids[:capacity], slots, offsets, tile_order, buffer)
 
 
 def depth_order(
@@ -116,6 +146,8 @@ def depth_order(
     workspace: Tensor,  # int32
     capacity: int,
     sort: str = "triton",
+    counters: Tensor | None = None,  # [4] int32
+    answer: Tensor | None = None,  # [1] int64
 ) -> tuple[DepthOrder, BinCounts]:
     """Sort by depth and accumulate the counts of tiles and bins in that order.
 
@@ -126,6 +158,8 @@ def depth_order(
             that is needed, workspace[3] the number of intersections of Gaussians and tiles.
         capacity: That isect_tiles is going to have.
         sort: "triton" for sorting.py, or "torch" for torch.sort.
+        counters: Gets a copy of the workspace's first four.
+        answer: Gets the first two: rows, and entries in the high half. In the host's memory.
     """
     R, device = depth_keys.shape[0], depth_keys.device
     n_blocks, n_programs = -(-_room(capacity) // BLOCK.value), scan_programs(R)
@@ -138,7 +172,7 @@ def depth_order(
     )
     launch(
         _accumulate_kernel, (n_programs,), order, tile_counts, cumulative, bins, total,
-        block_ranks, workspace, R, workspace.shape[0] // 2 - n_programs, n_blocks,
+        block_ranks, workspace, counters, answer, R, workspace.shape[0] // 2 - n_programs, n_blocks,
         WIDE_ORDER=sort == "torch", SCAN=SCAN,
     )  # fmt: skip
     return DepthOrder(order, cumulative), BinCounts(bins, total, block_ranks, tile_counts)
@@ -201,7 +235,9 @@ def isect_tiles(
     class_counts, tile_counts, chain_words = zeros((sum(sizes),), torch.int32, device).split(sizes)
     # The passes of the sort go to and fro between two pairs of buffers, of which one lies where
     # the lists come to lie afterwards.
-    flatten_ids = new(max(capacity, 2 * room))
+    layout = _lists_layout(n_tiles, capacity, with_slots)
+    lists = lists_in(layout.make(device), n_tiles, capacity, with_slots)
+    flatten_ids = layout.part(lists.buffer, 3)
     pairs = [_pair(new(2 * room), room), _pair(flatten_ids, room)]
     (keys, values), between = pairs if passes(bits) % 2 == 0 else pairs[::-1]
     rows, hits, first_slots = values, None, None
@@ -220,23 +256,21 @@ def isect_tiles(
     keys, values = sort_keys(
         keys, None if tables else values, bits, bins.total, buffers=(between, (keys, values))
     )
-    slots = new(capacity) if with_slots else None
     n_chunks = -(-room // (PARTS * LANES.value))
     words = new(n_chunks * BIN_TILES.value)
-    offsets, tile_order = new(n_tiles + 1), new(n_tiles)
     launch(
         count_chunks_kernel, (n_chunks,), keys, values, hits, bins.total, tile_counts, words,
         room, tiles_x, tiles_y, PARTS=PARTS, num_warps=1,
     )  # fmt: skip
     launch(
         scan_tiles_kernel, (n_scan,), tile_counts, chain_words.view(torch.int64), class_counts,
-        offsets, n_tiles, capacity, SCAN=SCAN,
+        lists.offsets, n_tiles, capacity, SCAN=SCAN,
     )  # fmt: skip
     n_order = -(-n_tiles // TILES)
     launch(
         place_kernel, (n_order + n_chunks,), keys, values, hits, rows if tables else None,
-        first_slots if with_slots else None, bins.total, words, offsets, class_counts,
-        flatten_ids, slots, tile_order, room, capacity, n_tiles, n_order, tiles_x, tiles_y,
-        PARTS=PARTS, TILES=TILES, WINDOW=WINDOW, num_warps=1,
+        first_slots if with_slots else None, bins.total, words, lists.offsets, class_counts,
+        flatten_ids, lists.slots, lists.tile_order, room, capacity, n_tiles, n_order,
+        tiles_x, tiles_y, PARTS=PARTS, TILES=TILES, WINDOW=WINDOW, num_warps=1,
     )  # fmt: skip
-    return TileLists(flatten_ids[:capacity], slots, offsets, tile_order)
+    return lists

@@ -19,6 +19,7 @@ launches of four, in the backward (blending_backward.py) too: every gradient is 
 # Triton types its device functions as returning nothing.
 # pyright: reportGeneralTypeIssues=false
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -28,6 +29,7 @@ from torch import Tensor
 
 from .binning import DepthOrder, TileLists
 from .blending_backward import blend_bwd_kernel, sum_rows_kernel
+from .functions import apply, once_differentiable
 from .launch import empty, launch, zeros
 from .program import Results, repeat
 from .tiles import (
@@ -147,6 +149,10 @@ def _blend_fwd_kernel(
     if CHANNELS > 3:
         tl.store(out + 3, c3, mask=inside)
     tl.store(alphas_ptr + pixel, opaque, mask=inside)
+
+
+# Rows and lists, from buffers that hold them.
+Views = Callable[[Tensor, Tensor], tuple[Tensor, TileLists]]
 
 
 class Blend(NamedTuple):
@@ -310,32 +316,33 @@ class _RasterizeToPixels(torch.autograd.Function):
         records: Tensor,  # [R, 16]
         features: Tensor | None,  # [R, D], [C, N, D] or [N, D]
         backgrounds: Tensor | None,  # [C, D]
-        rest: tuple[Blend, Tensor, TileLists, tuple[Tensor, Tensor]],
+        rest: tuple[Blend, Views, Tensor, Tensor, tuple[Tensor, Tensor]],
     ) -> tuple[Tensor, Tensor]:
-        ctx.args, ctx.rows, lists, made = rest
+        ctx.args, ctx.views, ctx.kept, lists, made = rest
         # Saved, the lists are freed before the gradients of parameters are made.
-        ctx.save_for_backward(records, features, *made, *lists)
+        ctx.save_for_backward(records, features, *made, lists)
         ctx.means2d = means2d if ctx.args.absgrad else None
         ctx.set_materialize_grads(False)
         return made
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
+    @once_differentiable
     def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
         ctx: Any, v_colors: Tensor | None, v_alphas: Tensor | None
     ) -> Any:
-        records, features, colors, alphas, *lists = ctx.saved_tensors
+        records, features, colors, alphas, lists = ctx.saved_tensors
         if v_colors is None and v_alphas is None:
             return None, None, None, None, None
         v_colors = torch.zeros_like(colors) if v_colors is None else v_colors.contiguous()
         v_alphas = None if v_alphas is None else v_alphas.contiguous()
-        args, rows = ctx.args, ctx.rows
+        args, kept = ctx.args, ctx.kept
         needs_means2d = ctx.needs_input_grad[0]
 
         def run() -> Results:
+            rows, tile_lists = ctx.views(kept, lists)
             v_records, v_features = blend_bwd(
                 records, features, colors, alphas, v_colors, v_alphas,
-                args._replace(rows=rows, lists=TileLists(*lists)),
+                args._replace(rows=rows, lists=tile_lists),
             )  # fmt: skip
             v_means2d = _spread_pairs(rows, v_records, 0) if needs_means2d else None
             v_absolute = _spread_pairs(rows, v_records, 12) if args.absgrad else None
@@ -345,7 +352,7 @@ class _RasterizeToPixels(torch.autograd.Function):
             v_means2d, v_records, v_features, v_absolute = run()
         else:
             kind = (args.kind, blend_bwd, needs_means2d, v_alphas is None)
-            inputs = (records, colors, alphas, v_colors, v_alphas, rows, *lists)
+            inputs = (records, colors, alphas, v_colors, v_alphas, kept, lists)
             v_means2d, v_records, v_features, v_absolute = repeat(kind, inputs, run)
         v_backgrounds = None
         if ctx.needs_input_grad[3]:
@@ -361,19 +368,21 @@ def differentiable_pixels(
     features: Tensor | None,
     backgrounds: Tensor | None,
     args: Blend,
-    rows: Tensor,
-    lists: TileLists,
+    views: Views,
+    kept: Tensor,
+    lists: Tensor,
     made: tuple[Tensor, Tensor],
 ) -> tuple[Tensor, Tensor]:
     """The results of `blend_fwd` as part of autograd's graph.
 
-    Args are those of rasterize_to_pixels; `rows` and `lists` stand for those in `args`.
+    Args are those of rasterize_to_pixels; views(kept, lists) are the rows and lists of `args`.
     """
     if not torch.is_grad_enabled():
         return made
-    return _RasterizeToPixels.apply(
-        means2d, records, features, backgrounds, (args, rows, lists, made)
-    )
+    return apply(
+        _RasterizeToPixels, means2d, records, features, backgrounds,
+        (args, views, kept, lists, made),
+    )  # fmt: skip
 
 
 def rasterize_to_pixels(
@@ -398,7 +407,12 @@ def rasterize_to_pixels(
         Images and alphas. Gradients reach means2d (columns 0..1), records, features, backgrounds.
     """
     made = blend_fwd(records, features, backgrounds, args)
-    lists, args = args.lists, args._replace(lists=NONE)
+    lists = args.lists
+
+    def views(rows: Tensor, buffer: Tensor) -> tuple[Tensor, TileLists]:
+        return rows, lists._replace(buffer=buffer)
+
     return differentiable_pixels(
-        means2d, records, features, backgrounds, args, args.rows, lists, made
-    )
+        means2d, records, features, backgrounds, args._replace(rows=NONE, lists=NONE), views,
+        args.rows, lists.buffer, made,
+    )  # fmt: skip

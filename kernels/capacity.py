@@ -1,17 +1,16 @@
 """How much room the rasterizer makes for what it cannot know before it has begun.
 
 Rows and list entries (pipeline.py) live in buffers whose capacities are guesses, a little above the
-largest numbers seen. A kernel writes the numbers needed into the host's memory while the GPU goes
-on; they are read once everything is queued.
+largest numbers seen. A kernel (binning.py) writes the numbers needed into the host's memory while
+the GPU goes on; they are read once everything is queued.
 """
 
+import ctypes
 import threading
 import time
 from typing import Any, NamedTuple
 
 import torch
-import triton
-import triton.language as tl
 from torch import Tensor
 
 from .device import INTERPRET
@@ -39,16 +38,6 @@ class Room(NamedTuple):
 GRAIN = Room(32, 128) if INTERPRET.value else Room(1 << 12, 1 << 15)
 
 
-@triton.jit
-def tell_kernel(
-    needed_ptr,  # [2] int32
-    answer_ptr,  # [1] int64 out, in the host's memory
-):
-    rows = tl.load(needed_ptr).to(tl.int64)
-    entries = tl.load(needed_ptr + 1).to(tl.int64)
-    tl.store(answer_ptr, (entries << 32) | rows)
-
-
 class Capacity:
     """How much room to make on one device, learnt from what was seen."""
 
@@ -61,16 +50,17 @@ class Capacity:
         self._answers: list[Tensor] = []
         self._value: Any = None
         self._asked = True
+        self._pinned = device.type == "cuda"
 
     def prepare(self) -> Tensor:
         """Where the next counts go: [1] int64."""
         if self._asked:
-            pinned = self._device.type == "cuda"
-            self._answers.append(torch.zeros(1, dtype=torch.int64, pin_memory=pinned))
-            self._value = self._answers[-1].numpy()
+            answer = torch.zeros(1, dtype=torch.int64, pin_memory=self._pinned)
+            self._answers.append(answer)
+            self._value = ctypes.c_int64.from_address(answer.data_ptr())
         self._asked = True
-        if self._device.type == "cuda":
-            self._value[0] = UNKNOWN
+        if self._pinned:
+            self._value.value = UNKNOWN
         return self._answers[-1]
 
     def answer(self) -> Room:
@@ -85,17 +75,17 @@ class Capacity:
         return needed
 
     def _wait(self) -> int:
-        item = self._value.item
+        told = self._value
         for _ in range(SPINS):
-            value = item()
+            value = told.value
             if value != UNKNOWN:
                 return value
         # A long one: let other threads run, and notice failures.
         stream = torch.cuda.current_stream(self._device)
-        while item() == UNKNOWN and not stream.query():
+        while told.value == UNKNOWN and not stream.query():
             time.sleep(5e-5)
         stream.synchronize()
-        value = item()
+        value = told.value
         if value == UNKNOWN:
             raise RuntimeError("the GPU finished a rendering and has not told its counts")
         return value

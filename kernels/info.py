@@ -9,15 +9,22 @@ class Info(dict[str, Any]):
 
     depths, conics, tiles_per_gauss, n_isects and n_nonfinite are kept by row or in a workspace;
     they look like any other entry.
+
+    Args:
+        entries: What is known.
+        source: Of what is not.
+        later: What makes it of the source.
     """
 
-    def __init__(self, entries: dict[str, Any], later: dict[str, Callable[[], Any]]) -> None:
+    def __init__(
+        self, entries: dict[str, Any], source: Any, later: dict[str, Callable[[Any], Any]]
+    ) -> None:
         super().__init__(entries | later)
-        self._later = later
+        self._source, self._later = source, {**later}
 
     def __getitem__(self, key: str) -> Any:
         if key in self._later:
-            self[key] = self._later.pop(key)()
+            self[key] = self._later.pop(key)(self._source)
         return super().__getitem__(key)
 
     def __setitem__(self, key: str, value: Any) -> None:

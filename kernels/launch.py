@@ -14,7 +14,7 @@ import functools
 import math
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 import triton
@@ -26,8 +26,15 @@ from .device import INTERPRET
 
 ZEROS = 64 if INTERPRET.value else 4096  # words per program that writes zeros
 
-# start(x, y, z, stream, arguments that are not constexpr)
-Start = Callable[[int, int, int, int, list[Any]], Any]
+
+class Start(NamedTuple):
+    """call(x, y, z, stream, *before, *arguments that are not constexpr, *after)."""
+
+    call: Callable[..., Any]
+    before: tuple[Any, ...]
+    after: tuple[Any, ...]
+
+
 _compiled: dict[tuple[Any, ...], Start] = {}
 
 
@@ -119,7 +126,8 @@ def launch(
     if INTERPRET:
         kernel[grid](*args, **constants)
         if _watching.by is not None:
-            _watching.by.launched(functools.partial(_interpret, kernel, constants), grid, args)
+            start = Start(functools.partial(_interpret, kernel, constants), (), ())
+            _watching.by.launched(start, grid, args)
         return
     plain, special = [], []
     for x in args:
@@ -140,13 +148,14 @@ def launch(
         start = _compiled[key] = _starter(compiled, tuple(values))
     else:
         x, y, z = (*grid, 1, 1)[:3]
-        start(x, y, z, torch._C._cuda_getCurrentRawStream(device), plain)
+        stream = torch._C._cuda_getCurrentRawStream(device)
+        start.call(x, y, z, stream, *start.before, *plain, *start.after)
     if _watching.by is not None:
         _watching.by.launched(start, grid, args)
 
 
 def _interpret(
-    kernel: Any, constants: dict[str, Any], x: int, y: int, z: int, _: int, args: list[Any]
+    kernel: Any, constants: dict[str, Any], x: int, y: int, z: int, _: int, *args: Any
 ) -> None:
     kernel[(x, y, z)](*args, **constants)
 
@@ -161,17 +170,15 @@ def _starter(compiled: Any, constants: tuple[Any, ...]) -> Start:
         in_c = run.launch
         if hasattr(run, "arg_annotations"):  # Triton 3.7
             last = (metadata, *hooks, None, None, run.arg_annotations, run.kernel_signature)
-            return lambda x, y, z, stream, args: in_c(
-                x, y, z, stream, function, False, False, *last, (*args, *constants)
-            )
-        first = (False, False, None, None, metadata, *hooks)
+
+            def call(x: int, y: int, z: int, stream: int, *args: Any) -> None:
+                in_c(x, y, z, stream, function, False, False, *last, args)
+
+            return Start(call, (), constants)
         if getattr(driver, "_BASE_ARGS_FORMAT", None) == "iiiKKppOOOOOO":  # Triton 3.6
-            return lambda x, y, z, stream, args: in_c(
-                x, y, z, stream, function, *first, *args, *constants
-            )
-    return lambda x, y, z, stream, args: run(
-        x, y, z, stream, function, metadata, *hooks, *args, *constants
-    )
+            before = (function, False, False, None, None, metadata, *hooks)
+            return Start(in_c, before, constants)
+    return Start(run, (function, metadata, *hooks), constants)
 
 
 def _check_integers(kernel: Any, args: tuple[Any, ...]) -> None:

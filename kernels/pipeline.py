@@ -15,26 +15,31 @@ A CUDA graph can neither read a count nor repeat anything. There the caller fixe
 (`Room`, capacity.py) and compares them with `info["needed"]` once the graph has run.
 """
 
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from .adam_harmonics import HarmonicsGradient
-from .binning import DepthOrder, TileLists, depth_order, isect_tiles
-from .blending import NONE, Blend, blend_fwd, differentiable_pixels, spread
-from .capacity import Room, capacities, tell_kernel
+from .binning import DepthOrder, TileLists, depth_order, isect_tiles, lists_in
+from .blending import NONE, Blend, Views, blend_fwd, differentiable_pixels, spread
+from .capacity import Room, capacities
 from .constants import EPS2D, FAR_PLANE, NEAR_PLANE, TILE_SIZE
 from .contributions import contributions as measure_contributions
 from .info import Info
-from .launch import launch
+from .layout import Layout
 from .program import KINDS, Results, new_name, repeat, shape_of
 from .projection import (
+    COUNTERS,
+    RADII,
+    ROWS,
+    TILE_COUNTS,
     Inputs,
     Settings,
     differentiable_projection,
     gather_inputs,
+    kept_layout,
     project_fwd,
     row_stride,
 )
@@ -142,18 +147,25 @@ def rasterize(
 
     if "ED" in render_mode:
         image = _expected_depth(image, alphas)
-    info = _info(r, inputs.masks if mask_logits is None else r.drawn, width, height)
+    layout = kept_layout(C, N, plan.settings.max_rows)
+    info = _info(r, layout, inputs.masks if mask_logits is None else r.drawn, width, height)
     if stepped is not None:
         info["harmonics"] = HarmonicsGradient(
-            *stepped, inputs.means.detach(), viewmats, Ks, r.rows, r.records, sh_degree or 0
+            *stepped,
+            inputs.means.detach(),
+            viewmats,
+            Ks,
+            layout.part(r.kept, ROWS),
+            r.records,
+            sh_degree or 0,
         )
     if room is not None:
-        info["needed"] = r.workspace[:2]
+        info["needed"] = layout.part(r.kept, COUNTERS)[:2]
     if contributions:
         assert r.gaussian_ids is not None
         info |= measure_contributions(
-            r.records.detach(), r.gaussian_ids, r.lists, C, N, width, height,
-            plan.blend.tiles_x, plan.blend.tiles_y,
+            r.records.detach(), r.gaussian_ids, plan.views(r.kept, r.lists)[1], C, N,
+            width, height, plan.blend.tiles_x, plan.blend.tiles_y,
         )  # fmt: skip
     return image, alphas, info
 
@@ -164,6 +176,7 @@ class _Plan(NamedTuple):
     name: int  # stands for the kind: program.py
     settings: Settings
     blend: Blend  # without tensors
+    views: Views
     entries: int
     sort: str
     render_mode: str
@@ -212,7 +225,13 @@ def _plan(
         absgrad=absgrad, deterministic=deterministic, exact=exact,
         kind=name if features is None and not deterministic else None,
     )  # fmt: skip
-    return _Plan(name, settings, blend, limits.entries, sort, render_mode)
+    layout = kept_layout(C, N, settings.max_rows)
+    sizes = C * blend.tiles_x * blend.tiles_y, limits.entries, deterministic
+
+    def views(kept: Tensor, lists: Tensor) -> tuple[Tensor, TileLists]:
+        return layout.part(kept, ROWS), lists_in(lists, *sizes)
+
+    return _Plan(name, settings, blend, views, limits.entries, sort, render_mode)
 
 
 class _Rendered(NamedTuple):
@@ -222,12 +241,9 @@ class _Rendered(NamedTuple):
     records: Tensor
     drawn: Tensor | None
     """Masks, if they were drawn."""
-    radii: Tensor
-    rows: Tensor
-    tile_counts: Tensor
     gaussian_ids: Tensor | None
-    workspace: Tensor
-    lists: TileLists
+    kept: Tensor
+    lists: Tensor
 
 
 def _render(
@@ -245,10 +261,8 @@ def _render(
         tiles = plan.blend.tiles_x, plan.blend.tiles_y
         p = project_fwd(x, s)
         depth, bins = depth_order(
-            p.depth_keys, p.tile_counts, p.workspace, plan.entries, plan.sort
+            p.depth_keys, p.tile_counts, p.workspace, plan.entries, plan.sort, p.counters, answer
         )
-        if answer is not None:
-            launch(tell_kernel, (1,), p.workspace, answer)
         lists = isect_tiles(
             p.records, p.gaussian_ids, depth, bins, plan.entries, C, N, *tiles,
             plan.blend.deterministic,
@@ -261,21 +275,17 @@ def _render(
         )
         drawn = None if x.mask_logits is None else p.masks
         return (
-            *images, p.means2d, p.records, drawn, p.radii, p.rows, p.tile_counts, p.gaussian_ids,
-            p.workspace, *lists, *(depth if blend.deterministic else ()),
+            *images, p.means2d, p.records, drawn, p.gaussian_ids, p.kept, lists.buffer,
+            *(depth if blend.deterministic else ()),
         )  # fmt: skip
 
     if answer is None:
         made = run()
     else:
         made = repeat(plan.name, (*x, background, answer, features), run)
-    (
-        image, alphas, means2d, records, drawn, radii, rows, tile_counts, gaussian_ids, workspace,
-        flatten_ids, slots, offsets, tile_order, *depth,
-    ) = made  # fmt: skip
-    lists = TileLists(flatten_ids, slots, offsets, tile_order)
+    image, alphas, means2d, records, drawn, gaussian_ids, kept, lists, *depth = made
     means2d, records, drawn = differentiable_projection(
-        x, s, means2d, records, drawn, rows, None if answer is None else plan.name
+        x, s, means2d, records, drawn, kept, None if answer is None else plan.name
     )
     blend = plan.blend
     if features is not None or depth:
@@ -285,10 +295,9 @@ def _render(
         )
         features = _with_depth(features, gaussian_ids, records, plan)
     image, alphas = differentiable_pixels(
-        means2d, records, features, background, blend, rows, lists, (image, alphas)
+        means2d, records, features, background, blend, plan.views, kept, lists, (image, alphas)
     )
-    r = _Rendered(means2d, records, drawn, radii, rows, tile_counts, gaussian_ids, workspace, lists)
-    return r, image, alphas
+    return _Rendered(means2d, records, drawn, gaussian_ids, kept, lists), image, alphas
 
 
 def _features_of(
@@ -310,26 +319,39 @@ def _with_depth(
     return torch.cat([by_row, records[:, 7:8]], 1)
 
 
-def _info(r: _Rendered, masks: Tensor | None, width: int, height: int) -> Info:
+def _info(r: _Rendered, layout: Layout, masks: Tensor | None, width: int, height: int) -> Info:
     """What a call returns besides images."""
     entries = {
         "width": width,
         "height": height,
         "tile_size": TILE_SIZE,
-        "radii": r.radii,
         "means2d": r.means2d,
         "masks": masks,
     }
     # Only what is needed lives on with the dictionary.
-    records, rows, tile_counts, workspace = r.records, r.rows, r.tile_counts, r.workspace
-    later = {
-        "depths": lambda: spread(records[:, 7], rows),
-        "conics": lambda: spread(records[:, 2:5], rows),
-        "tiles_per_gauss": lambda: spread(tile_counts[0], rows),
-        "n_isects": lambda: workspace[3:4],
-        "n_nonfinite": lambda: workspace[2:3],
-    }
-    return Info(entries, later)
+    return Info(entries, _Kept(r.records, r.kept, layout), _LATER)
+
+
+class _Kept(NamedTuple):
+    records: Tensor
+    kept: Tensor
+    layout: Layout
+
+    def part(self, k: int) -> Tensor:
+        return self.layout.part(self.kept, k)
+
+    def by_row(self, x: Tensor) -> Tensor:
+        return spread(x, self.part(ROWS))
+
+
+_LATER: dict[str, Callable[[_Kept], Tensor]] = {
+    "radii": lambda s: s.part(RADII),
+    "depths": lambda s: s.by_row(s.records[:, 7]),
+    "conics": lambda s: s.by_row(s.records[:, 2:5]),
+    "tiles_per_gauss": lambda s: s.by_row(s.part(TILE_COUNTS)[0]),
+    "n_isects": lambda s: s.part(COUNTERS)[3:4],
+    "n_nonfinite": lambda s: s.part(COUNTERS)[2:3],
+}
 
 
 def _background(

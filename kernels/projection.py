@@ -34,6 +34,7 @@ capacity R are not written; rows beyond the visible ones sort last and touch no 
                          12..15 eight fp16: 1, log2 o, and each colour's high and low half
 """
 
+import functools
 import weakref
 from typing import Any, NamedTuple
 
@@ -41,9 +42,11 @@ import torch
 from torch import Tensor
 
 from . import constants
+from .functions import apply, once_differentiable
 from .launch import empty, launch, zeros
+from .layout import Layout
 from .lookback import scan_programs
-from .program import Results, Scalar, repeat
+from .program import KINDS, Results, Scalar, repeat
 from .projection_backward import project_bwd_kernel
 from .projection_forward import project_fwd_kernel
 from .sampling import split_seed
@@ -56,7 +59,7 @@ BWD_BLOCK = 64
 BWD_WARPS = 2
 
 TILE = constants.TILE_SIZE
-COUNTERS = 4  # int32 of the workspace before its running sums
+N_COUNTERS = 4  # int32 of the workspace before its running sums
 
 
 class Projected(NamedTuple):
@@ -71,6 +74,8 @@ class Projected(NamedTuple):
     tile_counts: Tensor  # [3, R] int32: of tiles, of bins, of bins by row
     gaussian_ids: Tensor | None  # [R] int32, camera N + Gaussian
     workspace: Tensor  # int32
+    counters: Tensor  # [4] int32, for those of the workspace once lists are made
+    kept: Tensor  # in which radii, rows, tile_counts and counters lie: kept_layout
 
 
 class Inputs(NamedTuple):
@@ -109,6 +114,9 @@ class Settings(NamedTuple):
     with_ids: bool
 
 
+_NO_SEED = Scalar(0), Scalar(0)
+
+
 def gather_inputs(
     means: Tensor,
     quats: Tensor | None,
@@ -130,17 +138,17 @@ def gather_inputs(
     else:
         assert quats is not None and scales is not None
         quats, scales = quats.contiguous(), scales.contiguous()
-    low, high, seed = 0, 0, None
+    (low, high), seed = _NO_SEED, None
     if isinstance(mask_seed, Tensor):
         seed = mask_seed
     elif mask_logits is not None:
-        low, high = split_seed(mask_seed)
+        low, high = map(Scalar, split_seed(mask_seed))
     return Inputs(
         means.contiguous(), quats, scales, covars, opacities.contiguous(),
         _packed_rows(sh0), _packed_rows(shN), viewmats.contiguous(),
         None if masks is None else masks.contiguous(),
         None if mask_logits is None else mask_logits.contiguous(),
-        Ks.contiguous(), mask_ids, seed, Scalar(low), Scalar(high),
+        Ks.contiguous(), mask_ids, seed, low, high,
     )  # fmt: skip
 
 
@@ -155,18 +163,27 @@ def _packed_rows(sh: Tensor | None) -> Tensor | None:
     return sh if sh.stride(2) == 1 and sh.stride(1) == 3 else sh.contiguous()
 
 
+RADII, ROWS, TILE_COUNTS, COUNTERS = range(4)  # of kept_layout
+
+
+@functools.lru_cache(KINDS)
+def kept_layout(C: int, N: int, R: int) -> Layout:
+    """Where the integers lie that outlive binning."""
+    return Layout((C, N, 2), (C, N), (3, R), (N_COUNTERS,))
+
+
 def project_fwd(x: Inputs, s: Settings) -> Projected:
-    """Project; results carry no gradient before `differentiable`."""
+    """Project; results carry no gradient before `differentiable_projection`."""
     N, C, R, device = x.means.shape[0], x.viewmats.shape[0], s.max_rows, x.means.device
     n_blocks = -(-N // FWD_BLOCK)
-    n_words = COUNTERS + 2 * (C * n_blocks + scan_programs(R))
+    layout = kept_layout(C, N, R)
+    kept = layout.make(device)
+    radii, rows, tile_counts, counters = (layout.part(kept, k) for k in range(4))
+    n_words = N_COUNTERS + 2 * (C * n_blocks + scan_programs(R))
     workspace = zeros((n_words,), torch.int32, device)
     means2d = empty((C, N, 2), torch.float32, device)
-    radii = empty((C, N, 2), torch.int32, device)
-    rows = empty((C, N), torch.int32, device)
     records = empty((R, 16), torch.float32, device)
     depth_keys = empty((R,), torch.int32, device)
-    tile_counts = empty((3, R), torch.int32, device)
     gaussian_ids = empty((R,), torch.int32, device) if s.with_ids else None
     masks, logits = x.masks, 0
     if x.mask_logits is not None:
@@ -184,15 +201,16 @@ def project_fwd(x: Inputs, s: Settings) -> Projected:
         num_warps=FWD_WARPS, maxnreg=FWD_REGISTERS,
     )  # fmt: skip
     return Projected(
-        means2d, records, masks, radii, rows, depth_keys, tile_counts, gaussian_ids, workspace
-    )
+        means2d, records, masks, radii, rows, depth_keys, tile_counts, gaussian_ids, workspace,
+        counters, kept,
+    )  # fmt: skip
 
 
 def _project_bwd(
     x: Inputs,
     s: Settings,
     needs: tuple[bool, ...],
-    rows: Tensor,
+    kept: Tensor,
     v_means2d: Tensor | None,
     v_records: Tensor,
     v_masks: Tensor | None,
@@ -200,6 +218,7 @@ def _project_bwd(
     """Gradients of the first ten inputs, where needed."""
     N, C, device = x.means.shape[0], x.viewmats.shape[0], x.means.device
     stride_v_means2d = 2 if v_means2d is None else v_means2d.stride(1)
+    rows = kept_layout(C, N, s.max_rows).part(kept, ROWS)
 
     def like(x: Tensor | None, needed: bool) -> Tensor | None:
         # Contiguous even where x has spaced rows.
@@ -242,15 +261,15 @@ class _Project(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, *arguments: Any) -> tuple[Tensor, Tensor, Tensor | None]:
-        x, settings, made, rows, kind = arguments[-1]
+        x, settings, made, kept, kind = arguments[-1]
         ctx.save_for_backward(*x[:N_TENSORS])
-        ctx.settings, ctx.rows, ctx.seed, ctx.kind = settings, rows, x[N_TENSORS:], kind
-        ctx.means2d, ctx.kept = weakref.ref(made[0]), False
+        ctx.settings, ctx.kept, ctx.seed, ctx.kind = settings, kept, x[N_TENSORS:], kind
+        ctx.means2d, ctx.has_grad = weakref.ref(made[0]), False
         ctx.set_materialize_grads(False)
         return made
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
+    @once_differentiable
     def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
         ctx: Any, *v_outputs: Tensor | None
     ) -> tuple[Tensor | None, ...]:
@@ -258,8 +277,8 @@ class _Project(torch.autograd.Function):
         means2d = ctx.means2d()
         if means2d is not None and v_means2d is not None and not means2d.retains_grad:
             # As retain_grad() would, but without a copy; to read .grad before is a warning.
-            means2d.grad = means2d.grad + v_means2d if ctx.kept else v_means2d
-            ctx.kept = True
+            means2d.grad = means2d.grad + v_means2d if ctx.has_grad else v_means2d
+            ctx.has_grad = True
         x, s = Inputs(*ctx.saved_tensors, *ctx.seed), ctx.settings
         needs = ctx.needs_input_grad[:N_FLOATS]
         N, C = x.means.shape[0], x.viewmats.shape[0]
@@ -273,13 +292,13 @@ class _Project(torch.autograd.Function):
                 v_means2d = v_means2d.contiguous()
 
         def run() -> Results:
-            return _project_bwd(x, s, needs, ctx.rows, v_means2d, v_records, v_masks)
+            return _project_bwd(x, s, needs, ctx.kept, v_means2d, v_records, v_masks)
 
         if ctx.kind is None:
             return *run(), None
         stride = None if v_means2d is None else v_means2d.stride(1)
         kind = (ctx.kind, project_bwd_kernel, needs, stride, v_masks is None)
-        inputs = (*x, ctx.rows, v_means2d, v_records, v_masks)
+        inputs = (*x, ctx.kept, v_means2d, v_records, v_masks)
         return *repeat(kind, inputs, run), None
 
 
@@ -293,7 +312,7 @@ def differentiable_projection(
     means2d: Tensor,
     records: Tensor,
     drawn: Tensor | None,
-    rows: Tensor,
+    kept: Tensor,
     kind: int | None,
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """Results of `project_fwd` (masks if they were drawn) as part of autograd's graph.
@@ -303,7 +322,7 @@ def differentiable_projection(
     """
     if not torch.is_grad_enabled():
         return means2d, records, drawn
-    return _Project.apply(*x[:N_FLOATS], (x, s, (means2d, records, drawn), rows, kind))
+    return apply(_Project, *x[:N_FLOATS], (x, s, (means2d, records, drawn), kept, kind))
 
 
 def project(
@@ -366,7 +385,7 @@ def project(
     made = project_fwd(inputs, settings)
     drawn = None if mask_logits is None else made.masks
     means2d, records, drawn = differentiable_projection(
-        inputs, settings, made.means2d, made.records, drawn, made.rows, None
+        inputs, settings, made.means2d, made.records, drawn, made.kept, None
     )
     return made._replace(
         means2d=means2d, records=records, masks=masks if mask_logits is None else drawn

@@ -1,5 +1,7 @@
 """The public rasterizer: checks its arguments once and calls a backend."""
 
+import functools
+import itertools
 from typing import Any
 
 import torch
@@ -116,7 +118,8 @@ def rasterization(
     """
     if gsplat_keywords:
         _check_gsplat_keywords(gsplat_keywords)
-    width, height = _size("width", width), _size("height", height)
+    if type(width) is not int or type(height) is not int or width < 1 or height < 1:
+        width, height = _size("width", width), _size("height", height)
     if precision not in ("default", "exact"):
         raise ValueError(f"precision: expected 'default' or 'exact', got {precision!r}")
     arguments = (
@@ -125,15 +128,17 @@ def rasterization(
         rasterize_mode,
     )  # fmt: skip
     signature = tuple([
-        (x.shape, x.dtype, x.device) if isinstance(x, Tensor)
-        else x if x is None or isinstance(x, int | str) else type(x)
+        x if x is None
+        else (x.shape, x.dtype, x.device) if isinstance(x, Tensor)
+        else x if isinstance(x, int | str) else type(x)
         for x in arguments
     ])  # fmt: skip
-    if signature not in _accepted:
+    shapes = _accepted.get(signature)
+    if shapes is None:
         _validate(*arguments)
         if len(_accepted) > 256:
             _accepted.clear()
-        _accepted.add(signature)
+        shapes = _accepted[signature] = next(_names)
     masks = None if masks is None else masks.reshape(-1)
     if mask_logits is not None and mask_logits.dim() == 2 and mask_logits.shape[1] == 1:
         mask_logits = mask_logits.reshape(-1)
@@ -147,7 +152,7 @@ def rasterization(
     # the reference is always exact
     options: dict[str, Any] = {}
     if run is not rasterize_reference:
-        options = {"exact": precision == "exact", "shapes": signature}
+        options = {"exact": precision == "exact", "shapes": shapes}
     return run(
         means, quats, scales, opacities, colors, viewmats, Ks, width, height,
         near_plane=near_plane, far_plane=far_plane, eps2d=eps2d, sh_degree=sh_degree,
@@ -158,8 +163,10 @@ def rasterization(
     )  # fmt: skip
 
 
-# Signatures that were found valid: checking takes longer than a small scene's kernels.
-_accepted: set[tuple[Any, ...]] = set()
+# Signatures that were found valid, and a number that stands for each: checking takes longer than a
+# small scene's kernels.
+_accepted: dict[tuple[Any, ...], int] = {}
+_names = itertools.count()
 
 
 def _validate(
@@ -215,6 +222,11 @@ def choose_backend(backend: str, means: Tensor) -> Any:
         return rasterize_reference
     if means.dtype != torch.float32:
         raise ValueError(f"backend 'triton': expected float32, got {means.dtype}")
+    return _triton_backend()
+
+
+@functools.cache
+def _triton_backend() -> Any:
     # Triton is not everywhere, and nothing else needs it.
     from .pipeline import rasterize  # pyright: ignore[reportMissingImports]
 

@@ -25,10 +25,14 @@ def launcher(calls: list[tuple[Any, ...]], **needs: Any) -> Any:
     return run
 
 
+def start(how: launch.Start, *args: Any) -> None:
+    how.call(1, 2, 3, 99, *how.before, *args, *how.after)
+
+
 def test_same_arguments() -> None:
     lean, own = [], []
     compiled = SimpleNamespace(run=launcher(lean), function=7, packed_metadata=(4, 1, 0))
-    _starter(compiled, (64, True))(1, 2, 3, 99, [1024, None, 0.5])
+    start(_starter(compiled, (64, True)), 1024, None, 0.5)
     run = launcher(own)
     run(1, 2, 3, 99, 7, (4, 1, 0), None, None, None, 1024, None, 0.5, 64, True)
     assert len(lean) == 1 and lean == own
@@ -40,7 +44,7 @@ def test_special_kernels_take_the_slow_way(name: str) -> None:
     run = launcher([], **{name: 1})
     type(run).__call__ = lambda self, *args: calls.append(args)
     compiled = SimpleNamespace(run=run, function=7, packed_metadata=(4, 1, 0))
-    _starter(compiled, (64,))(1, 2, 3, 99, [1024])
+    start(_starter(compiled, (64,)), 1024)
     assert calls == [(1, 2, 3, 99, 7, (4, 1, 0), None, None, None, 1024, 64)]
 
 
@@ -56,7 +60,8 @@ def test_one_compilation_per_alignment(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(launch, "_compiled", {})
     monkeypatch.setattr(launch, "INTERPRET", False)
-    monkeypatch.setattr(launch, "_starter", lambda *_: lambda *args: started.append(args[-1]))
+    note = launch.Start(lambda x, y, z, stream, *args: started.append([*args]), (), ())
+    monkeypatch.setattr(launch, "_starter", lambda *_: note)
     monkeypatch.setattr(torch._C, "_cuda_getDevice", lambda: 0, raising=False)
     monkeypatch.setattr(torch._C, "_cuda_getCurrentRawStream", lambda _: 0, raising=False)
     x = torch.zeros(64)
