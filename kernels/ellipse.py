@@ -11,6 +11,9 @@ Over a band of rows dy in [a, b] its right edge is the largest value of the conc
 whose maximum sits at dy* = -B sqrt(t2 / (C (A C - B^2))); the left edge mirrors it.
 So the tiles of one row are a span, found without testing tiles one by one (the idea of AccuTile,
 Speedy-Splat, section 4.2).
+
+What projection counts, binning lists: both must round alike. So products that are added to are
+written as the fused multiply-adds that a compiler may or may not make of them.
 """
 
 import triton
@@ -46,9 +49,14 @@ def load_ellipse(record_ptr, mask):
 
 
 @triton.jit
+def _det(A, B, C):
+    return tl.maximum(tl.fma(A, C, -(B * B)), 1e-20)
+
+
+@triton.jit
 def half_height(A, B, C, t2):
     """Largest |dy| of the ellipse."""
-    return tl.sqrt(t2 * A / tl.maximum(A * C - B * B, 1e-20))
+    return tl.sqrt(t2 * A / _det(A, B, C))
 
 
 @triton.jit
@@ -64,9 +72,9 @@ def row_range(my, ey, tiles_y):
 @triton.jit
 def row_span(row, mx, my, A, B, C, t2, tiles_x):
     """First and last tile (inclusive) of a tile row that the ellipse touches, or last < first."""
-    det = tl.maximum(A * C - B * B, 1e-20)
+    det = _det(A, B, C)
     y_max = half_height(A, B, C, t2)
-    a = row.to(tl.float32) * TILE + 0.5 - MARGIN - my
+    a = (row * TILE).to(tl.float32) + 0.5 - MARGIN - my
     b = a + (TILE - 1.0 + 2.0 * MARGIN)
     empty = (a > y_max) | (b < -y_max)
     a = tl.minimum(tl.maximum(a, -y_max), y_max)
@@ -74,8 +82,10 @@ def row_span(row, mx, my, A, B, C, t2, tiles_x):
     y_star = -B * tl.sqrt(t2 / tl.maximum(C * det, 1e-20))
     y_right = tl.minimum(tl.maximum(y_star, a), b)
     y_left = tl.minimum(tl.maximum(-y_star, a), b)
-    right = (-B * y_right + tl.sqrt(tl.maximum(A * t2 - det * y_right * y_right, 0.0))) / A
-    left = (-B * y_left - tl.sqrt(tl.maximum(A * t2 - det * y_left * y_left, 0.0))) / A
+    beside_right = tl.sqrt(tl.maximum(tl.fma(-(det * y_right), y_right, A * t2), 0.0))
+    beside_left = tl.sqrt(tl.maximum(tl.fma(-(det * y_left), y_left, A * t2), 0.0))
+    right = tl.fma(-B, y_right, beside_right) / A
+    left = tl.fma(-B, y_left, -beside_left) / A
     x0 = tl.ceil((mx + left - (TILE - 0.5) - MARGIN) / TILE)
     x1 = tl.floor((mx + right - 0.5 + MARGIN) / TILE)
     x0 = tl.minimum(tl.maximum(x0, 0.0), 1.0e6).to(tl.int32)
