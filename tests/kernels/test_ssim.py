@@ -58,7 +58,10 @@ def check(
     assert clear.double().mean() > 0.999
     assert_close("v_colors", v_colors * clear, v_want * clear, limit)
     alone, nothing = photometric(colors, target, lambda_dssim, False)
-    assert nothing is None and torch.equal(values, alone)
+    # two compilations of one kernel: other multiply-adds may be fused, which moves a last bit
+    bits = 0.0 if DEVICE == "cpu" else 1e-6
+    torch.testing.assert_close(alone, values, rtol=bits, atol=0.0)
+    assert nothing is None
 
 
 @pytest.mark.parametrize(("height", "width"), SHAPES)
