@@ -151,8 +151,7 @@ def _blend_fwd_kernel(
     tl.store(alphas_ptr + pixel, opaque, mask=inside)
 
 
-# Rows and lists, from buffers that hold them.
-Views = Callable[[Tensor, Tensor], tuple[Tensor, TileLists]]
+ListsIn = Callable[[Tensor], TileLists]  # of a buffer that holds lists
 
 
 class Blend(NamedTuple):
@@ -316,9 +315,9 @@ class _RasterizeToPixels(torch.autograd.Function):
         records: Tensor,  # [R, 16]
         features: Tensor | None,  # [R, D], [C, N, D] or [N, D]
         backgrounds: Tensor | None,  # [C, D]
-        rest: tuple[Blend, Views, Tensor, Tensor, tuple[Tensor, Tensor]],
+        rest: tuple[Blend, ListsIn, Tensor, Tensor, tuple[Tensor, Tensor]],
     ) -> tuple[Tensor, Tensor]:
-        ctx.args, ctx.views, ctx.kept, lists, made = rest
+        ctx.args, ctx.lists_in, ctx.rows, lists, made = rest
         # Saved, the lists are freed before the gradients of parameters are made.
         ctx.save_for_backward(records, features, *made, lists)
         ctx.means2d = means2d if ctx.args.absgrad else None
@@ -335,14 +334,13 @@ class _RasterizeToPixels(torch.autograd.Function):
             return None, None, None, None, None
         v_colors = torch.zeros_like(colors) if v_colors is None else v_colors.contiguous()
         v_alphas = None if v_alphas is None else v_alphas.contiguous()
-        args, kept = ctx.args, ctx.kept
+        args, rows = ctx.args, ctx.rows
         needs_means2d = ctx.needs_input_grad[0]
 
         def run() -> Results:
-            rows, tile_lists = ctx.views(kept, lists)
             v_records, v_features = blend_bwd(
                 records, features, colors, alphas, v_colors, v_alphas,
-                args._replace(rows=rows, lists=tile_lists),
+                args._replace(rows=rows, lists=ctx.lists_in(lists)),
             )  # fmt: skip
             v_means2d = _spread_pairs(rows, v_records, 0) if needs_means2d else None
             v_absolute = _spread_pairs(rows, v_records, 12) if args.absgrad else None
@@ -352,7 +350,7 @@ class _RasterizeToPixels(torch.autograd.Function):
             v_means2d, v_records, v_features, v_absolute = run()
         else:
             kind = (args.kind, blend_bwd, needs_means2d, v_alphas is None)
-            inputs = (records, colors, alphas, v_colors, v_alphas, kept, lists)
+            inputs = (records, colors, alphas, v_colors, v_alphas, rows, lists)
             v_means2d, v_records, v_features, v_absolute = repeat(kind, inputs, run)
         v_backgrounds = None
         if ctx.needs_input_grad[3]:
@@ -368,20 +366,20 @@ def differentiable_pixels(
     features: Tensor | None,
     backgrounds: Tensor | None,
     args: Blend,
-    views: Views,
-    kept: Tensor,
+    lists_in: ListsIn,
+    rows: Tensor,
     lists: Tensor,
     made: tuple[Tensor, Tensor],
 ) -> tuple[Tensor, Tensor]:
     """The results of `blend_fwd` as part of autograd's graph.
 
-    Args are those of rasterize_to_pixels; views(kept, lists) are the rows and lists of `args`.
+    Args are those of rasterize_to_pixels; `rows` and lists_in(lists) stand for those in `args`.
     """
     if not torch.is_grad_enabled():
         return made
     return apply(
         _RasterizeToPixels, means2d, records, features, backgrounds,
-        (args, views, kept, lists, made),
+        (args, lists_in, rows, lists, made),
     )  # fmt: skip
 
 
@@ -409,10 +407,7 @@ def rasterize_to_pixels(
     made = blend_fwd(records, features, backgrounds, args)
     lists = args.lists
 
-    def views(rows: Tensor, buffer: Tensor) -> tuple[Tensor, TileLists]:
-        return rows, lists._replace(buffer=buffer)
-
     return differentiable_pixels(
-        means2d, records, features, backgrounds, args._replace(rows=NONE, lists=NONE), views,
-        args.rows, lists.buffer, made,
+        means2d, records, features, backgrounds, args._replace(rows=NONE, lists=NONE),
+        lambda _: lists, args.rows, lists.buffer, made,
     )  # fmt: skip

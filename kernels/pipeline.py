@@ -22,8 +22,8 @@ import torch
 from torch import Tensor
 
 from .adam_harmonics import HarmonicsGradient
-from .binning import DepthOrder, TileLists, depth_order, isect_tiles, lists_in
-from .blending import NONE, Blend, Views, blend_fwd, differentiable_pixels, spread
+from .binning import DepthOrder, depth_order, isect_tiles, lists_in
+from .blending import NONE, Blend, ListsIn, blend_fwd, differentiable_pixels, spread
 from .capacity import Room, capacities
 from .constants import EPS2D, FAR_PLANE, NEAR_PLANE, TILE_SIZE
 from .contributions import contributions as measure_contributions
@@ -33,15 +33,14 @@ from .program import KINDS, Results, new_name, repeat, shape_of
 from .projection import (
     COUNTERS,
     RADII,
-    ROWS,
     TILE_COUNTS,
     Inputs,
     Settings,
     differentiable_projection,
     gather_inputs,
-    kept_layout,
     project_fwd,
     row_stride,
+    told_layout,
 )
 from .reference.rasterization import rasterize as rasterize_nothing
 
@@ -147,7 +146,7 @@ def rasterize(
 
     if "ED" in render_mode:
         image = _expected_depth(image, alphas)
-    layout = kept_layout(C, N, plan.settings.max_rows)
+    layout = told_layout(C, N, plan.settings.max_rows)
     info = _info(r, layout, inputs.masks if mask_logits is None else r.drawn, width, height)
     if stepped is not None:
         info["harmonics"] = HarmonicsGradient(
@@ -155,16 +154,16 @@ def rasterize(
             inputs.means.detach(),
             viewmats,
             Ks,
-            layout.part(r.kept, ROWS),
+            r.rows,
             r.records,
             sh_degree or 0,
         )
     if room is not None:
-        info["needed"] = layout.part(r.kept, COUNTERS)[:2]
+        info["needed"] = layout.part(r.told, COUNTERS)[:2]
     if contributions:
         assert r.gaussian_ids is not None
         info |= measure_contributions(
-            r.records.detach(), r.gaussian_ids, plan.views(r.kept, r.lists)[1], C, N,
+            r.records.detach(), r.gaussian_ids, plan.lists_in(r.lists), C, N,
             width, height, plan.blend.tiles_x, plan.blend.tiles_y,
         )  # fmt: skip
     return image, alphas, info
@@ -176,7 +175,7 @@ class _Plan(NamedTuple):
     name: int  # stands for the kind: program.py
     settings: Settings
     blend: Blend  # without tensors
-    views: Views
+    lists_in: ListsIn
     entries: int
     sort: str
     render_mode: str
@@ -225,13 +224,11 @@ def _plan(
         absgrad=absgrad, deterministic=deterministic, exact=exact,
         kind=name if features is None and not deterministic else None,
     )  # fmt: skip
-    layout = kept_layout(C, N, settings.max_rows)
     sizes = C * blend.tiles_x * blend.tiles_y, limits.entries, deterministic
-
-    def views(kept: Tensor, lists: Tensor) -> tuple[Tensor, TileLists]:
-        return layout.part(kept, ROWS), lists_in(lists, *sizes)
-
-    return _Plan(name, settings, blend, views, limits.entries, sort, render_mode)
+    return _Plan(
+        name, settings, blend, lambda buffer: lists_in(buffer, *sizes), limits.entries, sort,
+        render_mode,
+    )  # fmt: skip
 
 
 class _Rendered(NamedTuple):
@@ -242,7 +239,8 @@ class _Rendered(NamedTuple):
     drawn: Tensor | None
     """Masks, if they were drawn."""
     gaussian_ids: Tensor | None
-    kept: Tensor
+    rows: Tensor
+    told: Tensor
     lists: Tensor
 
 
@@ -275,7 +273,7 @@ def _render(
         )
         drawn = None if x.mask_logits is None else p.masks
         return (
-            *images, p.means2d, p.records, drawn, p.gaussian_ids, p.kept, lists.buffer,
+            *images, p.means2d, p.records, drawn, p.gaussian_ids, p.rows, p.told, lists.buffer,
             *(depth if blend.deterministic else ()),
         )  # fmt: skip
 
@@ -283,9 +281,9 @@ def _render(
         made = run()
     else:
         made = repeat(plan.name, (*x, background, answer, features), run)
-    image, alphas, means2d, records, drawn, gaussian_ids, kept, lists, *depth = made
+    image, alphas, means2d, records, drawn, gaussian_ids, rows, told, lists, *depth = made
     means2d, records, drawn = differentiable_projection(
-        x, s, means2d, records, drawn, kept, None if answer is None else plan.name
+        x, s, means2d, records, drawn, rows, None if answer is None else plan.name
     )
     blend = plan.blend
     if features is not None or depth:
@@ -295,9 +293,9 @@ def _render(
         )
         features = _with_depth(features, gaussian_ids, records, plan)
     image, alphas = differentiable_pixels(
-        means2d, records, features, background, blend, plan.views, kept, lists, (image, alphas)
+        means2d, records, features, background, blend, plan.lists_in, rows, lists, (image, alphas)
     )
-    return _Rendered(means2d, records, drawn, gaussian_ids, kept, lists), image, alphas
+    return _Rendered(means2d, records, drawn, gaussian_ids, rows, told, lists), image, alphas
 
 
 def _features_of(
@@ -329,22 +327,23 @@ def _info(r: _Rendered, layout: Layout, masks: Tensor | None, width: int, height
         "masks": masks,
     }
     # Only what is needed lives on with the dictionary.
-    return Info(entries, _Kept(r.records, r.kept, layout), _LATER)
+    return Info(entries, _Told(r.records, r.rows, r.told, layout), _LATER)
 
 
-class _Kept(NamedTuple):
+class _Told(NamedTuple):
     records: Tensor
-    kept: Tensor
+    rows: Tensor
+    told: Tensor
     layout: Layout
 
     def part(self, k: int) -> Tensor:
-        return self.layout.part(self.kept, k)
+        return self.layout.part(self.told, k)
 
     def by_row(self, x: Tensor) -> Tensor:
-        return spread(x, self.part(ROWS))
+        return spread(x, self.rows)
 
 
-_LATER: dict[str, Callable[[_Kept], Tensor]] = {
+_LATER: dict[str, Callable[[_Told], Tensor]] = {
     "radii": lambda s: s.part(RADII),
     "depths": lambda s: s.by_row(s.records[:, 7]),
     "conics": lambda s: s.by_row(s.records[:, 2:5]),

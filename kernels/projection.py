@@ -75,7 +75,7 @@ class Projected(NamedTuple):
     gaussian_ids: Tensor | None  # [R] int32, camera N + Gaussian
     workspace: Tensor  # int32
     counters: Tensor  # [4] int32, for those of the workspace once lists are made
-    kept: Tensor  # in which radii, rows, tile_counts and counters lie: kept_layout
+    told: Tensor  # in which radii, tile_counts and counters lie: told_layout
 
 
 class Inputs(NamedTuple):
@@ -163,25 +163,26 @@ def _packed_rows(sh: Tensor | None) -> Tensor | None:
     return sh if sh.stride(2) == 1 and sh.stride(1) == 3 else sh.contiguous()
 
 
-RADII, ROWS, TILE_COUNTS, COUNTERS = range(4)  # of kept_layout
+RADII, TILE_COUNTS, COUNTERS = range(3)  # of told_layout
 
 
 @functools.lru_cache(KINDS)
-def kept_layout(C: int, N: int, R: int) -> Layout:
-    """Where the integers lie that outlive binning."""
-    return Layout((C, N, 2), (C, N), (3, R), (N_COUNTERS,))
+def told_layout(C: int, N: int, R: int) -> Layout:
+    """Where the integers lie that outlive binning, but no gradient needs."""
+    return Layout((C, N, 2), (3, R), (N_COUNTERS,))
 
 
 def project_fwd(x: Inputs, s: Settings) -> Projected:
     """Project; results carry no gradient before `differentiable_projection`."""
     N, C, R, device = x.means.shape[0], x.viewmats.shape[0], s.max_rows, x.means.device
     n_blocks = -(-N // FWD_BLOCK)
-    layout = kept_layout(C, N, R)
-    kept = layout.make(device)
-    radii, rows, tile_counts, counters = (layout.part(kept, k) for k in range(4))
+    layout = told_layout(C, N, R)
+    told = layout.make(device)
+    radii, tile_counts, counters = (layout.part(told, k) for k in range(3))
     n_words = N_COUNTERS + 2 * (C * n_blocks + scan_programs(R))
     workspace = zeros((n_words,), torch.int32, device)
     means2d = empty((C, N, 2), torch.float32, device)
+    rows = empty((C, N), torch.int32, device)
     records = empty((R, 16), torch.float32, device)
     depth_keys = empty((R,), torch.int32, device)
     gaussian_ids = empty((R,), torch.int32, device) if s.with_ids else None
@@ -202,7 +203,7 @@ def project_fwd(x: Inputs, s: Settings) -> Projected:
     )  # fmt: skip
     return Projected(
         means2d, records, masks, radii, rows, depth_keys, tile_counts, gaussian_ids, workspace,
-        counters, kept,
+        counters, told,
     )  # fmt: skip
 
 
@@ -210,7 +211,7 @@ def _project_bwd(
     x: Inputs,
     s: Settings,
     needs: tuple[bool, ...],
-    kept: Tensor,
+    rows: Tensor,
     v_means2d: Tensor | None,
     v_records: Tensor,
     v_masks: Tensor | None,
@@ -218,7 +219,6 @@ def _project_bwd(
     """Gradients of the first ten inputs, where needed."""
     N, C, device = x.means.shape[0], x.viewmats.shape[0], x.means.device
     stride_v_means2d = 2 if v_means2d is None else v_means2d.stride(1)
-    rows = kept_layout(C, N, s.max_rows).part(kept, ROWS)
 
     def like(x: Tensor | None, needed: bool) -> Tensor | None:
         # Contiguous even where x has spaced rows.
@@ -261,9 +261,9 @@ class _Project(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, *arguments: Any) -> tuple[Tensor, Tensor, Tensor | None]:
-        x, settings, made, kept, kind = arguments[-1]
+        x, settings, made, rows, kind = arguments[-1]
         ctx.save_for_backward(*x[:N_TENSORS])
-        ctx.settings, ctx.kept, ctx.seed, ctx.kind = settings, kept, x[N_TENSORS:], kind
+        ctx.settings, ctx.rows, ctx.seed, ctx.kind = settings, rows, x[N_TENSORS:], kind
         ctx.means2d, ctx.has_grad = weakref.ref(made[0]), False
         ctx.set_materialize_grads(False)
         return made
@@ -292,13 +292,13 @@ class _Project(torch.autograd.Function):
                 v_means2d = v_means2d.contiguous()
 
         def run() -> Results:
-            return _project_bwd(x, s, needs, ctx.kept, v_means2d, v_records, v_masks)
+            return _project_bwd(x, s, needs, ctx.rows, v_means2d, v_records, v_masks)
 
         if ctx.kind is None:
             return *run(), None
         stride = None if v_means2d is None else v_means2d.stride(1)
         kind = (ctx.kind, project_bwd_kernel, needs, stride, v_masks is None)
-        inputs = (*x, ctx.kept, v_means2d, v_records, v_masks)
+        inputs = (*x, ctx.rows, v_means2d, v_records, v_masks)
         return *repeat(kind, inputs, run), None
 
 
@@ -312,7 +312,7 @@ def differentiable_projection(
     means2d: Tensor,
     records: Tensor,
     drawn: Tensor | None,
-    kept: Tensor,
+    rows: Tensor,
     kind: int | None,
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """Results of `project_fwd` (masks if they were drawn) as part of autograd's graph.
@@ -322,7 +322,7 @@ def differentiable_projection(
     """
     if not torch.is_grad_enabled():
         return means2d, records, drawn
-    return apply(_Project, *x[:N_FLOATS], (x, s, (means2d, records, drawn), kept, kind))
+    return apply(_Project, *x[:N_FLOATS], (x, s, (means2d, records, drawn), rows, kind))
 
 
 def project(
@@ -385,7 +385,7 @@ def project(
     made = project_fwd(inputs, settings)
     drawn = None if mask_logits is None else made.masks
     means2d, records, drawn = differentiable_projection(
-        inputs, settings, made.means2d, made.records, drawn, made.kept, None
+        inputs, settings, made.means2d, made.records, drawn, made.rows, None
     )
     return made._replace(
         means2d=means2d, records=records, masks=masks if mask_logits is None else drawn
