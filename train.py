@@ -5,12 +5,15 @@ instead. The defaults that --help shows are those of the --method, --preset, --s
 --iterations and start given with it.
 """
 
+import contextlib
 import dataclasses
 import logging
 import shlex
 import sys
+import threading
 from typing import Any
 
+import kernels
 from gs import cli
 from gs.cli import Config, describe
 from gs.config import resolve_device, resume_command
@@ -66,6 +69,12 @@ def build_trainer(config: Config[Any, Any]) -> Trainer:
     )
 
 
+def _warm_up() -> None:
+    # without Triton, training is slow and needs none of this
+    with contextlib.suppress(ImportError):
+        kernels.warm_up()
+
+
 def main(args: list[str] | None = None) -> None:
     """Train, and say what to run next."""
     args = sys.argv[1:] if args is None else args
@@ -73,6 +82,8 @@ def main(args: list[str] | None = None) -> None:
     out = config.train.model_path
     show_log(quiet=config.train.quiet)
     keep_freed_memory()
+    if resolve_device(config.train.device).type == "cuda":
+        threading.Thread(target=_warm_up, daemon=True).start()
     checkpoint = build_trainer(config).fit()
     if checkpoint is not None:
         print(f"stopped; go on with: {resume_command(args, out, checkpoint)}", file=sys.stderr)

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from .adam import FusedAdam
     from .adam_harmonics import HarmonicsGradient
     from .capacity import Room
+    from .launch import warm_up
     from .pipeline import rasterize
     from .sampling import split_seed
 
@@ -29,6 +30,7 @@ _NEED_TRITON = {
     "Room": ".capacity",
     "rasterize": ".pipeline",
     "split_seed": ".sampling",
+    "warm_up": ".launch",
 }
 
 __all__ = [
@@ -51,6 +53,7 @@ __all__ = [
     "structural_similarity",
     "uniform",
     "uses_triton",
+    "warm_up",
 ]
 
 

@@ -21,6 +21,7 @@ import triton
 import triton.backends.nvidia.driver as driver
 import triton.language as tl
 from torch import Tensor
+from triton.runtime import cache
 
 from .device import INTERPRET
 
@@ -152,6 +153,17 @@ def launch(
         start.call(x, y, z, stream, *start.before, *plain, *start.after)
     if _watching.by is not None:
         _watching.by.launched(start, grid, args)
+
+
+def warm_up() -> None:
+    """Have Triton hash its own files, by which it finds compiled kernels: 0.4 to 1 s per process.
+
+    For a thread beside the loading of a scene; most of it needs no interpreter lock.
+    """
+    # older Tritons keep it elsewhere
+    key = getattr(cache, "triton_key", None)
+    if key is not None and not INTERPRET:
+        key()
 
 
 def _interpret(
