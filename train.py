@@ -13,6 +13,8 @@ import sys
 import threading
 from typing import Any
 
+import torch
+
 import kernels
 from gs import cli
 from gs.cli import Config, describe
@@ -69,10 +71,10 @@ def build_trainer(config: Config[Any, Any]) -> Trainer:
     )
 
 
-def _warm_up() -> None:
+def _warm_up(device: torch.device) -> None:
     # without Triton, training is slow and needs none of this
     with contextlib.suppress(ImportError):
-        kernels.warm_up()
+        kernels.warm_up(device)
 
 
 def main(args: list[str] | None = None) -> None:
@@ -82,8 +84,9 @@ def main(args: list[str] | None = None) -> None:
     out = config.train.model_path
     show_log(quiet=config.train.quiet)
     keep_freed_memory()
-    if resolve_device(config.train.device).type == "cuda":
-        threading.Thread(target=_warm_up, daemon=True).start()
+    device = resolve_device(config.train.device)
+    if device.type == "cuda":
+        threading.Thread(target=_warm_up, args=(device,)).start()
     checkpoint = build_trainer(config).fit()
     if checkpoint is not None:
         print(f"stopped; go on with: {resume_command(args, out, checkpoint)}", file=sys.stderr)

@@ -155,11 +155,13 @@ def launch(
         _watching.by.launched(start, grid, args)
 
 
-def warm_up() -> None:
-    """Have Triton hash its own files, by which it finds compiled kernels: 0.4 to 1 s per process.
+def warm_up(device: torch.device) -> None:
+    """Do what a process does once before its first kernel: open the GPU, and have Triton hash its
+    own files, by which it finds compiled kernels (0.4 to 1 s).
 
     For a thread beside the loading of a scene; most of it needs no interpreter lock.
     """
+    torch.zeros(1, device=device)
     # older Tritons keep it elsewhere
     key = getattr(cache, "triton_key", None)
     if key is not None and not INTERPRET:
