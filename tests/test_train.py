@@ -338,3 +338,24 @@ def test_changed_settings_are_warned_of(
     (record,) = [record for record in caplog.records if record.levelname == "WARNING"]
     said = "settings differ from the checkpoint's: opacity_lr 0.1 (was 0.05), lambda_mask 0.1 (was"
     assert record.getMessage().startswith(said)
+
+
+@pytest.mark.gpu
+def test_kernels_train_as_the_reference_does(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One seed, 300 iterations, by Triton and by PyTorch: the same test PSNR within 0.1 dB."""
+    folder = tmp_path / "scene"
+    write_demo_scene(folder, width=120, height=90)
+
+    def psnr(name: str) -> float:
+        line = f"-s {folder} -m {tmp_path / name} --eval --quiet --iterations 300 --no_cuda_graphs"
+        trainer = train.build_trainer(train.parse(line.split()))
+        trainer.fit()
+        return trainer.tracker.history["test"][-1]["psnr"]
+
+    by_kernels = psnr("kernels")
+    monkeypatch.setattr("kernels._checks.has_triton", lambda: False)
+    by_reference = psnr("reference")
+    assert by_kernels > 20.0
+    assert by_reference == pytest.approx(by_kernels, abs=0.1)
