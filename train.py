@@ -72,8 +72,8 @@ def build_trainer(config: Config[Any, Any]) -> Trainer:
 
 
 def _warm_up(device: torch.device) -> None:
-    # without Triton, training is slow and needs none of this
-    with contextlib.suppress(ImportError):
+    # without Triton none of this is needed, and a GPU that fails is told of by what needs it next
+    with contextlib.suppress(ImportError, RuntimeError):
         kernels.warm_up(device)
 
 
