@@ -3,6 +3,7 @@
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -44,6 +45,24 @@ def data_root() -> Path:
     if not (root / "golden").is_dir() and not (root / "data").is_dir():
         pytest.skip(f"no measuring data at {root}; set SPLATRIM_DATA")
     return root
+
+
+@pytest.fixture
+def spoil_memory(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
+    """Call it with an integer: what torch leaves uninitialised is that, or NaN, from then on."""
+
+    def spoil(integer: int) -> None:
+        for name in ("empty", "empty_like", "empty_strided"):
+            make = getattr(torch, name)
+
+            def spoiled(*args: Any, make: Callable[..., Tensor] = make, **options: Any) -> Tensor:
+                x = make(*args, **options)
+                with torch.no_grad():
+                    return x.fill_(float("nan") if x.is_floating_point() else integer)
+
+            monkeypatch.setattr(torch, name, spoiled)
+
+    return spoil
 
 
 @pytest.fixture

@@ -1,5 +1,6 @@
 """Lists of bins and tiles against a walk over every row of every Gaussian, one by one."""
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import pytest
@@ -17,15 +18,8 @@ DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 
 @pytest.fixture(autouse=True)
-def poisoned(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Uninitialised memory holds a large number instead of lucky zeros."""
-    empty, empty_like = torch.empty, torch.empty_like
-
-    def spoil(x: Tensor) -> Tensor:
-        return x if x.is_floating_point() else x.fill_(0x7F7F)
-
-    monkeypatch.setattr(torch, "empty", lambda *a, **k: spoil(empty(*a, **k)))
-    monkeypatch.setattr(torch, "empty_like", lambda *a, **k: spoil(empty_like(*a, **k)))
+def poisoned(spoil_memory: Callable[[int], None]) -> None:
+    spoil_memory(0x7F7F)
 
 
 @triton.jit

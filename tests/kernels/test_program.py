@@ -1,7 +1,7 @@
 """Programs do again, for other tensors, what was done while a call was watched."""
 
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -37,18 +37,11 @@ def make(n: int = N) -> Tensor:
 
 
 @pytest.fixture(autouse=True)
-def fresh(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def fresh(monkeypatch: pytest.MonkeyPatch, spoil_memory: Callable[[int], None]) -> None:
     """Nothing is remembered, and what nothing writes is NaN or a huge integer."""
     monkeypatch.setattr(program, "_programs", {})
     monkeypatch.setattr(pipeline, "_plans", {})
-    torch_empty = torch.empty
-
-    def spoiled(*args: Any, **options: Any) -> Tensor:
-        x = torch_empty(*args, **options)
-        return x.fill_(float("nan") if x.is_floating_point() else 2**31 - 3)
-
-    monkeypatch.setattr(torch, "empty", spoiled)
-    yield
+    spoil_memory(2**31 - 3)
 
 
 def chain_of(x: Tensor, number: Scalar) -> Callable[[], Results]:

@@ -1,6 +1,6 @@
 """sort_pairs against torch.sort: order, stability, payloads, bit ranges and device-side counts."""
 
-from collections.abc import Iterator
+from collections.abc import Callable
 from typing import Literal
 
 import pytest
@@ -19,12 +19,8 @@ N_TILE = TILES[0]
 
 
 @pytest.fixture(autouse=True)
-def poisoned(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Uninitialised memory holds a large number instead of lucky zeros."""
-    empty, empty_like = torch.empty, torch.empty_like
-    monkeypatch.setattr(torch, "empty", lambda *a, **k: empty(*a, **k).fill_(0x7F7F7F7))
-    monkeypatch.setattr(torch, "empty_like", lambda *a, **k: empty_like(*a, **k).fill_(-77))
-    yield
+def poisoned(spoil_memory: Callable[[int], None]) -> None:
+    spoil_memory(0x7F7F7F7)
 
 
 @pytest.fixture(params=EXCHANGES)

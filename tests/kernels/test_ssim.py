@@ -23,11 +23,8 @@ SHAPES = [(1, 1), (7, 5), (11, 11), (16, 16), (33, 14)]
 
 
 @pytest.fixture(autouse=True)
-def poisoned(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What nothing writes is NaN."""
-    empty, empty_like = torch.empty, torch.empty_like
-    monkeypatch.setattr(torch, "empty", lambda *a, **k: empty(*a, **k).fill_(float("nan")))
-    monkeypatch.setattr(torch, "empty_like", lambda x: empty_like(x).fill_(float("nan")))
+def poisoned(spoil_memory: Callable[[int], None]) -> None:
+    spoil_memory(77)
 
 
 def images(height: int, width: int, seed: int = 0, noise: float = 0.3) -> tuple[Tensor, Tensor]:
