@@ -49,12 +49,11 @@ class _Step(NamedTuple):
 
 
 class _Made(NamedTuple):
-    """A buffer that is a result, or that begins with one."""
+    """A buffer that is a result."""
 
     shape: torch.Size
     strides: tuple[int, ...]
     dtype: torch.dtype
-    shown: torch.Size | None  # of the result, if it is a part
 
 
 class _Segment(NamedTuple):
@@ -102,11 +101,10 @@ class Program:
         block: int,
         device: torch.device,
     ) -> None:
-        self.results, self.n_steps, self.device = results, len(steps), device
+        self.n_steps, self.device = len(steps), device
         self.tensors = [k for k, x in enumerate(inputs) if isinstance(x, Tensor)]
         # The block comes behind the results, then None for those that are not made.
-        self.made = [*results, _Made(torch.Size([block]), (1,), torch.int32, None)]
-        self.parts = any(made is not None and made.shown is not None for made in results)
+        self.made = [*results, _Made(torch.Size([block]), (1,), torch.int32)]
         self.segments = []
         waiting, first = {k for k, made in enumerate(self.made) if made is not None}, 0
         make: list[int] = []
@@ -134,7 +132,7 @@ class Program:
         stream = 0 if INTERPRET else torch._C._cuda_getCurrentRawStream(device.index)
         for make, constants, places, pick_slots, offsets, calls in self.segments:
             for k in make:
-                shape, strides, dtype, _ = self.made[k]  # type: ignore[misc]
+                shape, strides, dtype = self.made[k]  # type: ignore[misc]
                 # half the time of torch.empty
                 x = slots[k] = torch.empty_strided(shape, strides, dtype=dtype, device=device)
                 base[n_inputs + k] = x.data_ptr()
@@ -146,13 +144,7 @@ class Program:
             for call, pick in calls:
                 call(*pick(pool))
         slots.pop()  # the block
-        return self._shown(slots) if self.parts else tuple(slots)
-
-    def _shown(self, made: list[Any]) -> Results:
-        for k, y in enumerate(self.results):
-            if y is not None and y.shown is not None:
-                made[k] = made[k].view(-1)[: y.shown.numel()].view(y.shown)
-        return tuple(made)
+        return tuple(slots)
 
 
 def _picker(places: list[int]) -> Callable[[Sequence[Any]], Sequence[Any]]:
@@ -234,15 +226,15 @@ class _Tape:
             if x is None:
                 continue
             found = self._find(x)
-            if found is None or found[0] < n_inputs or found[1] or not x.is_contiguous():
+            if found is None or found[0] < n_inputs or found[1]:
                 return None
             number = found[0] - n_inputs
             buffer = self.buffers[number]
-            if number in place or buffer.dtype != x.dtype:
+            same = buffer.dtype == x.dtype and buffer.shape == x.shape
+            if number in place or not same or not x.is_contiguous():
                 return None
             place[number] = (n_inputs + k, 0)
-            whole = buffer.shape == x.shape
-            made[k] = _Made(buffer.shape, buffer.stride(), buffer.dtype, None if whole else x.shape)
+            made[k] = _Made(x.shape, x.stride(), x.dtype)
         if not self.complete:
             return None
         # Zeros of the block are written together, and before all else.
