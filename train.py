@@ -84,9 +84,9 @@ def main(args: list[str] | None = None) -> None:
     out = config.train.model_path
     show_log(quiet=config.train.quiet)
     keep_freed_memory()
-    device = resolve_device(config.train.device)
-    if device.type == "cuda":
-        threading.Thread(target=_warm_up, args=(device,)).start()
+    gpu = resolve_device(config.train.device)
+    if gpu.type == "cuda":
+        threading.Thread(target=_warm_up, args=(gpu,)).start()
     checkpoint = build_trainer(config).fit()
     if checkpoint is not None:
         print(f"stopped; go on with: {resume_command(args, out, checkpoint)}", file=sys.stderr)

@@ -35,10 +35,9 @@ import kernels.blending
 from gs.errors import SplatrimError
 from kernels.blending import Blend
 from kernels.device import ex2
+from kernels.ellipse import LN2
 from kernels.launch import launch
 from kernels.tiles import ALPHA_MAX, ALPHA_MIN, LOG2E, T_MIN, tile_pixels
-
-LN2 = tl.constexpr(0.6931471805599453)
 
 
 @triton.jit

@@ -30,6 +30,7 @@ import triton
 import triton.language as tl
 
 from .device import rcp
+from .ellipse import LN2
 from .rows import join8, split8
 from .tiles import (
     ALPHA_MAX,
@@ -56,8 +57,6 @@ from .tiles import (
     tile_pixels,
     transmittances,
 )
-
-LN2 = tl.constexpr(0.6931471805599453)
 
 
 @triton.jit

@@ -7,8 +7,8 @@ from typing import Any
 class Info(dict[str, Any]):
     """A dictionary some of whose entries are computed when they are first read.
 
-    depths, conics, tiles_per_gauss, n_isects and n_nonfinite are kept by row or in a workspace;
-    they look like any other entry.
+    radii, depths, conics, tiles_per_gauss, n_isects and n_nonfinite are kept by row or in a buffer
+    of several; they look like any other entry.
 
     Args:
         entries: What is known.

@@ -11,7 +11,6 @@ they go straight to its function in C.
 
 import contextlib
 import functools
-import math
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple, Protocol
@@ -79,7 +78,7 @@ def empty(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Ten
 def zeros(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
     """As torch.zeros, of 32-bit numbers, for what kernels add to."""
     x = empty(shape, dtype, device)
-    n = math.prod(shape)
+    n = x.numel()
     if _watching.by is not None and n > 0:
         _watching.by.zeroing()
     launch(_zero_kernel, zero_grid(n), x.view(torch.int32), n, BLOCK=ZEROS)

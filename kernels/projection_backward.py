@@ -6,6 +6,7 @@
 import triton
 import triton.language as tl
 
+from .ellipse import LN2
 from .linalg import (
     Sym2,
     Vec3,
@@ -23,7 +24,6 @@ from .linalg import (
     sym2_inverse_vjp,
 )
 from .projection_parts import (
-    LN2,
     blurred_conic,
     center_offset,
     columns_times,

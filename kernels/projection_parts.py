@@ -13,7 +13,6 @@ from .linalg import Mat3, Sym2, Vec3, add3, combine3, dot3, load3, scale3, sym2_
 from .rows import load_tile16, split16
 
 FOV_MARGIN = tl.constexpr(constants.FOV_MARGIN)
-LN2 = tl.constexpr(0.6931471805599453)
 CULLED_KEY = tl.constexpr(0x7F800000)
 
 

@@ -41,6 +41,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .device import rcp
+from .functions import once_differentiable
 from .launch import launch
 from .reference.ssim import C1, C2
 from .ssim_blur import (
@@ -386,7 +387,7 @@ class _PhotometricLoss(torch.autograd.Function):
         return values[0]
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
+    @once_differentiable
     def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
         ctx: Any, v: Tensor
     ) -> tuple[Tensor | None, None, None]:
