@@ -19,6 +19,7 @@ from .config import TrainConfig
 from .data.loader import ImageLoader
 from .gaussians import Gaussians
 from .graphs import Frame, StepGraphs
+from .losses import total
 from .optim import learning_rate
 from .renderer import render
 from .sampler import derive_seed
@@ -223,12 +224,9 @@ class Stepper:
         values, v_colors = photometric_gradient(out.colors, target, config.lambda_dssim)
         terms = [strategy.loss(step, gaussians, out) for strategy in self.strategies]
         terms = [term for term in terms if term is not None]
-        gradients = [v_colors, *(torch.ones_like(term) for term in terms)]
-        torch.autograd.backward([out.colors, *terms], gradients)
-        loss = values[:1]
-        for term in terms:
-            loss = loss + term.detach()
-        self.tracker.record(torch.cat([loss, values[3:]]), skip)
+        loss = total(values[0], v_colors, out.colors, *terms)
+        loss.backward()
+        self.tracker.record(torch.cat([loss.detach().view(1), values[3:]]), skip)
         if frame is None:
             self.report(step)
 

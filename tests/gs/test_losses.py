@@ -1,10 +1,12 @@
 import math
+import subprocess
+import sys
 
 import pytest
 import torch
 from torch import Tensor
 
-from gs.losses import l1, photometric_loss, ssim, to_float
+from gs.losses import l1, photometric_loss, ssim, to_float, total
 
 
 def naive_ssim(a: Tensor, b: Tensor) -> float:
@@ -114,6 +116,33 @@ def test_photometric_loss_of_uint8_target() -> None:
     assert to_float(torch.tensor([0, 51, 255], dtype=torch.uint8)).tolist() == pytest.approx(
         [0.0, 0.2, 1.0]
     )
+
+
+def test_total_has_the_gradients_that_it_is_given() -> None:
+    colors, v_colors = (x.requires_grad_(i == 0) for i, x in enumerate(pair(5, 4)))
+    x = torch.tensor(3.0, dtype=torch.float64, requires_grad=True)
+    loss = total(torch.tensor(0.25, dtype=torch.float64), v_colors, colors * 2, x**2, 4 * x)
+    assert loss.item() == 0.25 + 9 + 12
+    loss.backward()
+    assert colors.grad is not None and torch.equal(colors.grad, 2 * v_colors)
+    assert x.grad is not None and x.grad.item() == 6 + 4
+
+
+BACKWARD = """
+import sys
+import torch
+from gs.losses import total
+
+colors = torch.ones(2, 2, 3, requires_grad=True)
+total(torch.tensor(0.0), torch.ones(2, 2, 3), colors, colors.mean()).backward()
+assert colors.grad is not None
+assert "sympy" not in sys.modules
+"""
+
+
+def test_the_backward_of_a_total_imports_no_sympy() -> None:
+    done = subprocess.run([sys.executable, "-c", BACKWARD], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 def test_bad_images_are_named() -> None:
