@@ -2,16 +2,21 @@
 
 pytest bench/bench_rasterization.py                 through pytest-benchmark, synchronised
 python -m bench.bench_rasterization [--json FILE]   CUDA events around the public call: the table
+python -m bench.bench_rasterization --first_call garden-x1      seconds of a process's first calls
 
 Degree-3 spherical harmonics, near plane 0.01, one random image gradient, no graph capture; gsplat
-with packed=False. `single_thread` has autograd in the caller's thread, where it need not wake
-another (torch.autograd.set_multithreading_enabled(False), as training does); `busy` is the time in
-which the GPU runs kernels; `memory` what a forward and backward allocate at their peak beyond
-parameters and image.
+with packed=False. Variants take turns, so that whatever disturbs a machine disturbs all of them;
+"masks" are ones and "sampled" is drawn from logits of 8, both with gradients. `single_thread` has
+autograd in the caller's thread, where it need not wake another
+(torch.autograd.set_multithreading_enabled(False), as training does); `busy` is the time in which
+the GPU runs kernels; `memory` what a forward and backward allocate at their peak beyond parameters,
+their gradients and the image's.
 """
 
 import argparse
 import json
+import statistics
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -25,11 +30,12 @@ from torch.profiler import ProfilerActivity, profile
 from bench.scenes import NAMES, Workload, load
 from kernels import rasterization
 
-WARMUPS, REPEATS = 8, 30
+WARMUPS, REPEATS, TURNS = 4, 10, 5
 SETTLING = 450  # calls: buffers shrink after at most twice 200 (kernels/pipeline.py)
 VARIANTS: dict[str, dict[str, Any]] = {
     "splatrim": {},
-    "splatrim, masks": {"masks": True},
+    "splatrim, masks": {"masks": 1.0},
+    "splatrim, sampled": {"mask_logits": 8.0, "mask_seed": 3},
     "splatrim, exact": {"precision": "exact"},
     "splatrim, deterministic": {"deterministic": True},
 }
@@ -37,21 +43,23 @@ VARIANTS: dict[str, dict[str, Any]] = {
 
 def calls(w: Workload, variant: str) -> tuple[Callable[[], Tensor], Callable[[], None]]:
     """Forward, and forward + backward."""
-    leaves = w.parameters()
+    parameters = w.parameters()
+    leaves = [*parameters]
     v_image = torch.rand(1, w.height, w.width, 3, device="cuda")
     camera = (w.viewmats, w.Ks, w.width, w.height)
     if variant == "gsplat":
         import gsplat
 
         def forward() -> Tensor:
-            return gsplat.rasterization(*leaves, *camera, sh_degree=3, packed=False)[0]
+            return gsplat.rasterization(*parameters, *camera, sh_degree=3, packed=False)[0]
     else:
         options = dict(VARIANTS[variant])
-        if options.pop("masks", False):
-            options["masks"] = torch.ones(len(w.means), device="cuda").requires_grad_()
+        for name in {"masks", "mask_logits"} & options.keys():
+            options[name] = torch.full((len(w.means),), options[name], device="cuda")
+            leaves.append(options[name].requires_grad_())
 
         def forward() -> Tensor:
-            return rasterization(*leaves, *camera, sh_degree=3, **options)[0]
+            return rasterization(*parameters, *camera, sh_degree=3, **options)[0]
 
     def both() -> None:
         for leaf in leaves:
@@ -61,7 +69,7 @@ def calls(w: Workload, variant: str) -> tuple[Callable[[], Tensor], Callable[[],
     return forward, both
 
 
-def median_ms(f: Callable[[], Any]) -> float:
+def times_ms(f: Callable[[], Any]) -> list[float]:
     times = []
     for i in range(WARMUPS + REPEATS):
         start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
@@ -71,7 +79,15 @@ def median_ms(f: Callable[[], Any]) -> float:
         torch.cuda.synchronize()
         if i >= WARMUPS:
             times.append(start.elapsed_time(end))
-    return sorted(times)[REPEATS // 2]
+    return times
+
+
+def medians_ms(calls: dict[str, Callable[[], Any]]) -> dict[str, float]:
+    times: dict[str, list[float]] = {name: [] for name in calls}
+    for _ in range(TURNS):
+        for name, f in calls.items():
+            times[name] += times_ms(f)
+    return {name: statistics.median(each) for name, each in times.items()}
 
 
 def busy_ms(f: Callable[[], Any], calls: int = 5) -> float:
@@ -82,37 +98,64 @@ def busy_ms(f: Callable[[], Any], calls: int = 5) -> float:
     return sum(e.self_device_time_total for e in trace.key_averages()) / calls / 1e3
 
 
-def measure(w: Workload, variant: str) -> dict[str, Any]:
-    forward, both = calls(w, variant)
-    with torch.no_grad():
-        for _ in range(SETTLING):  # until buffers have shrunk to this workload
-            forward()
-        result = {"workload": w.name, "variant": variant, "forward_ms": median_ms(forward)}
-    result["both_ms"] = median_ms(both)
-    with torch.autograd.set_multithreading_enabled(False):
-        result["single_thread_ms"] = median_ms(both)
-    result["busy_ms"] = busy_ms(both)
+def memory_mb(f: Callable[[], Any]) -> float:
     torch.cuda.synchronize()
     torch.cuda.reset_peak_memory_stats()
     before = torch.cuda.memory_allocated()
-    both()
-    result["memory_mb"] = (torch.cuda.max_memory_allocated() - before) / 2**20
-    return result
+    f()
+    return (torch.cuda.max_memory_allocated() - before) / 2**20
+
+
+def measure(w: Workload, variants: list[str]) -> list[dict[str, Any]]:
+    forwards, boths = {}, {}
+    for variant in variants:
+        forwards[variant], boths[variant] = calls(w, variant)
+        with torch.no_grad():
+            for _ in range(SETTLING):  # until buffers have shrunk to this workload
+                forwards[variant]()
+    forward, both = medians_ms(forwards), medians_ms(boths)
+    with torch.autograd.set_multithreading_enabled(False):
+        single_thread = medians_ms(boths)
+    return [
+        {
+            "workload": w.name, "n": len(w.means), "variant": name, "forward_ms": forward[name],
+            "both_ms": both[name], "single_thread_ms": single_thread[name],
+            "busy_ms": busy_ms(boths[name]), "memory_mb": memory_mb(boths[name]),
+        }
+        for name in variants
+    ]  # fmt: skip
+
+
+def first_calls(w: Workload) -> list[float]:
+    """Seconds of the first forwards + backwards of a process that has done nothing but load."""
+    parameters, camera = w.parameters(), (w.viewmats, w.Ks, w.width, w.height)
+    torch.cuda.synchronize()
+    seconds = []
+    for _ in range(3):
+        start = time.perf_counter()
+        image = rasterization(*parameters, *camera, sh_degree=3)[0]
+        image.sum().backward()
+        torch.cuda.synchronize()
+        seconds.append(time.perf_counter() - start)
+    return seconds
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("names", nargs="*", default=NAMES)
     parser.add_argument("--json", type=Path)
+    parser.add_argument("--first_call", action="store_true")
     parser.add_argument("--rivals", nargs="*", default=["gsplat"])
     arguments = parser.parse_args()
+    if arguments.first_call:
+        print([round(seconds, 3) for seconds in first_calls(load(arguments.names[0]))])
+        return
     rows = []
     for name in arguments.names or NAMES:
-        w = load(name)
-        for variant in (*arguments.rivals, *VARIANTS):
-            rows.append(measure(w, variant) | {"n": len(w.means)})
-            print({k: round(v, 3) if isinstance(v, float) else v for k, v in rows[-1].items()})
-            torch.cuda.empty_cache()
+        for row in measure(load(name), [*arguments.rivals, *VARIANTS]):
+            rows.append(row)
+            print({k: round(v, 3) if isinstance(v, float) else v for k, v in row.items()})
+        torch.cuda.empty_cache()
     about = {
         "gpu": torch.cuda.get_device_name(),
         "torch": torch.__version__,

@@ -13,7 +13,12 @@ from typing import Any
 from bench.sweep_table import markdown
 
 # Variants whose cost is given in the GPU's time, which nothing else on a machine disturbs.
-OTHERS = {"masks": "with masks", "exact": "exact", "deterministic": "deterministic"}
+OTHERS = {
+    "masks": "with masks",
+    "sampled": "sampled",
+    "exact": "exact",
+    "deterministic": "deterministic",
+}
 
 
 def table(saved: dict[str, Any]) -> str:
@@ -47,7 +52,7 @@ def table(saved: dict[str, Any]) -> str:
         ]
         lines.append(f"| {' | '.join(cells)} |")
     note = (
-        f"Milliseconds, median of 30, one {about['gpu']}, torch {about['torch']}, triton "
+        f"Milliseconds, median of 50, one {about['gpu']}, torch {about['torch']}, triton "
         f"{about['triton']}; `{about['command']}` (workloads: bench/scenes.py)."
     )
     return "\n".join([note, "", *lines])
