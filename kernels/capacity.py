@@ -6,6 +6,7 @@ the GPU goes on; they are read once everything is queued.
 """
 
 import ctypes
+import itertools
 import threading
 import time
 from typing import Any, NamedTuple
@@ -17,7 +18,8 @@ from .device import INTERPRET
 
 SLACK = 1.125  # capacity over the numbers seen
 UNKNOWN = -1
-SPINS = 2000  # looks for the counts before a thread sleeps: about 0.2 ms
+SPINS = 2000  # looks for the counts before other threads may run: about 0.2 ms
+YIELDS = 500  # and before this one sleeps: about 2 ms
 # Calls before a capacity that is twice too large shrinks: views differ.
 PATIENCE = 1 if INTERPRET.value else 200
 
@@ -82,9 +84,10 @@ class Capacity:
                 return value
         # A long one: let other threads run, and notice failures.
         stream = torch.cuda.current_stream(self._device)
-        while told.value == UNKNOWN and not stream.query():
-            time.sleep(5e-5)
-        stream.synchronize()
+        for k in itertools.count():
+            if told.value != UNKNOWN or stream.query():
+                break
+            time.sleep(0 if k < YIELDS else 5e-5)
         value = told.value
         if value == UNKNOWN:
             raise RuntimeError("the GPU finished a rendering and has not told its counts")
