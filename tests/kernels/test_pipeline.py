@@ -341,6 +341,29 @@ def test_sampled_masks(assert_close):
     assert 0 < results[0][0].mean() < 1
 
 
+@pytest.mark.parametrize("precision", ["default", "exact"])
+def test_gradients_of_what_is_hardly_seen(precision):
+    """Each Gaussian's own error: behind opaque ones, weights are as small as 1e-5."""
+    scene = make_scene(30)
+    scene["means"] = scene["means"] * 0.3 + torch.tensor([0.0, 0.0, 4.0], device=DEVICE)
+    scene["opacities"] = 0.01 + 0.04 * scene["opacities"]
+    front = {"means": torch.tensor([[0.0, 0.0, 2.0]]), "quats": torch.tensor([[1.0, 0, 0, 0]])}
+    front |= {"scales": torch.full((1, 3), 5.0), "opacities": torch.tensor([0.87])}
+    front |= {"colors": torch.zeros(1, 16, 3), "masks": torch.ones(1)}
+    for name, x in front.items():
+        scene[name] = torch.cat([x.to(DEVICE)] * 4 + [scene[name]])
+    scene["masks"][4:] = 1.0
+    (got, _), (want, _) = (
+        run(scene, SIZE, b, precision=precision) for b in ("triton", "reference")
+    )
+    for name in ("means", "opacities", "colors", "masks"):
+        a, b = got[f"v_{name}"][4:].reshape(30, -1), want[f"v_{name}"][4:].reshape(30, -1)
+        seen = b.norm(dim=1) > 0
+        assert int(seen.sum()) > 15
+        errors = (a - b).norm(dim=1)[seen] / b.norm(dim=1)[seen]
+        assert errors.median() < 1e-3 and errors.max() < 2e-2
+
+
 @pytest.mark.gpu
 def test_long_tile_list(assert_close):
     """One tile with more than 10,000 entries."""
