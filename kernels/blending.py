@@ -29,7 +29,6 @@ from torch import Tensor
 
 from .binning import DepthOrder, TileLists
 from .blending_backward import blend_bwd_kernel, sum_rows_kernel
-from .device import step_offset
 from .functions import apply, once_differentiable
 from .launch import empty, launch, zeros
 from .program import Results, repeat
@@ -109,7 +108,7 @@ def _blend_fwd_kernel(
         ahead = load_chunk(records_ptr, ids, i + CHUNK, hi, IN_RECORDS)
         ids = load_ids(flatten_ids_ptr, i + 2 * CHUNK, hi)
         _, rest = chunk_alphas(mx, my, A, B, C, lo, m, centre_x, centre_y, x, y)
-        w, _, run, _ = transmittances(rest, run, step_offset(T_MIN))
+        w, _, run, _ = transmittances(rest, run, T_MIN)
         opaque += (w[0] + w[1]) + (w[2] + w[3])
         if IN_RECORDS:
             c0 = _add(c0, w, f[0])

@@ -13,13 +13,13 @@ The gradient passes the clamp at 0.99 unchanged (o exp(-sigma) in place of a). G
 moments sum_pixels h, h x, h y, h x^2, h x y, h y^2 of h = o exp(-sigma) v_e about the tile centre.
 These and v_c are matrix products: pixels are contracted against the basis [1 x y x^2 xy y^2],
 which fp16 holds exactly on an 8x8 tile, and against v_color (high and low halves). Operands are
-scaled by powers of two, so that fp16 neither overflows nor vanishes: v_color by one per tile, T by
-one that grows as the largest T of a tile falls (with T as it is, gradients of what is seen through
-T < 0.01 are off by 1 to 10 %). h and T e are rounded to fp16 once, which keeps every sum unbiased
-to 3e-4; SPLIT adds their low halves. Only SPLIT, too, takes the clamp out of v_m: o exp(-sigma)
-exceeds 0.99 by less than 1 % and within 0.15 standard deviations of opaque means, about 3e-5 of
-v_m, while the branch for it costs 7 % of a whole step in registers. With it left out, mask
-gradients are free: v_m is the first of the moments.
+scaled by powers of two, v_color by one per tile and T by one for all, so that fp16 neither
+overflows nor vanishes: with T as it is, gradients of what is seen through T < 0.01 are off by 1 to
+10 %. (A scale that follows T gains little more and costs 3 % of a whole step.) h and T e are
+rounded to fp16 once, which keeps every sum unbiased to 3e-4; SPLIT adds their low halves. Only
+SPLIT, too, takes the clamp out of v_m: o exp(-sigma) exceeds 0.99 by less than 1 % and within 0.15
+standard deviations of opaque means, about 3e-5 of v_m, while the branch for it costs 7 % of a whole
+step in registers. With it left out, mask gradients are free: v_m is the first of the moments.
 
     v_rows [R 16] float32: columns as in records, 0..1 v_means2d, 5 v_log2(o), 12..13 absgrad.
     Deterministic mode writes one row per list entry instead, summed by sum_rows_kernel.
@@ -31,7 +31,7 @@ gradients are free: v_m is the first of the moments.
 import triton
 import triton.language as tl
 
-from .device import rcp, step_offset
+from .device import rcp
 from .ellipse import LN2
 from .rows import join8, split8
 from .tiles import (
@@ -60,9 +60,7 @@ from .tiles import (
     transmittances,
 )
 
-# Of transmittance, and by how much it shrinks where the largest of a tile is below a half.
-UNIT = tl.constexpr(1.0 / 8.0)
-SHRINK = tl.constexpr(16.0)
+UNIT = tl.constexpr(1.0 / 8.0)  # of transmittance
 
 
 @triton.jit
@@ -165,8 +163,9 @@ def blend_bwd_kernel(
         largest = tl.maximum(largest, tl.abs(ga))
     top = tl.max(largest, 0)
     scale = _reciprocal_power_of_two(top)
-    unscale = rcp(scale)
-    remainder *= scale * ALPHA_MAX
+    # T counts in a unit as small as fp16 bears: h overflows where colours differ by more than 13.
+    unscale = rcp(scale) * UNIT
+    remainder *= scale * (ALPHA_MAX / UNIT)
     g0 *= scale
     g1 *= scale
     g2 *= scale
@@ -205,17 +204,12 @@ def blend_bwd_kernel(
         g2 = per_quad(g2)
         g3 = per_quad(g3)
     remainder = per_quad(remainder)
-    # Transmittances, and with them h and T e, count in a unit that shrinks as they do.
-    unscale *= UNIT
-    remainder *= 1.0 / UNIT
     run = per_quad(tl.where(inside, 1.0 / UNIT, 0.0))
     alive = tl.where(top > 0.0, 1.0 / UNIT, 0.0)
-    least = alive * (T_MIN * UNIT)
-    stop = step_offset(T_MIN) * (1.0 / UNIT)
     ids = load_ids(flatten_ids_ptr, i, hi)
     ahead = load_chunk(records_ptr, ids, i, hi, False)
     ids = load_ids(flatten_ids_ptr, i + CHUNK, hi)
-    while (i < hi) & (alive >= least) & (alive > 0.0):
+    while (i < hi) & (alive >= T_MIN / UNIT):
         rows, there, mx, my, A, B, C, lo, m, unused = ahead
         ahead = load_chunk(records_ptr, ids, i + CHUNK, hi, False)
         ids = load_ids(flatten_ids_ptr, i + 2 * CHUNK, hi)
@@ -238,7 +232,7 @@ def blend_bwd_kernel(
                     f = feature(features_ptr, at, there, stride, D, 0, channel)
                     u = _add_outer(u, per_quad(gc * (scale * ALPHA_MAX)), f)
         a, rest = chunk_alphas(mx, my, A, B, C, lo, m, centre_x, centre_y, x, y)
-        w, after, run, go = transmittances(rest, run, stop)
+        w, after, run, go = transmittances(rest, run, T_MIN / UNIT)
         v = w[0] * u[0] + w[1] * u[1]
         v += w[2] * u[2]
         v += w[3] * u[3]
@@ -328,13 +322,6 @@ def blend_bwd_kernel(
             else:
                 tl.atomic_add(v_rows_ptr + rows * 16 + 12, ax, mask=there, sem="relaxed")
                 tl.atomic_add(v_rows_ptr + rows * 16 + 13, ay, mask=there, sem="relaxed")
-        if alive < 0.5:
-            run *= SHRINK
-            remainder *= SHRINK
-            alive *= SHRINK
-            least *= SHRINK
-            stop *= SHRINK
-            unscale *= 1.0 / SHRINK
         i += CHUNK
 
 

@@ -17,7 +17,6 @@ import triton.language as tl
 from torch import Tensor
 
 from .binning import TileLists
-from .device import step_offset
 from .launch import launch
 from .tiles import (
     CHUNK,
@@ -73,7 +72,7 @@ def _contributions_kernel(
         ahead = load_chunk(records_ptr, ids, i + CHUNK, hi, False)
         ids = load_ids(flatten_ids_ptr, i + 2 * CHUNK, hi)
         _, rest = chunk_alphas(mx, my, A, B, C, lo, m, centre_x, centre_y, x, y)
-        w, _, run, _ = transmittances(rest, run, step_offset(T_MIN))
+        w, _, run, _ = transmittances(rest, run, T_MIN)
         # a product that is subtracted unrounded leaves a trace behind every opaque pixel
         w0 = tl.where(rest[0] < 1.0, w[0], 0.0)
         w1 = tl.where(rest[1] < 1.0, w[1], 0.0)

@@ -31,31 +31,20 @@ def rcp(x):
 
 
 @triton.jit
-def step_offset(threshold: tl.constexpr):
-    """What `step_at` wants for a threshold between 2^-60 and 1, or this times a power of two."""
-    bits = tl.full((), threshold, tl.float32).to(tl.int32, bitcast=True)
-    return (bits - 1).to(tl.float32, bitcast=True) * -(2.0**100)
+def step(x, threshold: tl.constexpr):
+    """1 where x >= threshold, else 0, for x and a threshold between 2^-60 and 2^20.
 
-
-@triton.jit
-def step_at(x, offset):
-    """1 where x >= threshold, else 0, for x between 0 and 2^20: one multiply-add.
-
-    2^100 (x - the float below the threshold), clamped to [0, 1].
+    2^100 (x - the float below the threshold), clamped to [0, 1]: one multiply-add.
     """
     if INTERPRET:
-        return tl.where(x * 2.0**100 + offset > 0.0, 1.0, 0.0)
+        return tl.where(x >= threshold, 1.0, 0.0)
     else:
+        bits = tl.full((), threshold, tl.float32).to(tl.int32, bitcast=True)
+        below = (bits - 1).to(tl.float32, bitcast=True)
         return tl.inline_asm_elementwise(
-            "fma.rn.ftz.sat.f32 $0, $1, $2, $3;", "=f,f,f,f", [x, 2.0**100, offset],
+            "fma.rn.ftz.sat.f32 $0, $1, $2, $3;", "=f,f,f,f", [x, 2.0**100, below * -(2.0**100)],
             dtype=tl.float32, is_pure=True, pack=1,
         )  # fmt: skip
-
-
-@triton.jit
-def step(x, threshold: tl.constexpr):
-    """1 where x >= threshold, else 0."""
-    return step_at(x, step_offset(threshold))
 
 
 @triton.jit

@@ -24,7 +24,7 @@ import triton
 import triton.language as tl
 
 from . import constants
-from .device import ex2, mul_sat, step, step_at
+from .device import ex2, mul_sat, step
 from .rows import join4, split4
 
 TILE = tl.constexpr(constants.TILE_SIZE)
@@ -237,20 +237,20 @@ def chunk_alphas(mx, my, A, B, C, lo, m, centre_x, centre_y, x, y):
 
 
 @triton.jit
-def transmittances(r, run, stop):
+def transmittances(r, run, least: tl.constexpr):
     """From 1 - m alpha and the transmittance in front of a chunk: weights m alpha T, zero from
     the stop on; T behind each Gaussian and behind the chunk, going on below the stop; and 1 or 0
-    before and from the stop on. `stop` is step_offset(T_MIN), in units of `run`."""
+    before and from the stop on. `least` is T_MIN in the unit of `run`."""
     before, total = products_before((r[0] * r[1]) * (r[2] * r[3]))
     t0 = before * run
     t1 = t0 * r[0]
     t2 = t1 * r[1]
     t3 = t2 * r[2]
     t4 = t3 * r[3]
-    v0 = step_at(t1, stop)
-    v1 = step_at(t2, stop)
-    v2 = step_at(t3, stop)
-    v3 = step_at(t4, stop)
+    v0 = step(t1, least)
+    v1 = step(t2, least)
+    v2 = step(t3, least)
+    v3 = step(t4, least)
     w = ((t0 - t1) * v0, (t1 - t2) * v1, (t2 - t3) * v2, (t3 - t4) * v3)
     return w, (t1, t2, t3, t4), run * total, (v0, v1, v2, v3)
 

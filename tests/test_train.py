@@ -3,7 +3,9 @@
 import json
 import os
 import shlex
+import shutil
 import signal
+import statistics
 import subprocess
 import sys
 import time
@@ -344,20 +346,31 @@ def test_changed_settings_are_warned_of(
 def test_kernels_train_as_the_reference_does(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """One seed, 300 iterations, by Triton and by PyTorch: the same test PSNR within 0.1 dB."""
+    """300 iterations by Triton and by PyTorch: the same test PSNR within 0.1 dB.
+
+    Runs whose starts differ by 1e-7 end 0.13 dB apart with either of them (standard deviation), so
+    means are compared, and twice their standard error comes on top.
+    """
     folder = tmp_path / "scene"
     write_demo_scene(folder, width=120, height=90)
 
-    def psnr(name: str) -> float:
-        line = f"-s {folder} -m {tmp_path / name} --eval --quiet --iterations 300 --no_cuda_graphs"
-        trainer = train.build_trainer(train.parse(line.split()))
+    def psnr(run: int) -> float:
+        line = f"-s {folder} -m {tmp_path / 'model'} --eval --quiet --iterations 300"
+        trainer = train.build_trainer(train.parse([*line.split(), "--no_cuda_graphs"]))
+        means = trainer.gaussians.params["means"]
+        noise = torch.randn(means.shape, generator=torch.Generator().manual_seed(run))
+        with torch.no_grad():
+            means.mul_(1 + 1e-7 * noise.to(means.device))
         trainer.fit()
+        shutil.rmtree(tmp_path / "model")
         return trainer.tracker.history["test"][-1]["psnr"]
 
-    by_kernels = psnr("kernels")
+    by_kernels = [psnr(run) for run in range(8)]
     monkeypatch.setattr("kernels._checks.has_triton", lambda: False)
     for name in ("kernels.rasterize", "kernels.pipeline.rasterize"):
         monkeypatch.setattr(name, None)  # not to be called
-    by_reference = psnr("reference")
-    assert by_kernels > 20.0
-    assert by_reference == pytest.approx(by_kernels, abs=0.1)
+    by_reference = [psnr(run) for run in range(4)]
+    error = sum(statistics.variance(x) / len(x) for x in (by_kernels, by_reference)) ** 0.5
+    difference = statistics.mean(by_kernels) - statistics.mean(by_reference)
+    assert min(by_kernels) > 20.0
+    assert abs(difference) < 0.1 + 2 * error
