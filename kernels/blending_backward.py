@@ -163,7 +163,8 @@ def blend_bwd_kernel(
         largest = tl.maximum(largest, tl.abs(ga))
     top = tl.max(largest, 0)
     scale = _reciprocal_power_of_two(top)
-    # T counts in a unit as small as fp16 bears: h overflows where colours differ by more than 13.
+    # |h| <= T <|v_color|, difference of colours>, each |v_color| < 2: with this unit h overflows
+    # fp16 where three colours differ by more than 1300.
     unscale = rcp(scale) * UNIT
     remainder *= scale * (ALPHA_MAX / UNIT)
     g0 *= scale

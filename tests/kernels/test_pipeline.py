@@ -365,6 +365,19 @@ def test_gradients_of_what_is_hardly_seen(precision):
         assert errors.median() < 2e-3 and errors.quantile(0.9) < 2e-2
 
 
+def test_colors_far_above_one(assert_close):
+    """Operands of the backward stay below fp16's largest number where colours are hundreds."""
+    scene = make_scene(3, channels=3)
+    scene["means"] = torch.tensor([[0.0, 0, 2], [0, 0, 3], [0.2, 0, 4]], device=DEVICE)
+    scene["scales"] = torch.tensor([3.0, 2.5, 2.0], device=DEVICE).repeat(3, 1)
+    scene["opacities"] = torch.tensor([0.999, 0.995, 0.5], device=DEVICE)
+    scene["masks"] = torch.ones(3, device=DEVICE)
+    scene["colors"] = torch.tensor([900.0, 0.0, 100.0], device=DEVICE)[:, None].repeat(1, 3)
+    (got, _), (want, _) = (run(scene, (16, 16), b) for b in ("triton", "reference"))
+    for name in ("means", "quats", "scales", "opacities", "colors"):
+        assert_close(name, got[f"v_{name}"], want[f"v_{name}"], 1e-3)
+
+
 @pytest.mark.gpu
 def test_long_tile_list(assert_close):
     """One tile with more than 10,000 entries."""
