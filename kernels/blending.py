@@ -406,7 +406,6 @@ def rasterize_to_pixels(
     """
     made = blend_fwd(records, features, backgrounds, args)
     lists = args.lists
-
     return differentiable_pixels(
         means2d, records, features, backgrounds, args._replace(rows=NONE, lists=NONE),
         lambda _: lists, args.rows, lists.buffer, made,

@@ -150,13 +150,7 @@ def rasterize(
     info = _info(r, layout, inputs.masks if mask_logits is None else r.drawn, width, height)
     if stepped is not None:
         info["harmonics"] = HarmonicsGradient(
-            *stepped,
-            inputs.means.detach(),
-            viewmats,
-            Ks,
-            r.rows,
-            r.records,
-            sh_degree or 0,
+            *stepped, inputs.means.detach(), viewmats, Ks, r.rows, r.records, sh_degree or 0
         )
     if room is not None:
         info["needed"] = layout.part(r.told, COUNTERS)[:2]

@@ -1,3 +1,5 @@
+"""What the host does while it waits for the counts of a call."""
+
 import pytest
 import torch
 from torch import Tensor
@@ -8,7 +10,7 @@ from kernels.capacity import UNKNOWN, Capacity, Room
 class Stream:
     """A GPU that tells its counts when asked for the third time, and goes on for long after."""
 
-    def __init__(self, told: Tensor, value: int = 3 | 40 << 32) -> None:
+    def __init__(self, told: Tensor, value: int) -> None:
         self.told, self.value, self.asked = told, value, 0
 
     def query(self) -> bool:
