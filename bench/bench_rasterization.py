@@ -171,6 +171,7 @@ def main() -> None:
         "gpu": torch.cuda.get_device_name(),
         "torch": torch.__version__,
         "triton": triton.__version__,
+        "calls": TURNS * REPEATS,
         "command": "python -m bench.bench_rasterization",
     }
     if arguments.json:

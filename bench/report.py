@@ -52,8 +52,8 @@ def table(saved: dict[str, Any]) -> str:
         ]
         lines.append(f"| {' | '.join(cells)} |")
     note = (
-        f"Milliseconds, median of 50, one {about['gpu']}, torch {about['torch']}, triton "
-        f"{about['triton']}; `{about['command']}` (workloads: bench/scenes.py)."
+        f"Milliseconds, median of {about['calls']}, one {about['gpu']}, torch {about['torch']}, "
+        f"triton {about['triton']}; `{about['command']}` (workloads: bench/scenes.py)."
     )
     return "\n".join([note, "", *lines])
 
