@@ -57,3 +57,14 @@ def mul_sat(x, y):
             "mul.rn.ftz.sat.f32 $0, $1, $2;", "=f,f,f", [x, y], dtype=tl.float32, is_pure=True,
             pack=1,
         )  # fmt: skip
+
+
+@triton.jit
+def mul_rounded(x, y):
+    """x y, rounded also where it is only added: fused, x y - z is not 0 where z is x y rounded."""
+    if INTERPRET:
+        return x * y
+    else:
+        return tl.inline_asm_elementwise(
+            "mul.rn.f32 $0, $1, $2;", "=f,f,f", [x, y], dtype=tl.float32, is_pure=True, pack=1
+        )

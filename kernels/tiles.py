@@ -24,7 +24,7 @@ import triton
 import triton.language as tl
 
 from . import constants
-from .device import ex2, mul_sat, step
+from .device import ex2, mul_rounded, mul_sat, step
 from .rows import join4, split4
 
 TILE = tl.constexpr(constants.TILE_SIZE)
@@ -242,10 +242,11 @@ def transmittances(r, run, least: tl.constexpr):
     the stop on; T behind each Gaussian and behind the chunk, going on below the stop; and 1 or 0
     before and from the stop on. `least` is T_MIN in the unit of `run`."""
     before, total = products_before((r[0] * r[1]) * (r[2] * r[3]))
-    t0 = before * run
-    t1 = t0 * r[0]
-    t2 = t1 * r[1]
-    t3 = t2 * r[2]
+    # weights are exactly 0 where masks are
+    t0 = mul_rounded(before, run)
+    t1 = mul_rounded(t0, r[0])
+    t2 = mul_rounded(t1, r[1])
+    t3 = mul_rounded(t2, r[2])
     t4 = t3 * r[3]
     v0 = step(t1, least)
     v1 = step(t2, least)
