@@ -63,7 +63,7 @@ WARM_UP, STEPS, SPANS = 30, 20, 5
 # The first pattern found in a kernel's name tells its stage.
 STAGES = {
     "projection": r"project_fwd_kernel",
-    "sort": r"[Rr]adix|[Ss]ort|_sweep_kernel|_histograms_kernel",
+    "sort": r"[Rr]adix|[Ss]ort|sweep_kernel|histograms_kernel|_order_kernel",
     "binning": r"_accumulate_kernel|expand_kernel|count_chunks_kernel|place_kernel|[Ss]can",
     "blend forward": r"_blend_fwd_kernel",
     "loss": r"ssim|photometric|_loss|conv_|convolve|depthwise",

@@ -26,13 +26,16 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .barrier import wait_for_all
 from .bins import BIN_TILES, BLOCK, expand_kernel
 from .ellipse import SIDE
 from .launch import empty, launch, zeros
 from .layout import Layout
 from .lookback import SCAN, chain, scan_programs
 from .program import KINDS
-from .sorting import passes, sort_keys
+from .radix import THREADS
+from .sorting import passes, plan_sort, sort_by_passes, sort_keys
+from .sweeps import sort_together
 from .tile_lists import CLASSES, LANES, count_chunks_kernel, place_kernel, scan_tiles_kernel
 
 PARTS = 4  # of 32 entries per program that makes lists; at most 7
@@ -44,8 +47,8 @@ COUNT_MASK = tl.constexpr((1 << 30) - 1)
 KEY_BITS = 16  # of a key that hits leave to the bin
 
 
-@triton.jit(do_not_specialize=["R", "first_word", "n_blocks"])
-def _accumulate_kernel(
+@triton.jit
+def _accumulate(
     order_ptr,  # [R]
     counts_ptr,  # [3, R] of tiles, of bins, of bins by row
     cumulative_ptr,  # [R] out, of tiles
@@ -58,10 +61,10 @@ def _accumulate_kernel(
     R,
     first_word,  # of this launch among the workspace's running sums
     n_blocks,
-    WIDE_ORDER: tl.constexpr,  # order is int64
     SCAN: tl.constexpr,
+    WINDOW: tl.constexpr,
 ):
-    """Inclusive sums of the tiles and bins of each Gaussian in depth order."""
+    """Inclusive sums of the tiles and bins of each Gaussian in depth order, SCAN per program."""
     pid = tl.program_id(0)
     rank = pid * SCAN + tl.arange(0, SCAN)
     there = rank < R
@@ -71,7 +74,7 @@ def _accumulate_kernel(
     both = (tiles.to(tl.int64) << COUNT_BITS) | bins
     words_ptr = workspace_ptr.to(tl.pointer_type(tl.int64)) + first_word
     total = tl.sum(both, 0)
-    before = chain(words_ptr, pid, total, 128)
+    before = chain(words_ptr, pid, total, WINDOW)
     both = before + tl.cumsum(both, 0)
     end = (both & COUNT_MASK).to(tl.int32)
     tl.store(cumulative_ptr + rank, (both >> COUNT_BITS).to(tl.int32), mask=there)
@@ -97,6 +100,76 @@ def _accumulate_kernel(
             tl.store(counters_ptr + 3, n_tiles)
         if answer_ptr is not None:
             tl.store(answer_ptr, (needed.to(tl.int64) << 32) | n_rows)
+
+
+@triton.jit(do_not_specialize=["R", "first_word", "n_blocks"])
+def _accumulate_kernel(
+    order_ptr,  # [R]; what follows as in _accumulate
+    counts_ptr,
+    cumulative_ptr,
+    bins_ptr,
+    n_bins_ptr,
+    block_ranks_ptr,
+    workspace_ptr,
+    counters_ptr,
+    answer_ptr,
+    R,
+    first_word,
+    n_blocks,
+    WIDE_ORDER: tl.constexpr,  # order is int64
+    SCAN: tl.constexpr,
+):
+    _accumulate(
+        order_ptr, counts_ptr, cumulative_ptr, bins_ptr, n_bins_ptr, block_ranks_ptr,
+        workspace_ptr, counters_ptr, answer_ptr, R, first_word, n_blocks, SCAN, 128,
+    )  # fmt: skip
+
+
+@triton.jit(
+    do_not_specialize=["R", "begin_bit", "end_bit", "width", "n_passes", "first_word", "n_blocks"]
+)
+def _order_kernel(
+    keys_ptr,  # [R]; what follows as in sort_together
+    values_ptr,
+    n_valid_ptr,  # None: all R
+    exchange_ptr,
+    words_ptr,
+    count_ptr,
+    keys_1_ptr,
+    values_1_ptr,
+    keys_2_ptr,
+    values_2_ptr,
+    R,
+    begin_bit,
+    end_bit,
+    width,
+    n_passes,
+    order_ptr,  # where its results are; what follows as in _accumulate
+    counts_ptr,
+    cumulative_ptr,
+    bins_ptr,
+    n_bins_ptr,
+    block_ranks_ptr,
+    workspace_ptr,
+    counters_ptr,
+    answer_ptr,
+    first_word,
+    n_blocks,
+    TILE: tl.constexpr,
+    SHARED: tl.constexpr,
+    WINDOW: tl.constexpr,
+):
+    """Depth order and its sums in one launch, of a program per tile."""
+    sort_together(
+        keys_ptr, values_ptr, R, tl.num_programs(0), exchange_ptr, words_ptr, count_ptr,
+        keys_1_ptr, values_1_ptr, keys_2_ptr, values_2_ptr, begin_bit, end_bit, width, n_passes,
+        TILE, SHARED, WINDOW,
+    )  # fmt: skip
+    wait_for_all(count_ptr, (n_passes + 1) * tl.num_programs(0))
+    _accumulate(
+        order_ptr, counts_ptr, cumulative_ptr, bins_ptr, n_bins_ptr, block_ranks_ptr,
+        workspace_ptr, counters_ptr, answer_ptr, R, first_word, n_blocks, TILE, THREADS,
+    )  # fmt: skip
 
 
 class DepthOrder(NamedTuple):
@@ -163,18 +236,28 @@ def depth_order(
     """
     R, device = depth_keys.shape[0], depth_keys.device
     n_blocks, n_programs = -(-_room(capacity) // BLOCK.value), scan_programs(R)
-    if sort == "torch":
-        order = torch.sort(depth_keys, stable=True)[1]
-    else:
-        order = sort_keys(depth_keys, None, 31)[1]
     cumulative, bins, total, block_ranks = (
         empty((n,), torch.int32, device) for n in (R, R, 1, n_blocks)
     )
-    launch(
-        _accumulate_kernel, (n_programs,), order, tile_counts, cumulative, bins, total,
-        block_ranks, workspace, counters, answer, R, workspace.shape[0] // 2 - n_programs, n_blocks,
-        WIDE_ORDER=sort == "torch", SCAN=SCAN,
-    )  # fmt: skip
+    first_word = workspace.shape[0] // 2 - n_programs
+    sums = (tile_counts, cumulative, bins, total, block_ranks, workspace, counters, answer)
+    plan = None if sort == "torch" else plan_sort(depth_keys, None, 31)
+    if plan is None:
+        order = torch.sort(depth_keys, stable=True)[1]
+    else:
+        order = plan.results[1]
+    if plan is not None and plan.n_programs == plan.n_tiles:
+        launch(
+            _order_kernel, (plan.n_tiles,), *plan.arguments, order, *sums, first_word, n_blocks,
+            **plan.constants, cooperative=True,
+        )  # fmt: skip
+    else:
+        if plan is not None:
+            sort_by_passes(plan)
+        launch(
+            _accumulate_kernel, (n_programs,), order, *sums, R, first_word, n_blocks,
+            WIDE_ORDER=sort == "torch", SCAN=SCAN,
+        )  # fmt: skip
     return DepthOrder(order, cumulative), BinCounts(bins, total, block_ranks, tile_counts)
 
 

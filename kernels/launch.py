@@ -106,6 +106,7 @@ def launch(
     *args: Any,
     num_warps: int = 4,
     maxnreg: int | None = None,
+    cooperative: bool = False,
     **constants: Any,
 ) -> None:
     """Run `kernel[grid](*args, **constants)` on the current device and stream.
@@ -116,6 +117,7 @@ def launch(
         args: All arguments that are not constexpr, in order: contiguous tensors, None, numbers.
         num_warps: Warps per program.
         maxnreg: Registers per thread at most, so that more programs fit.
+        cooperative: All programs run at the same time (barrier.py).
         constants: All constexpr arguments, in the order of the kernel's parameters.
 
     Raises:
@@ -144,7 +146,10 @@ def launch(
     start = _compiled.get(key)
     if start is None:
         _check_integers(kernel, args)
-        compiled = kernel[grid](*args, **constants, num_warps=num_warps, maxnreg=maxnreg)
+        compiled = kernel[grid](
+            *args, **constants, num_warps=num_warps, maxnreg=maxnreg,
+            launch_cooperative_grid=cooperative,
+        )  # fmt: skip
         start = _compiled[key] = _starter(compiled, tuple(values))
     else:
         x, y, z = (*grid, 1, 1)[:3]
@@ -178,18 +183,18 @@ def _starter(compiled: Any, constants: tuple[Any, ...]) -> Start:
     run, function, metadata = compiled.run, compiled.function, compiled.packed_metadata
     # Triton's hooks, for profilers of its own, are not called.
     hooks = (None, None, None)
-    needs = ("global_scratch_size", "profile_scratch_size", "launch_cooperative_grid", "launch_pdl")
+    needs = ("global_scratch_size", "profile_scratch_size", "launch_pdl")
     if not any(getattr(run, name, True) for name in needs):
-        in_c = run.launch
+        in_c, cooperative = run.launch, run.launch_cooperative_grid
         if hasattr(run, "arg_annotations"):  # Triton 3.7
             last = (metadata, *hooks, None, None, run.arg_annotations, run.kernel_signature)
 
             def call(x: int, y: int, z: int, stream: int, *args: Any) -> None:
-                in_c(x, y, z, stream, function, False, False, *last, args)
+                in_c(x, y, z, stream, function, cooperative, False, *last, args)
 
             return Start(call, (), constants)
         if getattr(driver, "_BASE_ARGS_FORMAT", None) == "iiiKKppOOOOOO":  # Triton 3.6
-            before = (function, False, False, None, None, metadata, *hooks)
+            before = (function, cooperative, False, None, None, metadata, *hooks)
             return Start(in_c, before, constants)
     return Start(run, (function, metadata, *hooks), constants)
 

@@ -6,41 +6,39 @@ cut into passes of at most 8 bits. For a pass with digit d(i) of key i,
     position(i) = #{j : d(j) < d(i)} + #{j < i : d(j) = d(i)}
 
 The first term comes from one count of the digits of all passes, since a pass only reorders keys.
-Each pass is then one launch with one program per tile of consecutive keys: it orders its tile by
-the digit (radix.py), tells how many keys of each digit it has, adds up what the tiles before it
-have told (lookback.py, here for 256 sums at once), and moves the runs of equal digits to their
-places, in whole sectors. (Adinets and Merrill, Onesweep, 2022.)
+Each pass has one program per tile of consecutive keys: it orders its tile by the digit (radix.py),
+tells how many keys of each digit it has, adds up what the tiles before it have told (lookback.py,
+here for 256 sums at once), and moves the runs of equal digits to their places, in whole sectors.
+(Adinets and Merrill, Onesweep, 2022.)
+
+With at most two tiles per multiprocessor the whole sort is one launch of a program on each, with
+barriers between its passes (barrier.py); else the count and each pass are one. The number of keys
+is known to the GPU alone and often much less than there is room for.
 
 On an H200, against torch.sort (stable, int64 indices out; GPU time): depths of 31 bits, 70 thousand
 0.041 and 0.061 ms, 300 thousand 0.056 and 0.073, 1.27 million 0.108 and 0.118 ms, with 18 bytes of
 memory per key and 32. Two launches per pass, counts and prefixes first, took 0.074, 0.076 and
-0.150 ms; tiles of 1024 keys, 128 threads or at most 80 registers were no faster at any size.
+0.150 ms; tiles of 1024 keys, 128 threads or at most 80 registers were no faster at any size. In
+CUDA graphs, one launch and five: 70 thousand 0.034 and 0.034 ms, 112 thousand 0.036 and 0.038, 500
+thousand 0.053 and 0.054. It saves the host 9 to 11 us per launch. Two of its programs, with half
+the registers, on a multiprocessor took 0.083 ms for 600 thousand keys, five launches 0.071.
 
     keys, values   [n] int32
     words          [passes, n_tiles, 256] int32   keys per digit in a tile, or up to its end, times
                                   4, plus which of both; 0 before the tile tells
 """
 
-from typing import Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
-import triton
-import triton.language as tl
 from torch import Tensor
 
 from ._checks import check
+from .barrier import programs_at_once
 from .device import INTERPRET
 from .launch import empty, launch, zeros
-from .lookback import OWN, RUNNING
-from .radix import (
-    DIGITS,
-    THREADS,
-    TILES,
-    count_digits,
-    histograms,
-    order_tile,
-    shared_memory,
-)
+from .radix import DIGITS, THREADS, TILES
+from .sweeps import histograms_kernel, sort_kernel, sweep_kernel
 
 MAX_REGISTERS = 128  # lets two programs of 8 warps share an SM
 WARPS = THREADS.value // 32
@@ -48,110 +46,83 @@ SMALL = 150_000  # so many keys are sorted in smaller tiles: there are programs 
 WINDOW = 16  # tiles looked at together
 
 
-@triton.jit(do_not_specialize=["n", "begin_bit", "end_bit", "width"])
-def _histograms_kernel(
-    keys_ptr,  # [n]
-    n_valid_ptr,  # [1] or None
-    digit_counts_ptr,  # [passes, 256] in and out
-    n,
-    begin_bit,
-    end_bit,
-    width,
-    TILE: tl.constexpr,
-    SHARED: tl.constexpr,
-):
-    n_valid = n
-    if n_valid_ptr is not None:
-        n_valid = tl.minimum(tl.load(n_valid_ptr), n)
-    first = tl.program_id(0) * TILE
-    if first < n_valid:
-        i = first + tl.arange(0, TILE)
-        key = tl.load(keys_ptr + i, mask=i < n_valid, other=0)
-        shared = shared_memory(SHARED)
-        histograms(
-            key, i < n_valid, begin_bit, end_bit, width, digit_counts_ptr, shared, TILE, SHARED
-        )  # fmt: skip
-
-
-@triton.jit
-def _sum_of_digits(words_ptr, tile, WINDOW: tl.constexpr):
-    """Keys of each digit in the tiles before this one, [256], once those have told theirs."""
-    d = tl.arange(0, DIGITS)
-    total = tl.zeros((DIGITS,), tl.int32)
-    # of each digit, the nearest tile that is not yet added
-    at = tl.zeros((DIGITS,), tl.int32) + (tile - 1)
-    while tl.max(at, 0) >= 0:
-        words = ()
-        for w in tl.static_range(WINDOW):
-            ptr = words_ptr + (at - w) * DIGITS + d
-            words = words + (tl.load(ptr, mask=at >= w, other=0, volatile=True),)
-        adding = at >= 0
-        for w in tl.static_range(WINDOW):
-            # a word that is not there yet ends this look, and the next begins with it
-            kind = words[w] & 3
-            adding = adding & (kind != 0)
-            total += tl.where(adding, words[w] >> 2, 0)
-            at = tl.where(adding, tl.where(kind == RUNNING, -1, at - 1), at)
-            adding = adding & (kind == OWN)
-    return total
-
-
-@triton.jit(do_not_specialize=["n", "shift", "mask"])
-def _sweep_kernel(
-    keys_ptr,  # [n]
-    values_ptr,  # [n], or None for places
-    n_valid_ptr,  # [1] or None
-    exchange_ptr,  # [n_tiles TILE], or None where memory is shared
-    digit_counts_ptr,  # [256] of this pass
-    words_ptr,  # [n_tiles, 256], 0 before
-    sorted_keys_ptr,  # [n] out
-    sorted_values_ptr,  # [n] out
-    n,
-    shift,
-    mask,
-    TILE: tl.constexpr,
-    SHARED: tl.constexpr,
-    WINDOW: tl.constexpr,
-):
-    tile = tl.program_id(0)
-    n_valid = n
-    if n_valid_ptr is not None:
-        n_valid = tl.minimum(tl.load(n_valid_ptr), n)
-    first = tile * TILE
-    if first >= n_valid:
-        return
-    n_here = n_valid - first
-    shared = shared_memory(SHARED)
-    if not SHARED:
-        exchange_ptr += first
-    source = order_tile(
-        keys_ptr + first, shift, mask, n_here, exchange_ptr, shared, TILE, SHARED
-    )  # fmt: skip
-    p = tl.arange(0, TILE)
-    there = p < n_here
-    key = tl.gather(tl.load(keys_ptr + first + p, mask=there, other=0x7FFFFFFF), source, 0)
-    digit = (key >> shift) & mask
-    count = count_digits(digit, n_here, mask, shared, TILE, SHARED)
-    d = tl.arange(0, DIGITS)
-    word_ptr = words_ptr + tile * DIGITS + d
-    tl.atomic_xchg(word_ptr, (count << 2) | OWN, sem="relaxed")
-    of_digit = tl.load(digit_counts_ptr + d)
-    before = _sum_of_digits(words_ptr, tile, WINDOW)
-    tl.atomic_xchg(word_ptr, ((before + count) << 2) | RUNNING, sem="relaxed")
-    # less the place of a digit's first key within the tile
-    base = tl.cumsum(of_digit - count, 0) - (of_digit - count) + before
-    at = tl.gather(base, digit, 0) + p
-    if values_ptr is None:
-        value = first + source
-    else:
-        value = tl.gather(tl.load(values_ptr + first + p, mask=there, other=0), source, 0)
-    tl.store(sorted_keys_ptr + at, key, mask=there)
-    tl.store(sorted_values_ptr + at, value, mask=there)
-
-
 def passes(bits: int) -> int:
     """Passes of a sort by so many bits."""
     return -(-bits // 8)
+
+
+class Sort(NamedTuple):
+    """A sort to be launched: what its kernels get."""
+
+    keys: Tensor
+    values: Tensor | None
+    n_valid: Tensor | None
+    exchanged: Tensor | None
+    words: Tensor  # [passes (n_tiles + 1), 256]
+    arrived: Tensor  # [1], of barrier.py
+    buffers: tuple[tuple[Tensor, Tensor], ...]
+    begin_bit: int
+    end_bit: int
+    n_passes: int
+    n_tiles: int
+    constants: dict[str, Any]
+
+    @property
+    def n_programs(self) -> int:
+        """Of one launch for all passes."""
+        return min(self.n_tiles, programs_at_once(self.keys.device))
+
+    @property
+    def together(self) -> bool:
+        """Whether that is quicker: few have more than a tile, as few of those may have keys."""
+        return self.n_tiles <= 2 * self.n_programs
+
+    @property
+    def arguments(self) -> tuple[Any, ...]:
+        """Of kernels that call sort_together."""
+        return (
+            self.keys, self.values, self.n_valid, self.exchanged, self.words, self.arrived,
+            *self.buffers[0], *self.buffers[-1],
+            self.keys.shape[0], self.begin_bit, self.end_bit, self.width, self.n_passes,
+        )  # fmt: skip
+
+    @property
+    def width(self) -> int:
+        """Bits of a pass."""
+        return -(-(self.end_bit - self.begin_bit) // self.n_passes)
+
+    @property
+    def results(self) -> tuple[Tensor, Tensor]:
+        return self.buffers[(self.n_passes - 1) % 2]
+
+
+def plan_sort(
+    keys: Tensor,  # [n]
+    values: Tensor | None,  # [n]
+    end_bit: int,
+    n_valid: Tensor | None = None,  # [1]
+    *,
+    begin_bit: int = 0,
+    exchange: str = "shared",
+    buffers: tuple[tuple[Tensor, Tensor], ...] = (),
+) -> Sort:
+    """Buffers of a sort; arguments as in `sort_keys`."""
+    n, device = keys.shape[0], keys.device
+    n_passes = passes(end_bit - begin_bit)
+    for _ in range(len(buffers), min(n_passes, 2)):
+        pair = empty((n,), torch.int32, device), empty((n,), torch.int32, device)
+        buffers = (*buffers, pair)
+    tile, digits = TILES[n > SMALL], int(DIGITS.value)
+    n_tiles = -(-n // tile)
+    n_words = n_passes * (n_tiles + 1) * digits
+    words, arrived = zeros((n_words + 1,), torch.int32, device).split([n_words, 1])
+    shared = exchange == "shared" and not INTERPRET.value
+    exchanged = None if shared else empty((n_tiles * tile,), torch.int32, device)
+    constants = {"TILE": tile, "SHARED": shared, "WINDOW": WINDOW, "num_warps": WARPS}
+    return Sort(
+        keys, values, n_valid, exchanged, words.view(-1, digits), arrived, buffers[:n_passes],
+        begin_bit, end_bit, n_passes, n_tiles, constants,
+    )  # fmt: skip
 
 
 def sort_keys(
@@ -170,34 +141,34 @@ def sort_keys(
         buffers: Up to two pairs [n] that odd and even passes write. The second may be keys and
             values themselves. What is missing is allocated.
     """
-    n, device = keys.shape[0], keys.device
-    n_passes = passes(end_bit - begin_bit)
-    for _ in range(len(buffers), min(n_passes, 2)):
-        pair = empty((n,), torch.int32, device), empty((n,), torch.int32, device)
-        buffers = (*buffers, pair)
-    if n == 0:
-        return buffers[0]
-    tile, digits = TILES[n > SMALL], int(DIGITS.value)
-    n_tiles = -(-n // tile)
-    width = -(-(end_bit - begin_bit) // n_passes)
-    words = zeros((n_passes * (n_tiles + 1), digits), torch.int32, device)
-    shared = exchange == "shared" and not INTERPRET.value
-    exchanged = None if shared else empty((n_tiles * tile,), torch.int32, device)
+    s = plan_sort(
+        keys, values, end_bit, n_valid, begin_bit=begin_bit, exchange=exchange, buffers=buffers
+    )
+    if s.n_tiles == 0:
+        return s.results
+    if s.together:
+        launch(sort_kernel, (s.n_programs,), *s.arguments, **s.constants, cooperative=True)
+    else:
+        sort_by_passes(s)
+    return s.results
+
+
+def sort_by_passes(s: Sort) -> None:
+    """One launch for the counts and one for each pass."""
+    n, width = s.keys.shape[0], s.width
     launch(
-        _histograms_kernel, (n_tiles,), keys, n_valid, words, n, begin_bit, end_bit, width,
-        TILE=tile, SHARED=shared, num_warps=WARPS,
+        histograms_kernel, (s.n_tiles,), s.keys, s.n_valid, s.words, n, s.begin_bit, s.end_bit,
+        width, TILE=s.constants["TILE"], SHARED=s.constants["SHARED"], num_warps=WARPS,
     )  # fmt: skip
-    source, target = (keys, values), buffers[0]
-    for k in range(n_passes):
-        shift, target = begin_bit + k * width, buffers[k % 2]
+    source = s.keys, s.values
+    for k in range(s.n_passes):
+        shift, target = s.begin_bit + k * width, s.buffers[k % 2]
         launch(
-            _sweep_kernel, (n_tiles,), *source, n_valid, exchanged, words[k],
-            words[n_passes + k * n_tiles :], *target, n, shift,
-            (1 << min(width, end_bit - shift)) - 1,
-            TILE=tile, SHARED=shared, WINDOW=WINDOW, num_warps=WARPS, maxnreg=MAX_REGISTERS,
+            sweep_kernel, (s.n_tiles,), *source, s.n_valid, s.exchanged, s.words[k],
+            s.words[s.n_passes + k * s.n_tiles :], *target, n, shift,
+            (1 << min(width, s.end_bit - shift)) - 1, **s.constants, maxnreg=MAX_REGISTERS,
         )  # fmt: skip
         source = target
-    return target
 
 
 def _sort_torch(

@@ -14,6 +14,10 @@ sum each:
    each entry's row into the lists of the tiles it hits.
 
 A bin of many entries is as many chunks, so that long lists do not stall.
+
+One launch for all three (barrier.py) is slower: 2,112 programs of one warp wait long for each
+other, and fewer have too few loads on their way. Lists of garden-x1, H200, from sorted depths on:
+0.084 ms instead of 0.072, of bonsai at 800x533 0.061 instead of 0.056.
 """
 
 # Triton types its device functions as returning nothing.

@@ -29,11 +29,13 @@ def start(how: launch.Start, *args: Any) -> None:
     how.call(1, 2, 3, 99, *how.before, *args, *how.after)
 
 
-def test_same_arguments() -> None:
+@pytest.mark.parametrize("cooperative", [False, True])
+def test_same_arguments(cooperative: bool) -> None:
     lean, own = [], []
-    compiled = SimpleNamespace(run=launcher(lean), function=7, packed_metadata=(4, 1, 0))
+    needs = {"launch_cooperative_grid": cooperative}
+    compiled = SimpleNamespace(run=launcher(lean, **needs), function=7, packed_metadata=(4, 1, 0))
     start(_starter(compiled, (64, True)), 1024, None, 0.5)
-    run = launcher(own)
+    run = launcher(own, **needs)
     run(1, 2, 3, 99, 7, (4, 1, 0), None, None, None, 1024, None, 0.5, 64, True)
     assert len(lean) == 1 and lean == own
 

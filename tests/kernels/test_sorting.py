@@ -13,8 +13,10 @@ from kernels.sorting import WINDOW, sort_pairs
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 Exchange = Literal["global", "shared"]
-# the interpreter has no shared memory of its own: one design tells as much as both there
-EXCHANGES = ["global", "shared"] if DEVICE == "cuda" else ["global"]
+# The interpreter has no shared memory of its own: one design tells as much as both there. Keys that
+# have programs for all tiles at once, in the interpreter one tile, are sorted in one launch, unless
+# "passes" asks for one per pass.
+WAYS = ["global", "shared", "passes"] if DEVICE == "cuda" else ["global", "passes"]
 N_TILE = TILES[0]
 
 
@@ -23,9 +25,12 @@ def poisoned(spoil_memory: Callable[[int], None]) -> None:
     spoil_memory(0x7F7F7F7)
 
 
-@pytest.fixture(params=EXCHANGES)
-def exchange(request: pytest.FixtureRequest) -> Exchange:
-    return request.param
+@pytest.fixture(params=WAYS)
+def exchange(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Exchange:
+    if request.param != "passes":
+        return request.param
+    monkeypatch.setattr(sorting, "programs_at_once", lambda *_: 0)
+    return "shared"
 
 
 def random_keys(n: int, bits: int = 31, seed: int = 0) -> Tensor:
