@@ -5,12 +5,12 @@ python -m bench.bench_rasterization [--json FILE]   CUDA events around the publi
 python -m bench.bench_rasterization --first_call garden-x1      seconds of a process's first calls
 
 Degree-3 spherical harmonics, near plane 0.01, one random image gradient, no graph capture; gsplat
-with packed=False. Variants take turns, so that whatever disturbs a machine disturbs all of them;
-"masks" are ones and "sampled" is drawn from logits of 8, both with gradients. `single_thread` has
-autograd in the caller's thread, where it need not wake another
-(torch.autograd.set_multithreading_enabled(False), as training does); `busy` is the time in which
-the GPU runs kernels; `memory` what a forward and backward allocate at their peak beyond parameters,
-their gradients and the image's.
+with packed=False. Variants take turns, so that whatever disturbs a machine disturbs all of them,
+each with calls before those that are measured; "masks" are ones and "sampled" is drawn from logits
+of 8, both with gradients. `single_thread` has autograd in the caller's thread, where it need not
+wake another (torch.autograd.set_multithreading_enabled(False), as training does); `busy` is the
+time in which the GPU runs kernels; `memory` what a forward and backward allocate at their peak
+beyond parameters, their gradients and the image's.
 """
 
 import argparse
@@ -30,7 +30,7 @@ from torch.profiler import ProfilerActivity, profile
 from bench.scenes import NAMES, Workload, load
 from kernels import rasterization
 
-WARMUPS, REPEATS, TURNS = 4, 10, 5
+WARMUPS, REPEATS, TURNS = 20, 20, 5
 SETTLING = 450  # calls: buffers shrink after at most twice 200 (kernels/pipeline.py)
 VARIANTS: dict[str, dict[str, Any]] = {
     "splatrim": {},
