@@ -19,7 +19,7 @@ import statistics
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -88,12 +88,20 @@ def times_ms(f: Callable[[], Any]) -> list[float]:
     return times
 
 
-def medians_ms(calls: dict[str, Callable[[], Any]]) -> dict[str, float]:
+class Times(NamedTuple):
+    median: float
+    tenth: float  # a tenth of calls took less: those that nothing disturbed
+
+
+def in_turns_ms(calls: dict[str, Callable[[], Any]]) -> dict[str, Times]:
     times: dict[str, list[float]] = {name: [] for name in calls}
     for _ in range(TURNS):
         for name, f in calls.items():
             times[name] += times_ms(f)
-    return {name: statistics.median(each) for name, each in times.items()}
+    return {
+        name: Times(statistics.median(each), statistics.quantiles(each, n=10)[0])
+        for name, each in times.items()
+    }
 
 
 def busy_ms(f: Callable[[], Any], calls: int = 5) -> float:
@@ -117,13 +125,15 @@ def measure(w: Workload, variants: list[str]) -> list[dict[str, Any]]:
     for variant in variants:
         forwards[variant], boths[variant] = calls(w, variant)
         settle(forwards[variant])
-    forward, both = medians_ms(forwards), medians_ms(boths)
+    forward, both = in_turns_ms(forwards), in_turns_ms(boths)
     with torch.autograd.set_multithreading_enabled(False):
-        single_thread = medians_ms(boths)
+        single_thread = in_turns_ms(boths)
     return [
         {
-            "workload": w.name, "n": len(w.means), "variant": name, "forward_ms": forward[name],
-            "both_ms": both[name], "single_thread_ms": single_thread[name],
+            "workload": w.name, "n": len(w.means), "variant": name,
+            "forward_ms": forward[name].median, "both_ms": both[name].median,
+            "single_thread_ms": single_thread[name].median,
+            "both_tenth_ms": both[name].tenth, "single_thread_tenth_ms": single_thread[name].tenth,
             "memory_mb": memory_mb(boths[name]),
         }
         for name in variants

@@ -172,7 +172,7 @@ def sort_together(
             keys_ptr, tile * TILE, n_valid, begin_bit, end_bit, width, words_ptr, shared, TILE,
             SHARED,
         )  # fmt: skip
-        tl.debug_barrier()
+        tl.debug_barrier()  # the next tile takes the same shared memory
     places = 0
     if values_ptr is None:
         # Not read. values_1_ptr would do worse: Triton tells what a loop changes by identity.

@@ -114,6 +114,15 @@ def test_many_tiles() -> None:
     check_sorted(keys, None, 0, 8, "shared")
 
 
+@pytest.mark.parametrize("way", WAYS[:-1])
+def test_two_tiles_per_program(way: Exchange, monkeypatch: pytest.MonkeyPatch) -> None:
+    n_programs = 3 if DEVICE == "cuda" else 1
+    monkeypatch.setattr(sorting, "programs_at_once", lambda _: n_programs)
+    n = 2 * n_programs * N_TILE - 5
+    check_sorted(random_keys(n), None, 0, 31, way)
+    check_sorted(random_keys(n, 11), random_keys(n, seed=4), 0, 11, way, n - N_TILE)
+
+
 def test_sort_pairs_orders_depths() -> None:
     """Bit patterns of positive floats ascend with them; infinity comes last, in input order."""
     depths = torch.rand(5000, generator=torch.Generator().manual_seed(0)) * 100 + 0.01
