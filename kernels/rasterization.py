@@ -139,7 +139,8 @@ def rasterization(
         if len(_accepted) > 256:
             _accepted.clear()
         shapes = _accepted[signature] = next(_names)
-    masks = None if masks is None else masks.reshape(-1)
+    if masks is not None and masks.dim() != 1:
+        masks = masks.reshape(-1)
     if mask_logits is not None and mask_logits.dim() == 2 and mask_logits.shape[1] == 1:
         mask_logits = mask_logits.reshape(-1)
 
