@@ -73,12 +73,7 @@ def _contributions_kernel(
         ids = load_ids(flatten_ids_ptr, i + 2 * CHUNK, hi)
         _, rest = chunk_alphas(mx, my, A, B, C, lo, m, centre_x, centre_y, x, y)
         w, _, run, _ = transmittances(rest, run, T_MIN)
-        # a product that is subtracted unrounded leaves a trace behind every opaque pixel
-        w0 = tl.where(rest[0] < 1.0, w[0], 0.0)
-        w1 = tl.where(rest[1] < 1.0, w[1], 0.0)
-        w2 = tl.where(rest[2] < 1.0, w[2], 0.0)
-        w3 = tl.where(rest[3] < 1.0, w[3], 0.0)
-        w = quads_to_block((w0, w1, w2, w3))
+        w = quads_to_block(w)
         n = tl.load(gaussian_ids_ptr + rows, mask=there, other=0) % N
         highest = tl.max(w, 0)
         used = there & (highest > 0.0)

@@ -242,7 +242,7 @@ def transmittances(r, run, least: tl.constexpr):
     the stop on; T behind each Gaussian and behind the chunk, going on below the stop; and 1 or 0
     before and from the stop on. `least` is T_MIN in the unit of `run`."""
     before, total = products_before((r[0] * r[1]) * (r[2] * r[3]))
-    # weights are exactly 0 where masks are
+    # weights are exactly 0 where m alpha is
     t0 = mul_rounded(before, run)
     t1 = mul_rounded(t0, r[0])
     t2 = mul_rounded(t1, r[1])
