@@ -34,8 +34,8 @@ from .layout import Layout
 from .lookback import SCAN, chain, scan_programs
 from .program import KINDS
 from .radix import THREADS
-from .sorting import passes, plan_sort, sort_by_passes, sort_keys
-from .sweeps import sort_together
+from .sorting import passes, plan_sort
+from .sweeps import sort_kernel
 from .tile_lists import CLASSES, LANES, count_chunks_kernel, place_kernel, scan_tiles_kernel
 
 PARTS = 4  # of 32 entries per program that makes lists; at most 7
@@ -47,8 +47,8 @@ COUNT_MASK = tl.constexpr((1 << 30) - 1)
 KEY_BITS = 16  # of a key that hits leave to the bin
 
 
-@triton.jit
-def _accumulate(
+@triton.jit(do_not_specialize=["R", "first_word", "n_blocks"])
+def _accumulate_kernel(
     order_ptr,  # [R]
     counts_ptr,  # [3, R] of tiles, of bins, of bins by row
     cumulative_ptr,  # [R] out, of tiles
@@ -61,8 +61,9 @@ def _accumulate(
     R,
     first_word,  # of this launch among the workspace's running sums
     n_blocks,
+    WIDE_ORDER: tl.constexpr,  # order is int64
     SCAN: tl.constexpr,
-    WINDOW: tl.constexpr,
+    WINDOW: tl.constexpr,  # of lookback.py
 ):
     """Inclusive sums of the tiles and bins of each Gaussian in depth order, SCAN per program."""
     pid = tl.program_id(0)
@@ -102,34 +103,11 @@ def _accumulate(
             tl.store(answer_ptr, (needed.to(tl.int64) << 32) | n_rows)
 
 
-@triton.jit(do_not_specialize=["R", "first_word", "n_blocks"])
-def _accumulate_kernel(
-    order_ptr,  # [R]; what follows as in _accumulate
-    counts_ptr,
-    cumulative_ptr,
-    bins_ptr,
-    n_bins_ptr,
-    block_ranks_ptr,
-    workspace_ptr,
-    counters_ptr,
-    answer_ptr,
-    R,
-    first_word,
-    n_blocks,
-    WIDE_ORDER: tl.constexpr,  # order is int64
-    SCAN: tl.constexpr,
-):
-    _accumulate(
-        order_ptr, counts_ptr, cumulative_ptr, bins_ptr, n_bins_ptr, block_ranks_ptr,
-        workspace_ptr, counters_ptr, answer_ptr, R, first_word, n_blocks, SCAN, 128,
-    )  # fmt: skip
-
-
 @triton.jit(
     do_not_specialize=["R", "begin_bit", "end_bit", "width", "n_passes", "first_word", "n_blocks"]
 )
 def _order_kernel(
-    keys_ptr,  # [R]; what follows as in sort_together
+    keys_ptr,  # [R]; what follows as in sort_kernel
     values_ptr,
     n_valid_ptr,  # None: all R
     exchange_ptr,
@@ -144,7 +122,7 @@ def _order_kernel(
     end_bit,
     width,
     n_passes,
-    order_ptr,  # where its results are; what follows as in _accumulate
+    order_ptr,  # where its results are; what follows as in _accumulate_kernel
     counts_ptr,
     cumulative_ptr,
     bins_ptr,
@@ -160,15 +138,15 @@ def _order_kernel(
     WINDOW: tl.constexpr,
 ):
     """Depth order and its sums in one launch, of a program per tile."""
-    sort_together(
-        keys_ptr, values_ptr, R, tl.num_programs(0), exchange_ptr, words_ptr, count_ptr,
-        keys_1_ptr, values_1_ptr, keys_2_ptr, values_2_ptr, begin_bit, end_bit, width, n_passes,
-        TILE, SHARED, WINDOW,
+    sort_kernel(
+        keys_ptr, values_ptr, n_valid_ptr, exchange_ptr, words_ptr, count_ptr, keys_1_ptr,
+        values_1_ptr, keys_2_ptr, values_2_ptr, R, begin_bit, end_bit, width, n_passes, TILE,
+        SHARED, WINDOW,
     )  # fmt: skip
     wait_for_all(count_ptr, (n_passes + 1) * tl.num_programs(0))
-    _accumulate(
+    _accumulate_kernel(
         order_ptr, counts_ptr, cumulative_ptr, bins_ptr, n_bins_ptr, block_ranks_ptr,
-        workspace_ptr, counters_ptr, answer_ptr, R, first_word, n_blocks, TILE, THREADS,
+        workspace_ptr, counters_ptr, answer_ptr, R, first_word, n_blocks, False, TILE, THREADS,
     )  # fmt: skip
 
 
@@ -242,21 +220,17 @@ def depth_order(
     first_word = workspace.shape[0] // 2 - n_programs
     sums = (tile_counts, cumulative, bins, total, block_ranks, workspace, counters, answer)
     plan = None if sort == "torch" else plan_sort(depth_keys, None, 31)
-    if plan is None:
-        order = torch.sort(depth_keys, stable=True)[1]
-    else:
+    if plan is not None and plan.together:
         order = plan.results[1]
-    if plan is not None and plan.n_programs == plan.n_tiles:
         launch(
-            _order_kernel, (plan.n_tiles,), *plan.arguments, order, *sums, first_word, n_blocks,
+            _order_kernel, (plan.n_programs,), *plan.arguments, order, *sums, first_word, n_blocks,
             **plan.constants, cooperative=True,
         )  # fmt: skip
     else:
-        if plan is not None:
-            sort_by_passes(plan)
+        order = torch.sort(depth_keys, stable=True)[1] if plan is None else plan.run()[1]
         launch(
             _accumulate_kernel, (n_programs,), order, *sums, R, first_word, n_blocks,
-            WIDE_ORDER=sort == "torch", SCAN=SCAN,
+            WIDE_ORDER=sort == "torch", SCAN=SCAN, WINDOW=128,
         )  # fmt: skip
     return DepthOrder(order, cumulative), BinCounts(bins, total, block_ranks, tile_counts)
 
@@ -336,9 +310,9 @@ def isect_tiles(
         TABLES=tables, WIDE_ORDER=depth.order.dtype == torch.int64,
         num_warps=BLOCK.value // 32,
     )  # fmt: skip
-    keys, values = sort_keys(
+    keys, values = plan_sort(
         keys, None if tables else values, bits, bins.total, buffers=(between, (keys, values))
-    )
+    ).run()
     n_chunks = -(-room // (PARTS * LANES.value))
     words = new(n_chunks * BIN_TILES.value)
     launch(

@@ -11,9 +11,10 @@ tells how many keys of each digit it has, adds up what the tiles before it have 
 here for 256 sums at once), and moves the runs of equal digits to their places, in whole sectors.
 (Adinets and Merrill, Onesweep, 2022.)
 
-With at most two tiles per multiprocessor the whole sort is one launch of a program on each, with
-barriers between its passes (barrier.py); else the count and each pass are one. The number of keys
-is known to the GPU alone and often much less than there is room for.
+With at most a tile per multiprocessor the whole sort is one launch of a program on each, with
+barriers between its passes (barrier.py); else the count and each pass are one. Where the GPU alone
+knows how many keys there are, two tiles per multiprocessor: they are often many fewer than there is
+room for.
 
 On an H200, against torch.sort (stable, int64 indices out; GPU time): depths of 31 bits, 70 thousand
 0.041 and 0.061 ms, 300 thousand 0.056 and 0.073, 1.27 million 0.108 and 0.118 ms, with 18 bytes of
@@ -21,7 +22,8 @@ memory per key and 32. Two launches per pass, counts and prefixes first, took 0.
 0.150 ms; tiles of 1024 keys, 128 threads or at most 80 registers were no faster at any size. In
 CUDA graphs, one launch and five: 70 thousand 0.034 and 0.034 ms, 112 thousand 0.036 and 0.038, 500
 thousand 0.053 and 0.054. It saves the host 9 to 11 us per launch. Two of its programs, with half
-the registers, on a multiprocessor took 0.083 ms for 600 thousand keys, five launches 0.071.
+the registers, on a multiprocessor took 0.083 ms for 600 thousand keys, five launches 0.071; one
+program for two tiles each 0.091 ms for 906 thousand, five launches 0.077.
 
     keys, values   [n] int32
     words          [passes, n_tiles, 256] int32   keys per digit in a tile, or up to its end, times
@@ -52,7 +54,7 @@ def passes(bits: int) -> int:
 
 
 class Sort(NamedTuple):
-    """A sort to be launched: what its kernels get."""
+    """A sort by the Triton kernels that is about to be launched: what they get."""
 
     keys: Tensor
     values: Tensor | None
@@ -74,12 +76,12 @@ class Sort(NamedTuple):
 
     @property
     def together(self) -> bool:
-        """Whether that is quicker: few have more than a tile, as few of those may have keys."""
-        return self.n_tiles <= 2 * self.n_programs
+        """Whether that is quicker: with a tile per program, or room for two and fewer keys."""
+        return self.n_tiles <= (1 if self.n_valid is None else 2) * self.n_programs
 
     @property
     def arguments(self) -> tuple[Any, ...]:
-        """Of kernels that call sort_together."""
+        """Of sort_kernel, and of kernels that go on after it."""
         return (
             self.keys, self.values, self.n_valid, self.exchanged, self.words, self.arrived,
             *self.buffers[0], *self.buffers[-1],
@@ -95,6 +97,36 @@ class Sort(NamedTuple):
     def results(self) -> tuple[Tensor, Tensor]:
         return self.buffers[(self.n_passes - 1) % 2]
 
+    def run(self) -> tuple[Tensor, Tensor]:
+        """The results once they are there."""
+        if self.together:
+            launch(
+                sort_kernel, (self.n_programs,), *self.arguments, **self.constants,
+                cooperative=True,
+            )  # fmt: skip
+        else:
+            self._run_by_passes()
+        return self.results
+
+    def _run_by_passes(self) -> None:
+        """One launch for the counts and one for each pass."""
+        n, width, grid = self.keys.shape[0], self.width, (self.n_tiles,)
+        launch(
+            histograms_kernel, grid, self.keys, self.n_valid, self.words, n, self.begin_bit,
+            self.end_bit, width, TILE=self.constants["TILE"], SHARED=self.constants["SHARED"],
+            num_warps=WARPS,
+        )  # fmt: skip
+        source = self.keys, self.values
+        for k in range(self.n_passes):
+            shift, target = self.begin_bit + k * width, self.buffers[k % 2]
+            launch(
+                sweep_kernel, grid, *source, self.n_valid, self.exchanged, self.words[k],
+                self.words[self.n_passes + k * self.n_tiles :], *target, n, shift,
+                (1 << min(width, self.end_bit - shift)) - 1, **self.constants,
+                maxnreg=MAX_REGISTERS,
+            )  # fmt: skip
+            source = target
+
 
 def plan_sort(
     keys: Tensor,  # [n]
@@ -106,7 +138,12 @@ def plan_sort(
     exchange: str = "shared",
     buffers: tuple[tuple[Tensor, Tensor], ...] = (),
 ) -> Sort:
-    """Buffers of a sort; arguments as in `sort_keys`."""
+    """`sort_pairs` by the Triton kernels, for callers that need no checks.
+
+    Args:
+        buffers: Up to two pairs [n] that odd and even passes write. The second may be keys and
+            values themselves. What is missing is allocated.
+    """
     n, device = keys.shape[0], keys.device
     n_passes = passes(end_bit - begin_bit)
     for _ in range(len(buffers), min(n_passes, 2)):
@@ -123,52 +160,6 @@ def plan_sort(
         keys, values, n_valid, exchanged, words.view(-1, digits), arrived, buffers[:n_passes],
         begin_bit, end_bit, n_passes, n_tiles, constants,
     )  # fmt: skip
-
-
-def sort_keys(
-    keys: Tensor,  # [n]
-    values: Tensor | None,  # [n]
-    end_bit: int,
-    n_valid: Tensor | None = None,  # [1]
-    *,
-    begin_bit: int = 0,
-    exchange: str = "shared",
-    buffers: tuple[tuple[Tensor, Tensor], ...] = (),
-) -> tuple[Tensor, Tensor]:
-    """`sort_pairs` by the Triton kernels, for callers that need no checks.
-
-    Args:
-        buffers: Up to two pairs [n] that odd and even passes write. The second may be keys and
-            values themselves. What is missing is allocated.
-    """
-    s = plan_sort(
-        keys, values, end_bit, n_valid, begin_bit=begin_bit, exchange=exchange, buffers=buffers
-    )
-    if s.n_tiles == 0:
-        return s.results
-    if s.together:
-        launch(sort_kernel, (s.n_programs,), *s.arguments, **s.constants, cooperative=True)
-    else:
-        sort_by_passes(s)
-    return s.results
-
-
-def sort_by_passes(s: Sort) -> None:
-    """One launch for the counts and one for each pass."""
-    n, width = s.keys.shape[0], s.width
-    launch(
-        histograms_kernel, (s.n_tiles,), s.keys, s.n_valid, s.words, n, s.begin_bit, s.end_bit,
-        width, TILE=s.constants["TILE"], SHARED=s.constants["SHARED"], num_warps=WARPS,
-    )  # fmt: skip
-    source = s.keys, s.values
-    for k in range(s.n_passes):
-        shift, target = s.begin_bit + k * width, s.buffers[k % 2]
-        launch(
-            sweep_kernel, (s.n_tiles,), *source, s.n_valid, s.exchanged, s.words[k],
-            s.words[s.n_passes + k * s.n_tiles :], *target, n, shift,
-            (1 << min(width, s.end_bit - shift)) - 1, **s.constants, maxnreg=MAX_REGISTERS,
-        )  # fmt: skip
-        source = target
 
 
 def _sort_torch(
@@ -241,4 +232,5 @@ def sort_pairs(
         raise ValueError(f'backend: expected "triton" or "torch", got {backend!r}')
     if not keys.is_cuda and not INTERPRET.value:
         raise ValueError("keys: the Triton sort needs a CUDA device or TRITON_INTERPRET=1")
-    return sort_keys(keys, values, end_bit, n_valid, begin_bit=begin_bit, exchange=exchange)
+    plan = plan_sort(keys, values, end_bit, n_valid, begin_bit=begin_bit, exchange=exchange)
+    return plan.run()

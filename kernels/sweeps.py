@@ -12,6 +12,15 @@ from .radix import DIGITS, count_digits, digit_mask, histograms, order_tile, sha
 
 
 @triton.jit
+def _valid(n_valid_ptr, n):
+    """How many of n keys are sorted."""
+    n_valid = n
+    if n_valid_ptr is not None:
+        n_valid = tl.minimum(tl.load(n_valid_ptr), n)
+    return n_valid
+
+
+@triton.jit
 def _count_tile(
     keys_ptr, first, n_valid, begin_bit, end_bit, width, digit_counts_ptr, shared,
     TILE: tl.constexpr, SHARED: tl.constexpr,
@@ -36,9 +45,7 @@ def histograms_kernel(
     TILE: tl.constexpr,
     SHARED: tl.constexpr,
 ):
-    n_valid = n
-    if n_valid_ptr is not None:
-        n_valid = tl.minimum(tl.load(n_valid_ptr), n)
+    n_valid = _valid(n_valid_ptr, n)
     first = tl.program_id(0) * TILE
     if first < n_valid:
         shared = shared_memory(SHARED)
@@ -123,9 +130,7 @@ def sweep_kernel(
     WINDOW: tl.constexpr,
 ):
     tile = tl.program_id(0)
-    n_valid = n
-    if n_valid_ptr is not None:
-        n_valid = tl.minimum(tl.load(n_valid_ptr), n)
+    n_valid = _valid(n_valid_ptr, n)
     if tile * TILE >= n_valid:
         return
     if not SHARED:
@@ -137,12 +142,11 @@ def sweep_kernel(
     )  # fmt: skip
 
 
-@triton.jit
-def sort_together(
+@triton.jit(do_not_specialize=["n", "begin_bit", "end_bit", "width", "n_passes"])
+def sort_kernel(
     keys_ptr,  # [n]
     values_ptr,  # [n], or None for places
-    n_valid,
-    n_tiles,  # that there is room for
+    n_valid_ptr,  # [1] or None
     exchange_ptr,  # [n_tiles TILE], or None where memory is shared
     words_ptr,  # [passes (n_tiles + 1), 256], 0 before: digits of all passes, then sums over tiles
     count_ptr,  # of barrier.py
@@ -150,6 +154,7 @@ def sort_together(
     values_1_ptr,
     keys_2_ptr,  # [n] out, by even ones
     values_2_ptr,
+    n,
     begin_bit,
     end_bit,
     width,
@@ -161,11 +166,13 @@ def sort_together(
     """A whole sort by all programs at once, each taking the tiles of its number.
 
     A tile waits for smaller ones alone, so programs with several go through them upwards. Passes
-    n_passes barriers. Only after another do all programs see the results.
+    n_passes barriers. A kernel that goes on from here needs another to see the results.
     """
     pid = tl.program_id(0)
     n_programs = tl.num_programs(0)
+    n_valid = _valid(n_valid_ptr, n)
     n_here = (n_valid + (TILE - 1)) // TILE
+    n_tiles = (n + (TILE - 1)) // TILE  # that there is room for
     shared = shared_memory(SHARED)
     for tile in range(pid, n_here, n_programs):
         _count_tile(
@@ -199,34 +206,3 @@ def sort_together(
         values_1_ptr = values_2_ptr
         keys_2_ptr = keys_ptr
         values_2_ptr = values_ptr
-
-
-@triton.jit(do_not_specialize=["n", "begin_bit", "end_bit", "width", "n_passes"])
-def sort_kernel(
-    keys_ptr,  # [n]; what follows as in sort_together
-    values_ptr,
-    n_valid_ptr,  # [1] or None
-    exchange_ptr,
-    words_ptr,
-    count_ptr,
-    keys_1_ptr,
-    values_1_ptr,
-    keys_2_ptr,
-    values_2_ptr,
-    n,
-    begin_bit,
-    end_bit,
-    width,
-    n_passes,
-    TILE: tl.constexpr,
-    SHARED: tl.constexpr,
-    WINDOW: tl.constexpr,
-):
-    n_valid = n
-    if n_valid_ptr is not None:
-        n_valid = tl.minimum(tl.load(n_valid_ptr), n)
-    sort_together(
-        keys_ptr, values_ptr, n_valid, (n + (TILE - 1)) // TILE, exchange_ptr, words_ptr, count_ptr,
-        keys_1_ptr, values_1_ptr, keys_2_ptr, values_2_ptr, begin_bit, end_bit, width, n_passes,
-        TILE, SHARED, WINDOW,
-    )  # fmt: skip

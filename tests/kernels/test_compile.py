@@ -127,15 +127,15 @@ def project_cameras() -> None:
 def sort_everywhere() -> None:
     import torch
 
-    from kernels.sorting import sort_keys
+    from kernels.sorting import plan_sort
 
     keys, count = torch.zeros(5000, dtype=torch.int32), torch.zeros(1, dtype=torch.int32)
     for exchange in ("global", "shared"):
-        sort_keys(keys, None, 16, count, exchange=exchange)
-    sort_keys(keys, keys, 16)
+        plan_sort(keys, None, 16, count, exchange=exchange).run()
+    plan_sort(keys, keys, 16).run()
     keys = torch.zeros(200_000, dtype=torch.int32)
-    sort_keys(keys, None, 16)
-    sort_keys(keys, keys, 11, count)
+    plan_sort(keys, None, 16).run()
+    plan_sort(keys, keys, 11, count).run()
 
 
 def sort_in_launches() -> None:

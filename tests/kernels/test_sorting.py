@@ -119,7 +119,7 @@ def test_two_tiles_per_program(way: Exchange, monkeypatch: pytest.MonkeyPatch) -
     n_programs = 3 if DEVICE == "cuda" else 1
     monkeypatch.setattr(sorting, "programs_at_once", lambda _: n_programs)
     n = 2 * n_programs * N_TILE - 5
-    check_sorted(random_keys(n), None, 0, 31, way)
+    check_sorted(random_keys(n), None, 0, 31, way, n)
     check_sorted(random_keys(n, 11), random_keys(n, seed=4), 0, 11, way, n - N_TILE)
 
 
