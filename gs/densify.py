@@ -28,7 +28,7 @@ from kernels import add_gradient_norms
 
 from .gaussians import Gaussians
 from .morton import reorder
-from .optim import gather_rows, replace_values
+from .rows import gather_rows, replace_values
 from .sampler import derive_seed
 from .strategy import StepContext, Strategy, rows_to_prune
 

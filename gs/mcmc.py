@@ -42,7 +42,7 @@ from .budget import budget_limit, check_budget
 from .densify import DensifierConfig, rows_where
 from .errors import SplatrimError
 from .gaussians import Gaussians
-from .optim import clear_moments, copy_rows, gather_rows
+from .rows import clear_moments, copy_rows, gather_rows
 from .sampler import derive_seed
 from .strategy import StepContext, Strategy, rows_to_prune
 

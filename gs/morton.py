@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from .gaussians import Gaussians
-from .optim import gather_rows
+from .rows import gather_rows
 
 BITS = 10  # per axis: three of them fit in an int32
 TAIL = 0.01  # share of points beyond each end of the cells

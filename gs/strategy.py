@@ -7,7 +7,7 @@ One iteration, 1-based, in Inria's order:
     render
     loss            -> a term added to the photometric loss
     backward, test, save
-    after_backward  -> densify and prune; rows may change from here on (gs.optim edits them)
+    after_backward  -> densify and prune; rows may change from here on (gs.rows edits them)
     optimizer step
     after_step
 

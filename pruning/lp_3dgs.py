@@ -40,8 +40,8 @@ from gs.cameras import Camera
 from gs.config import PUBLISHED_ITERATIONS
 from gs.errors import SplatrimError
 from gs.gaussians import Gaussians
-from gs.optim import keep_rows
 from gs.renderer import RenderOutput
+from gs.rows import keep_rows
 from gs.sampler import derive_seed
 from gs.strategy import StepContext, Strategy
 from kernels import logistic_noise

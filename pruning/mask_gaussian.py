@@ -27,8 +27,8 @@ from torch import Tensor
 
 from gs.errors import SplatrimError
 from gs.gaussians import Gaussians
-from gs.optim import keep_rows
 from gs.renderer import RenderOutput
+from gs.rows import keep_rows
 from gs.sampler import derive_seed
 from gs.start import FINAL_THRESHOLD, POST_ITERATIONS
 from gs.strategy import StepContext, Strategy

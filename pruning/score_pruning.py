@@ -20,7 +20,7 @@ from typing_extensions import Self
 from gs.cameras import Camera
 from gs.errors import SplatrimError
 from gs.gaussians import Gaussians
-from gs.optim import keep_rows
+from gs.rows import keep_rows
 from gs.sampler import derive_seed
 from gs.strategy import StepContext, Strategy
 

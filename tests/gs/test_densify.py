@@ -17,7 +17,8 @@ from gs.densify import (
 )
 from gs.gaussians import Gaussians
 from gs.morton import morton_order
-from gs.optim import OptimConfig, append_rows, build_optimizer, keep_rows, optimizer_state
+from gs.optim import OptimConfig, build_optimizer, optimizer_state
+from gs.rows import append_rows, keep_rows
 from gs.strategy import StepContext, Strategy, rows_to_prune
 
 EXTENT = 10.0  # clone up to a scale of 0.1, too large from 1.0

@@ -14,8 +14,9 @@ from gs.cameras import Camera
 from gs.errors import SplatrimError
 from gs.gaussians import Gaussians
 from gs.mcmc import MCMCConfig, MCMCDensifier, draw_sources, share, shares
-from gs.optim import OptimConfig, build_optimizer, keep_rows, optimizer_state
+from gs.optim import OptimConfig, build_optimizer, optimizer_state
 from gs.renderer import render
+from gs.rows import keep_rows
 from gs.strategy import StepContext, Strategy
 
 STEP = 1000

@@ -8,16 +8,13 @@ import gs.optim
 from gs.gaussians import Gaussians
 from gs.optim import (
     OptimConfig,
-    append_rows,
     build_optimizer,
-    gather_rows,
-    keep_rows,
     load_optimizer_state,
     optimizer_state,
     position_lr,
-    replace_values,
     update_learning_rates,
 )
+from gs.rows import append_rows, gather_rows, keep_rows, replace_values
 
 EXTENT = 2.5
 

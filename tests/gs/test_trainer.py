@@ -20,8 +20,9 @@ from gs.errors import SplatrimError
 from gs.gaussians import Gaussians
 from gs.graphs import StepGraphs
 from gs.mcmc import MCMCConfig
-from gs.optim import OptimConfig, keep_rows
+from gs.optim import OptimConfig
 from gs.ply import load_ply
+from gs.rows import keep_rows
 from gs.strategy import StepContext, Strategy
 from gs.taming import TamingConfig
 from gs.trainer import Trainer

@@ -11,8 +11,9 @@ from torch import Tensor
 import pruning.lp_3dgs
 from gs.errors import SplatrimError
 from gs.gaussians import Gaussians
-from gs.optim import OptimConfig, build_optimizer, keep_rows
+from gs.optim import OptimConfig, build_optimizer
 from gs.renderer import RenderOutput
+from gs.rows import keep_rows
 from gs.strategy import StepContext
 from kernels.reference.sampling import uniform
 from pruning import METHODS
