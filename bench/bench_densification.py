@@ -16,7 +16,8 @@ from torch import Tensor
 from gs.densify import GRADIENTS, VIEWS, DensifyConfig
 from gs.gaussians import Gaussians
 from gs.morton import reorder
-from gs.optim import OptimConfig, build_optimizer
+from gs.optim import build_optimizer
+from gs.rates import OptimConfig
 from gs.strategy import StepContext
 from kernels import add_gradient_norms
 

@@ -7,6 +7,7 @@ those after 20,000, so all SH degrees are in use and densification has ended, un
 asks for those after 5,000, which gather its statistics and densify at every 100th.
 """
 
+import dataclasses
 import gc
 import math
 import statistics
@@ -26,7 +27,7 @@ from gs.data.scene import Scene
 from gs.densify import DensifyConfig
 from gs.evaluation import quantize
 from gs.gaussians import Gaussians
-from gs.optim import OptimConfig
+from gs.rates import OptimConfig
 from gs.renderer import render
 from gs.trainer import Trainer
 from pruning import METHODS
@@ -42,7 +43,6 @@ FROZEN = OptimConfig(
     opacity_lr=0.0,
     scaling_lr=0.0,
     rotation_lr=0.0,
-    mask_lr=0.0,
 )
 
 
@@ -122,6 +122,8 @@ def build_trainer(
     )  # fmt: skip
     densify = DensifyConfig()
     pruner = METHODS[method].preset(next(iter(METHODS[method].PRESETS)))
+    rates = [field.name for field in dataclasses.fields(pruner) if field.name.endswith("_lr")]
+    pruner = dataclasses.replace(pruner, **dict.fromkeys(rates, 0.0))
     start: dict[str, Any] = {
         "method": "3dgs",
         "step": (DENSIFYING_STEP if densifying else FIRST_STEP) - 1,

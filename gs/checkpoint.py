@@ -2,6 +2,7 @@
 
     format "splatrim"   version 1   method   step   extent   config
     params      raw parameters of the model by name            rows   its row buffers, next_id
+    shared      its parameters without rows, by name; absent in older files
     sh_degree, active_sh_degree
     optimizer   {"lrs": {name: float}, name: {"step", "exp_avg", "exp_avg_sq"}}
     strategies  {name: state}          sampler, rng            state of the trainer's randomness

@@ -18,7 +18,7 @@ from .config import PUBLISHED_ITERATIONS, SceneConfig, TrainConfig, as_plain
 from .densify import DensifierConfig, DensifyConfig
 from .errors import SplatrimError
 from .mcmc import MCMCConfig
-from .optim import OptimConfig
+from .rates import OptimConfig
 from .start import Origin, find_origin
 from .strategy import Strategy
 from .taming import TamingConfig

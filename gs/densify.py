@@ -237,6 +237,8 @@ class Grown(Gaussians):
         self.sources = torch.cat([stay, clones, parents.repeat(N_CHILDREN)])
         self.n_stay, self.n_older = len(stay), len(stay) + len(clones)
         self.sh_degree, self.active_sh_degree = gaussians.sh_degree, gaussians.active_sh_degree
+        self.specs, self.shared = gaussians.specs, gaussians.shared
+        self.shared_specs = gaussians.shared_specs
         self.next_id = gaussians.next_id + len(self.sources) - self.n_stay
         self.params: Any = _Lazy(gaussians.params, self._parameter)
         self.rows: Any = _Lazy(gaussians.rows, self._row)

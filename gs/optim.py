@@ -5,117 +5,19 @@ On a GPU the optimizer is kernels.FusedAdam, elsewhere torch's: both have the sa
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 
 from kernels import uses_triton
 
-from .errors import SplatrimError
-from .gaussians import PARAMETER_ORDER, Gaussians
+from .gaussians import Gaussians
+from .rates import OptimConfig, annealing
+from .specs import ParameterSpec
 
 BETAS = (0.9, 0.999)
 EPS = 1e-15  # gradients of one Gaussian are tiny: torch's 1e-8 would swallow them
-
-_SCALED_RATES = (
-    "position_lr_init", "position_lr_final", "feature_lr", "scaling_lr", "rotation_lr",
-)  # fmt: skip
-
-
-@dataclass(frozen=True)
-class OptimConfig:
-    """Learning rates; the defaults are Inria's, with MaskGaussian's for mask logits."""
-
-    position_lr_init: float = 1.6e-4
-    """Learning rate of positions at the start, per unit of scene extent."""
-    position_lr_final: float = 1.6e-6
-    """Learning rate of positions at position_lr_max_steps, per unit of scene extent."""
-    position_lr_max_steps: int = 30_000
-    """Iterations over which the learning rate of positions falls, log-linearly."""
-    feature_lr: float = 0.0025
-    """Learning rate of constant SH coefficients."""
-    feature_rest_divisor: float = 20.0
-    """Higher bands of SH have the learning rate of the constant ones, divided by this."""
-    opacity_lr: float = 0.05
-    """Learning rate of opacities (logits)."""
-    scaling_lr: float = 0.005
-    """Learning rate of scales (logarithms)."""
-    rotation_lr: float = 0.001
-    """Learning rate of quaternions."""
-    mask_lr: float = 0.01
-    """Learning rate of mask logits."""
-    anneal_to: float = 1.0
-    """Share of the learning rates of features, opacities, scales and quaternions that is left at
-    position_lr_max_steps."""
-    anneal_from: float = 0.5
-    """Share of position_lr_max_steps at which they begin to fall, log-linearly."""
-
-    def __post_init__(self) -> None:
-        if not self.anneal_to > 0:
-            raise SplatrimError(f"--anneal_to must be positive, not {self.anneal_to}")
-        if not 0 <= self.anneal_from <= 1:
-            raise SplatrimError(f"--anneal_from must be between 0 and 1, not {self.anneal_from}")
-
-    def scaled(self, factor: float) -> OptimConfig:
-        """The same schedule over `factor` times as many iterations.
-
-        Shorter runs take larger steps, by the cube root of the shortening (600 iterations on the
-        fox at an eighth of its size: 31 dB instead of 28). The gap that mask logits have to cross
-        stays the same, so their learning rate grows by the square of that.
-        """
-        gain = max(1.0, factor ** (-1 / 3))
-        scaled_rates = {name: getattr(self, name) * gain for name in _SCALED_RATES}
-        steps = max(round(self.position_lr_max_steps * factor), 1)
-        mask_lr = self.mask_lr * gain**2
-        return replace(self, position_lr_max_steps=steps, mask_lr=mask_lr, **scaled_rates)
-
-    def hastened(self) -> OptimConfig:
-        """For a run that is short for its quality (--recipe fast).
-
-        What sets colours and shapes learns faster and comes to rest in the last three tenths;
-        opacities, which noise in short runs prunes, learn slower. On bonsai over 14,000 iterations
-        (H200, test PSNR): 30.98 dB without, rates at the end +0.2, higher SH bands at a fifth in
-        place of a twentieth +0.4, opacities at half +0.1, scales +0.1.
-        """
-        return replace(
-            self,
-            feature_lr=1.5 * self.feature_lr,
-            feature_rest_divisor=5.0,
-            scaling_lr=1.5 * self.scaling_lr,
-            opacity_lr=0.5 * self.opacity_lr,
-            anneal_to=0.1,
-            anneal_from=0.7,
-        )
-
-    def learning_rates(self, extent: float) -> dict[str, float]:
-        """Learning rate of every parameter at the start."""
-        return {
-            "means": position_lr(self, extent, 0),
-            "sh0": self.feature_lr,
-            "shN": self.feature_lr / self.feature_rest_divisor,
-            "opacities": self.opacity_lr,
-            "mask_logits": self.mask_lr,
-            "scales": self.scaling_lr,
-            "quats": self.rotation_lr,
-        }
-
-
-def position_lr(config: OptimConfig, extent: float, step: int) -> float:
-    """Learning rate of positions at `step`: log-linear, constant after the last."""
-    t = min(max(step / max(config.position_lr_max_steps, 1), 0.0), 1.0)
-    start, end = math.log(config.position_lr_init), math.log(config.position_lr_final)
-    return extent * math.exp(start + t * (end - start))
-
-
-def annealing(config: OptimConfig, step: int) -> float:
-    """What is left of the learning rates that are annealed, at `step`: 1, then log-linear."""
-    end = max(config.position_lr_max_steps, 1)
-    start = config.anneal_from * end
-    t = min(max((step - start) / max(end - start, 1.0), 0.0), 1.0)
-    return config.anneal_to**t
 
 
 def build_optimizer(
@@ -124,16 +26,27 @@ def build_optimizer(
     *,
     extent: float,
 ) -> torch.optim.Adam:
-    """Adam with one named group per parameter, in the order of `PARAMETER_ORDER`.
+    """Adam with one group per parameter, in the order of their specs.
+
+    A group has the parameter's "name" and "spec". What needs no gradient has no group.
 
     Args:
         gaussians: The model, with all parameters of its strategies.
         config: Learning rates.
         extent: Radius of the scene, which scales the learning rate of positions.
     """
-    rates = config.learning_rates(extent)
-    names = [name for name in PARAMETER_ORDER if name in gaussians.params]
-    groups = [{"params": [gaussians.params[n]], "lr": rates[n], "name": n} for n in names]
+    tensors = dict(gaussians.params) | dict(gaussians.shared.named_parameters())
+    specs = [*gaussians.specs.values(), *gaussians.shared_specs.values()]
+    groups = [
+        {
+            "params": [tensors[spec.name]],
+            "lr": spec.rate(config, extent),
+            "name": spec.name,
+            "spec": spec,
+        }
+        for spec in sorted(specs, key=lambda spec: spec.order)
+        if tensors[spec.name].requires_grad
+    ]
     if uses_triton("auto", gaussians.params["means"]):
         from kernels import FusedAdam
 
@@ -144,15 +57,13 @@ def build_optimizer(
 def update_learning_rates(
     optimizer: torch.optim.Optimizer, config: OptimConfig, *, extent: float, step: int
 ) -> None:
-    """Set the learning rates of iteration `step`: of positions, and of all others but mask logits
-    where they are annealed."""
-    _group(optimizer, "means")["lr"] = position_lr(config, extent, step)
-    if config.anneal_to != 1.0:
-        share = annealing(config, step)
-        rates = config.learning_rates(extent)
-        for group in optimizer.param_groups:
-            if group["name"] not in ("means", "mask_logits"):
-                group["lr"] = share * rates[group["name"]]
+    """Set the learning rates of iteration `step`, as far as they are scheduled or annealed."""
+    anneals = config.anneal_to != 1.0
+    for group in optimizer.param_groups:
+        spec: ParameterSpec = group["spec"]
+        if spec.scheduled or (spec.anneals and anneals):
+            share = annealing(config, step) if spec.anneals else 1.0
+            group["lr"] = share * spec.rate(config, extent, step)
 
 
 def learning_rate(optimizer: torch.optim.Optimizer, name: str) -> float:

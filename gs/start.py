@@ -26,9 +26,10 @@ from torch import Tensor
 from .checkpoint import load_checkpoint, peek_checkpoint
 from .config import PUBLISHED_ITERATIONS, TrainConfig
 from .errors import SplatrimError
-from .gaussians import PARAMETER_ORDER, Gaussians
-from .optim import OptimConfig
+from .gaussians import Gaussians
 from .ply import load_ply
+from .rates import OptimConfig
+from .specs import PUBLISHED, ParameterSpec
 from .strategy import StepContext, Strategy
 
 POST_ITERATIONS = 5000  # after PUBLISHED_ITERATIONS; other lengths in proportion
@@ -114,7 +115,7 @@ def _ply_state(path: Path) -> dict[str, Any]:
     n = len(params["means"])
     if n == 0:
         raise SplatrimError(f"{path} holds no Gaussians")
-    degree = Gaussians.from_tensors(params).sh_degree
+    degree = Gaussians.from_tensors({name: params[name] for name in PUBLISHED}).sh_degree
     return {
         "method": MASKS if "mask_logits" in params else "3dgs",
         "step": PUBLISHED_ITERATIONS,
@@ -136,7 +137,7 @@ def finished(state: dict[str, Any], *, keep_masks: bool) -> dict[str, Any]:
     """
     masks = state["params"].get("mask_logits")
     pairs = masks is not None and masks.dim() == 2  # LP-3DGS has one logit each, and has pruned
-    known = set(PARAMETER_ORDER) - (set() if keep_masks and pairs else {"mask_logits"})
+    known = set(PUBLISHED) | ({"mask_logits"} if keep_masks and pairs else set())
     params: dict[str, Tensor] = {k: x for k, x in state["params"].items() if k in known}
     moments = {k: m for k, m in state["optimizer"].items() if k in params}
     ids = state["rows"]["ids"]
@@ -181,8 +182,8 @@ def add_aged_moments(state: dict[str, Any], gaussians: Gaussians) -> dict[str, A
 class PostRates(Strategy):
     """Learning rates of post-training: times 0.95 after every 400 of 5000 iterations.
 
-    Those of positions follow their own schedule, and are lowered in the iterations of the change
-    alone, as in the published loop.
+    Those that follow a schedule of their own, as positions do, are lowered in the iterations of the
+    change alone, as in the published loop.
     """
 
     name = "post_rates"
@@ -191,18 +192,19 @@ class PostRates(Strategy):
         self.optim, self.start = optim, start
         share = (iterations - start) / POST_ITERATIONS
         self.interval = max(round(DECAY_INTERVAL * share), 1)
-        self._rates: dict[str, float] = {}
+        self._extent = 0.0
         self._set = False
 
     def setup(self, gaussians: Gaussians, *, extent: float, iterations: int, seed: int) -> None:
-        self._rates = self.optim.learning_rates(extent)
+        self._extent = extent
 
     def after_backward(self, step: int, ctx: StepContext) -> None:
         decays, rest = divmod(step - self.start, self.interval)
         self._set = True
         for group in ctx.optimizer.param_groups:
-            if group["name"] != "means":
-                _set_rate(group, self._rates[group["name"]] * DECAY**decays)
+            spec: ParameterSpec = group["spec"]
+            if not spec.scheduled:
+                _set_rate(group, spec.rate(self.optim, self._extent) * DECAY**decays)
             elif rest == 0:
                 _set_rate(group, float(group["lr"]) * DECAY)
 
@@ -222,17 +224,19 @@ def _set_rate(group: dict[str, Any], rate: float) -> None:
 def changed_settings(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
     """Settings of method, optimizer and densifier that a resumed run has and its start had not.
 
-    Both as config.json has them. Given as "lambda_mask 0.1 (was 0.0005)".
+    Both as config.json has them; no name is in two parts, and one may have moved to another part
+    since. Given as "opacity_lr 0.1 (was 0.05)".
     """
-    changes: list[str] = []
-    for part in ("optim", "densify", "pruning"):
-        old, new = before.get(part, {}), now.get(part, {})
-        changes += [
-            f"{name} {new[name]} (was {old[name]})"
-            for name in new
-            if name in old and _plain(old[name]) != _plain(new[name])
-        ]
-    return changes
+    parts = ("optim", "densify", "pruning")
+    old, new = (
+        {name: value for part in parts for name, value in settings.get(part, {}).items()}
+        for settings in (before, now)
+    )
+    return [
+        f"{name} {value} (was {old[name]})"
+        for name, value in new.items()
+        if name in old and _plain(old[name]) != _plain(value)
+    ]
 
 
 def _plain(value: Any) -> Any:

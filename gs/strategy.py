@@ -86,10 +86,10 @@ class Strategy:
     """Key of this strategy's state in a checkpoint and of its scalars in the log."""
 
     def setup(self, gaussians: Gaussians, *, extent: float, iterations: int, seed: int) -> None:
-        """Add parameters (`gaussians.params`) and row buffers (`gaussians.rows`), once.
+        """Add parameters (`add_parameter`, `add_shared`) and row buffers (`gaussians.rows`), once.
 
-        Called before the optimizer is built. On a resumed run the parameters are there already:
-        leave them as they are.
+        Called before the optimizer is built. On a resumed run the buffers are there already: leave
+        them as they are. Parameters are added all the same, and take the checkpoint's values.
         """
 
     def before_render(self, step: int, gaussians: Gaussians) -> dict[str, Any]:

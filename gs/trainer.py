@@ -30,13 +30,13 @@ from .gaussians import Gaussians
 from .histograms import mask_histogram
 from .memory import peak_memory
 from .optim import (
-    OptimConfig,
     build_optimizer,
     load_optimizer_state,
     optimizer_state,
     update_learning_rates,
 )
 from .ply import save_ply
+from .rates import OptimConfig
 from .run_files import write_run_files
 from .sampler import CameraSampler
 from .start import add_aged_moments, changed_settings
@@ -101,7 +101,7 @@ class Trainer:
                 scene.points, scene.colors, sh_degree=config.sh_degree, device=self.device
             )
         else:
-            self.gaussians = _restore_gaussians(start, self.device)
+            self.gaussians = Gaussians.from_state(start, self.device)
         for strategy in self.strategies:
             strategy.setup(
                 self.gaussians,
@@ -109,6 +109,7 @@ class Trainer:
                 iterations=config.iterations,
                 seed=config.seed,
             )
+        self.gaussians.check_complete()
         self.optimizer = build_optimizer(self.gaussians, self.optim, extent=scene.extent)
         context = {
             "extent": scene.extent,
@@ -220,14 +221,8 @@ class Trainer:
 
     @torch.no_grad()
     def exported(self) -> Gaussians:
-        """The model as it is saved and tested: rows that every strategy keeps, without masks."""
-        keep = final_keep(self.gaussians, self.strategies)
-        tensors = {
-            name: values if keep is None else values[keep]
-            for name, values in self.gaussians.to_tensors().items()
-            if name != "mask_logits"
-        }
-        return Gaussians.from_tensors(tensors, active_sh_degree=self.gaussians.active_sh_degree)
+        """The model as it is saved and tested: exported parameters of rows that all keep."""
+        return self.gaussians.exported(final_keep(self.gaussians, self.strategies))
 
     def save(self, step: int) -> Path:
         """Write the model as point_cloud/iteration_N/point_cloud.ply."""
@@ -250,6 +245,7 @@ class Trainer:
             "step": step,
             "params": gaussians.to_tensors(),
             "rows": gaussians.rows,
+            "shared": gaussians.shared.state_dict(),
             "next_id": gaussians.next_id,
             "active_sh_degree": gaussians.active_sh_degree,
             "sh_degree": gaussians.sh_degree,
@@ -324,15 +320,6 @@ class Trainer:
         finally:
             for number, handler in previous.items():
                 signal.signal(number, handler)
-
-
-def _restore_gaussians(state: dict[str, Any], device: torch.device) -> Gaussians:
-    """The model of a checkpoint, with its row buffers."""
-    tensors = {name: x.to(device, copy=True) for name, x in state["params"].items()}
-    gaussians = Gaussians.from_tensors(tensors, active_sh_degree=state["active_sh_degree"])
-    gaussians.rows |= {name: x.to(device, copy=True) for name, x in state["rows"].items()}
-    gaussians.next_id = int(state.get("next_id") or len(gaussians))
-    return gaussians
 
 
 def _device_name(device: torch.device) -> str:

@@ -47,10 +47,7 @@ def quality_curve(
     curve = []
     for ratio in ratios:
         keep = top_k(scores, n_kept(len(scores), ratio))
-        model = Gaussians.from_tensors(
-            {name: values[keep] for name, values in gaussians.to_tensors().items()},
-            active_sh_degree=gaussians.active_sh_degree,
-        )
+        model = gaussians.exported(keep)
         views = evaluate_views(model, cameras, images, background, indices=indices)
         psnr = mean_scores(views)["psnr"]
         curve.append({"ratio": ratio, "n_gaussians": len(model), "psnr": psnr})

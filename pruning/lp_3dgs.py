@@ -43,6 +43,7 @@ from gs.gaussians import Gaussians
 from gs.renderer import RenderOutput
 from gs.rows import keep_rows
 from gs.sampler import derive_seed
+from gs.specs import ParameterSpec
 from gs.strategy import StepContext, Strategy
 from kernels import logistic_noise
 
@@ -51,6 +52,7 @@ from .method import MethodConfig
 from .scores import accumulate_scores
 
 INITIAL_LOGIT = 1.0
+LOGITS_ORDER = 35  # of the optimizer's groups: between opacities and scales
 SCORES = "mask_scores"  # rows: S, there while opacities are masked
 SHORTEST_WINDOW = 100  # iterations at the published rate; logits need 20 to fall to 0
 SHORTEST_POST_TRAINING = 30  # iterations
@@ -88,7 +90,7 @@ class LP3DGSConfig(MethodConfig):
     """Who stays: those with m >= 0 (straight-through: with sigmoid(m) above mask_threshold), or one
     random draw as published."""
     logit_lr: float = 0.05
-    """Learning rate of mask logits, which LP-3DGS takes in place of mask_lr."""
+    """Learning rate of mask logits."""
     logit_decay: float = 0.01
     """Decoupled weight decay of mask logits (AdamW)."""
 
@@ -180,9 +182,9 @@ class LP3DGS(Strategy):
                 " --iterations, a lower --mask_until_iter, or --schedule scaled"
             )
         self.seed = seed
-        self._is_new = "mask_logits" not in gaussians.params
-        if self._is_new:
-            gaussians.add_parameter("mask_logits", torch.full((len(gaussians),), INITIAL_LOGIT))
+        spec = ParameterSpec("mask_logits", (), self.config.logit_lr, order=LOGITS_ORDER)
+        logits = torch.full((len(gaussians),), INITIAL_LOGIT)
+        self._is_new = gaussians.add_parameter(spec, logits)
 
     def before_render(self, step: int, gaussians: Gaussians) -> dict[str, Any]:
         if self._is_new and step > self.config.mask_until_iter:
@@ -293,8 +295,7 @@ class LP3DGS(Strategy):
         for view, camera in enumerate(cameras):  # each with noise of its own, as published
             seed = derive_seed(self.seed, "score", step, view)
             opacities = gaussians.get_opacities() * self.masks(gaussians, seed)
-            tensors = gaussians.to_tensors() | {"opacities": torch.logit(opacities, eps=1e-6)}
-            model = Gaussians.from_tensors(tensors, active_sh_degree=gaussians.active_sh_degree)
+            model = gaussians.exported(opacities=torch.logit(opacities, eps=1e-6))
             scores = accumulate_scores(model, [camera], kind)
             total = torch.maximum(total, scores) if kind == "radsplat" else total + scores
         return total

@@ -27,9 +27,11 @@ from torch import Tensor
 
 from gs.errors import SplatrimError
 from gs.gaussians import Gaussians
+from gs.rates import step_gain
 from gs.renderer import RenderOutput
 from gs.rows import keep_rows
 from gs.sampler import derive_seed
+from gs.specs import ParameterSpec
 from gs.start import FINAL_THRESHOLD, POST_ITERATIONS
 from gs.strategy import StepContext, Strategy
 from kernels import sample_masks, sampled_in_any
@@ -37,6 +39,7 @@ from kernels import sample_masks, sampled_in_any
 from .method import MethodConfig
 
 INITIAL_LOGITS = (10.0, 1.0)  # keep, drop: p = sigmoid(9) = 0.99988
+LOGITS_ORDER = 35  # of the optimizer's groups: between opacities and scales, as published
 PRUNE_SAMPLES = 10
 
 
@@ -57,6 +60,8 @@ class MaskGaussianConfig(MethodConfig):
     mean_over: Literal["present", "start"] = "present"
     """Whose mean the mask loss has: that of the Gaussians there are, as published, or of as many as
     there were at the start, so that pruning makes the loss no stronger."""
+    mask_lr: float = 0.01
+    """Learning rate of mask logits."""
     final_mask: Literal["threshold", "sample"] = "threshold"
     """Which Gaussians the saved model has: those with p > final_threshold, or one random draw as
     published."""
@@ -86,12 +91,17 @@ class MaskGaussianConfig(MethodConfig):
             )
 
     def scaled(self, factor: float) -> "MaskGaussianConfig":
-        """The same schedule over `factor` times as many iterations."""
+        """The same schedule over `factor` times as many iterations.
+
+        Where steps are larger, the rate of the logits grows by the square of that: the gap that
+        they have to cross stays the same.
+        """
         return replace(
             self,
             mask_from_iter=round(self.mask_from_iter * factor),
             mask_until_iter=round(self.mask_until_iter * factor),
             mask_prune_iter=self._interval(factor),
+            mask_lr=self.mask_lr * step_gain(factor) ** 2,
         )
 
     def post_training(self, start: int, iterations: int) -> "MaskGaussianConfig":
@@ -125,10 +135,8 @@ class MaskGaussian(Strategy):
 
     def setup(self, gaussians: Gaussians, *, extent: float, iterations: int, seed: int) -> None:
         self.seed, self.n_start = seed, len(gaussians)
-        if "mask_logits" not in gaussians.params:
-            means = gaussians.params["means"]
-            logits = torch.tensor(INITIAL_LOGITS, dtype=means.dtype, device=means.device)
-            gaussians.add_parameter("mask_logits", logits.repeat(len(means), 1))
+        spec = ParameterSpec("mask_logits", (2,), self.config.mask_lr, order=LOGITS_ORDER)
+        gaussians.add_parameter(spec, torch.tensor(INITIAL_LOGITS).repeat(len(gaussians), 1))
 
     def before_render(self, step: int, gaussians: Gaussians) -> dict[str, Any]:
         return {

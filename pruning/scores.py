@@ -83,8 +83,7 @@ def accumulate_scores(
         raise ValueError(f"cameras: the score {kind!r} needs at least one")
 
     # degree 0: no score depends on colours, and these are the cheapest
-    tensors = gaussians.to_tensors()
-    plain = Gaussians.from_tensors(tensors | {"shN": tensors["shN"][:, :0]})
+    plain = gaussians.exported(shN=gaussians.params["shN"].detach()[:, :0])
     total = torch.zeros(len(gaussians), dtype=torch.float64, device=gaussians.device)
     heaviest = torch.zeros_like(total, dtype=torch.bool)
     for camera in cameras:

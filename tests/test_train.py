@@ -23,8 +23,8 @@ from gs.data.scene import load_scene
 from gs.errors import SplatrimError
 from gs.evaluation import evaluate_views, mean_scores
 from gs.gaussians import Gaussians
-from gs.optim import OptimConfig
 from gs.ply import load_ply, save_ply
+from gs.rates import OptimConfig
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +52,7 @@ def test_defaults_are_the_published_setting_beta() -> None:
     assert config.train.iterations == 30_000
     assert config.pruning.lambda_mask == 0.0005
     assert config.densify.densify_until_iter == 15_000
-    assert config.optim.mask_lr == 0.01
+    assert config.pruning.mask_lr == 0.01
     out = config.train.model_path
     assert out.parent == Path("output") and len(out.name) == 10
     assert out != parse("-s scene").train.model_path

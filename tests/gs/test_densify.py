@@ -17,9 +17,13 @@ from gs.densify import (
 )
 from gs.gaussians import Gaussians
 from gs.morton import morton_order
-from gs.optim import OptimConfig, build_optimizer, optimizer_state
+from gs.optim import build_optimizer, optimizer_state
+from gs.rates import OptimConfig
 from gs.rows import append_rows, keep_rows
+from gs.specs import ParameterSpec
 from gs.strategy import StepContext, Strategy, rows_to_prune
+
+MASK_LOGITS = ParameterSpec("mask_logits", (2,), lr=0.01, order=35)
 
 EXTENT = 10.0  # clone up to a scale of 0.1, too large from 1.0
 WIDTH, HEIGHT = 40, 30
@@ -45,7 +49,7 @@ class Case:
             self.gaussians.params["scales"].copy_(torch.tensor(scales).log()[:, None].repeat(1, 3))
             self.gaussians.params["quats"].copy_(torch.randn(n, 4, generator=generator))
             self.gaussians.params["opacities"].fill_(math.log(opacity / (1 - opacity)))
-        self.gaussians.add_parameter("mask_logits", torch.randn(n, 2, generator=generator))
+        self.gaussians.add_parameter(MASK_LOGITS, torch.randn(n, 2, generator=generator))
         self.densifier = DefaultDensifier(config or DensifyConfig())
         self.densifier.setup(self.gaussians, extent=EXTENT, iterations=30_000, seed=seed)
         self.optimizer = build_optimizer(self.gaussians, OptimConfig(), extent=EXTENT)

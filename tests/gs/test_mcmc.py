@@ -14,10 +14,14 @@ from gs.cameras import Camera
 from gs.errors import SplatrimError
 from gs.gaussians import Gaussians
 from gs.mcmc import MCMCConfig, MCMCDensifier, draw_sources, share, shares
-from gs.optim import OptimConfig, build_optimizer, optimizer_state
+from gs.optim import build_optimizer, optimizer_state
+from gs.rates import OptimConfig
 from gs.renderer import render
 from gs.rows import keep_rows
+from gs.specs import ParameterSpec
 from gs.strategy import StepContext, Strategy
+
+MASK_LOGITS = ParameterSpec("mask_logits", (2,), lr=0.01, order=35)
 
 STEP = 1000
 
@@ -32,7 +36,7 @@ def model(n: int, *, seed: int = 0) -> Gaussians:
     gaussians = Gaussians.from_points(torch.randn(n, 3, generator=g), torch.rand(n, 3, generator=g))
     gaussians.params["opacities"].data = logit(0.05 + 0.9 * torch.rand(n, generator=g))
     gaussians.params["scales"].data = torch.randn(n, 3, generator=g) - 2
-    gaussians.add_parameter("mask_logits", torch.randn(n, 2, generator=g))
+    gaussians.add_parameter(MASK_LOGITS, torch.randn(n, 2, generator=g))
     return gaussians
 
 

@@ -6,15 +6,12 @@ from torch import Tensor
 
 import gs.optim
 from gs.gaussians import Gaussians
-from gs.optim import (
-    OptimConfig,
-    build_optimizer,
-    load_optimizer_state,
-    optimizer_state,
-    position_lr,
-    update_learning_rates,
-)
+from gs.optim import build_optimizer, load_optimizer_state, optimizer_state, update_learning_rates
+from gs.rates import OptimConfig, position_lr
 from gs.rows import append_rows, gather_rows, keep_rows, replace_values
+from gs.specs import ParameterSpec
+
+MASK_LOGITS = ParameterSpec("mask_logits", (2,), lr=0.01, order=35)
 
 EXTENT = 2.5
 
@@ -24,7 +21,7 @@ def model(n: int = 12, *, masks: bool = True, seed: int = 0) -> Gaussians:
     points = torch.randn(n, 3, generator=generator)
     gaussians = Gaussians.from_points(points, torch.rand(n, 3, generator=generator), sh_degree=1)
     if masks:
-        gaussians.add_parameter("mask_logits", torch.tensor([10.0, 1.0]).repeat(n, 1))
+        gaussians.add_parameter(MASK_LOGITS, torch.tensor([10.0, 1.0]).repeat(n, 1))
     gaussians.rows["sums"] = torch.arange(1.0, n + 1)
     return gaussians
 
@@ -98,12 +95,12 @@ def test_position_rate_of_one_published_iteration() -> None:
 def test_annealed_rates_fall_log_linearly_to_their_share() -> None:
     config = OptimConfig(anneal_to=0.01, anneal_from=0.6)
     optimizer = optimizer_of(model())
-    at_start = config.learning_rates(EXTENT)
+    at_start = {group["name"]: group["lr"] for group in optimizer.param_groups}
     for step, share in ((0, 1.0), (18_000, 1.0), (24_000, 0.1), (30_000, 0.01), (40_000, 0.01)):
         update_learning_rates(optimizer, config, extent=EXTENT, step=step)
         rates = {group["name"]: group["lr"] for group in optimizer.param_groups}
         assert rates.pop("means") == position_lr(config, EXTENT, step)
-        assert rates.pop("mask_logits") == config.mask_lr
+        assert rates.pop("mask_logits") == MASK_LOGITS.lr
         assert rates == pytest.approx({name: share * at_start[name] for name in rates})
         assert len(rates) == 5
 
@@ -115,7 +112,6 @@ def test_scaled_schedule_keeps_its_shape() -> None:
         got = position_lr(short, 1.0, round(240 * share))
         want = 5.0 * position_lr(OptimConfig(), 1.0, round(30_000 * share))
         assert got == pytest.approx(want)  # 5 = 0.008^(-1/3)
-    assert short.mask_lr == pytest.approx(0.25)
     assert short.feature_lr == pytest.approx(5.0 * OptimConfig().feature_lr)
     assert short.opacity_lr == OptimConfig().opacity_lr
     assert OptimConfig().scaled(1.0) == OptimConfig()
@@ -276,7 +272,8 @@ def test_state_by_name_resumes_bit_exactly() -> None:
     state = optimizer_state(optimizer)
     assert state["lrs"]["means"] == position_lr(OptimConfig(), EXTENT, 20_000)
 
-    again = Gaussians.from_tensors({k: v.clone() for k, v in gaussians.to_tensors().items()})
+    tensors = {k: v.clone() for k, v in gaussians.to_tensors().items()}
+    again = Gaussians.from_tensors(tensors, specs=[MASK_LOGITS])
     resumed = optimizer_of(again)
     load_optimizer_state(resumed, state)
     train(gaussians, optimizer, 3, first=3)

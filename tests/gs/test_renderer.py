@@ -7,7 +7,10 @@ import torch
 from gs.cameras import Camera
 from gs.gaussians import SH_C0, Gaussians
 from gs.renderer import NEAR_PLANE, _camera_tensors, render
+from gs.specs import ParameterSpec
 from kernels import rasterization
+
+MASK_LOGITS = ParameterSpec("mask_logits", (2,), lr=0.01, order=35)
 
 WIDTH, HEIGHT = 33, 21
 
@@ -105,7 +108,7 @@ def test_near_plane_is_inrias(depth: float, kept: bool) -> None:
 def test_gradients_reach_every_parameter_and_the_image_plane() -> None:
     gaussians = model()
     gaussians.active_sh_degree = 3
-    gaussians.add_parameter("mask_logits", torch.tensor([1.0, 0.0]).repeat(20, 1))
+    gaussians.add_parameter(MASK_LOGITS, torch.tensor([1.0, 0.0]).repeat(20, 1))
     out = render(gaussians, camera(), mask_logits=gaussians.params["mask_logits"], mask_seed=5)
     out.colors.square().sum().backward()
     for name, parameter in gaussians.params.items():

@@ -11,8 +11,10 @@ from gs.checkpoint import save_checkpoint, save_inria
 from gs.config import TrainConfig
 from gs.errors import SplatrimError
 from gs.gaussians import Gaussians
-from gs.optim import OptimConfig, build_optimizer, update_learning_rates
+from gs.optim import build_optimizer, update_learning_rates
 from gs.ply import save_ply
+from gs.rates import OptimConfig
+from gs.specs import ParameterSpec
 from gs.start import (
     Origin,
     PostRates,
@@ -23,6 +25,8 @@ from gs.start import (
     load_start,
 )
 
+MASK_LOGITS = ParameterSpec("mask_logits", (2,), lr=0.01, order=35)
+
 N = 6
 
 
@@ -32,7 +36,7 @@ def model(*, masks: bool = False, sh_degree: int = 2) -> Gaussians:
     gaussians = Gaussians.from_points(points, points, sh_degree=sh_degree)
     if masks:  # rows 1 and 4 are dropped, 4 by a tie
         gap = torch.tensor([9.0, -1.0, 0.5, 2.0, 0.0, 7.0])
-        gaussians.add_parameter("mask_logits", torch.stack([gap, torch.zeros(N)], 1))
+        gaussians.add_parameter(MASK_LOGITS, torch.stack([gap, torch.zeros(N)], 1))
     return gaussians
 
 
@@ -236,3 +240,5 @@ def test_changed_settings_are_named() -> None:
         "opacity_lr 0.025 (was 0.05)", "lambda_mask 0.1 (was 0.0005)"
     ]  # fmt: skip
     assert changed_settings({}, now) == []
+    # a setting that stood in another part
+    assert changed_settings({"optim": {"lambda_mask": 0.2}}, now) == ["lambda_mask 0.1 (was 0.2)"]

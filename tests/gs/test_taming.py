@@ -17,7 +17,8 @@ from gs.densify import GRADIENTS, VIEWS
 from gs.errors import SplatrimError
 from gs.gaussians import Gaussians
 from gs.losses import photometric_loss
-from gs.optim import OptimConfig, build_optimizer
+from gs.optim import build_optimizer
+from gs.rates import OptimConfig
 from gs.renderer import render
 from gs.strategy import StepContext, Strategy
 from gs.taming import (

@@ -20,8 +20,8 @@ from gs.errors import SplatrimError
 from gs.gaussians import Gaussians
 from gs.graphs import StepGraphs
 from gs.mcmc import MCMCConfig
-from gs.optim import OptimConfig
 from gs.ply import load_ply
+from gs.rates import OptimConfig
 from gs.rows import keep_rows
 from gs.strategy import StepContext, Strategy
 from gs.taming import TamingConfig
@@ -33,8 +33,10 @@ DENSIFY = DensifyConfig(
     opacity_reset_interval=20, densify_grad_threshold=1e-4,
 )  # fmt: skip
 # a low logit gap after a few steps, so that masks drop some and pruning bites
-OPTIM = OptimConfig(position_lr_max_steps=40, mask_lr=0.4)
-MASKS = MaskGaussianConfig(lambda_mask=1.0, mask_from_iter=3, mask_until_iter=30, mask_prune_iter=7)
+OPTIM = OptimConfig(position_lr_max_steps=40)
+MASKS = MaskGaussianConfig(
+    lambda_mask=1.0, mask_from_iter=3, mask_until_iter=30, mask_prune_iter=7, mask_lr=0.4
+)
 # opacities below 0.05 count as dead, so that some are
 MCMC = MCMCConfig(
     densify_from_iter=5, densify_until_iter=32, densification_interval=6, budget="1.2x",

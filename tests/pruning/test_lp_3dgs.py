@@ -11,7 +11,8 @@ from torch import Tensor
 import pruning.lp_3dgs
 from gs.errors import SplatrimError
 from gs.gaussians import Gaussians
-from gs.optim import OptimConfig, build_optimizer
+from gs.optim import build_optimizer
+from gs.rates import OptimConfig
 from gs.renderer import RenderOutput
 from gs.rows import keep_rows
 from gs.strategy import StepContext
@@ -84,8 +85,10 @@ def test_a_run_that_begins_too_late() -> None:
     strategy, model = make(2)
     with pytest.raises(SplatrimError, match="at iteration 20000 and the run begins at 20001"):
         strategy.before_render(20_001, model)
-    strategy.setup(model, extent=1.0, iterations=30_000, seed=0)  # resumed: it has pruned
-    assert strategy.before_render(20_001, model) == {}
+    state = {"params": model.to_tensors(), "rows": model.rows, "active_sh_degree": 0}
+    again = Gaussians.from_state(state, "cpu")
+    strategy.setup(again, extent=1.0, iterations=30_000, seed=0)  # resumed: it has pruned
+    assert strategy.before_render(20_001, again) == {}
 
 
 def test_scaled() -> None:
@@ -119,9 +122,9 @@ def test_setup_adds_logits_once() -> None:
     strategy, model = make(4)
     assert model.params["mask_logits"].tolist() == [1.0] * 4
     model.params["mask_logits"].data.fill_(3.0)
-    strategy.setup(model, extent=1.0, iterations=30_000, seed=0)
-    assert model.params["mask_logits"].tolist() == [3.0] * 4
-    again = Gaussians.from_tensors(model.to_tensors())  # as on the way through a checkpoint
+    state = {"params": model.to_tensors(), "rows": model.rows, "active_sh_degree": 0}
+    again = Gaussians.from_state(state, "cpu")  # as on the way through a checkpoint
+    strategy.setup(again, extent=1.0, iterations=30_000, seed=0)
     assert again.params["mask_logits"].tolist() == [3.0] * 4
 
 

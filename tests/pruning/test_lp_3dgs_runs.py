@@ -14,8 +14,8 @@ from gs.config import TrainConfig
 from gs.data.scene import Scene
 from gs.densify import DensifyConfig
 from gs.gaussians import Gaussians
-from gs.optim import OptimConfig
 from gs.ply import load_ply, save_ply
+from gs.rates import OptimConfig
 from gs.start import PostRates, load_start
 from gs.trainer import Trainer
 from pruning.lp_3dgs import SCORES, LP3DGSConfig

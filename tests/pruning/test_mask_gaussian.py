@@ -12,7 +12,8 @@ from gs.cameras import Camera
 from gs.densify import GRADIENTS, VIEWS, DensifyConfig, add_statistics
 from gs.errors import SplatrimError
 from gs.gaussians import Gaussians
-from gs.optim import OptimConfig, build_optimizer
+from gs.optim import build_optimizer
+from gs.rates import OptimConfig
 from gs.renderer import RenderOutput, render
 from gs.strategy import StepContext
 from kernels import sample_masks
@@ -59,8 +60,17 @@ def test_setup_adds_logits_once() -> None:
     strategy, model = make(4)
     assert model.params["mask_logits"].tolist() == [[10.0, 1.0]] * 4
     model.params["mask_logits"].data.fill_(3.0)
-    strategy.setup(model, extent=1.0, iterations=30_000, seed=0)
-    assert model.params["mask_logits"].tolist() == [[3.0, 3.0]] * 4
+    state = {"params": model.to_tensors(), "rows": model.rows, "active_sh_degree": 0}
+    again = Gaussians.from_state(state, "cpu")  # as on the way through a checkpoint
+    strategy.setup(again, extent=1.0, iterations=30_000, seed=0)
+    assert again.params["mask_logits"].tolist() == [[3.0, 3.0]] * 4
+
+
+def test_shorter_runs_move_the_logits_faster() -> None:
+    assert MaskGaussianConfig().scaled(0.008).mask_lr == pytest.approx(0.25)
+    assert MaskGaussianConfig().scaled(2.0).mask_lr == MaskGaussianConfig().mask_lr == 0.01
+    _, model = make(2, MaskGaussianConfig(mask_lr=0.3))
+    assert model.specs["mask_logits"].rate(OptimConfig(), 1.0) == 0.3
 
 
 def test_before_render_names_rows_and_changes_seed() -> None:
@@ -228,7 +238,7 @@ def test_initial_probability() -> None:
 
 def test_two_logits_move_as_one_at_twice_the_rate() -> None:
     strategy, model = make(400, logit=1.5)
-    optimizer = build_optimizer(model, OptimConfig(mask_lr=0.01), extent=1.0)
+    optimizer = build_optimizer(model, OptimConfig(), extent=1.0)
     one = torch.nn.Parameter(torch.full((400,), 1.5))
     single = torch.optim.Adam([one], lr=0.02, eps=1e-15)
     upstream = torch.randn(400, generator=torch.Generator().manual_seed(2))

@@ -13,7 +13,7 @@ from gs.config import TrainConfig
 from gs.data.scene import Scene
 from gs.densify import DensifierConfig, DensifyConfig
 from gs.mcmc import MCMCConfig
-from gs.optim import OptimConfig
+from gs.rates import OptimConfig
 from gs.taming import TamingConfig
 from gs.trainer import Trainer
 from pruning import METHODS
@@ -42,7 +42,7 @@ def _method(name: str, preset: str, **settings: Any) -> MethodConfig:
 
 MASKS = _method(
     "mask-gaussian", "beta", lambda_mask=1.0, mask_from_iter=3, mask_until_iter=30,
-    mask_prune_iter=7,
+    mask_prune_iter=7, mask_lr=0.4,
 )  # fmt: skip
 LP = {"mask_from_iter": 8, "mask_until_iter": 30, "score_interval": 4, "logit_lr": 0.1}
 TWICE = {"prune_iterations": (14, 19)}  # before opacities are reset
@@ -70,7 +70,7 @@ def _trainer(scene: Scene, out: Path, case: str, device: str, start: Any = None)
         deterministic=True, checkpoint_iterations=(STOP,),
     )  # fmt: skip
     strategies = [densify.build(), method.build(densify_until=densify.densify_until_iter)]
-    optim = OptimConfig(position_lr_max_steps=ITERATIONS, mask_lr=0.4)
+    optim = OptimConfig(position_lr_max_steps=ITERATIONS)
     return Trainer(train, scene, strategies=strategies, optim=optim, start=start)
 
 

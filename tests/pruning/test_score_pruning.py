@@ -19,8 +19,9 @@ from gs.data.demo import write_demo_scene
 from gs.data.scene import Scene
 from gs.errors import SplatrimError
 from gs.gaussians import Gaussians
-from gs.optim import OptimConfig, build_optimizer
+from gs.optim import build_optimizer
 from gs.ply import load_ply, save_ply
+from gs.rates import OptimConfig
 from gs.strategy import StepContext
 from gs.trainer import Trainer
 from pruning import (
