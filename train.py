@@ -46,7 +46,7 @@ def build_trainer(config: Config[Any, Any]) -> Trainer:
     train, method = config.train, config.choice.method
     resolve_device(train.device)
     check_writable(train.model_path)
-    start = load_start(train, method)
+    start = load_start(train, method, METHODS)
     train = with_model_degree(train, start)
     where = vars(config.scene).copy()
     source = where.pop("source_path")

@@ -9,7 +9,7 @@
 
 A file holds tensors, numbers, strings and containers of those and nothing else, and is read with
 torch's restricted unpickler, so that opening a file from a stranger runs none of its code. The
-checkpoints of the original 3D Gaussian Splatting and of MaskGaussian are read too (gs.inria).
+checkpoints of the original 3D Gaussian Splatting and of its descendants are read too (gs.inria).
 """
 
 import errno
@@ -89,7 +89,11 @@ def save_checkpoint(path: str | Path, state: dict[str, Any]) -> None:
 
 
 def save_inria(path: str | Path, state: dict[str, Any]) -> None:
-    """Write a checkpoint that the original code (method 3dgs) or MaskGaussian's can resume."""
+    """Write a checkpoint that the original code can resume.
+
+    Parameters beside those of 3DGS come after them, under the names that they have in the state:
+    the code of a method can resume it if they have the names that it gives them.
+    """
     exported = export_inria(state)
     with atomic_write(path) as file:
         torch.save(exported, file)

@@ -19,7 +19,7 @@ from .densify import DensifierConfig, DensifyConfig
 from .errors import SplatrimError
 from .mcmc import MCMCConfig
 from .rates import OptimConfig
-from .start import Origin, find_origin
+from .start import Heritage, Origin, find_origin
 from .strategy import Strategy
 from .taming import TamingConfig
 
@@ -34,7 +34,7 @@ DEMO_ITERATIONS = 500
 _PATHS = ("source_path", "model_path")
 
 
-class Method(Protocol):
+class Method(Heritage, Protocol):
     """What a pruning method's settings offer here; pruning.MethodConfig is their base."""
 
     PRESETS: ClassVar[dict[str, dict[str, Any]]]

@@ -1,13 +1,14 @@
-"""Checkpoints of the original 3D Gaussian Splatting and of MaskGaussian, as named state and back.
+"""Checkpoints of the original 3D Gaussian Splatting, as named state and back.
 
-Both are `(tuple, iteration)`; the tuple holds, by position,
+They are `(tuple, iteration)`; the tuple holds, by position,
 
     active SH degree, xyz [N,3], f_dc [N,1,3], f_rest [N,K-1,3], scaling [N,3], rotation [N,4],
-    opacity [N,1], (MaskGaussian: mask logits [N,2]), max_radii2D [N], gradient sum [N,1],
-    view count [N,1], Adam's state_dict, extent
+    opacity [N,1], (others [N,...]), max_radii2D [N], gradient sum [N,1], view count [N,1],
+    Adam's state_dict, extent
 
-so 12 entries, 13 with masks. Adam's groups come in the order xyz, f_dc, f_rest, opacity, (mask,)
-scaling, rotation and carry those names.
+so 12 entries, and one more for each parameter that a method's code adds. Adam's groups come in the
+order xyz, f_dc, f_rest, opacity, (others,) scaling, rotation and carry those names. Others keep the
+names of their groups, until the method that they belong to adopts them.
 """
 
 import math
@@ -17,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from .errors import SplatrimError
+from .specs import PUBLISHED, published_specs
 
 # published names of the optimizer's groups, in their order, and the parameters here
 _GROUPS = {
@@ -24,7 +26,6 @@ _GROUPS = {
     "f_dc": "sh0",
     "f_rest": "shN",
     "opacity": "opacities",
-    "mask": "mask_logits",
     "scaling": "scales",
     "rotation": "quats",
 }
@@ -53,12 +54,12 @@ def import_inria(obj: Any, *, source: str = "the checkpoint") -> dict[str, Any]:
     """Turn a published checkpoint into the named state of gs.checkpoint.
 
     Args:
-        obj: `(tuple of 12 or 13, iteration)`.
+        obj: `(tuple of 12 or more, iteration)`.
         source: What to call it in error messages.
 
     Returns:
-        State of method "3dgs" (12 entries) or "mask-gaussian" (13), with Adam's moments by
-        parameter name. Strategies, sampler and rng are empty: they are not in those files.
+        State of method "3dgs", with Adam's moments by parameter name. Strategies, sampler and rng
+        are empty: they are not in those files.
 
     Raises:
         SplatrimError: another number of entries, or shapes that do not belong together.
@@ -66,16 +67,20 @@ def import_inria(obj: Any, *, source: str = "the checkpoint") -> dict[str, Any]:
     if not is_inria(obj):
         raise SplatrimError(f"{source} is not a checkpoint of 3D Gaussian Splatting")
     entries, step = obj
-    if len(entries) not in (12, 13):
+    n_others = len(entries) - 12
+    if n_others < 0:
         raise SplatrimError(
-            f"{source} holds {len(entries)} entries; "
-            "3D Gaussian Splatting writes 12 and MaskGaussian 13"
+            f"{source} holds {len(entries)} entries; 3D Gaussian Splatting writes 12,"
+            " and one more for each parameter that a method adds"
         )
-    masked = len(entries) == 13
-    params: dict[str, Any] = dict(zip(_TUPLE_ORDER, entries[1:7], strict=True))
-    if masked:
-        params["mask_logits"] = entries[7]
-    *statistics, adam, extent = entries[7 + masked :]
+    *statistics, adam, extent = entries[7 + n_others :]
+    others = _other_names(adam, source) if n_others else []
+    if len(others) != n_others:
+        raise SplatrimError(
+            f"{source} is damaged: of {n_others} further parameters it names {len(others)}"
+        )
+    names = (*_TUPLE_ORDER, *others)
+    params: dict[str, Any] = dict(zip(names, entries[1 : 7 + n_others], strict=True))
     for name, x in [*params.items(), *zip(_STATISTICS, statistics, strict=True)]:
         if not isinstance(x, Tensor):
             raise SplatrimError(f"{source} is damaged: {name} is not a tensor")
@@ -91,7 +96,7 @@ def import_inria(obj: Any, *, source: str = "the checkpoint") -> dict[str, Any]:
         return {
             "format": "splatrim",
             "version": 1,
-            "method": "mask-gaussian" if masked else "3dgs",
+            "method": "3dgs",
             "step": int(step),
             "params": params,
             "rows": rows,
@@ -110,13 +115,13 @@ def import_inria(obj: Any, *, source: str = "the checkpoint") -> dict[str, Any]:
 
 
 def export_inria(state: dict[str, Any]) -> tuple[tuple[Any, ...], int]:
-    """The published form of a named state: 13 entries where it has mask_logits, else 12.
+    """The published form of a named state: 12 entries, and parameters beside those of 3DGS.
 
     Buffers that only this project keeps (ids, strategies' state, randomness) have no place in it.
     """
     params: dict[str, Tensor] = state["params"]
     n = len(params["means"])
-    masked = "mask_logits" in params
+    others = [name for name in params if name not in PUBLISHED]
     published = {
         name: nn.Parameter(_published(name, x.detach().clone())) for name, x in params.items()
     }
@@ -125,7 +130,7 @@ def export_inria(state: dict[str, Any]) -> tuple[tuple[Any, ...], int]:
     entries = (
         state["active_sh_degree"],
         *(published[name] for name in _TUPLE_ORDER),
-        *([published["mask_logits"]] if masked else []),
+        *(published[name] for name in others),
         *statistics,
         _export_adam(state["optimizer"], params),
         state["extent"],
@@ -139,11 +144,23 @@ def _rows(name: str, x: Tensor, source: str) -> Tensor:
     if name == "opacities":
         x = x.reshape(-1)
     k = x.shape[1] if name == "shN" and x.dim() == 3 else 15
-    tails = {"means": (3,), "sh0": (1, 3), "shN": (k, 3), "opacities": (), "scales": (3,)}
-    tails |= {"quats": (4,), "mask_logits": (2,)}
-    if tuple(x.shape[1:]) != tails[name] or k not in (0, 3, 8, 15):
+    tails = {spec.name: spec.tail for spec in published_specs(k)}
+    tail = tuple(x.shape[1:])
+    if x.dim() == 0 or tail != tails.get(name, tail) or k not in (0, 3, 8, 15):
         raise SplatrimError(f"{source} is damaged: {name} has shape {list(x.shape)}")
     return x
+
+
+def _other_names(adam: Any, source: str) -> list[str]:
+    """Names of Adam's groups beside those of 3DGS, in their order."""
+    names = [group.get("name") for group in _groups(adam, source)]
+    return [str(name) for name in names if name not in _GROUPS]
+
+
+def _groups(adam: Any, source: str) -> list[dict[str, Any]]:
+    if not isinstance(adam, dict) or not {"state", "param_groups"} <= adam.keys():
+        raise SplatrimError(f"{source} is damaged: it has no optimizer state")
+    return adam["param_groups"]
 
 
 def _published(name: str, x: Tensor) -> Tensor:
@@ -151,11 +168,10 @@ def _published(name: str, x: Tensor) -> Tensor:
 
 
 def _import_adam(adam: Any, params: dict[str, Tensor], source: str) -> dict[str, Any]:
-    if not isinstance(adam, dict) or not {"state", "param_groups"} <= adam.keys():
-        raise SplatrimError(f"{source} is damaged: it has no optimizer state")
     optimizer: dict[str, Any] = {"lrs": {}}
-    for group in adam["param_groups"]:
-        name = _GROUPS.get(group.get("name"))
+    for group in _groups(adam, source):
+        name = str(group.get("name"))
+        name = _GROUPS.get(name, name)
         if name not in params:
             continue
         optimizer["lrs"][name] = float(group["lr"])
@@ -172,10 +188,9 @@ def _import_adam(adam: Any, params: dict[str, Tensor], source: str) -> dict[str,
 def _export_adam(optimizer: dict[str, Any], params: dict[str, Tensor]) -> dict[str, Any]:
     state: dict[int, dict[str, Any]] = {}
     groups: list[dict[str, Any]] = []
-    for published, name in _GROUPS.items():
-        if name not in params:
-            continue
-        index = len(groups)
+    others = {name: name for name in params if name not in PUBLISHED}
+    order = [*list(_GROUPS.items())[:4], *others.items(), *list(_GROUPS.items())[4:]]
+    for index, (published, name) in enumerate(order):
         lr = optimizer.get("lrs", {}).get(name, 0.0)
         groups.append({"lr": lr, "name": published, **_ADAM, "params": [index]})
         if name in optimizer:

@@ -10,6 +10,7 @@ a logit, scales are logarithms, rot is an unnormalised quaternion (w, x, y, z).
 
 import shutil
 import tempfile
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -43,7 +44,7 @@ def save_ply(path: str | Path, tensors: dict[str, Tensor]) -> None:
     Args:
         path: The file; missing folders are made.
         tensors: means [N,3], quats [N,4] (w,x,y,z), scales [N,3] (log), opacities [N] (logit),
-            sh0 [N,1,3], shN [N,K-1,3]; other names (mask_logits) have no place in the format.
+            sh0 [N,1,3], shN [N,K-1,3]; other names have no place in the format.
 
     Raises:
         ValueError: a tensor is missing or has another shape.
@@ -92,15 +93,18 @@ def save_ply(path: str | Path, tensors: dict[str, Tensor]) -> None:
         file.write(table.data)
 
 
-def load_ply(path: str | Path) -> dict[str, Tensor]:
+def load_ply(path: str | Path, *, others: Iterable[str] = ()) -> dict[str, Tensor]:
     """Read Gaussians of any SH degree from 0 to 3, in the parameters' names and float32.
 
-    Properties may come in any order; unknown ones are ignored. Where MaskGaussian's masks_0 and
-    masks_1 are there they become mask_logits [N,2].
+    Properties may come in any order; unknown ones are ignored.
+
+    Args:
+        path: The file.
+        others: Further names x to look for: properties x_0, x_1, ... become x [N, M].
 
     Returns:
         means [N,3], quats [N,4] (w,x,y,z), scales [N,3] (log), opacities [N] (logit), sh0 [N,1,3],
-        shN [N,K-1,3], on the CPU.
+        shN [N,K-1,3], and which of the others there are, on the CPU.
 
     Raises:
         SplatrimError: not a readable .ply, a property is missing, or a value is not finite.
@@ -120,9 +124,9 @@ def load_ply(path: str | Path) -> dict[str, Tensor]:
         raise SplatrimError(
             f"{path} has {n_rest} f_rest properties; 0, 9, 24 or 45 make an SH degree from 0 to 3"
         )
-    has_masks = {"masks_0", "masks_1"} <= set(names)
-    if has_masks:
-        wanted += ["masks_0", "masks_1"]
+    widths = {other: sum(f"{other}_{i}" in names for i in range(len(names))) for other in others}
+    widths = {other: width for other, width in widths.items() if width}
+    wanted += [f"{other}_{i}" for other, width in widths.items() for i in range(width)]
     n = len(vertices)
     table = np.empty((n, len(wanted)), np.float32)
     for i, name in enumerate(wanted):
@@ -134,8 +138,7 @@ def load_ply(path: str | Path) -> dict[str, Tensor]:
 
     values = torch.from_numpy(table)
     sizes = {"means": 3, "sh0": 3, "shN": n_rest, "opacities": 1, "scales": 3, "quats": 4}
-    if has_masks:
-        sizes["mask_logits"] = 2
+    sizes |= widths
     tensors = dict(zip(sizes, values.split(list(sizes.values()), dim=1), strict=True))
     tensors["opacities"] = tensors["opacities"].reshape(n)
     tensors["sh0"] = tensors["sh0"].reshape(n, 1, 3)

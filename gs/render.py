@@ -88,9 +88,7 @@ def render_views(
     iteration, ply = find_model(model_path, iteration)
     check_writable(model_path)
     where = resolve_device(device)
-    gaussians = Gaussians.from_tensors(
-        {name: x.to(where) for name, x in load_ply(ply).items() if name != "mask_logits"}
-    )
+    gaussians = Gaussians.from_tensors({name: x.to(where) for name, x in load_ply(ply).items()})
     scene = _load_scene(settings, source_path, images, resolution)
     white = bool(settings.get("white_background", False))
     background = torch.full((3,), float(white), device=where)

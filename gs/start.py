@@ -9,16 +9,16 @@ MaskGaussian's and LightGaussian's published fine-tuning from iteration 30000 to
     positions go on along their schedule, stretched to the last iteration
     all learning rates fall by 0.95 after every 400 of 5000 iterations
     Adam goes on with a checkpoint's moments, and starts afresh for a .ply
-    a parameter that the method adds (mask logits) has zero moments but the model's age, so that
-    Adam corrects no bias and its first hundred steps are three to six times the learning rate
+    a parameter that the method adds has zero moments but the model's age, so that Adam corrects no
+    bias and its first hundred steps are three to six times the learning rate
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Hashable
+from collections.abc import Hashable, Iterable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -35,8 +35,26 @@ from .strategy import StepContext, Strategy
 POST_ITERATIONS = 5000  # after PUBLISHED_ITERATIONS; other lengths in proportion
 DECAY = 0.95
 DECAY_INTERVAL = 400  # iterations, of POST_ITERATIONS
-FINAL_THRESHOLD = 0.8  # least probability of the Gaussians that masks keep at the end
-MASKS = "mask-gaussian"  # the method whose parameter checkpoints may hold
+
+State = dict[str, Any]
+"""What a checkpoint holds (gs.checkpoint)."""
+
+
+class Heritage(Protocol):
+    """What a method knows of the models that it, or the published code of it, has made."""
+
+    PROPERTIES: ClassVar[tuple[str, ...]]
+    """Names x of what published .ply files have in properties x_0, x_1, ..."""
+
+    @classmethod
+    def adopt(cls, state: State) -> State:
+        """A state of the published code as this method's; any other as it is."""
+        ...
+
+    @classmethod
+    def hand_over(cls, state: State, successor: str) -> State:
+        """A finished run's state of this method as post-training by `successor` takes it up."""
+        ...
 
 
 class Origin(NamedTuple):
@@ -78,29 +96,37 @@ def find_origin(ply: Path | None, checkpoint: Path | None) -> Origin | None:
     return Origin(step, step if step >= schedule else None)
 
 
-def load_start(config: TrainConfig, method: str) -> dict[str, Any] | None:
+def load_start(
+    config: TrainConfig, method: str, methods: Mapping[str, type[Heritage]]
+) -> State | None:
     """The state for `Trainer(start=...)` that the flags ask for, None for the scene's points.
 
     Args:
         config: Its start_ply or start_checkpoint is read; post_start says whether to post-train.
         method: The pruning method of the run.
+        methods: All methods by name: what they left in a model is theirs to read.
 
     Raises:
         SplatrimError: absent, broken, no iterations left, or a checkpoint of another method that
             is not finished.
     """
     if config.start_ply is not None:
-        path, state = config.start_ply, _ply_state(config.start_ply)
+        others = [name for heir in methods.values() for name in heir.PROPERTIES]
+        path, state = config.start_ply, _ply_state(config.start_ply, others)
     elif config.start_checkpoint is not None:
         path, state = config.start_checkpoint, load_checkpoint(config.start_checkpoint)
     else:
         return None
+    for heir in methods.values():
+        state = heir.adopt(state)
     step, post_start = state["step"], config.post_start
     if step >= config.iterations:
         raise SplatrimError(f"{path} is at iteration {step} of {config.iterations}:"
                             " give more --iterations")  # fmt: skip
     if post_start == step:
-        return finished(state, keep_masks=method == MASKS)
+        former = methods.get(state["method"])
+        given = without_added(state) if former is None else former.hand_over(state, method)
+        return finished(given)
     if state["method"] not in (method, "3dgs"):
         raise SplatrimError(
             f"{path} is a checkpoint of {state['method']}:"
@@ -109,15 +135,15 @@ def load_start(config: TrainConfig, method: str) -> dict[str, Any] | None:
     return state
 
 
-def _ply_state(path: Path) -> dict[str, Any]:
+def _ply_state(path: Path, others: Iterable[str]) -> State:
     """A .ply as the state of a finished run, on the CPU."""
-    params = load_ply(path)
+    params = load_ply(path, others=others)
     n = len(params["means"])
     if n == 0:
         raise SplatrimError(f"{path} holds no Gaussians")
     degree = Gaussians.from_tensors({name: params[name] for name in PUBLISHED}).sh_degree
     return {
-        "method": MASKS if "mask_logits" in params else "3dgs",
+        "method": "3dgs",
         "step": PUBLISHED_ITERATIONS,
         "params": params,
         "rows": {"ids": torch.arange(n, dtype=torch.int32)},
@@ -128,39 +154,41 @@ def _ply_state(path: Path) -> dict[str, Any]:
     }
 
 
-def finished(state: dict[str, Any], *, keep_masks: bool) -> dict[str, Any]:
+def finished(state: State) -> State:
     """A finished run's state as the beginning of post-training.
 
     Randomness, statistics and the old method's state go, and learning rates become those of the
-    new settings. Unless the new method goes on learning masks, the Gaussians that they drop
-    (p <= FINAL_THRESHOLD) go with them, as in the model that is saved.
+    new settings.
     """
-    masks = state["params"].get("mask_logits")
-    pairs = masks is not None and masks.dim() == 2  # LP-3DGS has one logit each, and has pruned
-    known = set(PUBLISHED) | ({"mask_logits"} if keep_masks and pairs else set())
-    params: dict[str, Tensor] = {k: x for k, x in state["params"].items() if k in known}
-    moments = {k: m for k, m in state["optimizer"].items() if k in params}
-    ids = state["rows"]["ids"]
-    if masks is not None and pairs and not keep_masks:
-        keep = torch.sigmoid(masks[:, 0] - masks[:, 1]) > FINAL_THRESHOLD
-        if not bool(keep.any()):
-            raise SplatrimError("the masks of the model drop every Gaussian: nothing to train")
-        params = {name: x[keep] for name, x in params.items()}
-        moments = {
-            name: {key: x[keep] if torch.as_tensor(x).dim() else x for key, x in entry.items()}
-            for name, entry in moments.items()
-        }
-        ids = ids[keep]
+    moments = {name: entry for name, entry in state["optimizer"].items() if name != "lrs"}
     return {
         **state,
-        "params": params,
-        "rows": {"ids": ids},
+        "rows": {"ids": state["rows"]["ids"]},
         "optimizer": moments,
         "strategies": {},
         "sampler": {},
         "rng": {},
         "config": {},
         "tracker": None,
+    }
+
+
+def without_added(state: State, keep: Tensor | None = None) -> State:  # keep [N] bool
+    """A state with the parameters of 3DGS alone, and of them the rows `keep` only."""
+
+    def rows_of(x: Tensor) -> Tensor:
+        return x if keep is None or x.dim() == 0 else x[keep]
+
+    return {
+        **state,
+        "params": {name: rows_of(state["params"][name]) for name in PUBLISHED},
+        "rows": {name: rows_of(x) for name, x in state["rows"].items()},
+        "optimizer": {
+            name: {key: rows_of(torch.as_tensor(x)) for key, x in entry.items()}
+            for name, entry in state["optimizer"].items()
+            if name in PUBLISHED
+        },
+        "shared": {},
     }
 
 

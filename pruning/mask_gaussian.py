@@ -32,7 +32,7 @@ from gs.renderer import RenderOutput
 from gs.rows import keep_rows
 from gs.sampler import derive_seed
 from gs.specs import ParameterSpec
-from gs.start import FINAL_THRESHOLD, POST_ITERATIONS
+from gs.start import POST_ITERATIONS, State, without_added
 from gs.strategy import StepContext, Strategy
 from kernels import sample_masks, sampled_in_any
 
@@ -41,6 +41,9 @@ from .method import MethodConfig
 INITIAL_LOGITS = (10.0, 1.0)  # keep, drop: p = sigmoid(9) = 0.99988
 LOGITS_ORDER = 35  # of the optimizer's groups: between opacities and scales, as published
 PRUNE_SAMPLES = 10
+FINAL_THRESHOLD = 0.8  # least probability of the Gaussians that are kept at the end
+METHOD = "mask-gaussian"
+PUBLISHED_NAMES = ("mask", "masks")  # of the logits, in published checkpoints and .ply files
 
 
 @dataclass(frozen=True)
@@ -89,6 +92,35 @@ class MaskGaussianConfig(MethodConfig):
             raise SplatrimError(
                 f"--final_threshold must lie between 0 and 1, not {self.final_threshold}"
             )
+
+    PROPERTIES: ClassVar[tuple[str, ...]] = ("masks",)
+
+    @classmethod
+    def adopt(cls, state: State) -> State:
+        """Published checkpoints call the logits mask, .ply files masks."""
+        name = next((name for name in PUBLISHED_NAMES if name in state["params"]), None)
+        if name is None:
+            return state
+        if state["params"][name].shape[1:] != (2,):
+            shape = list(state["params"][name].shape)
+            raise SplatrimError(f"the model is damaged: its mask logits have shape {shape}")
+        return _renamed({**state, "method": METHOD}, name, "mask_logits")
+
+    @staticmethod
+    def publish(state: State) -> State:
+        """The inverse of `adopt` for checkpoints: what gs.checkpoint.save_inria takes."""
+        return _renamed(state, "mask_logits", PUBLISHED_NAMES[0])
+
+    @classmethod
+    def hand_over(cls, state: State, successor: str) -> State:
+        """Masks go on being learned, or the Gaussians with p <= FINAL_THRESHOLD go with them."""
+        if successor == METHOD or "mask_logits" not in state["params"]:
+            return state
+        logits = state["params"]["mask_logits"]
+        keep = torch.sigmoid(logits[:, 0] - logits[:, 1]) > FINAL_THRESHOLD
+        if not bool(keep.any()):
+            raise SplatrimError("the masks of the model drop every Gaussian: nothing to train")
+        return without_added(state, keep)
 
     def scaled(self, factor: float) -> "MaskGaussianConfig":
         """The same schedule over `factor` times as many iterations.
@@ -200,3 +232,15 @@ class MaskGaussian(Strategy):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.seed = int(state.get("seed", self.seed))
         self.n_start = int(state.get("n_start", self.n_start))
+
+
+def _renamed(state: State, old: str, new: str) -> State:
+    """A state in which the parameter `old` is called `new`."""
+
+    def rename(entries: dict[str, Any]) -> dict[str, Any]:
+        return {new if name == old else name: value for name, value in entries.items()}
+
+    optimizer = rename(state["optimizer"])
+    if "lrs" in optimizer:
+        optimizer["lrs"] = rename(optimizer["lrs"])
+    return {**state, "params": rename(state["params"]), "optimizer": optimizer}

@@ -6,6 +6,7 @@ from typing import Any, ClassVar
 from typing_extensions import Self
 
 from gs.errors import SplatrimError
+from gs.start import State, without_added
 from gs.strategy import Strategy
 
 
@@ -18,6 +19,33 @@ class MethodConfig:
 
     POST_PRESET: ClassVar[str | None] = None
     """The preset that post-training takes by default; None is the first."""
+
+    PROPERTIES: ClassVar[tuple[str, ...]] = ()
+    """Names x of what published .ply files have in properties x_0, x_1, ..., for `adopt`."""
+
+    @classmethod
+    def adopt(cls, state: State) -> State:
+        """A state of the published code as this method's; any other as it is.
+
+        Args:
+            state: What a checkpoint holds (gs.checkpoint). Parameters of foreign files have the
+                names that they have there.
+
+        Raises:
+            SplatrimError: A parameter has a shape that the published code does not write.
+        """
+        return state
+
+    @classmethod
+    def hand_over(cls, state: State, successor: str) -> State:
+        """A finished run's state of this method as post-training by `successor` takes it up.
+
+        What the method has added goes.
+
+        Raises:
+            SplatrimError: Nothing is left to train.
+        """
+        return without_added(state)
 
     @classmethod
     def preset(cls, name: str) -> Self:

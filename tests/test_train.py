@@ -25,6 +25,7 @@ from gs.evaluation import evaluate_views, mean_scores
 from gs.gaussians import Gaussians
 from gs.ply import load_ply, save_ply
 from gs.rates import OptimConfig
+from pruning import MaskGaussianConfig
 
 
 @pytest.fixture(scope="module")
@@ -308,7 +309,8 @@ def test_a_finished_ply_is_post_trained_and_resumed(
     assert (again / file).read_bytes() == (out / file).read_bytes()
 
     # and its end is a beginning for another method
-    save_inria(tmp_path / "chkpnt.pth", load_checkpoint(out / "chkpnt30040.pth"))
+    end = MaskGaussianConfig.publish(load_checkpoint(out / "chkpnt30040.pth"))
+    save_inria(tmp_path / "chkpnt.pth", end)
     line = f"-s {scene} -m {tmp_path}/3dgs --quiet --method 3dgs --iterations 30043"
     train.main([*shlex.split(line), "--start_checkpoint", str(tmp_path / "chkpnt.pth")])
     plain = load_ply(tmp_path / "3dgs" / "point_cloud" / "iteration_30043" / "point_cloud.ply")

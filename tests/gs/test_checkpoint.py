@@ -17,6 +17,7 @@ from gs.checkpoint import (
     save_inria,
 )
 from gs.errors import SplatrimError
+from pruning import MaskGaussianConfig
 
 NAMES = ("means", "sh0", "shN", "opacities", "mask_logits", "scales", "quats")
 ADAM_ORDER = ("xyz", "f_dc", "f_rest", "opacity", "mask", "scaling", "rotation")
@@ -212,9 +213,9 @@ def test_published_checkpoint(tmp_path: Path, masked: bool, module: str) -> None
     torch.save((entries, step), tmp_path / "x.pth")
     _rename_numpy(tmp_path / "x.pth", module)
     state = load_checkpoint(tmp_path / "x.pth")
-    assert state["method"] == ("mask-gaussian" if masked else "3dgs")
+    assert state["method"] == "3dgs"
     assert state["step"] == 30 and state["extent"] == 4.25 and state["sh_degree"] == 3
-    assert ("mask_logits" in state["params"]) == masked
+    assert ("mask" in state["params"]) == masked  # whose it is, gs does not know
     assert torch.equal(state["params"]["quats"], entries[5])
     assert torch.equal(state["params"]["opacities"], entries[6][:, 0])
     for name, index in {"means": 0, "opacities": 3, "quats": 5 + masked}.items():
@@ -256,7 +257,10 @@ def test_export_is_the_inverse_of_import(masked: bool) -> None:
 
 def test_published_code_could_resume_an_export(tmp_path: Path) -> None:
     """What restore() of the published codes does: parameters into Adam, then its state_dict."""
-    save_inria(tmp_path / "x.pth", sample_state())
+    state = sample_state()
+    for part in (state["params"], state["optimizer"], state["optimizer"]["lrs"]):
+        part["mask"] = part.pop("mask_logits")
+    save_inria(tmp_path / "x.pth", state)
     entries, step = torch.load(tmp_path / "x.pth", weights_only=True)
     xyz, f_dc, f_rest, scaling, rotation, opacity, mask = entries[1:8]
     in_groups = [xyz, f_dc, f_rest, opacity, mask, scaling, rotation]
@@ -269,6 +273,7 @@ def test_published_code_could_resume_an_export(tmp_path: Path) -> None:
     assert step == 7 and opacity.shape == (5, 1) and entries[9].shape == (5, 1)
     assert optimizer.state[mask]["exp_avg"].shape == (5, 2)
     assert optimizer.param_groups[3]["lr"] == 0.001 * 4
+    assert torch.equal(mask, state["params"]["mask"])
     sum((x**2).sum() for x in in_groups).backward()
     optimizer.step()
     assert torch.isfinite(xyz).all()
@@ -295,13 +300,17 @@ def test_published_checkpoints_that_are_damaged() -> None:
         import_inria(((*entries[:4], None, *entries[5:]), step))
     with pytest.raises(SplatrimError, match="not a checkpoint"):
         import_inria({"a": 1})
+    with pytest.raises(SplatrimError, match="of 1 further parameters it names 0"):
+        import_inria(((*entries[:7], entries[6], *entries[7:]), step))
 
 
 def test_real_maskgaussian_checkpoint(data_root: Path, tmp_path: Path) -> None:
     path = data_root / "golden" / "maskgaussian_run" / "chkpnt60.pth"
     if not path.is_file():
         pytest.skip(f"no {path}")
-    state = load_checkpoint(path, method="mask-gaussian")
+    published = load_checkpoint(path)
+    state = MaskGaussianConfig.adopt(published)
+    assert state["method"] == "mask-gaussian"
     assert state["step"] == 60 and len(state["params"]["means"]) == 14_266
     assert state["extent"] == pytest.approx(4.300909)
     assert state["params"]["mask_logits"].shape == (14_266, 2)
@@ -314,9 +323,9 @@ def test_real_maskgaussian_checkpoint(data_root: Path, tmp_path: Path) -> None:
         assert state["optimizer"][name]["step"] == 59, name
     assert state["optimizer"]["mask_logits"]["exp_avg_sq"].max() > 0
 
-    save_inria(tmp_path / "back.pth", state)
-    assert_same(load_checkpoint(tmp_path / "back.pth"), state)
+    save_inria(tmp_path / "back.pth", MaskGaussianConfig.publish(state))
+    assert_same(load_checkpoint(tmp_path / "back.pth"), published)
     save_checkpoint(tmp_path / "ours.pth", state)
     assert_same(load_checkpoint(tmp_path / "ours.pth"), state)
     with pytest.raises(SplatrimError, match="cannot continue as 3dgs"):
-        load_checkpoint(path, method="3dgs")
+        load_checkpoint(tmp_path / "ours.pth", method="3dgs")

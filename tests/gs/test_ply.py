@@ -48,7 +48,7 @@ def vanilla_bytes(tensors: dict[str, Tensor]) -> bytes:
 @pytest.mark.parametrize("n", [0, 1, 7])
 def test_save_ply_writes_the_vanilla_bytes(tmp_path: Path, n: int) -> None:
     tensors = random_gaussians(n)
-    save_ply(tmp_path / "x.ply", tensors | {"mask_logits": torch.zeros(n, 2)})
+    save_ply(tmp_path / "x.ply", tensors | {"anchor_feat": torch.zeros(n, 2)})
     assert (tmp_path / "x.ply").read_bytes() == vanilla_bytes(tensors)
 
 
@@ -97,17 +97,18 @@ def table_columns(tensors: dict[str, Tensor], path: Path) -> dict[str, np.ndarra
     return {p.name: np.array(vertex[p.name]) for p in vertex.properties}
 
 
-def test_load_ply_masks_other_order_types_and_ascii(tmp_path: Path) -> None:
+def test_load_ply_other_properties_order_types_and_ascii(tmp_path: Path) -> None:
     tensors = random_gaussians(6)
     columns = table_columns(tensors, tmp_path / "x.ply")
     del columns["nx"]
     columns = {name: columns[name].astype("f8") for name in reversed(columns)}
-    columns["masks_0"] = np.arange(6, dtype="f4")
-    columns["masks_1"] = np.ones(6, "f4")
+    columns["extra_1"] = np.ones(6, "f4")
+    columns["extra_0"] = np.arange(6, dtype="f4")
     columns["unknown"] = np.full(6, np.nan, "f4")
     write_table(tmp_path / "y.ply", columns, text=True)
-    loaded = load_ply(tmp_path / "y.ply")
-    assert torch.equal(loaded["mask_logits"][:, 0], torch.arange(6.0))
+    loaded = load_ply(tmp_path / "y.ply", others=["extra", "absent"])
+    assert torch.equal(loaded["extra"], torch.stack([torch.arange(6.0), torch.ones(6)], 1))
+    assert loaded.keys() - {"extra"} == load_ply(tmp_path / "y.ply").keys() == tensors.keys()
     assert torch.allclose(loaded["shN"], tensors["shN"], rtol=1e-6)
 
 

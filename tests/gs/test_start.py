@@ -4,8 +4,10 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from plyfile import PlyData, PlyElement
 
 from gs.checkpoint import save_checkpoint, save_inria
 from gs.config import TrainConfig
@@ -14,16 +16,16 @@ from gs.gaussians import Gaussians
 from gs.optim import build_optimizer, update_learning_rates
 from gs.ply import save_ply
 from gs.rates import OptimConfig
-from gs.specs import ParameterSpec
+from gs.specs import PUBLISHED, ParameterSpec
 from gs.start import (
     Origin,
     PostRates,
     add_aged_moments,
     changed_settings,
     find_origin,
-    finished,
     load_start,
 )
+from pruning import METHODS, MaskGaussianConfig
 
 MASK_LOGITS = ParameterSpec("mask_logits", (2,), lr=0.01, order=35)
 
@@ -80,7 +82,7 @@ def test_published_checkpoints_are_finished_at_30000(
     tmp_path: Path, masks: bool, step: int, post_start: int | None
 ) -> None:
     path = tmp_path / "chkpnt.pth"
-    save_inria(path, state(step, masks=masks))
+    save_inria(path, MaskGaussianConfig.publish(state(step, masks=masks)))
     assert find_origin(None, path) == Origin(step, post_start)
 
 
@@ -102,7 +104,7 @@ def test_own_checkpoints_are_finished_when_their_schedule_is(tmp_path: Path) -> 
 def test_a_ply_becomes_a_state(tmp_path: Path) -> None:
     save_ply(tmp_path / "a.ply", model().to_tensors())
     start = load_start(
-        config(tmp_path, start_ply=tmp_path / "a.ply", post_start=30_000), "mask-gaussian"
+        config(tmp_path, start_ply=tmp_path / "a.ply", post_start=30_000), "mask-gaussian", METHODS
     )
     assert start is not None
     assert (start["step"], start["sh_degree"], start["active_sh_degree"]) == (30_000, 2, 2)
@@ -115,7 +117,7 @@ def test_what_stays_of_a_finished_checkpoint(tmp_path: Path) -> None:
     path = tmp_path / "chkpnt.pth"
     save_checkpoint(path, state(30_000, masks=True))
     settings = config(tmp_path, start_checkpoint=path, post_start=30_000)
-    kept, want = load_start(settings, "mask-gaussian"), state(30_000, masks=True)
+    kept, want = load_start(settings, "mask-gaussian", METHODS), state(30_000, masks=True)
     assert kept is not None
     assert kept["params"].keys() == want["params"].keys()
     assert torch.equal(kept["optimizer"]["mask_logits"]["exp_avg"],
@@ -124,7 +126,7 @@ def test_what_stays_of_a_finished_checkpoint(tmp_path: Path) -> None:
     assert "lrs" not in kept["optimizer"]
 
     # another method gets the model that would have been saved
-    other = load_start(settings, "opacity")
+    other = load_start(settings, "opacity", METHODS)
     assert other is not None
     logits = want["params"]["mask_logits"]
     rows = (torch.sigmoid(logits[:, 0] - logits[:, 1]) > 0.8).nonzero()[:, 0]
@@ -138,33 +140,74 @@ def test_what_stays_of_a_finished_checkpoint(tmp_path: Path) -> None:
         assert float(got["step"]) == 30_000
 
 
-@pytest.mark.parametrize("keep_masks", [True, False])
-def test_single_logits_go_and_drop_nothing(keep_masks: bool) -> None:
-    lp = state(30_000)
+@pytest.mark.parametrize("method", ["lp-3dgs", "mask-gaussian", "3dgs"])
+def test_single_logits_go_and_drop_nothing(tmp_path: Path, method: str) -> None:
+    lp = state(30_000, method="lp-3dgs")
     lp["params"] = {**lp["params"], "mask_logits": torch.full((N,), -1.0)}
-    start = finished(lp, keep_masks=keep_masks)
-    assert "mask_logits" not in start["params"]
+    save_checkpoint(tmp_path / "chkpnt.pth", lp)
+    settings = config(tmp_path, start_checkpoint=tmp_path / "chkpnt.pth", post_start=30_000)
+    start = load_start(settings, method, METHODS)
+    assert start is not None and "mask_logits" not in start["params"]
     assert len(start["params"]["means"]) == N
 
 
-def test_masks_that_drop_everything_are_refused() -> None:
+def test_what_an_unknown_method_added_goes(tmp_path: Path) -> None:
+    other = state(30_000, method="other", shared={"table": torch.zeros(3)})
+    other["params"] = {**other["params"], "anchor_feat": torch.zeros(N, 8)}
+    save_checkpoint(tmp_path / "chkpnt.pth", other)
+    settings = config(tmp_path, start_checkpoint=tmp_path / "chkpnt.pth", post_start=30_000)
+    start = load_start(settings, "opacity", METHODS)
+    assert start is not None and start["params"].keys() == set(PUBLISHED)
+    assert start["shared"] == {} and start["optimizer"].keys() == set(PUBLISHED)
+
+
+def test_masks_that_drop_everything_are_refused(tmp_path: Path) -> None:
     dropped = state(30_000, masks=True)
     dropped["params"]["mask_logits"] = torch.zeros(N, 2)
+    save_checkpoint(tmp_path / "chkpnt.pth", dropped)
+    settings = config(tmp_path, start_checkpoint=tmp_path / "chkpnt.pth", post_start=30_000)
     with pytest.raises(SplatrimError, match="drop every Gaussian"):
-        finished(dropped, keep_masks=False)
+        load_start(settings, "opacity", METHODS)
+
+
+@pytest.mark.parametrize("method", ["mask-gaussian", "opacity"])
+def test_masks_of_published_files_are_adopted(tmp_path: Path, method: str) -> None:
+    """A checkpoint with 13 entries, and a .ply with two more properties."""
+    want = state(30_000, masks=True)
+    save_inria(tmp_path / "chkpnt.pth", MaskGaussianConfig.publish(want))
+    save_ply(tmp_path / "plain.ply", want["params"])
+    table = PlyData.read(str(tmp_path / "plain.ply"))["vertex"].data
+    logits = want["params"]["mask_logits"]
+    columns = {name: table[name] for name in table.dtype.names}
+    columns |= {f"masks_{i}": logits[:, i].numpy() for i in (0, 1)}
+    joined = np.array(
+        list(zip(*columns.values(), strict=True)), [(name, "f4") for name in columns]
+    )
+    PlyData([PlyElement.describe(joined, "vertex")]).write(str(tmp_path / "model.ply"))
+    for start in ({"start_checkpoint": tmp_path / "chkpnt.pth"},
+                  {"start_ply": tmp_path / "model.ply"}):  # fmt: skip
+        got = load_start(config(tmp_path, post_start=30_000, **start), method, METHODS)
+        assert got is not None
+        if method == "mask-gaussian":
+            assert torch.equal(got["params"]["mask_logits"], logits)
+            assert "start_ply" in start or "mask_logits" in got["optimizer"]
+        else:
+            assert got["params"].keys() == set(PUBLISHED)
+            assert got["rows"]["ids"].tolist() == [0, 3, 5]  # p > 0.8
 
 
 def test_an_unfinished_checkpoint_is_resumed_by_its_own_method(tmp_path: Path) -> None:
     path = tmp_path / "chkpnt.pth"
     save_checkpoint(path, state(500, masks=True))
     settings = config(tmp_path, start_checkpoint=path)
-    resumed = load_start(settings, "mask-gaussian")
+    resumed = load_start(settings, "mask-gaussian", METHODS)
     assert resumed is not None and resumed["strategies"] == {"densify": {"seed": 3}}
     assert resumed["optimizer"]["lrs"]["means"] == 0.5
     with pytest.raises(SplatrimError, match="go on with --method mask-gaussian instead of 3dgs"):
-        load_start(settings, "3dgs")
+        load_start(settings, "3dgs", METHODS)
     with pytest.raises(SplatrimError, match="at iteration 500 of 500: give more --iterations"):
-        load_start(config(tmp_path, start_checkpoint=path, iterations=500), "mask-gaussian")
+        short = config(tmp_path, start_checkpoint=path, iterations=500)
+        load_start(short, "mask-gaussian", METHODS)
 
 
 def test_added_parameters_have_the_models_age() -> None:

@@ -18,6 +18,7 @@ from gs.ply import load_ply, save_ply
 from gs.rates import OptimConfig
 from gs.start import PostRates, load_start
 from gs.trainer import Trainer
+from pruning import METHODS
 from pruning.lp_3dgs import SCORES, LP3DGSConfig
 from pruning.scores import accumulate_scores
 
@@ -188,9 +189,8 @@ def test_post_training_of_a_finished_model(scene: Scene, tmp_path: Path, start: 
         PostRates(OptimConfig(), start=first, iterations=last),
         config.build(densify_until=first),
     ]
-    run = Trainer(
-        train, scene, strategies=strategies, method="lp-3dgs", start=load_start(train, "lp-3dgs")
-    )
+    state = load_start(train, "lp-3dgs", METHODS)
+    run = Trainer(train, scene, strategies=strategies, method="lp-3dgs", start=state)
     run.train_step(first + 1)
     # Adam's first step has the length of the rate, whatever the age of the model
     moved = run.gaussians.params["mask_logits"].detach() - (1 - config.logit_lr * 0.01)
