@@ -4,6 +4,7 @@ from typing import TypedDict
 
 import torch
 from torch import Tensor
+from typing_extensions import NotRequired
 
 BINS = 50
 
@@ -14,6 +15,8 @@ class Histogram(TypedDict):
     edges: list[float]
     """One more than counts, ascending."""
     counts: list[int]
+    label: NotRequired[str]
+    """What is on the axis, where the histogram's name does not say it."""
 
 
 @torch.no_grad()
@@ -23,11 +26,3 @@ def unit_histogram(values: Tensor, bins: int = BINS) -> Histogram:  # values [N]
     index = (finite[~finite.isnan()].clamp(0, 1) * bins).long().clamp_max(bins - 1)
     counts = torch.bincount(index, minlength=bins).tolist()
     return {"edges": [i / bins for i in range(bins + 1)], "counts": counts}
-
-
-@torch.no_grad()
-def mask_histogram(logits: Tensor | None) -> Histogram | None:  # [N, 2]
-    """Probabilities of being kept, softmax over (keep, drop); None for masks of another kind."""
-    if logits is None or logits.dim() != 2:
-        return None
-    return unit_histogram(torch.sigmoid(logits[:, 0] - logits[:, 1]))

@@ -108,7 +108,7 @@ def training_curves(run: Run) -> tuple[str, str] | None:
     total, used = run.column("n_gaussians"), run.column("n_used")
     series = [Series("all", steps, total)]
     if any(u != n for u, n in zip(used, total, strict=False)):
-        series.append(Series("kept by the masks", steps, used, color=2))
+        series.append(Series("in use", steps, used, color=2))
     charts.append(
         line_chart(
             series, x_label="iteration", y_label="Gaussians", y_format=compact, from_zero=True

@@ -1,8 +1,8 @@
 """The report's sections on pruning: what the Gaussians are like, and what removing them costs.
 
-Opacities come from the saved .ply, mask probabilities from history.json (as of the last save), and
-prunings by score from pruning.json: a list with, per pruning, its iteration, n_gaussians before,
-n_left after, a histogram of the scores (edges, counts, n_zero) and a curve (ratio pruned,
+Opacities come from the saved .ply, strategies' histograms from history.json (as of the last save),
+and prunings by score from pruning.json: a list with, per pruning, its iteration, n_gaussians
+before, n_left after, a histogram of the scores (edges, counts, n_zero) and a curve (ratio pruned,
 n_gaussians left, psnr in dB, without refinement).
 """
 
@@ -14,18 +14,25 @@ from .report_run import Run
 
 
 def distributions(run: Run) -> tuple[str, str] | None:
-    """Histograms over the Gaussians: opacity, and mask probability where there are masks."""
+    """Histograms over the Gaussians: opacity, and those of the strategies."""
     charts = []
     if run.opacities is not None:
         charts.append(
-            histogram_chart(**run.opacities, x_label="opacity", y_label="Gaussians by opacity")
+            histogram_chart(
+                run.opacities["edges"],
+                run.opacities["counts"],
+                x_label="opacity",
+                y_label="Gaussians by opacity",
+            )
         )
-    if run.masks is not None:
+    for name, histogram in run.histograms.items():
+        label = histogram.get("label", name)
         charts.append(
             histogram_chart(
-                **run.masks,
-                x_label="probability of being kept",
-                y_label="Gaussians by mask probability",
+                histogram["edges"],
+                histogram["counts"],
+                x_label=label,
+                y_label=f"Gaussians by {label}",
                 color=2,
                 log_y=True,  # nearly all are at one end
             )

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -47,8 +48,8 @@ class Run:
     views: tuple[View, ...]
     opacities: Histogram | None = None
     """Of the Gaussians in its .ply."""
-    masks: Histogram | None = None
-    """Probabilities of being kept, as of the last save."""
+    histograms: Mapping[str, Histogram] = field(default_factory=dict)
+    """Those of the strategies by name, as of the last save."""
     prunings: tuple[dict[str, Any], ...] = ()
     """pruning.json, as gs.report_pruning describes it."""
 
@@ -103,7 +104,7 @@ def load_run(model_path: str | Path) -> Run:
         ply.stat().st_size if ply else None,
         tuple(views),
         unit_histogram(load_opacities(ply)) if ply else None,
-        history.get("masks"),
+        {name: entry for name, entry in history.items() if _is_histogram(entry)},
         _read_prunings(path / "pruning.json"),
     )
 
@@ -115,6 +116,10 @@ def _read(path: Path) -> dict[str, Any]:
     if not isinstance(data, dict):
         raise SplatrimError(f"{path} is broken: expected a JSON object")
     return data
+
+
+def _is_histogram(entry: Any) -> bool:
+    return isinstance(entry, dict) and {"edges", "counts"} <= entry.keys()
 
 
 def _read_prunings(path: Path) -> tuple[dict[str, Any], ...]:

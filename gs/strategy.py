@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from .evaluation import Images
     from .gaussians import Gaussians
     from .graphs import Frame
+    from .histograms import Histogram
     from .renderer import RenderOutput
 
 
@@ -124,6 +125,10 @@ class Strategy:
 
     def scalars(self, step: int) -> dict[str, float | Tensor]:
         """Values for TensorBoard, by name. Asked only when logged, so it may synchronise."""
+        return {}
+
+    def histograms(self, gaussians: Gaussians) -> dict[str, Histogram]:
+        """Histograms over the Gaussians by name: entries of history.json that the report draws."""
         return {}
 
     def final_keep(self, gaussians: Gaussians) -> Tensor | None:  # [N] bool

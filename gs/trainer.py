@@ -27,7 +27,7 @@ from .data.loader import ImageLoader
 from .data.scene import Scene
 from .evaluation import evaluate_views, mean_scores
 from .gaussians import Gaussians
-from .histograms import mask_histogram
+from .histograms import Histogram
 from .memory import peak_memory
 from .optim import (
     build_optimizer,
@@ -273,8 +273,10 @@ class Trainer:
             **peak_memory(self.device),
         }
         path = self.config.model_path / "history.json"
-        masks = mask_histogram(self.gaussians.to_tensors().get("mask_logits"))
-        self.tracker.write_history(path, settings=self.settings, timing=timing, masks=masks)
+        histograms: dict[str, Histogram] = {}
+        for strategy in self.strategies:
+            histograms |= strategy.histograms(self.gaussians)
+        self.tracker.write_history(path, settings=self.settings, timing=timing, **histograms)
 
     def _background(self, step: int | None) -> Tensor:  # [3]
         return torch.tensor(self.stepper.background_color(step), device=self.device)

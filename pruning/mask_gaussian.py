@@ -27,6 +27,7 @@ from torch import Tensor
 
 from gs.errors import SplatrimError
 from gs.gaussians import Gaussians
+from gs.histograms import Histogram, unit_histogram
 from gs.rates import step_gain
 from gs.renderer import RenderOutput
 from gs.rows import keep_rows
@@ -225,6 +226,11 @@ class MaskGaussian(Strategy):
 
     def scalars(self, step: int) -> dict[str, float | Tensor]:
         return {} if self._n_used is None else {"num_used_gs": self._n_used}
+
+    def histograms(self, gaussians: Gaussians) -> dict[str, Histogram]:
+        logits = gaussians.params["mask_logits"].detach()
+        found = unit_histogram(torch.sigmoid(logits[:, 0] - logits[:, 1]))
+        return {"masks": {**found, "label": "probability of being kept"}}
 
     def state_dict(self) -> dict[str, Any]:
         return {"seed": self.seed, "n_start": self.n_start}

@@ -120,7 +120,7 @@ def test_a_whole_run(tmp_path: Path) -> None:
         "80 % fewer than the peak of 200",
         "4:05",
         "12.5",
-        "kept by the masks",
+        "in use",
         "cam/7.jpg",
         "deep.on",
     ):

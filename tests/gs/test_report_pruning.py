@@ -10,7 +10,7 @@ import torch
 
 from gs.charts import histogram_chart
 from gs.errors import SplatrimError
-from gs.histograms import mask_histogram, unit_histogram
+from gs.histograms import unit_histogram
 from gs.ply import load_opacities, save_ply
 from gs.report import write_report
 from gs.report_pruning import chosen_point, distributions, prunings
@@ -69,14 +69,6 @@ def test_unit_histogram() -> None:
     found = unit_histogram(torch.tensor([0.0, 0.1, 0.25, 0.99, 1.0, float("nan")]), bins=4)
     assert found == {"edges": [0.0, 0.25, 0.5, 0.75, 1.0], "counts": [2, 1, 0, 2]}
     assert unit_histogram(torch.zeros(0), bins=2)["counts"] == [0, 0]
-
-
-def test_mask_histogram() -> None:
-    assert mask_histogram(None) is None
-    assert mask_histogram(torch.zeros(5)) is None
-    found = mask_histogram(torch.tensor([[10.0, 1.0], [3.0, 3.1], [0.0, 9.0]]))
-    assert found is not None
-    assert [i for i, n in enumerate(found["counts"]) if n] == [0, 23, 49]
 
 
 def test_opacities_of_a_file(tmp_path: Path) -> None:
@@ -152,7 +144,8 @@ def test_the_pruning_section() -> None:
 def test_the_distributions() -> None:
     assert distributions(run_with()) is None
     found = unit_histogram(torch.rand(100))
-    for more, charts in (({"masks": found}, 1), ({"masks": found, "opacities": found}, 2)):
+    given = {"histograms": {"x": found}}
+    for more, charts in ((given, 1), (given | {"opacities": found}, 2)):
         section = distributions(run_with(**more))
         assert section is not None and section[1].count("<svg") == charts
 
@@ -160,13 +153,14 @@ def test_the_distributions() -> None:
 def test_the_report_of_a_pruned_run(tmp_path: Path) -> None:
     write_model(tmp_path, [0.1, 0.2, 0.9])
     (tmp_path / "pruning.json").write_text(json.dumps([ENTRY]))
-    masks = unit_histogram(torch.tensor([0.1, 0.9]))
-    (tmp_path / "history.json").write_text(json.dumps({"masks": masks}))
+    masks = unit_histogram(torch.tensor([0.1, 0.9])) | {"label": "probability"}
+    (tmp_path / "history.json").write_text(json.dumps({"step": [1], "masks": masks, "other": None}))
     run = load_run(tmp_path)
     assert run.opacities is not None and sum(run.opacities["counts"]) == 3
-    assert run.masks == masks and run.prunings == (ENTRY,)
+    assert run.histograms == {"masks": masks} and run.prunings == (ENTRY,)
     html = write_report(tmp_path).read_text()
     assert html.count("<svg") == 4
+    assert "Gaussians by probability" in html
     assert html.index("<h2>Pruning</h2>") < html.index("<h2>Gaussians</h2>")
     (tmp_path / "pruning.json").write_text("{}")
     with pytest.raises(SplatrimError, match=r"pruning\.json is broken: expected a list"):

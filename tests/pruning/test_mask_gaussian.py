@@ -73,6 +73,13 @@ def test_shorter_runs_move_the_logits_faster() -> None:
     assert model.specs["mask_logits"].rate(OptimConfig(), 1.0) == 0.3
 
 
+def test_the_histogram_is_of_probabilities() -> None:
+    strategy, model = make(3)
+    model.params["mask_logits"].data = torch.tensor([[10.0, 1.0], [3.0, 3.1], [0.0, 9.0]])
+    found = strategy.histograms(model)["masks"]
+    assert [i for i, n in enumerate(found["counts"]) if n] == [0, 23, 49]
+
+
 def test_before_render_names_rows_and_changes_seed() -> None:
     strategy, model = make(4)
     seeds = {strategy.before_render(step, model)["mask_seed"] for step in range(1, 200)}
