@@ -18,7 +18,7 @@ all are dropped once a parameter or row buffer is another tensor than at capture
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -37,8 +37,8 @@ DECAY = 0.9995  # per step, of the largest need seen
 PATIENCE = 10.0  # seconds until a silent GPU is asked for errors
 
 # layout of Frame in 4-byte words; pieces begin at multiples of 16 bytes
-VIEWMAT, INTRINSICS, BACKGROUND, WORDS = 0, 16, 28, 32
-STEP_SEED, MEANS_LR, RATES = 36, 40, 44
+VIEWMAT, INTRINSICS, BACKGROUND, SERIAL, MEANS_LR, INTEGERS = 0, 16, 28, 32, 36, 40
+ALIGNED = 4  # words
 
 
 class Frame:
@@ -47,25 +47,27 @@ class Frame:
     Args:
         device: A CUDA device.
         n_params: Parameters of the optimizer.
+        names: Of the integers that differ from step to step.
     """
 
-    def __init__(self, device: torch.device, n_params: int) -> None:
-        size = RATES + 2 * n_params
+    def __init__(self, device: torch.device, n_params: int, names: Iterable[str]) -> None:
+        self._places = {name: INTEGERS + ALIGNED * k for k, name in enumerate(names)}
+        self._rates = INTEGERS + ALIGNED * len(self._places)
+        size = self._rates + 2 * n_params
         buffer = torch.zeros(size, device=device)
         self._buffer = buffer
         # The copy of the last step has run when the next one writes: its report came back.
         self._staging = torch.zeros(size).pin_memory()
         self._floats = self._staging.numpy()
-        self._integers = self._staging.view(torch.int32).numpy()
+        self._words = self._staging.view(torch.int32).numpy()
         self.viewmats = buffer[VIEWMAT:INTRINSICS].view(1, 4, 4)
         self.Ks = buffer[INTRINSICS : INTRINSICS + 9].view(1, 3, 3)
         self.background = buffer[BACKGROUND : BACKGROUND + 3]
         words = buffer.view(torch.int32)
-        self.mask_seed = words[WORDS : WORDS + 2]
-        self.serial = words[WORDS + 2 : WORDS + 3]
-        self.step_seed = words[STEP_SEED : STEP_SEED + 2]
+        self.integers = {name: words[k : k + 2] for name, k in self._places.items()}
+        self.serial = words[SERIAL : SERIAL + 1]
         self.means_lr = buffer[MEANS_LR : MEANS_LR + 1]
-        self.rates = buffer[RATES:].view(n_params, 2)
+        self.rates = buffer[self._rates :].view(n_params, 2)
         self.report = torch.zeros(4, dtype=torch.int32).pin_memory()  # rows, entries, serial
         self._reported = self.report.numpy()
         self._serial = 0
@@ -75,19 +77,30 @@ class Frame:
         view: np.ndarray[Any, Any],  # [25] float32: world to camera [4, 4], intrinsics [3, 3]
         background: tuple[float, ...],  # 3
         rates: Tensor,  # [P, 2] float32, on the CPU
-        mask_seed: tuple[int, int],
-        step_seed: tuple[int, int],
+        integers: Mapping[str, int],
         means_lr: float,
     ) -> None:
-        """Queue the copy of the next step's inputs."""
-        floats, integers = self._floats, self._integers
+        """Queue the copy of the next step's inputs.
+
+        Raises:
+            ValueError: The integers have other names than at first.
+        """
+        from kernels import split_seed
+
+        if integers.keys() != self._places.keys():
+            raise ValueError(
+                f"device_inputs: expected {sorted(self._places)} in every iteration,"
+                f" got {sorted(integers)}"
+            )
+        floats, words = self._floats, self._words
         floats[: INTRINSICS + 9] = view
         floats[BACKGROUND : BACKGROUND + 3] = background
         self._serial = (self._serial + 1) & 0x3FFFFFFF
-        integers[WORDS : WORDS + 3] = (*mask_seed, self._serial)
-        integers[STEP_SEED : STEP_SEED + 2] = step_seed
+        words[SERIAL] = self._serial
+        for name, k in self._places.items():
+            words[k : k + 2] = split_seed(integers[name])
         floats[MEANS_LR] = means_lr
-        floats[RATES:] = rates.numpy().ravel()
+        floats[self._rates :] = rates.numpy().ravel()
         self._buffer.copy_(self._staging, non_blocking=True)
 
     def capture_report(self, needed: Tensor) -> None:  # [2] int32
@@ -116,7 +129,8 @@ class StepGraphs:
 
     def plan(self, key: Hashable, gaussians: Gaussians) -> str:
         """What to do with a step: "warm up", "capture", "replay", or "run" without a graph."""
-        tensors = [*gaussians.params.values(), *gaussians.rows.values()]
+        shared = gaussians.shared.parameters()
+        tensors = [*gaussians.params.values(), *gaussians.rows.values(), *shared]
         same = len(tensors) == len(self._tensors)
         if not same or any(a is not b for a, b in zip(tensors, self._tensors, strict=True)):
             self.drop()

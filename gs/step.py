@@ -150,16 +150,16 @@ class Stepper:
 
     def _run_graph(self, step: int, index: int, key: Hashable, *, capture: bool) -> None:
         """A step as a graph; whether its buffers sufficed is seen in `settle`."""
-        from kernels import Room, split_seed
+        from kernels import Room
 
-        device = self.gaussians.device
+        device, integers = self.gaussians.device, self._device_inputs(step)
+        integers["step_seed"] = derive_seed(self.seed, "step", step)
         if self._frame is None:
-            self._frame = Frame(device, len(self.optimizer.param_groups))
+            self._frame = Frame(device, len(self.optimizer.param_groups), integers)
         frame, image = self._frame, self.images[index]
         if image.shape not in self._targets:
             self._targets[image.shape] = torch.empty_like(image)
         target = self._targets[image.shape]
-        inputs = self._inputs(step)
         if capture:
             room = Room(*self.graphs.room(len(self.gaussians)))
             limits = torch.tensor(room, dtype=torch.int32, device=device)
@@ -169,12 +169,10 @@ class Stepper:
             )  # fmt: skip
             self.graphs.capture(key, room, compute)
             self._counts[key] = [self.optimizer.state[p]["step"] for p in self._stepped]
-        seed = split_seed(inputs.get("mask_seed", 0))
         rates = self.optimizer.rates_for()  # pyright: ignore[reportAttributeAccessIssue]
-        step_seed = split_seed(derive_seed(self.seed, "step", step))
         means_lr = learning_rate(self.optimizer, "means")
         background = self.background_color(step)
-        frame.upload(self._views[index], background, rates, seed, step_seed, means_lr)
+        frame.upload(self._views[index], background, rates, integers, means_lr)
         target.copy_(image)
         self.graphs.replay(key)
         self._count_steps(key, 1)
@@ -186,6 +184,13 @@ class Stepper:
         for strategy in self.strategies:
             inputs |= strategy.before_render(step, self.gaussians)
         return inputs
+
+    def _device_inputs(self, step: int) -> dict[str, int]:
+        """Those of them that are integers and differ from step to step."""
+        integers: dict[str, int] = {}
+        for strategy in self.strategies:
+            integers |= strategy.device_inputs(step)
+        return integers
 
     def _compute(
         self,
@@ -204,7 +209,7 @@ class Stepper:
         where the rendering did not fit into `room`.
         """
         gaussians, config = self.gaussians, self.config
-        inputs = self._inputs(step)
+        inputs, integers = self._inputs(step), self._device_inputs(step)
         if config.deterministic:
             inputs["deterministic"] = True
         if self._fuses:
@@ -212,8 +217,9 @@ class Stepper:
         if frame is not None:
             inputs |= {"room": room, "sort": "triton"}
             inputs["camera_tensors"] = frame.viewmats, frame.Ks
-            if "mask_seed" in inputs:
-                inputs["mask_seed"] = frame.mask_seed
+            inputs |= {name: frame.integers[name] for name in integers}
+        else:
+            inputs |= integers
         out = render(gaussians, camera, background=background, **inputs)
         skip = None
         if frame is not None:

@@ -4,6 +4,7 @@ One iteration, 1-based, in Inria's order:
 
     learning rates, SH degree
     before_render   -> keywords of kernels.rasterization (masks, mask_logits, contributions, ...)
+    device_inputs   -> those of them that are integers and differ from step to step (seeds)
     render
     loss            -> a term added to the photometric loss
     backward, test, save
@@ -67,7 +68,7 @@ class StepContext:
     def device_seed(self) -> Tensor:  # [2] int32
         """Low and high word of `step_seed` on the device."""
         if self.frame is not None:
-            return self.frame.step_seed
+            return self.frame.integers["step_seed"]
         words = [self.step_seed, 0]  # derive_seed gives 31 bits
         return torch.tensor(words, dtype=torch.int32, device=self.gaussians.device)
 
@@ -97,6 +98,14 @@ class Strategy:
         """Keywords for `kernels.rasterization` in this iteration."""
         return {}
 
+    def device_inputs(self, step: int) -> dict[str, int]:
+        """Further keywords for `kernels.rasterization`: integers that differ from step to step.
+
+        The same names in every iteration. A captured step gets each from the device, as its low and
+        high 32 bits ([2] int32).
+        """
+        return {}
+
     def loss(self, step: int, gaussians: Gaussians, out: RenderOutput) -> Tensor | None:
         """A scalar added to the photometric loss, or None."""
         return None
@@ -111,11 +120,11 @@ class Strategy:
         """What steps that launch the same kernels on the same tensors have in common.
 
         Consecutive steps of one phase are captured once as a CUDA graph and replayed without
-        calling the hooks, but for `before_render`, of which only "mask_seed" may differ. None: this
-        step reads or changes something on the host (rows, values, other tensors) and runs eagerly.
+        calling the hooks, but for `device_inputs`. None: this step reads or changes something on
+        the host (rows, values, other tensors) and runs eagerly.
         """
         cls = type(self)
-        hooks = ("before_render", "loss", "after_backward", "after_step")
+        hooks = ("before_render", "device_inputs", "loss", "after_backward", "after_step")
         plain = all(getattr(cls, hook) is getattr(Strategy, hook) for hook in hooks)
         return "nothing" if plain else None
 

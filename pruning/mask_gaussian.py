@@ -174,9 +174,11 @@ class MaskGaussian(Strategy):
     def before_render(self, step: int, gaussians: Gaussians) -> dict[str, Any]:
         return {
             "mask_logits": gaussians.params["mask_logits"],
-            "mask_seed": derive_seed(self.seed, "mask", step),
             "mask_ids": gaussians.rows["ids"],
         }
+
+    def device_inputs(self, step: int) -> dict[str, int]:
+        return {"mask_seed": derive_seed(self.seed, "mask", step)}
 
     def loss(self, step: int, gaussians: Gaussians, out: RenderOutput) -> Tensor | None:
         masks = out.info["masks"]  # [N], differentiable

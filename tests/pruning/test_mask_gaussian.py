@@ -82,13 +82,13 @@ def test_the_histogram_is_of_probabilities() -> None:
 
 def test_before_render_names_rows_and_changes_seed() -> None:
     strategy, model = make(4)
-    seeds = {strategy.before_render(step, model)["mask_seed"] for step in range(1, 200)}
+    seeds = {strategy.device_inputs(step)["mask_seed"] for step in range(1, 200)}
     assert len(seeds) == 199
     inputs = strategy.before_render(5, model)
     assert inputs["mask_logits"] is model.params["mask_logits"]
     assert inputs["mask_ids"] is model.rows["ids"]
     other, model = make(4, seed=1)
-    assert other.before_render(5, model)["mask_seed"] != inputs["mask_seed"]
+    assert other.device_inputs(5) != strategy.device_inputs(5)
 
 
 def test_loss_and_its_gradient() -> None:
@@ -185,7 +185,7 @@ def test_prune_rows_spare_the_certain() -> None:
 def test_pruning_draws_are_their_own() -> None:
     strategy, model = make(2000, logit=0.0)
     rendered = sample_masks(
-        model.params["mask_logits"], strategy.before_render(600, model)["mask_seed"],
+        model.params["mask_logits"], strategy.device_inputs(600)["mask_seed"],
         model.rows["ids"],
     )  # fmt: skip
     strategy, low = make(2000, logit=-3.0)
@@ -251,7 +251,7 @@ def test_two_logits_move_as_one_at_twice_the_rate() -> None:
     upstream = torch.randn(400, generator=torch.Generator().manual_seed(2))
     for step in range(1, 101):
         pair, ids = model.params["mask_logits"], model.rows["ids"]
-        seed = strategy.before_render(step, model)["mask_seed"]
+        seed = strategy.device_inputs(step)["mask_seed"]
         for logits in (pair, one):
             (sample_masks(logits, seed, ids) * upstream).sum().backward()
         for adam in (optimizer, single):
@@ -270,7 +270,7 @@ def test_what_is_not_sampled_is_seen_and_moves_only_its_logits() -> None:
     density.setup(model, extent=1.0, iterations=30_000, seed=0)
     K = torch.tensor([[30.0, 0, 16], [0, 30.0, 12], [0, 0, 1]])
     camera = Camera("a.png", Path("a.png"), 32, 24, torch.eye(4), K, 32, 24)
-    out = render(model, camera, **strategy.before_render(1, model))
+    out = render(model, camera, **strategy.before_render(1, model), mask_seed=1)
     out.colors.square().sum().backward()
     add_statistics(model, out.info)
 
