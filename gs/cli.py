@@ -59,12 +59,10 @@ P = TypeVar("P", bound=Method)
 class Choice:
     """What to train with; the defaults of all other settings follow from it."""
 
-    method: str = "mask-gaussian"
-    """Pruning method: mask-gaussian, lp-3dgs, radsplat, mini-splatting, light-gaussian, opacity, or
-    3dgs for none."""
+    method: str
+    """Pruning method, one of those above; 3dgs is none."""
     preset: str | None = None
-    """Setting of the method; mask-gaussian has beta (its default), alpha, gamma and demo, and for
-    post-training post (its default there) and published-post."""
+    """Setting of the method, one of those above; the first is the default."""
     densifier: Literal["default", "taming", "mcmc"] = "default"
     """default: that of 3DGS. taming: within a --budget, by Taming-3DGS's score. mcmc: within a
     --budget, 3DGS as Markov chain Monte Carlo."""
@@ -156,8 +154,8 @@ def parse(
 
     Args:
         args: Its words, without the program's name.
-        methods: Settings of the pruning methods by name.
-        description: What --help says first.
+        methods: Settings of the pruning methods by name; the first is the default.
+        description: What --help says first; the methods follow.
 
     Raises:
         SplatrimError: settings that exclude each other or are out of range.
@@ -173,15 +171,28 @@ def parse(
     given = {k: v for k, v in vars(first.parse_known_args(args)[0]).items() if v is not None}
     iterations = given.pop("iterations", None)
     origin = find_origin(given.pop("start_ply", None), given.pop("start_checkpoint", None))
-    default = default_config(Choice(**given), iterations, methods, origin)
+    choice = Choice(**{"method": next(iter(methods)), **given})
+    default = default_config(choice, iterations, methods, origin)
     return tyro.cli(
         Config[type(default.densify), type(default.pruning)],  # type: ignore[misc]
         args=args,
         default=default,
-        description=description,
+        description=f"{description.strip()}\n\n{_list(methods)}",
         config=(tyro.conf.OmitArgPrefixes,),
         use_underscores=True,
     )
+
+
+def _list(methods: Mapping[str, type[Method]]) -> str:
+    """Methods and their presets, for --help."""
+    lines = ["Methods, and their presets in brackets:"]
+    for name, method in methods.items():
+        presets = [
+            f"{preset} after a finished model" if preset == method.POST_PRESET else preset
+            for preset in method.PRESETS
+        ]
+        lines.append(f"  {name} ({', '.join(presets)})")
+    return "\n".join(lines)
 
 
 def describe(config: Config[Any, Any]) -> dict[str, Any]:

@@ -60,8 +60,8 @@ class TrainConfig:
     checkpoint_iterations: tuple[int, ...] = ()
     """Iterations at which a checkpoint (chkpntN.pth) is saved."""
     start_checkpoint: Path | None = None
-    """Go on from this checkpoint: of this project, of Inria's 3DGS, or of MaskGaussian. One from
-    the end of its schedule is post-trained, as --start_ply."""
+    """Go on from this checkpoint: of this project, of Inria's 3DGS, or of a method's published
+    code. One from the end of its schedule is post-trained, as --start_ply."""
     start_ply: Path | None = None
     """Post-train this finished model: no densification, 5000 iterations counted from 30000."""
     post_start: Suppress[int | None] = None

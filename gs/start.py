@@ -3,8 +3,8 @@
 A checkpoint from the midst of a schedule is resumed. A finished model, a .ply or a checkpoint from
 the end of its schedule, is post-trained instead: iterations count on from where it ended (a .ply
 does not say: 30000, the published length), nothing is densified, every SH degree of a .ply is
-active, and the pruning method runs its schedule over what follows. The setting is that of
-MaskGaussian's and LightGaussian's published fine-tuning from iteration 30000 to 35000:
+active, and the pruning method runs its schedule over what follows. The setting is that of published
+fine-tuning from iteration 30000 to 35000 (LightGaussian, MaskGaussian):
 
     positions go on along their schedule, stretched to the last iteration
     all learning rates fall by 0.95 after every 400 of 5000 iterations
