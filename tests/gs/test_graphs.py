@@ -34,9 +34,10 @@ def test_a_key_is_warmed_up_captured_and_replayed() -> None:
     assert graphs.plan("b", gaussians) == "warm up"
 
 
-@pytest.mark.parametrize("change", ["parameter", "rows"])
+@pytest.mark.parametrize("change", ["parameter", "rows", "shared"])
 def test_another_tensor_drops_every_graph(change: str) -> None:
     graphs, gaussians = StepGraphs(), model()
+    gaussians.add_shared("table", torch.nn.Parameter(torch.zeros(2)), lr=0.1)
     for key in "ab":
         graphs.plan(key, gaussians)
         graphs.warmed_up(key, 5, 3, 40)
@@ -46,8 +47,10 @@ def test_another_tensor_drops_every_graph(change: str) -> None:
     assert graphs.plan("a", gaussians) == "replay"
     if change == "parameter":
         gaussians.params["scales"] = torch.nn.Parameter(gaussians.params["scales"].detach().clone())
-    else:
+    elif change == "rows":
         gaussians.rows["ids"] = gaussians.rows["ids"].clone()
+    else:
+        gaussians.shared.register_parameter("table", torch.nn.Parameter(torch.zeros(2)))
     assert graphs.plan("a", gaussians) == "warm up"
     assert graphs.plan("b", gaussians) == "warm up"
 
