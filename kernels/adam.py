@@ -25,7 +25,7 @@ had not happened to them; t counts all steps.
 
 import inspect
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 import triton
@@ -33,9 +33,6 @@ import triton.language as tl
 from torch import Tensor
 
 from .launch import launch
-
-if TYPE_CHECKING:
-    from .adam_harmonics import HarmonicsGradient
 
 PARAMS = 7  # of one launch: as many as a model of Gaussians has
 BLOCK = 1024  # elements per program
@@ -54,20 +51,11 @@ def _pick(k, x0, x1, x2, x3, x4, x5, x6):
 
 
 @triton.jit
-def adam_update(
-    p, g, m, v, step_size, root_bias, weight1, beta2, weight2, eps, ZEROS: tl.constexpr
-):
-    """Parameter and moments after a step; ZEROS: many moments are 0."""
+def _update(p, g, m, v, step_size, root_bias, weight1, beta2, weight2, eps):
+    """Parameter and moments after a step."""
     m = tl.fma(weight1, g - m, m)
     v = tl.fma(weight2, g * g, beta2 * v)
-    if ZEROS:
-        # Root and quotients of 0 are right but slow: take those of 1.
-        root = tl.div_rn(tl.sqrt_rn(tl.where(v == 0.0, 1.0, v)), root_bias)
-        denominator = tl.where(v == 0.0, 0.0, root) + eps
-        change = tl.div_rn(tl.where(m == 0.0, 1.0, m), denominator)
-        change = tl.where(m == 0.0, 0.0, change)
-    else:
-        change = tl.div_rn(m, tl.div_rn(tl.sqrt_rn(v), root_bias) + eps)
+    change = tl.div_rn(m, tl.div_rn(tl.sqrt_rn(v), root_bias) + eps)
     return tl.fma(-step_size, change, p), m, v
 
 
@@ -93,9 +81,7 @@ def _step_block(
     g = tl.load(g_ptr + base + i, mask=touched)
     m = tl.load(m_ptr + base + i, mask=touched)
     v = tl.load(v_ptr + base + i, mask=touched)
-    p_new, m_new, v_new = adam_update(
-        p, g, m, v, step_size, root_bias, weight1, beta2, weight2, eps, ZEROS=False
-    )
+    p_new, m_new, v_new = _update(p, g, m, v, step_size, root_bias, weight1, beta2, weight2, eps)
     if visible_ptr is not None:
         p_new = tl.where(seen, p_new, p)
         m_new = tl.where(seen, m_new, m)
@@ -268,10 +254,6 @@ def _check(
         raise ValueError(f"skip: expected one int32, got {list(skip.shape)} {skip.dtype}")
 
 
-def _place(params: list[Tensor], p: Tensor) -> int:
-    return next(k for k, x in enumerate(params) if x is p)
-
-
 class FusedAdam(torch.optim.Adam):
     """torch.optim.Adam whose step is one kernel, with the same state and results.
 
@@ -302,7 +284,6 @@ class FusedAdam(torch.optim.Adam):
         *,
         visible: Tensor | None = None,  # [N]
         skip: Tensor | None = None,  # [1] or []
-        harmonics: "HarmonicsGradient | None" = None,
     ) -> Any:
         """One step of all parameters that have a gradient; `visible`, `skip` as in `adam_step`.
 
@@ -316,10 +297,8 @@ class FusedAdam(torch.optim.Adam):
         device = self.param_groups[0]["params"][0].device
         if device.type == "cuda":  # a copy from pinned memory does not wait
             rates = rates.pin_memory().to(device, non_blocking=True)
-        self.apply(rates, visible=visible, skip=skip, harmonics=harmonics)
+        self.apply(rates, visible=visible, skip=skip)
         self.advance()
-        for p in () if harmonics is None else (harmonics.sh0, harmonics.shN):
-            self._state(p)["step"].add_(1)
         return loss
 
     @torch.no_grad()
@@ -329,21 +308,16 @@ class FusedAdam(torch.optim.Adam):
         *,
         visible: Tensor | None = None,  # [N]
         skip: Tensor | None = None,  # [1] or []
-        harmonics: "HarmonicsGradient | None" = None,
     ) -> None:
         """Launch the step with `rates` on the device; nothing is counted.
 
-        Spherical harmonics without gradients in memory are stepped by `harmonics`.
-
         Raises:
-            ValueError: groups differ, or `harmonics` are given and have gradients, too.
+            ValueError: groups differ in betas or eps.
         """
         groups = self.param_groups
         if any((g["betas"], g["eps"]) != (groups[0]["betas"], groups[0]["eps"]) for g in groups):
             raise ValueError("FusedAdam: all groups must have the same betas and eps")
         params = self._params()
-        if harmonics is not None:
-            self._step_harmonics(harmonics, params, rates, skip)
         states = [self._state(p) if p.grad is not None else None for p in params]
         adam_step(
             params,
@@ -354,30 +328,6 @@ class FusedAdam(torch.optim.Adam):
             betas=groups[0]["betas"],
             eps=groups[0]["eps"],
             visible=visible,
-            skip=skip,
-        )
-
-    def _step_harmonics(
-        self,
-        gradient: "HarmonicsGradient",
-        params: list[Tensor],
-        rates: Tensor,
-        skip: Tensor | None,
-    ) -> None:
-        from .adam_harmonics import adam_harmonics_step
-
-        group, pair = self.param_groups[0], (gradient.sh0, gradient.shN)
-        if any(p.grad is not None for p in pair):
-            raise ValueError("FusedAdam: harmonics are given and have gradients, too")
-        states = [self._state(p) for p in pair]
-        adam_harmonics_step(
-            gradient,
-            (states[0]["exp_avg"], states[1]["exp_avg"]),
-            (states[0]["exp_avg_sq"], states[1]["exp_avg_sq"]),
-            rates,
-            (_place(params, pair[0]), _place(params, pair[1])),
-            betas=group["betas"],
-            eps=group["eps"],
             skip=skip,
         )
 

@@ -21,7 +21,6 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from .adam_harmonics import HarmonicsGradient
 from .binning import DepthOrder, depth_order, isect_tiles, lists_in
 from .blending import NONE, Blend, ListsIn, blend_fwd, differentiable_pixels, spread
 from .capacity import Room, capacities
@@ -78,7 +77,6 @@ def rasterize(
     normalize_quats: bool = True,
     room: Room | None = None,
     shapes: Hashable = None,
-    factored_sh: bool = False,
 ) -> tuple[Tensor, Tensor, dict[str, Any]]:
     """Render without validating; `kernels.rasterization` documents arguments and results.
 
@@ -94,8 +92,6 @@ def rasterize(
             its backward can be captured in a CUDA graph, and `info["needed"]` [2] int32 on the
             device says how many rows and entries the scene has: images and gradients are right
             only where both are within the room. Entries of rows without room are not counted.
-        factored_sh: SH coefficients, in two tensors, get no gradients. `info["harmonics"]` is what
-            these follow from (adam_harmonics.py), for FusedAdam. One camera.
     """
     N, C, device = means.shape[0], viewmats.shape[0], means.device
     if N == 0:
@@ -109,11 +105,6 @@ def rasterize(
         return image, alphas, info
     if mask_ids is not None:
         mask_ids = mask_ids.to(torch.int32).contiguous()
-    stepped = None
-    if factored_sh:
-        assert C == 1 and sh_degree is not None and colors_rest is not None
-        stepped = colors, colors_rest
-        colors, colors_rest = colors.detach(), colors_rest.detach()
     sh, sh_rest = (None, None) if sh_degree is None else (colors, colors_rest)
     inputs = gather_inputs(
         means, quats, scales, covars, opacities, sh, sh_rest, viewmats, Ks, masks, mask_logits,
@@ -148,10 +139,6 @@ def rasterize(
         image = _expected_depth(image, alphas)
     layout = told_layout(C, N, plan.settings.max_rows)
     info = _info(r, layout, inputs.masks if mask_logits is None else r.drawn, width, height)
-    if stepped is not None:
-        info["harmonics"] = HarmonicsGradient(
-            *stepped, inputs.means.detach(), viewmats, Ks, r.rows, r.records, sh_degree or 0
-        )
     if room is not None:
         info["needed"] = layout.part(r.told, COUNTERS)[:2]
     if contributions:
