@@ -25,7 +25,6 @@ BYTES = 28 * sum(torch.Size(shape).numel() for shape in SHAPES)  # of a Gaussian
 SIZES = (100_000, 1_000_000, 5_500_000)
 BETAS, EPS = (0.9, 0.999), 1e-15
 PEAK = 4.8  # TB/s
-VISIBLE = 0.3  # share of rows in selective mode
 WARMUPS, REPEATS = 3, 20
 
 
@@ -50,14 +49,13 @@ def step_of(design: str, params: list[Tensor]) -> Callable[[], Any]:
         return optimizer.step
     if design == "kernel":
         return optimizer.step
-    seen = torch.rand(len(params[0]), device="cuda") < VISIBLE if "visible" in design else None
     rates = optimizer.rates_for().cuda()
-    optimizer.apply(rates, visible=seen)
+    optimizer.apply(rates)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        optimizer.apply(rates, visible=seen)
+        optimizer.apply(rates)
 
-    alive = optimizer, rates, seen  # the graph knows addresses alone
+    alive = optimizer, rates  # the graph knows addresses alone
 
     def replay(alive: Any = alive) -> None:
         graph.replay()
@@ -65,7 +63,7 @@ def step_of(design: str, params: list[Tensor]) -> Callable[[], Any]:
     return replay
 
 
-DESIGNS = ("torch foreach", "torch fused", "kernel", "kernel, graph", "kernel, graph, visible")
+DESIGNS = ("torch foreach", "torch fused", "kernel", "kernel, graph")
 
 
 def milliseconds(f: Callable[[], object]) -> float:
@@ -104,10 +102,8 @@ def table(peak: float) -> list[dict[str, Any]]:
         for design in DESIGNS:
             params = leaves(n)
             ms = milliseconds(step_of(design, params))
-            # a step that leaves rows out moves less
-            rate = None if design.count(",") > 1 else n * BYTES / ms * 1e-6
-            shown = "" if rate is None else f"{rate:7.0f} {rate / peak / 10:7.1f}%"
-            print(f"{design:24} {n:9} {ms:9.4f} {shown}", flush=True)
+            rate = n * BYTES / ms * 1e-6
+            print(f"{design:24} {n:9} {ms:9.4f} {rate:7.0f} {rate / peak / 10:7.1f}%", flush=True)
             results.append({"design": design, "n": n, "ms": ms, "gb_per_s": rate})
             del params
             torch.cuda.empty_cache()

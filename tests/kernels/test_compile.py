@@ -160,10 +160,8 @@ def step_adam() -> None:
     for p in params:
         p.grad = torch.zeros_like(p)
     optimizer, rates = FusedAdam(params), torch.zeros(3, 2)
-    optimizer.apply(rates)
-    skip = torch.zeros(1, dtype=torch.int32)
-    for visible in (None, torch.zeros(128, dtype=torch.bool), torch.zeros(128, dtype=torch.int32)):
-        optimizer.apply(rates, visible=visible, skip=skip)
+    for skip in (None, torch.zeros(1, dtype=torch.int32)):
+        optimizer.apply(rates, skip=skip)
 
 
 def add_statistics() -> None:
