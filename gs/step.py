@@ -207,8 +207,7 @@ class Stepper:
         if config.deterministic:
             inputs["deterministic"] = True
         if frame is not None:
-            inputs |= {"room": room, "sort": "triton"}
-            inputs["camera_tensors"] = frame.viewmats, frame.Ks
+            inputs |= {"room": room, "camera_tensors": (frame.viewmats, frame.Ks)}
             if "mask_seed" in inputs:
                 inputs["mask_seed"] = frame.mask_seed
         out = render(gaussians, camera, background=background, **inputs)

@@ -279,7 +279,6 @@ def blend_bwd(
             ALPHA_GRADIENT=v_alphas is not None and first == 0, MASK_GRADIENT=args.mask_gradient,
             ABSGRAD=absgrad_only or (args.absgrad and not wide_absgrad),
             ABSGRAD_ONLY=absgrad_only, DETERMINISTIC=args.deterministic,
-            WIDE_SLOTS=lists.slots is not None and lists.slots.dtype == torch.int64,
             PRODUCT=args.colors_only, SPLIT=args.exact, num_warps=1,
         )  # fmt: skip
         if args.deterministic:
@@ -287,7 +286,7 @@ def blend_bwd(
             launch(
                 sum_rows_kernel, (records.shape[0],), entries, depth.order, depth.cumulative, rows,
                 entries.shape[0],
-                WIDE_ORDER=depth.order.dtype == torch.int64, BLOCK=16, num_warps=1,
+                BLOCK=16, num_warps=1,
             )  # fmt: skip
         if absgrad_only:
             v_records[:, 12:14] = rows[:, 12:14]

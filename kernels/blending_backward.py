@@ -128,7 +128,6 @@ def blend_bwd_kernel(
     ABSGRAD: tl.constexpr,
     ABSGRAD_ONLY: tl.constexpr,  # of all D channels at once: |x| is not a sum over channels
     DETERMINISTIC: tl.constexpr,
-    WIDE_SLOTS: tl.constexpr,  # slots are int64
     PRODUCT: tl.constexpr,
     SPLIT: tl.constexpr,
 ):
@@ -333,7 +332,6 @@ def sum_rows_kernel(
     cumulative_ptr,  # [R]
     v_rows_ptr,  # [R, 16] out, zero where a Gaussian touches no tile
     capacity,  # pairs beyond it have no row
-    WIDE_ORDER: tl.constexpr,  # order is int64
     BLOCK: tl.constexpr,
 ):
     """Sum one Gaussian's rows in an order that depends on their number alone."""

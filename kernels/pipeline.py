@@ -72,7 +72,6 @@ def rasterize(
     exact: bool = False,
     colors_rest: Tensor | None = None,  # [N, K - 1, 3]
     raw: bool = False,
-    sort: str = "triton",
     covars: Tensor | None = None,  # [N, 3, 3]
     normalize_quats: bool = True,
     room: Room | None = None,
@@ -84,7 +83,6 @@ def rasterize(
         exact: Gradients to float32 rounding, with twice the matrix products in the backward.
         colors_rest: SH coefficients above degree 0, with `colors` [N, 1, 3] the rest of them.
         raw: `scales` are logarithms and `opacities` logits; exp and sigmoid are fused.
-        sort: How depths are sorted: "triton" or "torch".
         covars: World covariances in place of quats and scales.
         normalize_quats: False uses quaternions as they are.
         shapes: Tells all shapes and dtypes apart; None: they are looked at.
@@ -117,7 +115,7 @@ def rasterize(
     given = masks if mask_logits is None else mask_logits
     flags = (
         sh_degree, render_mode, antialiased, raw, normalize_quats, contributions, absgrad,
-        deterministic, exact, sort, given is not None and given.requires_grad,
+        deterministic, exact, given is not None and given.requires_grad,
     )  # fmt: skip
     numbers = (width, height, near_plane, far_plane, eps2d)
     strides = (row_stride(inputs.sh0), row_stride(inputs.shN))
@@ -158,7 +156,6 @@ class _Plan(NamedTuple):
     blend: Blend  # without tensors
     lists_in: ListsIn
     entries: int
-    sort: str
     render_mode: str
 
 
@@ -182,7 +179,7 @@ def _plan(
 ) -> _Plan:
     (
         sh_degree, render_mode, antialiased, raw, normalize, contributions, absgrad,
-        deterministic, exact, sort, mask_gradient,
+        deterministic, exact, mask_gradient,
     ) = flags  # fmt: skip
     width, height, near_plane, far_plane, eps2d = numbers
     settings = Settings(
@@ -207,9 +204,8 @@ def _plan(
     )  # fmt: skip
     sizes = C * blend.tiles_x * blend.tiles_y, limits.entries, deterministic
     return _Plan(
-        name, settings, blend, lambda buffer: lists_in(buffer, *sizes), limits.entries, sort,
-        render_mode,
-    )  # fmt: skip
+        name, settings, blend, lambda buffer: lists_in(buffer, *sizes), limits.entries, render_mode
+    )
 
 
 class _Rendered(NamedTuple):
@@ -240,7 +236,7 @@ def _render(
         tiles = plan.blend.tiles_x, plan.blend.tiles_y
         p = project_fwd(x, s)
         depth, bins = depth_order(
-            p.depth_keys, p.tile_counts, p.workspace, plan.entries, plan.sort, p.counters, answer
+            p.depth_keys, p.tile_counts, p.workspace, plan.entries, p.counters, answer
         )
         lists = isect_tiles(
             p.records, p.gaussian_ids, depth, bins, plan.entries, C, N, *tiles,

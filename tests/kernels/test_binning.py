@@ -103,14 +103,14 @@ def random_sigma(n: int, seed: int = 0) -> Tensor:
 
 
 def bin_scene(
-    s: Scene, spare: int = 0, sort: str = "triton", with_slots: bool = False
+    s: Scene, spare: int = 0, with_slots: bool = False
 ) -> tuple[DepthOrder, TileLists, Tensor]:
     """Depth order, lists with `spare` entries more than needed, and the workspace."""
     M = len(s.records)
     workspace = torch.zeros(4 + 2 * scan_programs(M), dtype=torch.int32, device=DEVICE)
     tiles, bins = s.tile_counts[:2].sum(1).tolist()
     needed = max(tiles, binning.BIN_SHARE.value * bins)
-    depth, counts = depth_order(s.depth_keys, s.tile_counts, workspace, needed + spare, sort)
+    depth, counts = depth_order(s.depth_keys, s.tile_counts, workspace, needed + spare)
     assert int(counts.total) == bins and int(workspace[1]) == needed
     lists = isect_tiles(
         s.records, s.gaussian_ids, depth, counts, needed + spare, s.C, M // s.C,
@@ -131,11 +131,11 @@ def check_tile_order(lists: TileLists, want: list[list[int]]) -> None:
     assert all(b + 1 <= (a + 1) * 2**0.25 * 1.001 for a, b in zip(lengths, lengths[1:]))  # noqa: B905
 
 
-@pytest.mark.parametrize("sort, with_slots", [("torch", False), ("triton", True)])
+@pytest.mark.parametrize("with_slots", [False, True])
 @pytest.mark.parametrize("n, width, height, C", [(1, 8, 8, 1), (40, 37, 21, 2), (80, 100, 75, 1)])
-def test_isect_tiles(n: int, width: int, height: int, C: int, sort: str, with_slots: bool) -> None:
+def test_isect_tiles(n: int, width: int, height: int, C: int, with_slots: bool) -> None:
     s = make_scene(random_sigma(C * n), width, height, C)
-    depth, lists, workspace = bin_scene(s, 5, sort, with_slots)
+    depth, lists, workspace = bin_scene(s, 5, with_slots)
     order = torch.sort(s.depth_keys, stable=True).indices
     total = sum(map(len, s.lists))
     assert torch.equal(depth.order.long(), order)

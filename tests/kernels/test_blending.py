@@ -95,7 +95,7 @@ def dense(records: Tensor, features: Tensor, width: int, height: int) -> tuple[T
     return image.reshape(*shape, -1), alphas, weights.reshape(*shape, -1)
 
 
-def lists_of(scene: Scene, sort: str = "triton", with_slots: bool = True):
+def lists_of(scene: Scene, with_slots: bool = True):
     C, N, _ = scene.records.shape
     tiles_x, tiles_y = -(-scene.width // TILE_SIZE), -(-scene.height // TILE_SIZE)
     counts = torch.zeros(3, C * N, dtype=torch.int32, device=DEVICE)
@@ -105,7 +105,7 @@ def lists_of(scene: Scene, sort: str = "triton", with_slots: bool = True):
     )
     keys = scene.rows[:, 7].contiguous().view(torch.int32)
     capacity = int(torch.maximum(counts[0].sum(), 3 * counts[1].sum())) + 37
-    depth, bins = depth_order(keys, counts, workspace, capacity, sort)
+    depth, bins = depth_order(keys, counts, workspace, capacity)
     n = int(depth.cumulative[-1])
     assert torch.equal(depth.cumulative, counts[0, depth.order.long()].cumsum(0).int())
     assert int(workspace[3]) == n
@@ -129,11 +129,10 @@ def blend(scene: Scene, **flags) -> Blend:
 
 
 @pytest.mark.parametrize("with_slots", [False, True])
-@pytest.mark.parametrize("sort", ["torch", "triton"])
 @pytest.mark.parametrize("N, width, height", [(1, 8, 8), (40, 37, 21), (90, 33, 40)])
-def test_isect_tiles(N, width, height, sort, with_slots):
+def test_isect_tiles(N, width, height, with_slots):
     scene = make_scene(N, width, height, C=2)
-    _, lists, tiles_x, tiles_y = lists_of(scene, sort, with_slots)
+    _, lists, tiles_x, tiles_y = lists_of(scene, with_slots)
     r = scene.records.double().cpu()
     _, _, weights = dense(r.index_fill(2, torch.tensor([6]), 1e-6), r[..., 8:11], width, height)
     offsets, ids = lists.offsets.tolist(), lists.flatten_ids.tolist()
@@ -274,10 +273,7 @@ def test_sums_end_with_the_room_for_pairs() -> None:
     order = torch.tensor([2, 0, 1, 3], dtype=torch.int32, device=DEVICE)
     cumulative = torch.tensor([3, 18, 25, 39], dtype=torch.int32, device=DEVICE)
     sums = torch.full((4, 16), torch.nan, device=DEVICE)
-    launch(
-        sum_rows_kernel, (4,), entries, order, cumulative, sums, 20,
-        WIDE_ORDER=False, BLOCK=16, num_warps=1,
-    )  # fmt: skip
+    launch(sum_rows_kernel, (4,), entries, order, cumulative, sums, 20, BLOCK=16, num_warps=1)
     parts = [entries[3:18], entries[18:20], entries[:3], entries[20:]]
     want = torch.stack([part.sum(0) for part in parts])
     torch.testing.assert_close(sums, want)
