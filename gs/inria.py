@@ -1,4 +1,4 @@
-"""Checkpoints of the original 3D Gaussian Splatting and of MaskGaussian, as named state and back.
+"""Checkpoints of the original 3D Gaussian Splatting and of MaskGaussian, as named state.
 
 Both are `(tuple, iteration)`; the tuple holds, by position,
 
@@ -14,7 +14,7 @@ import math
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from .errors import SplatrimError
 
@@ -31,17 +31,6 @@ _GROUPS = {
 _TUPLE_ORDER = ("means", "sh0", "shN", "scales", "quats", "opacities")
 _MOMENTS = ("exp_avg", "exp_avg_sq")
 _STATISTICS = ("max_radii", "densify_gradients", "densify_views")  # rows, in tuple order
-_ADAM = {
-    "betas": (0.9, 0.999),
-    "eps": 1e-15,
-    "weight_decay": 0,
-    "amsgrad": False,
-    "maximize": False,
-    "foreach": None,
-    "capturable": False,
-    "differentiable": False,
-    "fused": None,
-}
 
 
 def is_inria(obj: Any) -> bool:
@@ -109,30 +98,6 @@ def import_inria(obj: Any, *, source: str = "the checkpoint") -> dict[str, Any]:
         raise SplatrimError(f"{source} is damaged: {error}") from error
 
 
-def export_inria(state: dict[str, Any]) -> tuple[tuple[Any, ...], int]:
-    """The published form of a named state: 13 entries where it has mask_logits, else 12.
-
-    Buffers that only this project keeps (ids, strategies' state, randomness) have no place in it.
-    """
-    params: dict[str, Tensor] = state["params"]
-    n = len(params["means"])
-    masked = "mask_logits" in params
-    published = {
-        name: nn.Parameter(_published(name, x.detach().clone())) for name, x in params.items()
-    }
-    statistics = [state["rows"].get(name, torch.zeros(n)).detach().clone() for name in _STATISTICS]
-    statistics[1:] = [x.reshape(n, 1) for x in statistics[1:]]
-    entries = (
-        state["active_sh_degree"],
-        *(published[name] for name in _TUPLE_ORDER),
-        *([published["mask_logits"]] if masked else []),
-        *statistics,
-        _export_adam(state["optimizer"], params),
-        state["extent"],
-    )
-    return entries, state["step"]
-
-
 def _rows(name: str, x: Tensor, source: str) -> Tensor:
     """A published tensor as a parameter here, checked."""
     x = x.detach().float()
@@ -144,10 +109,6 @@ def _rows(name: str, x: Tensor, source: str) -> Tensor:
     if tuple(x.shape[1:]) != tails[name] or k not in (0, 3, 8, 15):
         raise SplatrimError(f"{source} is damaged: {name} has shape {list(x.shape)}")
     return x
-
-
-def _published(name: str, x: Tensor) -> Tensor:
-    return x.reshape(-1, 1) if name == "opacities" else x
 
 
 def _import_adam(adam: Any, params: dict[str, Tensor], source: str) -> dict[str, Any]:
@@ -167,20 +128,3 @@ def _import_adam(adam: Any, params: dict[str, Tensor], source: str) -> dict[str,
             entry[key] = moments[key].detach().float().reshape(params[name].shape)
         optimizer[name] = entry
     return optimizer
-
-
-def _export_adam(optimizer: dict[str, Any], params: dict[str, Tensor]) -> dict[str, Any]:
-    state: dict[int, dict[str, Any]] = {}
-    groups: list[dict[str, Any]] = []
-    for published, name in _GROUPS.items():
-        if name not in params:
-            continue
-        index = len(groups)
-        lr = optimizer.get("lrs", {}).get(name, 0.0)
-        groups.append({"lr": lr, "name": published, **_ADAM, "params": [index]})
-        if name in optimizer:
-            entry = optimizer[name]
-            step = torch.as_tensor(entry["step"], dtype=torch.float32)
-            moments = {key: _published(name, entry[key].detach().clone()) for key in _MOMENTS}
-            state[index] = {"step": step, **moments}
-    return {"state": state, "param_groups": groups}

@@ -9,13 +9,14 @@ import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 
 import train
-from gs.checkpoint import load_checkpoint, save_inria
+from gs.checkpoint import load_checkpoint
 from gs.config import resume_command
 from gs.data.demo import write_demo_scene
 from gs.data.loader import ImageLoader
@@ -277,7 +278,7 @@ def test_settings_of_post_training() -> None:
 
 
 def test_a_finished_ply_is_post_trained_and_resumed(
-    scene: Path, finished_ply: Path, tmp_path: Path
+    scene: Path, finished_ply: Path, tmp_path: Path, write_published: Callable[..., None]
 ) -> None:
     args = ["-s", str(scene), "--eval", "--quiet", "--iterations", "30040"]
     args += ["--mask_lr", "0.2", "--checkpoint_iterations", "30025", "30040"]
@@ -308,7 +309,7 @@ def test_a_finished_ply_is_post_trained_and_resumed(
     assert (again / file).read_bytes() == (out / file).read_bytes()
 
     # and its end is a beginning for another method
-    save_inria(tmp_path / "chkpnt.pth", load_checkpoint(out / "chkpnt30040.pth"))
+    write_published(tmp_path / "chkpnt.pth", load_checkpoint(out / "chkpnt30040.pth"))
     line = f"-s {scene} -m {tmp_path}/3dgs --quiet --method 3dgs --iterations 30043"
     train.main([*shlex.split(line), "--start_checkpoint", str(tmp_path / "chkpnt.pth")])
     plain = load_ply(tmp_path / "3dgs" / "point_cloud" / "iteration_30043" / "point_cloud.ply")

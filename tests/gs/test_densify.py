@@ -17,7 +17,7 @@ from gs.densify import (
 )
 from gs.gaussians import Gaussians
 from gs.morton import morton_order
-from gs.optim import OptimConfig, append_rows, build_optimizer, keep_rows, optimizer_state
+from gs.optim import OptimConfig, build_optimizer, gather_rows, keep_rows, optimizer_state
 from gs.strategy import StepContext, Strategy, rows_to_prune
 
 EXTENT = 10.0  # clone up to a scale of 0.1, too large from 1.0
@@ -312,6 +312,15 @@ class Seventh(Strategy):
         return (gaussians.rows["ids"] % 7 == 0) | (mixed > 1.5)
 
 
+def append(case: Case, sources: Tensor, values: dict[str, Tensor] | None = None) -> None:
+    """Add copies of some rows, with fresh ids and with `values` in place of theirs."""
+    gaussians, n = case.gaussians, len(case.gaussians)
+    first, gaussians.next_id = gaussians.next_id, gaussians.next_id + len(sources)
+    new_ids = torch.arange(first, gaussians.next_id, dtype=torch.int32)
+    rows = torch.cat([torch.arange(n), sources])
+    gather_rows(gaussians, case.optimizer, rows, n_kept=n, new_ids=new_ids, last=values)
+
+
 def in_steps(case: Case, step: int) -> None:
     """Clone, then split, then prune: every edit made where the published loop makes it."""
     gaussians, optimizer, config = case.gaussians, case.optimizer, case.densifier.config
@@ -319,10 +328,9 @@ def in_steps(case: Case, step: int) -> None:
     moving = means >= config.densify_grad_threshold
     small = gaussians.get_scales().amax(-1) <= config.percent_dense * EXTENT
     parents = (moving & ~small).nonzero()[:, 0]
-    append_rows(gaussians, optimizer, {}, copy_rows_from=(moving & small).nonzero()[:, 0])
+    append(case, (moving & small).nonzero()[:, 0])
     noise = case.densifier._noise(step, len(parents))
-    children = split(gaussians, parents, noise)
-    append_rows(gaussians, optimizer, children, copy_rows_from=parents.repeat(2))
+    append(case, parents.repeat(2), split(gaussians, parents, noise))
     keep = torch.ones(len(gaussians), dtype=torch.bool)
     keep[parents] = False
     keep_rows(gaussians, optimizer, keep)

@@ -1,5 +1,6 @@
 """Where runs begin: resumed or post-trained, and the published post-training rates."""
 
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -7,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from gs.checkpoint import save_checkpoint, save_inria
+from gs.checkpoint import save_checkpoint
 from gs.config import TrainConfig
 from gs.errors import SplatrimError
 from gs.gaussians import Gaussians
@@ -73,10 +74,14 @@ def test_a_ply_is_post_trained_from_the_published_length(tmp_path: Path) -> None
 @pytest.mark.parametrize("masks", [False, True])  # tuples of 12 and of 13
 @pytest.mark.parametrize(("step", "post_start"), [(29_999, None), (30_000, 30_000)])
 def test_published_checkpoints_are_finished_at_30000(
-    tmp_path: Path, masks: bool, step: int, post_start: int | None
+    write_published: Callable[..., None],
+    tmp_path: Path,
+    masks: bool,
+    step: int,
+    post_start: int | None,
 ) -> None:
     path = tmp_path / "chkpnt.pth"
-    save_inria(path, state(step, masks=masks))
+    write_published(path, state(step, masks=masks))
     assert find_origin(None, path) == Origin(step, post_start)
 
 
