@@ -260,7 +260,7 @@ def isect_tiles(
     """Expand Gaussians into the tiles they touch and sort the entries by tile.
 
     Args:
-        records: Packed rows of projection.py.
+        records: Of projection.
         gaussian_ids: Camera N + Gaussian of each row; may be None with one camera.
         depth: Depth order and cumulative counts of tiles.
         bins: Counts of bins.

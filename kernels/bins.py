@@ -30,6 +30,7 @@ from .ellipse import (
     row_span,
     with_span,
 )
+from .record import RECORD_SIZE
 
 BIN_TILES = tl.constexpr(16)
 BLOCK = tl.constexpr(64)  # entries per program
@@ -78,7 +79,7 @@ def expand_kernel(
     rank = high
     j = s - tl.load(cumulative_ptr + rank - 1, mask=exists & (rank > 0), other=0)
     row = tl.load(order_ptr + rank, mask=exists, other=0)
-    mx, my, A, B, C, t2 = load_ellipse(records_ptr + row.to(tl.int64) * 16, exists)
+    mx, my, A, B, C, t2 = load_ellipse(records_ptr + row.to(tl.int64) * RECORD_SIZE, exists)
     first_row, last_row = row_range(my, half_height(A, B, C, t2), tiles_y)
     bin_x = tl.zeros([BLOCK], tl.int32)
     bin_y = tl.zeros([BLOCK], tl.int32)

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from .binning import DepthOrder, depth_order, isect_tiles, lists_in
-from .blending import NONE, Blend, ListsIn, blend_fwd, differentiable_pixels, spread
+from .blending import NONE, Blend, ListsIn, blend_fwd, differentiable_pixels
 from .capacity import Room, capacities
 from .constants import EPS2D, FAR_PLANE, NEAR_PLANE, TILE_SIZE
 from .contributions import contributions as measure_contributions
@@ -41,6 +41,7 @@ from .projection import (
     row_stride,
     told_layout,
 )
+from .record import COLOR, DEPTH_FEATURE, record_conics, record_depths, spread
 from .reference.rasterization import rasterize as rasterize_nothing
 
 
@@ -192,7 +193,8 @@ def _plan(
     if features is not None:
         first_column, n_features = 0, features.shape[-1] + has_depth
     else:
-        first_column, n_features = (8, 3 + has_depth) if "RGB" in render_mode else (11, 1)
+        color, depth = (COLOR.value, 3 + has_depth), (DEPTH_FEATURE.value, 1)
+        first_column, n_features = color if "RGB" in render_mode else depth
     blend = Blend(
         width, height, -(-width // TILE_SIZE), -(-height // TILE_SIZE), rows=NONE,
         gaussian_ids=None, depth=None, lists=NONE, first_column=first_column,
@@ -291,7 +293,7 @@ def _with_depth(
     assert gaussian_ids is not None
     D, ids = features.shape[-1], gaussian_ids.long()
     by_row = features[ids % len(features)] if features.dim() == 2 else features.view(-1, D)[ids]
-    return torch.cat([by_row, records[:, 7:8]], 1)
+    return torch.cat([by_row, record_depths(records)[:, None]], 1)
 
 
 def _info(r: _Rendered, layout: Layout, masks: Tensor | None, width: int, height: int) -> Info:
@@ -322,8 +324,8 @@ class _Told(NamedTuple):
 
 _LATER: dict[str, Callable[[_Told], Tensor]] = {
     "radii": lambda s: s.part(RADII),
-    "depths": lambda s: s.by_row(s.records[:, 7]),
-    "conics": lambda s: s.by_row(s.records[:, 2:5]),
+    "depths": lambda s: s.by_row(record_depths(s.records)),
+    "conics": lambda s: s.by_row(record_conics(s.records)),
     "tiles_per_gauss": lambda s: s.by_row(s.part(TILE_COUNTS)[0]),
     "n_isects": lambda s: s.part(COUNTERS)[3:4],
     "n_nonfinite": lambda s: s.part(COUNTERS)[2:3],

@@ -13,6 +13,7 @@ from kernels import binning
 from kernels.binning import DepthOrder, TileLists, depth_order, isect_tiles
 from kernels.ellipse import SIDE, half_height, load_ellipse, row_range, row_span
 from kernels.lookback import scan_programs
+from kernels.record import RECORD_SIZE, record_conics, record_log2_opacities, record_means
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
@@ -26,7 +27,7 @@ def poisoned(spoil_memory: Callable[[int], None]) -> None:
 def _spans_kernel(records_ptr, spans_ptr, first_ptr, M, tiles_x, tiles_y, BLOCK: tl.constexpr):
     i = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     mask = i < M
-    mx, my, A, B, C, t2 = load_ellipse(records_ptr + i * 16, mask)
+    mx, my, A, B, C, t2 = load_ellipse(records_ptr + i * RECORD_SIZE, mask)
     first, last = row_range(my, half_height(A, B, C, t2), tiles_y)
     tl.store(first_ptr + i, first, mask=mask)
     for row in range(tiles_y):
@@ -67,13 +68,13 @@ def make_scene(sigma: Tensor, width: int, height: int, C: int = 1, seed: int = 0
     angle = 3.2 * torch.rand(M, generator=g)
     c, s = angle.cos(), angle.sin()
     a, b = sigma[:, 0] ** -2, sigma[:, 1] ** -2
-    records = torch.zeros(M, 16)
+    records = torch.zeros(M, RECORD_SIZE.value)
     size = torch.tensor([width, height])
-    records[:, :2] = size * (1.2 * torch.rand(M, 2, generator=g) - 0.1)
-    records[:, 2:5] = torch.stack(
+    record_means(records)[:] = size * (1.2 * torch.rand(M, 2, generator=g) - 0.1)
+    record_conics(records)[:] = torch.stack(
         [c * c * a + s * s * b, c * s * (a - b), s * s * a + c * c * b], 1
     )
-    records[:, 5] = torch.log2(1 / 255 + torch.rand(M, generator=g))
+    record_log2_opacities(records)[:] = torch.log2(1 / 255 + torch.rand(M, generator=g))
     # a few share their depth: ties in ascending row
     depths = 1.0 + torch.randint(0, 2 * M, (M,), generator=g).float()
     tiles_x, tiles_y = -(-width // 8), -(-height // 8)
