@@ -49,11 +49,9 @@ from .spherical_harmonics import (
     flat_color,
     sh_basis,
     sh_color,
-    sh_color_vjp,
     sh_color_vjp_direction,
+    store_v_sh,
 )
-
-SH_CHUNK = tl.constexpr(1024)  # gradients of coefficients that are stored at once
 
 
 @triton.jit
@@ -76,59 +74,6 @@ def _compensation_vjp(det, trace, eps2d, v_log_o):
     half = tl.where(det > 0.0, 0.5 * v_log_o, 0.0)
     v_blurred = -half / tl.maximum(det + eps2d * trace + eps2d * eps2d, 1e-30)
     return half / tl.where(det > 0.0, det, 1.0) + v_blurred, eps2d * v_blurred
-
-
-@triton.jit
-def _store_v_sh(
-    v_sh_ptr,  # [N, WIDTH]
-    start,
-    n_valid,
-    add,
-    basis,
-    v_color,
-    FIRST: tl.constexpr,
-    WIDTH: tl.constexpr,
-    FULL: tl.constexpr,
-    BLOCK: tl.constexpr,
-    CHUNK: tl.constexpr,
-):
-    """Write the gradients of one camera, or add them to those of cameras before."""
-    for begin in range(0, BLOCK * WIDTH, CHUNK):
-        k = begin + tl.arange(0, CHUNK)
-        ptr = v_sh_ptr + start * WIDTH + k
-        mask = k < BLOCK * WIDTH if FULL else k < n_valid * WIDTH
-        v = sh_color_vjp(basis, v_color, k, FIRST, WIDTH, BLOCK)
-        if add:
-            # After what other lanes may have written for the camera before.
-            tl.debug_barrier()
-            v += tl.load(ptr, mask=mask, other=0.0)
-        tl.store(ptr, v, mask=mask)
-
-
-@triton.jit
-def _store_v_sh_both(
-    v_sh0_ptr,
-    v_shN_ptr,
-    start,
-    n_valid,
-    add,
-    basis,
-    v_color,
-    WIDTH0: tl.constexpr,
-    WIDTHN: tl.constexpr,
-    FULL: tl.constexpr,
-    BLOCK: tl.constexpr,
-):
-    if v_sh0_ptr is not None:
-        CHUNK0: tl.constexpr = min(triton.next_power_of_2(BLOCK * WIDTH0), SH_CHUNK)
-        _store_v_sh(
-            v_sh0_ptr, start, n_valid, add, basis, v_color, 0, WIDTH0, FULL, BLOCK, CHUNK0
-        )  # fmt: skip
-    if v_shN_ptr is not None:
-        CHUNKN: tl.constexpr = min(triton.next_power_of_2(BLOCK * WIDTHN), SH_CHUNK)
-        _store_v_sh(
-            v_shN_ptr, start, n_valid, add, basis, v_color, 1, WIDTHN, FULL, BLOCK, CHUNKN
-        )  # fmt: skip
 
 
 @triton.jit
@@ -386,12 +331,12 @@ def project_bwd_kernel(
             basis = flat_basis(sh_basis(d, DEGREE), DEGREE)
             v_flat = flat_color(v_color)
             if full:
-                _store_v_sh_both(
+                store_v_sh(
                     v_sh0_ptr, v_shN_ptr, start, BLOCK, c > 0, basis, v_flat,
                     WIDTH0, WIDTHN, True, BLOCK,
                 )  # fmt: skip
             else:
-                _store_v_sh_both(
+                store_v_sh(
                     v_sh0_ptr, v_shN_ptr, start, N - start, c > 0, basis, v_flat,
                     WIDTH0, WIDTHN, False, BLOCK,
                 )  # fmt: skip
