@@ -5,8 +5,6 @@ pytest bench/bench_adam.py    its smaller rows through pytest-benchmark
 
 A Gaussian has 61 parameters (SH of degree 3, mask logits), and each moves 28 bytes: value and both
 moments are read and written, the gradient is read. The peak is that of an H200 unless told.
-`factored` takes SH without their gradients (kernels/adam_harmonics.py), of which a share of VISIBLE
-Gaussians have some.
 """
 
 import argparse
@@ -20,14 +18,13 @@ import torch
 import triton
 from torch import Tensor
 
-from kernels import FusedAdam, HarmonicsGradient
+from kernels import FusedAdam
 
 SHAPES = ((3,), (1, 3), (15, 3), (), (2,), (3,), (4,))
 BYTES = 28 * sum(torch.Size(shape).numel() for shape in SHAPES)  # of a Gaussian
 SIZES = (100_000, 1_000_000, 5_500_000)
 BETAS, EPS = (0.9, 0.999), 1e-15
 PEAK = 4.8  # TB/s
-VISIBLE = 0.3  # share of rows in selective mode, and of those that a camera sees
 WARMUPS, REPEATS = 3, 20
 
 
@@ -37,20 +34,6 @@ def leaves(n: int) -> list[Tensor]:
     for p in params:
         p.requires_grad_().grad = 1e-3 * torch.randn(p.shape, device="cuda", generator=g)
     return params
-
-
-def harmonics_of(params: list[Tensor]) -> HarmonicsGradient:
-    """Gradients of the second and third parameter: a camera sees the first Gaussians."""
-    n, seen = len(params[0]), int(VISIBLE * len(params[0]))
-    rows = torch.arange(n, dtype=torch.int32, device="cuda")
-    rows[seen:] = -1
-    eyes = torch.eye(4, device="cuda")[None], torch.eye(3, device="cuda")[None]
-    records = torch.rand(max(seen, 1), 16, device="cuda")
-    means, sh0, shN = params[:3]
-    gradient = HarmonicsGradient(sh0, shN, means, *eyes, rows[None], records, 3)
-    gradient.v_records = 1e-3 * records
-    sh0.grad = shN.grad = None
-    return gradient
 
 
 def build(design: str, params: list[Tensor]) -> torch.optim.Adam:
@@ -66,15 +49,13 @@ def step_of(design: str, params: list[Tensor]) -> Callable[[], Any]:
         return optimizer.step
     if design == "kernel":
         return optimizer.step
-    seen = torch.rand(len(params[0]), device="cuda") < VISIBLE if "visible" in design else None
-    harmonics = harmonics_of(params) if "factored" in design else None
     rates = optimizer.rates_for().cuda()
-    optimizer.apply(rates, visible=seen, harmonics=harmonics)
+    optimizer.apply(rates)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        optimizer.apply(rates, visible=seen, harmonics=harmonics)
+        optimizer.apply(rates)
 
-    alive = optimizer, rates, seen, harmonics  # the graph knows addresses alone
+    alive = optimizer, rates  # the graph knows addresses alone
 
     def replay(alive: Any = alive) -> None:
         graph.replay()
@@ -82,10 +63,7 @@ def step_of(design: str, params: list[Tensor]) -> Callable[[], Any]:
     return replay
 
 
-DESIGNS = (
-    "torch foreach", "torch fused", "kernel", "kernel, graph", "kernel, graph, factored",
-    "kernel, graph, visible",
-)  # fmt: skip
+DESIGNS = ("torch foreach", "torch fused", "kernel", "kernel, graph")
 
 
 def milliseconds(f: Callable[[], object]) -> float:
@@ -124,10 +102,8 @@ def table(peak: float) -> list[dict[str, Any]]:
         for design in DESIGNS:
             params = leaves(n)
             ms = milliseconds(step_of(design, params))
-            # a step that leaves rows or gradients out moves less
-            rate = None if design.count(",") > 1 else n * BYTES / ms * 1e-6
-            shown = "" if rate is None else f"{rate:7.0f} {rate / peak / 10:7.1f}%"
-            print(f"{design:24} {n:9} {ms:9.4f} {shown}", flush=True)
+            rate = n * BYTES / ms * 1e-6
+            print(f"{design:24} {n:9} {ms:9.4f} {rate:7.0f} {rate / peak / 10:7.1f}%", flush=True)
             results.append({"design": design, "n": n, "ms": ms, "gb_per_s": rate})
             del params
             torch.cuda.empty_cache()

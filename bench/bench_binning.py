@@ -1,4 +1,4 @@
-"""Binning alone, by the way depths are sorted.
+"""Binning alone.
 
 pytest bench/bench_binning.py              through pytest-benchmark, synchronised
 python -m bench.bench_binning [NAME ...]   a table of GPU and host times, and of bytes per entry
@@ -21,7 +21,6 @@ from kernels.binning import BinCounts, DepthOrder, TileLists, depth_order, isect
 from kernels.constants import TILE_SIZE
 from kernels.projection import Projected, project
 
-SORTS = ("torch", "triton")
 SLACK = 1.125  # room beyond what is needed, as the pipeline leaves
 
 
@@ -34,7 +33,7 @@ class Stages(NamedTuple):
     n_entries: int
 
 
-def prepare(w: Workload, sort: str) -> Stages:
+def prepare(w: Workload) -> Stages:
     """The stages behind a projection with as much room as the pipeline makes."""
 
     def projected(max_rows: int | None) -> Projected:
@@ -47,13 +46,13 @@ def prepare(w: Workload, sort: str) -> Stages:
         n_rows = int(projected(None).workspace[0])
         p = projected(int(SLACK * n_rows) + 1)
     size = (-(-w.width // TILE_SIZE), -(-w.height // TILE_SIZE))
-    depth_order(p.depth_keys, p.tile_counts, p.workspace, 1, sort)
+    depth_order(p.depth_keys, p.tile_counts, p.workspace, 1)
     n_entries, capacity = int(p.workspace[3]), int(SLACK * int(p.workspace[1])) + 1
     words = torch.zeros_like(p.workspace)
 
     def depth() -> tuple[DepthOrder, BinCounts]:
         # the running sums begin at zero
-        return depth_order(p.depth_keys, p.tile_counts, words.zero_(), capacity, sort)
+        return depth_order(p.depth_keys, p.tile_counts, words.zero_(), capacity)
 
     order, bins = depth()
 
@@ -66,19 +65,17 @@ def prepare(w: Workload, sort: str) -> Stages:
     return Stages(depth, tiles, n_rows, n_entries)
 
 
-@pytest.mark.parametrize("sort", SORTS)
 @pytest.mark.parametrize("workload", NAMES, indirect=True)
-def test_depth(workload: Workload, timed: Callable[..., Any], sort: str) -> None:
-    s = prepare(workload, sort)
-    order, _ = timed(s.depth, rows=s.n_rows, sort=sort)
+def test_depth(workload: Workload, timed: Callable[..., Any]) -> None:
+    s = prepare(workload)
+    order, _ = timed(s.depth, rows=s.n_rows)
     assert int(order.cumulative[-1]) == s.n_entries
 
 
-@pytest.mark.parametrize("sort", SORTS)
 @pytest.mark.parametrize("workload", NAMES, indirect=True)
-def test_tiles(workload: Workload, timed: Callable[..., Any], sort: str) -> None:
-    s = prepare(workload, sort)
-    lists = timed(s.tiles, entries=s.n_entries, sort=sort)
+def test_tiles(workload: Workload, timed: Callable[..., Any]) -> None:
+    s = prepare(workload)
+    lists = timed(s.tiles, entries=s.n_entries)
     assert int(lists.offsets[-1]) == s.n_entries
 
 
@@ -96,18 +93,15 @@ def main() -> None:
     parser.add_argument("names", nargs="*", default=list(NAMES))
     arguments = parser.parse_args()
     print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}, triton {triton.__version__}")
-    print(
-        f"{'workload':12} {'sort':7} {'rows':>9} {'us, host':>15} {'entries':>9} {'us, host':>15}"
-    )
+    print(f"{'workload':12} {'rows':>9} {'us, host':>15} {'entries':>9} {'us, host':>15}")
     for name in arguments.names:
-        for sort in SORTS:
-            s = prepare(load(name), sort)
-            (depth, depth_host), (tiles, tiles_host) = microseconds(s.depth), microseconds(s.tiles)
-            print(
-                f"{name:12} {sort:7} {s.n_rows:9} {depth:7.1f} {depth_host:7.1f}"
-                f" {s.n_entries:9} {tiles:7.1f} {tiles_host:7.1f}"
-                f"   {peak_bytes(s.tiles) / s.n_entries:5.1f} bytes per entry"
-            )
+        s = prepare(load(name))
+        (depth, depth_host), (tiles, tiles_host) = microseconds(s.depth), microseconds(s.tiles)
+        print(
+            f"{name:12} {s.n_rows:9} {depth:7.1f} {depth_host:7.1f}"
+            f" {s.n_entries:9} {tiles:7.1f} {tiles_host:7.1f}"
+            f"   {peak_bytes(s.tiles) / s.n_entries:5.1f} bytes per entry"
+        )
 
 
 if __name__ == "__main__":

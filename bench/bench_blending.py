@@ -21,6 +21,7 @@ from kernels.binning import depth_order, isect_tiles
 from kernels.blending import Blend, blend_bwd, blend_fwd
 from kernels.constants import TILE_SIZE
 from kernels.projection import project
+from kernels.record import COLOR
 
 VARIANTS: dict[str, dict[str, bool]] = {
     "default": {},
@@ -56,8 +57,8 @@ def prepare(w: Workload, variant: str) -> Stages:
         with_slots=flags["deterministic"],
     )  # fmt: skip
     args = Blend(
-        w.width, w.height, tiles_x, tiles_y, p.rows, None, depth, lists, 8, 3, shared=False,
-        colors_only=True, absgrad=False, **flags,
+        w.width, w.height, tiles_x, tiles_y, p.rows, None, depth, lists, COLOR.value, 3,
+        shared=False, colors_only=True, absgrad=False, **flags,
     )  # fmt: skip
     colors, alphas = blend_fwd(p.records, None, None, args)
     v_colors = torch.rand_like(colors)

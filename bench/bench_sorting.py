@@ -1,4 +1,4 @@
-"""sort_pairs against torch.sort, by design, number of keys and bits.
+"""kernels.sorting against torch.sort, by design, number of keys and bits.
 
 python -m bench.bench_sorting [--json FILE] [--designs ...]   a table, results checked
 pytest bench/bench_sorting.py    some of its rows through pytest-benchmark
@@ -15,7 +15,7 @@ import torch
 import triton
 from torch import Tensor
 
-from kernels.sorting import sort_pairs
+from kernels.sorting import plan_sort
 
 SIZES = (100_000, 500_000, 1_270_000, 2_100_000, 3_040_000, 5_840_000)
 BITS = (13, 15, 17, 31)
@@ -42,7 +42,7 @@ def sort_of(design: str, keys: Tensor, bits: int) -> Callable[[], tuple[Tensor, 
         short = keys.to(torch.int16)
         return (lambda: tuple(torch.sort(short, stable=True))) if bits <= 15 else None  # pyright: ignore
     options: dict[str, Any] = DESIGNS[design]
-    return lambda: sort_pairs(keys, end_bit=bits, **options)
+    return lambda: plan_sort(keys, None, bits, **options).run()
 
 
 def milliseconds(f: Callable[[], object]) -> tuple[float, float]:
@@ -118,7 +118,7 @@ def table(designs: list[str]) -> list[dict[str, Any]]:
 @pytest.mark.parametrize("design", ["torch.sort int32", *DESIGNS])
 @pytest.mark.parametrize("bits", [15, 31])
 @pytest.mark.parametrize("n", [100_000, 1_270_000, 3_040_000])
-def test_sort_pairs(benchmark: Any, n: int, bits: int, design: str) -> None:
+def test_sorting(benchmark: Any, n: int, bits: int, design: str) -> None:
     keys = make_keys(n, bits)
     f = sort_of(design, keys, bits)
     assert f is not None

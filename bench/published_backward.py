@@ -17,7 +17,7 @@ difference; mixed ones do, signs included. Colour gradients, the recovery of T, 
 gradient straight through the clamp at 0.99 are the same in both.
 
 One program of one warp takes one tile entry by entry: front to back for each pixel's stop and
-T_end, then back to front. Columns of its gradients are those of kernels.blending_backward.
+T_end, then back to front. Columns of its gradients are those of kernels.record.
 """
 
 # Triton types its device functions as returning nothing.
@@ -37,24 +37,26 @@ from kernels.blending import Blend
 from kernels.device import ex2
 from kernels.ellipse import LN2
 from kernels.launch import launch
+from kernels.record import COLOR, CONIC, LOG2_OPACITY, MASK, MEAN, RECORD_SIZE
 from kernels.tiles import ALPHA_MAX, ALPHA_MIN, LOG2E, T_MIN, tile_pixels
 
 
 @triton.jit
 def _load_entry(records_ptr, flatten_ids_ptr, i, x, y, g0, g1, g2):
     """An entry's row, conic and mask; per pixel its offset, o exp(-sigma) or 0, and g.c."""
-    row = tl.load(flatten_ids_ptr + i).to(tl.int64) * 16
+    row = tl.load(flatten_ids_ptr + i).to(tl.int64) * RECORD_SIZE
     record = records_ptr + row
-    dx = x - tl.load(record)
-    dy = y - tl.load(record + 1)
-    A = tl.load(record + 2)
-    B = tl.load(record + 3)
-    C = tl.load(record + 4)
+    dx = x - tl.load(record + MEAN)
+    dy = y - tl.load(record + MEAN + 1)
+    A = tl.load(record + CONIC)
+    B = tl.load(record + CONIC + 1)
+    C = tl.load(record + CONIC + 2)
     sigma = 0.5 * (A * dx * dx + C * dy * dy) + B * dx * dy
-    raw = ex2(tl.load(record + 5) - LOG2E * sigma)
+    raw = ex2(tl.load(record + LOG2_OPACITY) - LOG2E * sigma)
     raw = tl.where(raw >= ALPHA_MIN, raw, 0.0)
-    u = g0 * tl.load(record + 8) + g1 * tl.load(record + 9) + g2 * tl.load(record + 10)
-    return row, A, B, C, tl.load(record + 6), dx, dy, raw, u
+    color = record + COLOR
+    u = g0 * tl.load(color) + g1 * tl.load(color + 1) + g2 * tl.load(color + 2)
+    return row, A, B, C, tl.load(record + MASK), dx, dy, raw, u
 
 
 @triton.jit(do_not_specialize=["W", "H", "tiles_x", "tiles_y"])
@@ -104,7 +106,7 @@ def _published_bwd_kernel(
         stop = tl.where(passes, i + 1, stop)
         i += 1
 
-    k = tl.arange(0, 16)
+    k = tl.arange(0, RECORD_SIZE)
     behind = tl.zeros_like(x)  # g.h
     last_alpha = tl.zeros_like(x)
     last_u = tl.zeros_like(x)
@@ -128,16 +130,18 @@ def _published_bwd_kernel(
         w = T * alpha * m
         hx = tl.sum(h * dx, 0)
         hy = tl.sum(h * dy, 0)
-        v = tl.where(k == 0, m * (A * hx + B * hy), tl.where(k == 1, m * (B * hx + C * hy), 0.0))
-        v = tl.where(k == 2, -0.5 * m * tl.sum(h * dx * dx, 0), v)
-        v = tl.where(k == 3, -m * tl.sum(h * dx * dy, 0), v)
-        v = tl.where(k == 4, -0.5 * m * tl.sum(h * dy * dy, 0), v)
-        v = tl.where(k == 5, LN2 * m * tl.sum(h, 0), v)
-        v = tl.where(k == 6, tl.sum(alpha * q, 0), v)
-        v = tl.where(k == 8, tl.sum(w * g0, 0), v)
-        v = tl.where(k == 9, tl.sum(w * g1, 0), v)
-        v = tl.where(k == 10, tl.sum(w * g2, 0), v)
-        tl.atomic_add(v_rows_ptr + row + k, v, mask=k < 11, sem="relaxed")
+        v_mx = m * (A * hx + B * hy)
+        v_my = m * (B * hx + C * hy)
+        v = tl.where(k == MEAN, v_mx, tl.where(k == MEAN + 1, v_my, 0.0))
+        v = tl.where(k == CONIC, -0.5 * m * tl.sum(h * dx * dx, 0), v)
+        v = tl.where(k == CONIC + 1, -m * tl.sum(h * dx * dy, 0), v)
+        v = tl.where(k == CONIC + 2, -0.5 * m * tl.sum(h * dy * dy, 0), v)
+        v = tl.where(k == LOG2_OPACITY, LN2 * m * tl.sum(h, 0), v)
+        v = tl.where(k == MASK, tl.sum(alpha * q, 0), v)
+        v = tl.where(k == COLOR, tl.sum(w * g0, 0), v)
+        v = tl.where(k == COLOR + 1, tl.sum(w * g1, 0), v)
+        v = tl.where(k == COLOR + 2, tl.sum(w * g2, 0), v)
+        tl.atomic_add(v_rows_ptr + row + k, v, mask=k < COLOR + 3, sem="relaxed")
         i -= 1
 
 

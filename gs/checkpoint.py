@@ -27,16 +27,14 @@ from torch import Tensor
 
 from .errors import SplatrimError
 from .files import atomic_write
-from .inria import export_inria, import_inria, is_inria
+from .inria import import_inria, is_inria
 
 __all__ = [
     "FORMAT_VERSION",
-    "export_inria",
     "import_inria",
     "load_checkpoint",
     "peek_checkpoint",
     "save_checkpoint",
-    "save_inria",
 ]
 
 FORMAT = "splatrim"
@@ -86,17 +84,6 @@ def save_checkpoint(path: str | Path, state: dict[str, Any]) -> None:
     plain = _plain(state, "checkpoint")
     with atomic_write(path) as file:
         torch.save(plain, file)
-
-
-def save_inria(path: str | Path, state: dict[str, Any]) -> None:
-    """Write a checkpoint that the original code can resume.
-
-    Parameters beside those of 3DGS come after them, under the names that they have in the state:
-    the code of a method can resume it if they have the names that it gives them.
-    """
-    exported = export_inria(state)
-    with atomic_write(path) as file:
-        torch.save(exported, file)
 
 
 def load_checkpoint(path: str | Path, *, method: str | None = None) -> dict[str, Any]:

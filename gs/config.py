@@ -72,9 +72,6 @@ class TrainConfig:
     """Device to train on: auto (a GPU if there is one), cpu, cuda, cuda:1, ..."""
     cuda_graphs: bool = True
     """On a GPU, capture iterations as CUDA graphs and replay them."""
-    fused_harmonics: bool = False
-    """On a GPU, step spherical harmonics without writing their gradients to memory: faster from a
-    million Gaussians on."""
     deterministic: bool = False
     """Gradients do not depend on the order in which a GPU's threads run: equal runs, but slower."""
     quiet: bool = False

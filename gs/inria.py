@@ -1,4 +1,4 @@
-"""Checkpoints of the original 3D Gaussian Splatting, as named state and back.
+"""Checkpoints of the original 3D Gaussian Splatting, as named state.
 
 They are `(tuple, iteration)`; the tuple holds, by position,
 
@@ -15,10 +15,10 @@ import math
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from .errors import SplatrimError
-from .specs import PUBLISHED, published_specs
+from .specs import published_specs
 
 # published names of the optimizer's groups, in their order, and the parameters here
 _GROUPS = {
@@ -32,17 +32,6 @@ _GROUPS = {
 _TUPLE_ORDER = ("means", "sh0", "shN", "scales", "quats", "opacities")
 _MOMENTS = ("exp_avg", "exp_avg_sq")
 _STATISTICS = ("max_radii", "densify_gradients", "densify_views")  # rows, in tuple order
-_ADAM = {
-    "betas": (0.9, 0.999),
-    "eps": 1e-15,
-    "weight_decay": 0,
-    "amsgrad": False,
-    "maximize": False,
-    "foreach": None,
-    "capturable": False,
-    "differentiable": False,
-    "fused": None,
-}
 
 
 def is_inria(obj: Any) -> bool:
@@ -114,30 +103,6 @@ def import_inria(obj: Any, *, source: str = "the checkpoint") -> dict[str, Any]:
         raise SplatrimError(f"{source} is damaged: {error}") from error
 
 
-def export_inria(state: dict[str, Any]) -> tuple[tuple[Any, ...], int]:
-    """The published form of a named state: 12 entries, and parameters beside those of 3DGS.
-
-    Buffers that only this project keeps (ids, strategies' state, randomness) have no place in it.
-    """
-    params: dict[str, Tensor] = state["params"]
-    n = len(params["means"])
-    others = [name for name in params if name not in PUBLISHED]
-    published = {
-        name: nn.Parameter(_published(name, x.detach().clone())) for name, x in params.items()
-    }
-    statistics = [state["rows"].get(name, torch.zeros(n)).detach().clone() for name in _STATISTICS]
-    statistics[1:] = [x.reshape(n, 1) for x in statistics[1:]]
-    entries = (
-        state["active_sh_degree"],
-        *(published[name] for name in _TUPLE_ORDER),
-        *(published[name] for name in others),
-        *statistics,
-        _export_adam(state["optimizer"], params),
-        state["extent"],
-    )
-    return entries, state["step"]
-
-
 def _rows(name: str, x: Tensor, source: str) -> Tensor:
     """A published tensor as a parameter here, checked."""
     x = x.detach().float()
@@ -163,10 +128,6 @@ def _groups(adam: Any, source: str) -> list[dict[str, Any]]:
     return adam["param_groups"]
 
 
-def _published(name: str, x: Tensor) -> Tensor:
-    return x.reshape(-1, 1) if name == "opacities" else x
-
-
 def _import_adam(adam: Any, params: dict[str, Tensor], source: str) -> dict[str, Any]:
     optimizer: dict[str, Any] = {"lrs": {}}
     for group in _groups(adam, source):
@@ -183,19 +144,3 @@ def _import_adam(adam: Any, params: dict[str, Tensor], source: str) -> dict[str,
             entry[key] = moments[key].detach().float().reshape(params[name].shape)
         optimizer[name] = entry
     return optimizer
-
-
-def _export_adam(optimizer: dict[str, Any], params: dict[str, Tensor]) -> dict[str, Any]:
-    state: dict[int, dict[str, Any]] = {}
-    groups: list[dict[str, Any]] = []
-    others = {name: name for name in params if name not in PUBLISHED}
-    order = [*list(_GROUPS.items())[:4], *others.items(), *list(_GROUPS.items())[4:]]
-    for index, (published, name) in enumerate(order):
-        lr = optimizer.get("lrs", {}).get(name, 0.0)
-        groups.append({"lr": lr, "name": published, **_ADAM, "params": [index]})
-        if name in optimizer:
-            entry = optimizer[name]
-            step = torch.as_tensor(entry["step"], dtype=torch.float32)
-            moments = {key: _published(name, entry[key].detach().clone()) for key in _MOMENTS}
-            state[index] = {"step": step, **moments}
-    return {"state": state, "param_groups": groups}

@@ -1,6 +1,6 @@
 """Row edits: the only place that adds or removes Gaussians.
 
-`keep_rows`, `append_rows`, `gather_rows`, `copy_rows` and `replace_values` change parameters,
+`keep_rows`, `gather_rows`, `copy_rows` and `replace_values` change parameters,
 Adam's moments and row buffers together. A parameter that they edit loses its gradient, so an
 optimizer step taken right after leaves it where it is, as in Inria's loop (densification comes
 between backward and step).
@@ -65,51 +65,6 @@ def gather_rows(
     gaussians.rows = {name: _take(x, kept, n_rows) for name, x in gaussians.rows.items()}
     if new_ids is not None:
         gaussians.rows["ids"][n_kept:] = new_ids
-
-
-@torch.no_grad()
-def append_rows(
-    gaussians: Gaussians,
-    optimizer: torch.optim.Optimizer | None,
-    tensors: Mapping[str, Tensor],
-    *,
-    copy_rows_from: Tensor | None = None,  # [M] int64
-) -> None:
-    """Add M Gaussians at the end, with fresh ids, zero moments and zero statistics.
-
-    Args:
-        gaussians: The model.
-        optimizer: Its optimizer, or None when there is none yet.
-        tensors: Raw parameters of the new rows by name. [M, ...]
-        copy_rows_from: Rows from which parameters that `tensors` does not name are copied. [M]
-    """
-    unknown = sorted(set(tensors) - set(gaussians.params))
-    missing = sorted(set(gaussians.params) - set(tensors))
-    if unknown:
-        raise ValueError(f"new rows: no parameters are called {unknown}")
-    if missing and copy_rows_from is None:
-        raise ValueError(f"new rows: {missing} are neither given nor copied")
-    sizes = {name: len(rows) for name, rows in tensors.items()}
-    if copy_rows_from is not None:
-        sizes["copy_rows_from"] = len(copy_rows_from)
-    if len(set(sizes.values())) > 1:
-        raise ValueError(f"new rows: their number differs: {sizes}")
-    n_new = next(iter(sizes.values()))
-
-    for name in list(gaussians.params):
-        old = gaussians.params[name].detach()
-        moments = _pop_moments(optimizer, gaussians.params[name])
-        rows = tensors[name].detach() if name in tensors else old[copy_rows_from]
-        new = torch.cat([old, rows.to(old)])
-        moments = {key: _pad(m, n_new) if m.dim() else m for key, m in moments.items()}
-        _install(gaussians, optimizer, name, new, moments)
-    first = gaussians.next_id
-    gaussians.next_id = first + n_new
-    for name, rows in gaussians.rows.items():
-        gaussians.rows[name] = _pad(rows, n_new)
-    if n_new:
-        ids = gaussians.rows["ids"]
-        ids[-n_new:] = torch.arange(first, first + n_new, dtype=ids.dtype, device=ids.device)
 
 
 @torch.no_grad()
@@ -200,11 +155,6 @@ def _take(x: Tensor, index: Tensor, n_rows: int) -> Tensor:
     out = x.new_zeros(n_rows, *x.shape[1:])
     torch.index_select(x, 0, index, out=out[: len(index)])
     return out
-
-
-def _pad(x: Tensor, n_new: int) -> Tensor:
-    """Append zero rows."""
-    return torch.cat([x, x.new_zeros(n_new, *x.shape[1:])])
 
 
 def _group(optimizer: torch.optim.Optimizer, name: str) -> dict[str, Any]:

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from kernels import photometric_gradient, uses_triton
+from kernels import photometric_gradient
 
 from .cameras import Camera
 from .config import TrainConfig
@@ -27,7 +27,7 @@ from .strategy import StepContext, Strategy
 from .tracker import Tracker
 
 if TYPE_CHECKING:
-    from kernels import HarmonicsGradient, Room
+    from kernels import Room
 
 
 class Stepper:
@@ -64,7 +64,6 @@ class Stepper:
         self.seed = config.seed
         self.graphs = StepGraphs()
         self._graphs_work = False
-        self._fuses = config.fused_harmonics and uses_triton("auto", gaussians.params["means"])
         self._stream: torch.cuda.Stream | None = None
         self._frame: Frame | None = None
         self._targets: dict[tuple[int, ...], Tensor] = {}  # a captured step's image, by shape
@@ -212,11 +211,8 @@ class Stepper:
         inputs, integers = self._inputs(step), self._device_inputs(step)
         if config.deterministic:
             inputs["deterministic"] = True
-        if self._fuses:
-            inputs["factored_sh"] = True
         if frame is not None:
-            inputs |= {"room": room, "sort": "triton"}
-            inputs["camera_tensors"] = frame.viewmats, frame.Ks
+            inputs |= {"room": room, "camera_tensors": (frame.viewmats, frame.Ks)}
             inputs |= {name: frame.integers[name] for name in integers}
         else:
             inputs |= integers
@@ -244,29 +240,14 @@ class Stepper:
             strategy.after_backward(step, context)
         params = [p for group in self.optimizer.param_groups for p in group["params"]]
         self._stepped = [p for p in params if p.grad is not None]
-        more = {}
-        harmonics = self._harmonics(out.info)
-        if harmonics is not None:
-            more = {"harmonics": harmonics}
-            self._stepped += [harmonics.sh0, harmonics.shN]
         if frame is not None:
-            self.optimizer.apply(frame.rates, skip=skip, **more)  # pyright: ignore
+            self.optimizer.apply(frame.rates, skip=skip)  # pyright: ignore
         elif step < config.iterations:  # the published loop leaves the last step out
-            self.optimizer.step(**more)  # pyright: ignore
+            self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         for strategy in self.strategies:
             strategy.after_step(step, context)
         return out.info
-
-    def _harmonics(self, info: dict[str, Any]) -> HarmonicsGradient | None:
-        """What spherical harmonics are stepped by in place of gradients.
-
-        Nothing where a strategy has changed rows after the backward: then no parameter is stepped.
-        """
-        harmonics, params = info.get("harmonics"), self.gaussians.params
-        if harmonics is None or params["means"].grad is None:
-            return None
-        return harmonics if params["sh0"] is harmonics.sh0 else None
 
     def _count_steps(self, key: Hashable, n: int) -> None:
         """Tell the optimizer of steps that it took within a graph."""

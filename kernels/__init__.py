@@ -18,7 +18,6 @@ from .reference.sampling import logistic_noise, philox, sample_masks, uniform
 
 if TYPE_CHECKING:
     from .adam import FusedAdam
-    from .adam_harmonics import HarmonicsGradient
     from .capacity import Room
     from .launch import warm_up
     from .pipeline import rasterize
@@ -26,7 +25,6 @@ if TYPE_CHECKING:
 
 _NEED_TRITON = {
     "FusedAdam": ".adam",
-    "HarmonicsGradient": ".adam_harmonics",
     "Room": ".capacity",
     "rasterize": ".pipeline",
     "split_seed": ".sampling",
@@ -35,7 +33,6 @@ _NEED_TRITON = {
 
 __all__ = [
     "FusedAdam",
-    "HarmonicsGradient",
     "Room",
     "add_gradient_norms",
     "add_langevin_noise",

@@ -15,9 +15,6 @@ Every element moves 28 bytes and needs few instructions, so all that matters is 
 16 bytes per lane. A program owns BLOCK elements of one parameter, which it finds by comparing its
 number with where the parameters end. Learning rate and step count arrive as numbers on the device,
 so that a CUDA graph can be replayed with others.
-
-In selective mode rows that are not visible keep parameter and moments as they are, as if the step
-had not happened to them; t counts all steps.
 """
 
 # Triton types its device functions as returning nothing.
@@ -25,7 +22,7 @@ had not happened to them; t counts all steps.
 
 import inspect
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 import triton
@@ -34,12 +31,8 @@ from torch import Tensor
 
 from .launch import launch
 
-if TYPE_CHECKING:
-    from .adam_harmonics import HarmonicsGradient
-
 PARAMS = 7  # of one launch: as many as a model of Gaussians has
 BLOCK = 1024  # elements per program
-VECTOR = 4  # elements per lane and load
 
 
 @triton.jit
@@ -54,63 +47,34 @@ def _pick(k, x0, x1, x2, x3, x4, x5, x6):
 
 
 @triton.jit
-def adam_update(
-    p, g, m, v, step_size, root_bias, weight1, beta2, weight2, eps, ZEROS: tl.constexpr
-):
-    """Parameter and moments after a step; ZEROS: many moments are 0."""
+def _update(p, g, m, v, step_size, root_bias, weight1, beta2, weight2, eps):
+    """Parameter and moments after a step."""
     m = tl.fma(weight1, g - m, m)
     v = tl.fma(weight2, g * g, beta2 * v)
-    if ZEROS:
-        # Root and quotients of 0 are right but slow: take those of 1.
-        root = tl.div_rn(tl.sqrt_rn(tl.where(v == 0.0, 1.0, v)), root_bias)
-        denominator = tl.where(v == 0.0, 0.0, root) + eps
-        change = tl.div_rn(tl.where(m == 0.0, 1.0, m), denominator)
-        change = tl.where(m == 0.0, 0.0, change)
-    else:
-        change = tl.div_rn(m, tl.div_rn(tl.sqrt_rn(v), root_bias) + eps)
+    change = tl.div_rn(m, tl.div_rn(tl.sqrt_rn(v), root_bias) + eps)
     return tl.fma(-step_size, change, p), m, v
 
 
 @triton.jit
 def _step_block(
-    p_ptr, g_ptr, m_ptr, v_ptr, visible_ptr, base, width, n_valid,
+    p_ptr, g_ptr, m_ptr, v_ptr, base, n_valid,
     step_size, root_bias, weight1, beta2, weight2, eps,
-    FULL: tl.constexpr, BLOCK: tl.constexpr, VECTOR: tl.constexpr,
+    FULL: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Update n_valid elements from `base`; a mask that is constant over a vector keeps it whole."""
-    groups = tl.arange(0, BLOCK // VECTOR)
-    i = groups[:, None] * VECTOR + tl.arange(0, VECTOR)[None, :]
-    touched = None if FULL else i < n_valid
-    if visible_ptr is not None:
-        first = base // width
-        rows = first.to(tl.int32) + ((base - first * width).to(tl.int32) + i) // width
-        seen = tl.load(visible_ptr + rows, mask=touched) != 0
-        seen = seen if FULL else seen & touched
-        some = tl.max(seen.to(tl.int32), 1)[:, None] > 0
-        some = tl.broadcast_to(some, [BLOCK // VECTOR, VECTOR])
-        touched = some if FULL else some & touched
-    p = tl.load(p_ptr + base + i, mask=touched)
-    g = tl.load(g_ptr + base + i, mask=touched)
-    m = tl.load(m_ptr + base + i, mask=touched)
-    v = tl.load(v_ptr + base + i, mask=touched)
-    p_new, m_new, v_new = adam_update(
-        p, g, m, v, step_size, root_bias, weight1, beta2, weight2, eps, ZEROS=False
-    )
-    if visible_ptr is not None:
-        p_new = tl.where(seen, p_new, p)
-        m_new = tl.where(seen, m_new, m)
-        v_new = tl.where(seen, v_new, v)
-    tl.store(p_ptr + base + i, p_new, mask=touched)
-    tl.store(m_ptr + base + i, m_new, mask=touched)
-    tl.store(v_ptr + base + i, v_new, mask=touched)
+    """Update n_valid elements from `base`."""
+    i = tl.arange(0, BLOCK)
+    mask = None if FULL else i < n_valid
+    p = tl.load(p_ptr + base + i, mask=mask)
+    g = tl.load(g_ptr + base + i, mask=mask)
+    m = tl.load(m_ptr + base + i, mask=mask)
+    v = tl.load(v_ptr + base + i, mask=mask)
+    p, m, v = _update(p, g, m, v, step_size, root_bias, weight1, beta2, weight2, eps)
+    tl.store(p_ptr + base + i, p, mask=mask)
+    tl.store(m_ptr + base + i, m, mask=mask)
+    tl.store(v_ptr + base + i, v, mask=mask)
 
 
-_INTEGERS = (
-    [f"end{k}" for k in range(PARAMS)]
-    + [f"tail{k}" for k in range(PARAMS)]
-    + [f"width{k}" for k in range(PARAMS)]
-    + ["first_rate"]
-)
+_INTEGERS = [f"{name}{k}" for name in ("end", "tail") for k in range(PARAMS)] + ["first_rate"]
 
 
 @triton.jit(do_not_specialize=_INTEGERS)
@@ -121,16 +85,12 @@ def _adam_kernel(
     m0, m1, m2, m3, m4, m5, m6,
     v0, v1, v2, v3, v4, v5, v6,
     rates_ptr,  # [P, 2]
-    visible_ptr,  # [N] or None
     skip_ptr,  # [1] or None
-    # the program after its last one, elements of that one, elements per row
+    # the program after its last one, elements of that one
     end0, end1, end2, end3, end4, end5, end6,
     tail0, tail1, tail2, tail3, tail4, tail5, tail6,
-    width0, width1, width2, width3, width4, width5, width6,
     first_rate, weight1, beta2, weight2, eps,
-    BYTES: tl.constexpr,  # of an element of `visible`, whose type this tells
     BLOCK: tl.constexpr,
-    VECTOR: tl.constexpr,
 ):  # fmt: skip
     pid = tl.program_id(0)
     k = (pid >= end0).to(tl.int32) + (pid >= end1).to(tl.int32) + (pid >= end2).to(tl.int32)
@@ -140,7 +100,6 @@ def _adam_kernel(
     n_valid = tl.where(
         pid == end - 1, _pick(k, tail0, tail1, tail2, tail3, tail4, tail5, tail6), BLOCK
     )
-    width = _pick(k, width0, width1, width2, width3, width4, width5, width6)
     p_ptr = _pick(k, p0, p1, p2, p3, p4, p5, p6)
     g_ptr = _pick(k, g0, g1, g2, g3, g4, g5, g6)
     m_ptr = _pick(k, m0, m1, m2, m3, m4, m5, m6)
@@ -152,13 +111,13 @@ def _adam_kernel(
         n_valid = tl.where(tl.load(skip_ptr) == 0, n_valid, 0)
     if n_valid == BLOCK:
         _step_block(
-            p_ptr, g_ptr, m_ptr, v_ptr, visible_ptr, base, width, n_valid,
-            step_size, root_bias, weight1, beta2, weight2, eps, True, BLOCK, VECTOR,
+            p_ptr, g_ptr, m_ptr, v_ptr, base, n_valid,
+            step_size, root_bias, weight1, beta2, weight2, eps, True, BLOCK,
         )  # fmt: skip
     elif n_valid > 0:
         _step_block(
-            p_ptr, g_ptr, m_ptr, v_ptr, visible_ptr, base, width, n_valid,
-            step_size, root_bias, weight1, beta2, weight2, eps, False, BLOCK, VECTOR,
+            p_ptr, g_ptr, m_ptr, v_ptr, base, n_valid,
+            step_size, root_bias, weight1, beta2, weight2, eps, False, BLOCK,
         )  # fmt: skip
 
 
@@ -171,7 +130,6 @@ def adam_step(
     *,
     betas: tuple[float, float],
     eps: float,
-    visible: Tensor | None = None,  # [N]
     skip: Tensor | None = None,  # [1] or []
 ) -> None:
     """One step of Adam in place, without host synchronisation; CUDA graphs can capture it.
@@ -184,26 +142,17 @@ def adam_step(
         rates: lr / (1 - beta1^t) and sqrt(1 - beta2^t) of every parameter, on the device. [P, 2]
         betas: Decay of the moments.
         eps: Added to the denominator.
-        visible: int32 or bool; rows with 0 stay as they are. [N]
         skip: int32 on the device; if it is not 0, everything stays as it is.
 
     Raises:
         ValueError: a tensor's shape, dtype, device or layout is not as above.
     """
-    _check(params, grads, exp_avgs, exp_avg_sqs, rates, visible, skip)
-    # Triton knows bool as one bit; uint8 is what it is in memory.
-    seen = (
-        visible.view(torch.uint8)
-        if visible is not None and visible.dtype is torch.bool
-        else visible
-    )
-    size = 0 if seen is None else seen.element_size()
+    _check(params, grads, exp_avgs, exp_avg_sqs, rates, skip)
     weights = (1.0 - betas[0], betas[1], 1.0 - betas[1])
     for first in range(0, len(params), PARAMS):
         addresses: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
         ends: list[int] = []
         tails: list[int] = []
-        widths: list[int] = []
         end = 0
         for k in range(first, first + PARAMS):
             # what is absent gets no program, and pointers of a kind that compiles to the same
@@ -216,11 +165,10 @@ def adam_step(
             addresses.append((params[k], gradient.contiguous(), exp_avgs[k], exp_avg_sqs[k]))
             ends.append(end)
             tails.append(n - (programs - 1) * BLOCK)
-            widths.append(max(n // max(len(params[k]), 1), 1))
         tensors = [x for column in zip(*addresses, strict=True) for x in column]
         launch(
-            _adam_kernel, (end,), *tensors, rates, seen, skip, *ends, *tails, *widths, first,
-            *weights, eps, BYTES=size, BLOCK=BLOCK, VECTOR=VECTOR,
+            _adam_kernel, (end,), *tensors, rates, skip, *ends, *tails, first, *weights, eps,
+            BLOCK=BLOCK,
         )  # fmt: skip
 
 
@@ -230,7 +178,6 @@ def _check(
     exp_avgs: Sequence[Tensor],
     exp_avg_sqs: Sequence[Tensor],
     rates: Tensor,
-    visible: Tensor | None,
     skip: Tensor | None,
 ) -> None:
     n_params = len(params)
@@ -254,22 +201,8 @@ def _check(
             raise ValueError(
                 f"grads[{k}]: expected {list(p.shape)} float32, got {list(g.shape)} {g.dtype}"
             )
-        if visible is not None and len(p) != len(visible):
-            raise ValueError(
-                f"visible: expected [{len(p)}] as params[{k}], got {list(visible.shape)}"
-            )
-    if visible is not None and (
-        visible.dim() != 1
-        or visible.dtype not in (torch.bool, torch.int32)
-        or not visible.is_contiguous()
-    ):
-        raise ValueError(f"visible: expected contiguous [N] int32 or bool, got {visible.dtype}")
     if skip is not None and (skip.numel() != 1 or skip.dtype != torch.int32):
         raise ValueError(f"skip: expected one int32, got {list(skip.shape)} {skip.dtype}")
-
-
-def _place(params: list[Tensor], p: Tensor) -> int:
-    return next(k for k, x in enumerate(params) if x is p)
 
 
 class FusedAdam(torch.optim.Adam):
@@ -300,11 +233,9 @@ class FusedAdam(torch.optim.Adam):
         self,
         closure: Callable[[], Any] | None = None,
         *,
-        visible: Tensor | None = None,  # [N]
         skip: Tensor | None = None,  # [1] or []
-        harmonics: "HarmonicsGradient | None" = None,
     ) -> Any:
-        """One step of all parameters that have a gradient; `visible`, `skip` as in `adam_step`.
+        """One step of all parameters that have a gradient; `skip` as in `adam_step`.
 
         Steps are counted on the host, so a skipped one counts too: `advance(-1)` takes it back.
         """
@@ -316,10 +247,8 @@ class FusedAdam(torch.optim.Adam):
         device = self.param_groups[0]["params"][0].device
         if device.type == "cuda":  # a copy from pinned memory does not wait
             rates = rates.pin_memory().to(device, non_blocking=True)
-        self.apply(rates, visible=visible, skip=skip, harmonics=harmonics)
+        self.apply(rates, skip=skip)
         self.advance()
-        for p in () if harmonics is None else (harmonics.sh0, harmonics.shN):
-            self._state(p)["step"].add_(1)
         return loss
 
     @torch.no_grad()
@@ -327,23 +256,17 @@ class FusedAdam(torch.optim.Adam):
         self,
         rates: Tensor,  # [P, 2]
         *,
-        visible: Tensor | None = None,  # [N]
         skip: Tensor | None = None,  # [1] or []
-        harmonics: "HarmonicsGradient | None" = None,
     ) -> None:
         """Launch the step with `rates` on the device; nothing is counted.
 
-        Spherical harmonics without gradients in memory are stepped by `harmonics`.
-
         Raises:
-            ValueError: groups differ, or `harmonics` are given and have gradients, too.
+            ValueError: groups differ in betas or eps.
         """
         groups = self.param_groups
         if any((g["betas"], g["eps"]) != (groups[0]["betas"], groups[0]["eps"]) for g in groups):
             raise ValueError("FusedAdam: all groups must have the same betas and eps")
         params = self._params()
-        if harmonics is not None:
-            self._step_harmonics(harmonics, params, rates, skip)
         states = [self._state(p) if p.grad is not None else None for p in params]
         adam_step(
             params,
@@ -353,31 +276,6 @@ class FusedAdam(torch.optim.Adam):
             rates,
             betas=groups[0]["betas"],
             eps=groups[0]["eps"],
-            visible=visible,
-            skip=skip,
-        )
-
-    def _step_harmonics(
-        self,
-        gradient: "HarmonicsGradient",
-        params: list[Tensor],
-        rates: Tensor,
-        skip: Tensor | None,
-    ) -> None:
-        from .adam_harmonics import adam_harmonics_step
-
-        group, pair = self.param_groups[0], (gradient.sh0, gradient.shN)
-        if any(p.grad is not None for p in pair):
-            raise ValueError("FusedAdam: harmonics are given and have gradients, too")
-        states = [self._state(p) for p in pair]
-        adam_harmonics_step(
-            gradient,
-            (states[0]["exp_avg"], states[1]["exp_avg"]),
-            (states[0]["exp_avg_sq"], states[1]["exp_avg_sq"]),
-            rates,
-            (_place(params, pair[0]), _place(params, pair[1])),
-            betas=group["betas"],
-            eps=group["eps"],
             skip=skip,
         )
 

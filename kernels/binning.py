@@ -61,7 +61,6 @@ def _accumulate_kernel(
     R,
     first_word,  # of this launch among the workspace's running sums
     n_blocks,
-    WIDE_ORDER: tl.constexpr,  # order is int64
     SCAN: tl.constexpr,
     WINDOW: tl.constexpr,  # of lookback.py
 ):
@@ -146,14 +145,14 @@ def _order_kernel(
     wait_for_all(count_ptr, (n_passes + 1) * tl.num_programs(0))
     _accumulate_kernel(
         order_ptr, counts_ptr, cumulative_ptr, bins_ptr, n_bins_ptr, block_ranks_ptr,
-        workspace_ptr, counters_ptr, answer_ptr, R, first_word, n_blocks, False, TILE, THREADS,
+        workspace_ptr, counters_ptr, answer_ptr, R, first_word, n_blocks, TILE, THREADS,
     )  # fmt: skip
 
 
 class DepthOrder(NamedTuple):
     """Rows of all cameras from front to back; ties in ascending row."""
 
-    order: Tensor  # [R] int64 or int32
+    order: Tensor  # [R] int32
     cumulative: Tensor  # [R] int32, inclusive sum of tiles touched
 
 
@@ -196,7 +195,6 @@ def depth_order(
     tile_counts: Tensor,  # [3, R] int32
     workspace: Tensor,  # int32
     capacity: int,
-    sort: str = "triton",
     counters: Tensor | None = None,  # [4] int32
     answer: Tensor | None = None,  # [1] int64
 ) -> tuple[DepthOrder, BinCounts]:
@@ -208,7 +206,6 @@ def depth_order(
         workspace: Of projection.py. Its last words are used; workspace[1] becomes the capacity
             that is needed, workspace[3] the number of intersections of Gaussians and tiles.
         capacity: That isect_tiles is going to have.
-        sort: "triton" for sorting.py, or "torch" for torch.sort.
         counters: Gets a copy of the workspace's first four.
         answer: Gets the first two: rows, and entries in the high half. In the host's memory.
     """
@@ -219,18 +216,18 @@ def depth_order(
     )
     first_word = workspace.shape[0] // 2 - n_programs
     sums = (tile_counts, cumulative, bins, total, block_ranks, workspace, counters, answer)
-    plan = None if sort == "torch" else plan_sort(depth_keys, None, 31)
-    if plan is not None and plan.together:
+    plan = plan_sort(depth_keys, None, 31)
+    if plan.together:
         order = plan.results[1]
         launch(
             _order_kernel, (plan.n_programs,), *plan.arguments, order, *sums, first_word, n_blocks,
             **plan.constants, cooperative=True,
         )  # fmt: skip
     else:
-        order = torch.sort(depth_keys, stable=True)[1] if plan is None else plan.run()[1]
+        order = plan.run()[1]
         launch(
             _accumulate_kernel, (n_programs,), order, *sums, R, first_word, n_blocks,
-            WIDE_ORDER=sort == "torch", SCAN=SCAN, WINDOW=128,
+            SCAN=SCAN, WINDOW=128,
         )  # fmt: skip
     return DepthOrder(order, cumulative), BinCounts(bins, total, block_ranks, tile_counts)
 
@@ -263,7 +260,7 @@ def isect_tiles(
     """Expand Gaussians into the tiles they touch and sort the entries by tile.
 
     Args:
-        records: Packed rows of projection.py.
+        records: Of projection.
         gaussian_ids: Camera N + Gaussian of each row; may be None with one camera.
         depth: Depth order and cumulative counts of tiles.
         bins: Counts of bins.
@@ -307,8 +304,7 @@ def isect_tiles(
         bins.block_ranks, bins.by_row, depth.cumulative if tables else None,
         keys, rows, hits, first_slots,
         R, N, room, tiles_x, tiles_y,
-        TABLES=tables, WIDE_ORDER=depth.order.dtype == torch.int64,
-        num_warps=BLOCK.value // 32,
+        TABLES=tables, num_warps=BLOCK.value // 32,
     )  # fmt: skip
     keys, values = plan_sort(
         keys, None if tables else values, bits, bins.total, buffers=(between, (keys, values))

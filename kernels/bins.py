@@ -30,6 +30,7 @@ from .ellipse import (
     row_span,
     with_span,
 )
+from .record import RECORD_SIZE
 
 BIN_TILES = tl.constexpr(16)
 BLOCK = tl.constexpr(64)  # entries per program
@@ -55,7 +56,6 @@ def expand_kernel(
     tiles_x,
     tiles_y,
     TABLES: tl.constexpr,
-    WIDE_ORDER: tl.constexpr,  # order is int64
 ):
     n = tl.minimum(tl.load(n_bins_ptr), capacity)
     start = tl.program_id(0) * BLOCK
@@ -78,8 +78,8 @@ def expand_kernel(
         span = span >> 1
     rank = high
     j = s - tl.load(cumulative_ptr + rank - 1, mask=exists & (rank > 0), other=0)
-    row = tl.load(order_ptr + rank, mask=exists, other=0).to(tl.int32)
-    mx, my, A, B, C, t2 = load_ellipse(records_ptr + row.to(tl.int64) * 16, exists)
+    row = tl.load(order_ptr + rank, mask=exists, other=0)
+    mx, my, A, B, C, t2 = load_ellipse(records_ptr + row.to(tl.int64) * RECORD_SIZE, exists)
     first_row, last_row = row_range(my, half_height(A, B, C, t2), tiles_y)
     bin_x = tl.zeros([BLOCK], tl.int32)
     bin_y = tl.zeros([BLOCK], tl.int32)

@@ -11,7 +11,7 @@ lie in its lanes. The weights are differences, T_i e_i = T_i - T_{i+1}: no divis
 sum to is exact. They meet the colours in float32. Features wider than four channels run as several
 launches of four, in the backward (blending_backward.py) too: every gradient is a sum over channels.
 
-    records [R 16] float32 (projection.py), flatten_ids [I] int32: rows of them,
+    records [R 16] float32 (record.py), flatten_ids [I] int32: rows of them,
     offsets [C TH TW + 1] int32
     colors [C H W D], alphas [C H W 1] float32
 """
@@ -32,6 +32,16 @@ from .blending_backward import blend_bwd_kernel, sum_rows_kernel
 from .functions import apply, once_differentiable
 from .launch import empty, launch, zeros
 from .program import Results, repeat
+from .record import (
+    ABSGRAD,
+    COLOR,
+    MEAN,
+    RECORD_SIZE,
+    record_absgrads,
+    record_features,
+    spread,
+    spread_pairs,
+)
 from .tiles import (
     CHUNK,
     PIXELS,
@@ -52,7 +62,6 @@ from .tiles import (
 
 NONE: Any = None  # in place of tensors that are kept elsewhere
 GROUP = 4  # channels per launch
-SPREAD = 512  # Gaussians per program that only copies
 
 
 @triton.jit
@@ -176,46 +185,10 @@ class Blend(NamedTuple):
     kind: int | None = None  # stands for all of this but the tensors: program.py
 
 
-@triton.jit(do_not_specialize=["n"])
-def _spread_kernel(
-    rows_ptr,  # [n]
-    v_records_ptr,  # [R, 16]
-    out_ptr,  # [n, 2] out
-    n,
-    COLUMN: tl.constexpr,
-    BLOCK: tl.constexpr,
-):
-    """Two columns of v_records for every camera and Gaussian, 0 where culled."""
-    i = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    inside = i < n
-    row = tl.load(rows_ptr + i, mask=inside, other=-1).to(tl.int64)
-    v_ptr = v_records_ptr + row * 16 + COLUMN
-    x = tl.load(v_ptr, mask=row >= 0, other=0.0)
-    y = tl.load(v_ptr + 1, mask=row >= 0, other=0.0)
-    at = i[:, None] * 2 + tl.arange(0, 2)[None, :]
-    tl.store(out_ptr + at, tl.join(x, y), mask=inside[:, None])
-
-
-def _spread_pairs(rows: Tensor, v_records: Tensor, column: int) -> Tensor:
-    C, N = rows.shape
-    out = empty((C, N, 2), torch.float32, rows.device)
-    launch(
-        _spread_kernel, (-(-C * N // SPREAD),), rows, v_records, out, C * N,
-        COLUMN=column, BLOCK=SPREAD,
-    )  # fmt: skip
-    return out
-
-
-def spread(x: Tensor, rows: Tensor) -> Tensor:
-    """x [R, ...] for every camera and Gaussian [C, N, ...], 0 where culled; differentiable."""
-    seen = (rows >= 0).view(*rows.shape, *[1] * (x.dim() - 1))
-    return torch.where(seen, x[rows.clamp(min=0).long()], 0)
-
-
 def _features(records: Tensor, features: Tensor | None, args: Blend) -> tuple[Tensor, int]:
     """Features tensor and its row stride."""
     if features is None:
-        return records[:, args.first_column :], 16
+        return records[:, args.first_column :], RECORD_SIZE.value
     return features, features.shape[-1]
 
 
@@ -268,18 +241,17 @@ def blend_bwd(
         rows = torch.zeros_like(records) if more else v_records
         entries = rows
         if args.deterministic:
-            entries = torch.zeros(lists.flatten_ids.shape[0], 16, device=records.device)
+            entries = torch.zeros(len(lists.flatten_ids), RECORD_SIZE.value, device=records.device)
         channels = 1 if absgrad_only else min(GROUP, D - first)
         launch(
             blend_bwd_kernel, (C * args.tiles_x * args.tiles_y,),
             records, table, args.gaussian_ids, lists.flatten_ids, lists.slots, lists.offsets,
             lists.tile_order, colors, alphas, v_colors, v_alphas, entries,
             W, H, args.tiles_x, args.tiles_y, N, stride, D, first,
-            COLUMN=args.first_column or 8, CHANNELS=channels, SHARED=args.shared,
+            COLUMN=args.first_column or COLOR.value, CHANNELS=channels, SHARED=args.shared,
             ALPHA_GRADIENT=v_alphas is not None and first == 0, MASK_GRADIENT=args.mask_gradient,
             ABSGRAD=absgrad_only or (args.absgrad and not wide_absgrad),
             ABSGRAD_ONLY=absgrad_only, DETERMINISTIC=args.deterministic,
-            WIDE_SLOTS=lists.slots is not None and lists.slots.dtype == torch.int64,
             PRODUCT=args.colors_only, SPLIT=args.exact, num_warps=1,
         )  # fmt: skip
         if args.deterministic:
@@ -287,19 +259,19 @@ def blend_bwd(
             launch(
                 sum_rows_kernel, (records.shape[0],), entries, depth.order, depth.cumulative, rows,
                 entries.shape[0],
-                WIDE_ORDER=depth.order.dtype == torch.int64, BLOCK=16, num_warps=1,
+                BLOCK=16, num_warps=1,
             )  # fmt: skip
         if absgrad_only:
-            v_records[:, 12:14] = rows[:, 12:14]
+            record_absgrads(v_records).copy_(record_absgrads(rows))
             continue
         if v_features is not None:
-            columns = rows[:, 8 : 8 + channels]
+            columns = record_features(rows, COLOR, channels)
             if args.gaussian_ids is not None:
                 columns = spread(columns, args.rows)
                 columns = columns.sum(0) if args.shared else columns
             v_features[..., first : first + channels] = columns
             # they are no gradients of what records hold there
-            rows[:, 8:12].zero_()
+            record_features(rows, COLOR, GROUP).zero_()
             if more:
                 v_records += rows
     return v_records, v_features
@@ -342,8 +314,8 @@ class _RasterizeToPixels(torch.autograd.Function):
                 records, features, colors, alphas, v_colors, v_alphas,
                 args._replace(rows=rows, lists=ctx.lists_in(lists)),
             )  # fmt: skip
-            v_means2d = _spread_pairs(rows, v_records, 0) if needs_means2d else None
-            v_absolute = _spread_pairs(rows, v_records, 12) if args.absgrad else None
+            v_means2d = spread_pairs(rows, v_records, MEAN) if needs_means2d else None
+            v_absolute = spread_pairs(rows, v_records, ABSGRAD) if args.absgrad else None
             return v_means2d, v_records, v_features, v_absolute
 
         if args.kind is None:
@@ -395,14 +367,14 @@ def rasterize_to_pixels(
     Args:
         means2d: The pixel means again, so that their gradient has a tensor to live on. Values come
             from `records`.
-        records: Packed rows of projection.py.
+        records: Of projection.
         features: What to blend in place of the colours in `records`, by row, or with
             `args.gaussian_ids` by Gaussian.
         backgrounds: Composited behind all features.
         args: Image and tile sizes, lists, flags.
 
     Returns:
-        Images and alphas. Gradients reach means2d (columns 0..1), records, features, backgrounds.
+        Images and alphas. Gradients reach means2d (column MEAN), records, features, backgrounds.
     """
     made = blend_fwd(records, features, backgrounds, args)
     lists = args.lists

@@ -21,7 +21,7 @@ SPLIT, too, takes the clamp out of v_m: o exp(-sigma) exceeds 0.99 by less than 
 standard deviations of opaque means, about 3e-5 of v_m, while the branch for it costs 7 % of a whole
 step in registers. With it left out, mask gradients are free: v_m is the first of the moments.
 
-    v_rows [R 16] float32: columns as in records, 0..1 v_means2d, 5 v_log2(o), 12..13 absgrad.
+    v_rows [R 16] float32: gradients of records (record.py); MEAN is v_means2d.
     Deterministic mode writes one row per list entry instead, summed by sum_rows_kernel.
 """
 
@@ -33,6 +33,8 @@ import triton.language as tl
 
 from .device import rcp
 from .ellipse import LN2
+from .record import ABSGRAD as ABSGRAD_COLUMN
+from .record import RECORD_SIZE
 from .rows import join8, split8
 from .tiles import (
     ALPHA_MAX,
@@ -128,7 +130,6 @@ def blend_bwd_kernel(
     ABSGRAD: tl.constexpr,
     ABSGRAD_ONLY: tl.constexpr,  # of all D channels at once: |x| is not a sum over channels
     DETERMINISTIC: tl.constexpr,
-    WIDE_SLOTS: tl.constexpr,  # slots are int64
     PRODUCT: tl.constexpr,
     SPLIT: tl.constexpr,
 ):
@@ -282,6 +283,7 @@ def blend_bwd_kernel(
         v_m = s0
         if MASK_GRADIENT and SPLIT:
             v_m -= clipped * unscale
+        # columns MEAN to DEPTH
         v_geometry = join8(
             m * (A * hx + B * hy), m * (B * hx + C * hy), m * hxx * -0.5, -m * hxy,
             m * hyy * -0.5, m * s0 * LN2, v_m, tl.zeros([CHUNK], tl.float32),
@@ -290,11 +292,11 @@ def blend_bwd_kernel(
             pass
         elif DETERMINISTIC:
             slot = tl.load(slots_ptr + i + column_order(), mask=there, other=0).to(tl.int64)
-            out = v_rows_ptr + slot[:, None] * 16
+            out = v_rows_ptr + slot[:, None] * RECORD_SIZE
             tl.store(out + tl.arange(0, 8)[None, :], v_geometry, mask=there[:, None])
             tl.store(out + COLUMN + tl.arange(0, 4)[None, :], v_features, mask=there[:, None])
         else:
-            out = v_rows_ptr + rows[:, None] * 16
+            out = v_rows_ptr + rows[:, None] * RECORD_SIZE
             tl.atomic_add(
                 out + tl.arange(0, 8)[None, :], v_geometry, mask=there[:, None], sem="relaxed"
             )
@@ -318,11 +320,13 @@ def blend_bwd_kernel(
             ay = columns((y0, y1, y2, y3)) * unscale
             if DETERMINISTIC:
                 slot = tl.load(slots_ptr + i + column_order(), mask=there, other=0).to(tl.int64)
-                tl.store(v_rows_ptr + slot * 16 + 12, ax, mask=there)
-                tl.store(v_rows_ptr + slot * 16 + 13, ay, mask=there)
+                out = v_rows_ptr + slot * RECORD_SIZE + ABSGRAD_COLUMN
+                tl.store(out, ax, mask=there)
+                tl.store(out + 1, ay, mask=there)
             else:
-                tl.atomic_add(v_rows_ptr + rows * 16 + 12, ax, mask=there, sem="relaxed")
-                tl.atomic_add(v_rows_ptr + rows * 16 + 13, ay, mask=there, sem="relaxed")
+                out = v_rows_ptr + rows * RECORD_SIZE + ABSGRAD_COLUMN
+                tl.atomic_add(out, ax, mask=there, sem="relaxed")
+                tl.atomic_add(out + 1, ay, mask=there, sem="relaxed")
         i += CHUNK
 
 
@@ -333,7 +337,6 @@ def sum_rows_kernel(
     cumulative_ptr,  # [R]
     v_rows_ptr,  # [R, 16] out, zero where a Gaussian touches no tile
     capacity,  # pairs beyond it have no row
-    WIDE_ORDER: tl.constexpr,  # order is int64
     BLOCK: tl.constexpr,
 ):
     """Sum one Gaussian's rows in an order that depends on their number alone."""
@@ -341,10 +344,10 @@ def sum_rows_kernel(
     first = tl.load(cumulative_ptr + tl.maximum(rank - 1, 0)) * (rank > 0).to(tl.int32)
     last = tl.minimum(tl.load(cumulative_ptr + rank), capacity)
     gaussian = tl.load(order_ptr + rank).to(tl.int64)
-    k = tl.arange(0, 16)
-    total = tl.zeros([16], tl.float32)
+    k = tl.arange(0, RECORD_SIZE)
+    total = tl.zeros([RECORD_SIZE], tl.float32)
     for start in range(first, last, BLOCK):
         row = start + tl.arange(0, BLOCK)
-        at = row.to(tl.int64)[:, None] * 16 + k[None, :]
+        at = row.to(tl.int64)[:, None] * RECORD_SIZE + k[None, :]
         total += tl.sum(tl.load(rows_ptr + at, mask=(row < last)[:, None], other=0.0), 0)
-    tl.store(v_rows_ptr + gaussian * 16 + k, total)
+    tl.store(v_rows_ptr + gaussian * RECORD_SIZE + k, total)

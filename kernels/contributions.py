@@ -109,7 +109,7 @@ def contributions(
     """Scores of every Gaussian over all cameras, on the device.
 
     Args:
-        records: Packed rows of projection.py.
+        records: Of projection.
         gaussian_ids: Camera N + Gaussian of each row.
         lists: Tile lists of binning.py.
         C: Cameras.

@@ -20,6 +20,7 @@ import triton
 import triton.language as tl
 
 from . import constants
+from .record import CONIC, LOG2_OPACITY, MEAN
 
 TILE = tl.constexpr(constants.TILE_SIZE)
 SIDE_BITS = tl.constexpr(2)  # of the side of a bin (bins.py) in tiles
@@ -38,13 +39,13 @@ def cutoff(lo):
 
 @triton.jit
 def load_ellipse(record_ptr, mask):
-    """mx, my, A, B, C and t2 of projection's records; a point without extent where masked off."""
-    mx = tl.load(record_ptr + 0, mask=mask, other=0.0)
-    my = tl.load(record_ptr + 1, mask=mask, other=0.0)
-    A = tl.load(record_ptr + 2, mask=mask, other=1.0)
-    B = tl.load(record_ptr + 3, mask=mask, other=0.0)
-    C = tl.load(record_ptr + 4, mask=mask, other=1.0)
-    t2 = cutoff(tl.load(record_ptr + 5, mask=mask, other=0.0))
+    """mx, my, A, B, C and t2 of records; a point without extent where masked off."""
+    mx = tl.load(record_ptr + MEAN, mask=mask, other=0.0)
+    my = tl.load(record_ptr + MEAN + 1, mask=mask, other=0.0)
+    A = tl.load(record_ptr + CONIC, mask=mask, other=1.0)
+    B = tl.load(record_ptr + CONIC + 1, mask=mask, other=0.0)
+    C = tl.load(record_ptr + CONIC + 2, mask=mask, other=1.0)
+    t2 = cutoff(tl.load(record_ptr + LOG2_OPACITY, mask=mask, other=0.0))
     return mx, my, A, B, C, t2
 
 

@@ -21,9 +21,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from .adam_harmonics import HarmonicsGradient
 from .binning import DepthOrder, depth_order, isect_tiles, lists_in
-from .blending import NONE, Blend, ListsIn, blend_fwd, differentiable_pixels, spread
+from .blending import NONE, Blend, ListsIn, blend_fwd, differentiable_pixels
 from .capacity import Room, capacities
 from .constants import EPS2D, FAR_PLANE, NEAR_PLANE, TILE_SIZE
 from .contributions import contributions as measure_contributions
@@ -42,6 +41,7 @@ from .projection import (
     row_stride,
     told_layout,
 )
+from .record import COLOR, DEPTH_FEATURE, record_conics, record_depths, spread
 from .reference.rasterization import rasterize as rasterize_nothing
 
 
@@ -73,12 +73,10 @@ def rasterize(
     exact: bool = False,
     colors_rest: Tensor | None = None,  # [N, K - 1, 3]
     raw: bool = False,
-    sort: str = "triton",
     covars: Tensor | None = None,  # [N, 3, 3]
     normalize_quats: bool = True,
     room: Room | None = None,
     shapes: Hashable = None,
-    factored_sh: bool = False,
 ) -> tuple[Tensor, Tensor, dict[str, Any]]:
     """Render without validating; `kernels.rasterization` documents arguments and results.
 
@@ -86,7 +84,6 @@ def rasterize(
         exact: Gradients to float32 rounding, with twice the matrix products in the backward.
         colors_rest: SH coefficients above degree 0, with `colors` [N, 1, 3] the rest of them.
         raw: `scales` are logarithms and `opacities` logits; exp and sigmoid are fused.
-        sort: How depths are sorted: "triton" or "torch".
         covars: World covariances in place of quats and scales.
         normalize_quats: False uses quaternions as they are.
         shapes: Tells all shapes and dtypes apart; None: they are looked at.
@@ -94,8 +91,6 @@ def rasterize(
             its backward can be captured in a CUDA graph, and `info["needed"]` [2] int32 on the
             device says how many rows and entries the scene has: images and gradients are right
             only where both are within the room. Entries of rows without room are not counted.
-        factored_sh: SH coefficients, in two tensors, get no gradients. `info["harmonics"]` is what
-            these follow from (adam_harmonics.py), for FusedAdam. One camera.
     """
     N, C, device = means.shape[0], viewmats.shape[0], means.device
     if N == 0:
@@ -109,11 +104,6 @@ def rasterize(
         return image, alphas, info
     if mask_ids is not None:
         mask_ids = mask_ids.to(torch.int32).contiguous()
-    stepped = None
-    if factored_sh:
-        assert C == 1 and sh_degree is not None and colors_rest is not None
-        stepped = colors, colors_rest
-        colors, colors_rest = colors.detach(), colors_rest.detach()
     sh, sh_rest = (None, None) if sh_degree is None else (colors, colors_rest)
     inputs = gather_inputs(
         means, quats, scales, covars, opacities, sh, sh_rest, viewmats, Ks, masks, mask_logits,
@@ -126,7 +116,7 @@ def rasterize(
     given = masks if mask_logits is None else mask_logits
     flags = (
         sh_degree, render_mode, antialiased, raw, normalize_quats, contributions, absgrad,
-        deterministic, exact, sort, given is not None and given.requires_grad,
+        deterministic, exact, given is not None and given.requires_grad,
     )  # fmt: skip
     numbers = (width, height, near_plane, far_plane, eps2d)
     strides = (row_stride(inputs.sh0), row_stride(inputs.shN))
@@ -148,10 +138,6 @@ def rasterize(
         image = _expected_depth(image, alphas)
     layout = told_layout(C, N, plan.settings.max_rows)
     info = _info(r, layout, inputs.masks if mask_logits is None else r.drawn, width, height)
-    if stepped is not None:
-        info["harmonics"] = HarmonicsGradient(
-            *stepped, inputs.means.detach(), viewmats, Ks, r.rows, r.records, sh_degree or 0
-        )
     if room is not None:
         info["needed"] = layout.part(r.told, COUNTERS)[:2]
     if contributions:
@@ -171,7 +157,6 @@ class _Plan(NamedTuple):
     blend: Blend  # without tensors
     lists_in: ListsIn
     entries: int
-    sort: str
     render_mode: str
 
 
@@ -195,7 +180,7 @@ def _plan(
 ) -> _Plan:
     (
         sh_degree, render_mode, antialiased, raw, normalize, contributions, absgrad,
-        deterministic, exact, sort, mask_gradient,
+        deterministic, exact, mask_gradient,
     ) = flags  # fmt: skip
     width, height, near_plane, far_plane, eps2d = numbers
     settings = Settings(
@@ -208,7 +193,8 @@ def _plan(
     if features is not None:
         first_column, n_features = 0, features.shape[-1] + has_depth
     else:
-        first_column, n_features = (8, 3 + has_depth) if "RGB" in render_mode else (11, 1)
+        color, depth = (COLOR.value, 3 + has_depth), (DEPTH_FEATURE.value, 1)
+        first_column, n_features = color if "RGB" in render_mode else depth
     blend = Blend(
         width, height, -(-width // TILE_SIZE), -(-height // TILE_SIZE), rows=NONE,
         gaussian_ids=None, depth=None, lists=NONE, first_column=first_column,
@@ -220,9 +206,8 @@ def _plan(
     )  # fmt: skip
     sizes = C * blend.tiles_x * blend.tiles_y, limits.entries, deterministic
     return _Plan(
-        name, settings, blend, lambda buffer: lists_in(buffer, *sizes), limits.entries, sort,
-        render_mode,
-    )  # fmt: skip
+        name, settings, blend, lambda buffer: lists_in(buffer, *sizes), limits.entries, render_mode
+    )
 
 
 class _Rendered(NamedTuple):
@@ -253,7 +238,7 @@ def _render(
         tiles = plan.blend.tiles_x, plan.blend.tiles_y
         p = project_fwd(x, s)
         depth, bins = depth_order(
-            p.depth_keys, p.tile_counts, p.workspace, plan.entries, plan.sort, p.counters, answer
+            p.depth_keys, p.tile_counts, p.workspace, plan.entries, p.counters, answer
         )
         lists = isect_tiles(
             p.records, p.gaussian_ids, depth, bins, plan.entries, C, N, *tiles,
@@ -308,7 +293,7 @@ def _with_depth(
     assert gaussian_ids is not None
     D, ids = features.shape[-1], gaussian_ids.long()
     by_row = features[ids % len(features)] if features.dim() == 2 else features.view(-1, D)[ids]
-    return torch.cat([by_row, records[:, 7:8]], 1)
+    return torch.cat([by_row, record_depths(records)[:, None]], 1)
 
 
 def _info(r: _Rendered, layout: Layout, masks: Tensor | None, width: int, height: int) -> Info:
@@ -339,8 +324,8 @@ class _Told(NamedTuple):
 
 _LATER: dict[str, Callable[[_Told], Tensor]] = {
     "radii": lambda s: s.part(RADII),
-    "depths": lambda s: s.by_row(s.records[:, 7]),
-    "conics": lambda s: s.by_row(s.records[:, 2:5]),
+    "depths": lambda s: s.by_row(record_depths(s.records)),
+    "conics": lambda s: s.by_row(record_conics(s.records)),
     "tiles_per_gauss": lambda s: s.by_row(s.part(TILE_COUNTS)[0]),
     "n_isects": lambda s: s.part(COUNTERS)[3:4],
     "n_nonfinite": lambda s: s.part(COUNTERS)[2:3],

@@ -26,12 +26,11 @@ running sum over programs (lookback.py), so that a tie in depth keeps that order
 capacity R are not written; rows beyond the visible ones sort last and touch no tile.
 
     means2d [C N 2] float32, radii [C N 2] int32, rows [C N] int32: the row, or -1
-    records [R 16], depth_keys, gaussian_ids (camera N + Gaussian) [R], tile_counts [3 R] int32: of
-                                   tiles, of bins (bins.py), and of these in the first four rows
+    records [R 16] float32: record.py
+    depth_keys, gaussian_ids (camera N + Gaussian) [R] int32
+    tile_counts [3 R] int32: of tiles, of bins (bins.py), and of these in the first four rows
     workspace int32, zeros before: 0 rows, 1 intersections (by binning.py), 2 Gaussians that are
                                    not finite, 4.. words of running sums
-    record [16] float32: 0 mx, 1 my, 2 A, 3 B, 4 C, 5 log2 o, 6 mask, 7 z, 8..10 colour, 11 z,
-                         12..15 eight fp16: 1, log2 o, and each colour's high and low half
 """
 
 import functools
@@ -49,6 +48,7 @@ from .lookback import scan_programs
 from .program import KINDS, Results, Scalar, repeat
 from .projection_backward import project_bwd_kernel
 from .projection_forward import project_fwd_kernel
+from .record import RECORD_SIZE
 from .sampling import split_seed
 
 FWD_BLOCK = 64  # Gaussians per program, one per lane
@@ -63,7 +63,7 @@ N_COUNTERS = 4  # int32 of the workspace before its running sums
 
 
 class Projected(NamedTuple):
-    """What projection hands on; see the module for rows and the columns of a record."""
+    """What projection hands on; see the module for rows and record.py for records."""
 
     means2d: Tensor  # [C, N, 2] pixels, 0 where culled
     records: Tensor  # [R, 16]
@@ -183,7 +183,7 @@ def project_fwd(x: Inputs, s: Settings) -> Projected:
     workspace = zeros((n_words,), torch.int32, device)
     means2d = empty((C, N, 2), torch.float32, device)
     rows = empty((C, N), torch.int32, device)
-    records = empty((R, 16), torch.float32, device)
+    records = empty((R, RECORD_SIZE.value), torch.float32, device)
     depth_keys = empty((R,), torch.int32, device)
     gaussian_ids = empty((R,), torch.int32, device) if s.with_ids else None
     masks, logits = x.masks, 0
@@ -283,7 +283,7 @@ class _Project(torch.autograd.Function):
         needs = ctx.needs_input_grad[:N_FLOATS]
         N, C = x.means.shape[0], x.viewmats.shape[0]
         if v_records is None:
-            v_records = x.means.new_zeros(s.max_rows, 16)
+            v_records = x.means.new_zeros(s.max_rows, RECORD_SIZE.value)
         v_records = v_records.contiguous()
         v_masks = None if v_masks is None else v_masks.contiguous()
         if v_means2d is not None:

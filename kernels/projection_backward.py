@@ -1,4 +1,4 @@
-"""Backward kernel of projection: see projection.py for the equations and the record's columns."""
+"""Backward kernel of projection: see projection.py for the equations."""
 
 # Triton types its device functions as returning nothing.
 # pyright: reportGeneralTypeIssues=false
@@ -41,18 +41,17 @@ from .projection_parts import (
     times_columns,
     to_camera,
 )
-from .rows import join4, load4x3, split4x3
+from .record import load_gradient, split_gradient
+from .rows import join4
 from .sampling import hard_mask_vjp, load_seed, logistic_noise
 from .spherical_harmonics import (
     flat_basis,
     flat_color,
     sh_basis,
     sh_color,
-    sh_color_vjp,
     sh_color_vjp_direction,
+    store_v_sh,
 )
-
-SH_CHUNK = tl.constexpr(1024)  # gradients of coefficients that are stored at once
 
 
 @triton.jit
@@ -75,59 +74,6 @@ def _compensation_vjp(det, trace, eps2d, v_log_o):
     half = tl.where(det > 0.0, 0.5 * v_log_o, 0.0)
     v_blurred = -half / tl.maximum(det + eps2d * trace + eps2d * eps2d, 1e-30)
     return half / tl.where(det > 0.0, det, 1.0) + v_blurred, eps2d * v_blurred
-
-
-@triton.jit
-def _store_v_sh(
-    v_sh_ptr,  # [N, WIDTH]
-    start,
-    n_valid,
-    add,
-    basis,
-    v_color,
-    FIRST: tl.constexpr,
-    WIDTH: tl.constexpr,
-    FULL: tl.constexpr,
-    BLOCK: tl.constexpr,
-    CHUNK: tl.constexpr,
-):
-    """Write the gradients of one camera, or add them to those of cameras before."""
-    for begin in range(0, BLOCK * WIDTH, CHUNK):
-        k = begin + tl.arange(0, CHUNK)
-        ptr = v_sh_ptr + start * WIDTH + k
-        mask = k < BLOCK * WIDTH if FULL else k < n_valid * WIDTH
-        v = sh_color_vjp(basis, v_color, k, FIRST, WIDTH, BLOCK)
-        if add:
-            # After what other lanes may have written for the camera before.
-            tl.debug_barrier()
-            v += tl.load(ptr, mask=mask, other=0.0)
-        tl.store(ptr, v, mask=mask)
-
-
-@triton.jit
-def _store_v_sh_both(
-    v_sh0_ptr,
-    v_shN_ptr,
-    start,
-    n_valid,
-    add,
-    basis,
-    v_color,
-    WIDTH0: tl.constexpr,
-    WIDTHN: tl.constexpr,
-    FULL: tl.constexpr,
-    BLOCK: tl.constexpr,
-):
-    if v_sh0_ptr is not None:
-        CHUNK0: tl.constexpr = min(triton.next_power_of_2(BLOCK * WIDTH0), SH_CHUNK)
-        _store_v_sh(
-            v_sh0_ptr, start, n_valid, add, basis, v_color, 0, WIDTH0, FULL, BLOCK, CHUNK0
-        )  # fmt: skip
-    if v_shN_ptr is not None:
-        CHUNKN: tl.constexpr = min(triton.next_power_of_2(BLOCK * WIDTHN), SH_CHUNK)
-        _store_v_sh(
-            v_shN_ptr, start, n_valid, add, basis, v_color, 1, WIDTHN, FULL, BLOCK, CHUNKN
-        )  # fmt: skip
 
 
 @triton.jit
@@ -259,7 +205,7 @@ def project_bwd_kernel(
         # Lanes that are not visible go through with harmless numbers and zero gradients.
         mean = load3(means_ptr + i * 3, visible)
         # All loads stand first, so that they are on their way together.
-        v_record_tile = load4x3(v_records_ptr + row * 16, visible)
+        v_record_loaded = load_gradient(v_records_ptr, row, visible)
         REST: tl.constexpr = shN_ptr is not None
         if DEGREE >= 0:
             sh_tiles = load_sh_tiles(sh0_ptr, shN_ptr, i, visible, stride0, strideN, DEGREE, REST)
@@ -267,15 +213,14 @@ def project_bwd_kernel(
         if covars_ptr is None:
             qw, qx, qy, qz = load_quat(quats_ptr, i, visible)
             scale = load3(scales_ptr + i * 3, visible)
-        v_record = split4x3(v_record_tile)
-        v_conic = Sym2(v_record[2], v_record[3], v_record[4])
+        v_record = split_gradient(v_record_loaded)
         v_mx, v_my = zero, zero
         if v_means2d_ptr is not None:
             v_mean2d_ptr = v_means2d_ptr + gaussian * stride_v_means2d
             v_mx = tl.load(v_mean2d_ptr, mask=visible, other=0.0)
             v_my = tl.load(v_mean2d_ptr + 1, mask=visible, other=0.0)
-        v_mask += v_record[6]
-        v_log_o = v_record[5] * (1.0 / LN2)
+        v_mask += v_record.mask
+        v_log_o = v_record.log2_opacity * (1.0 / LN2)
 
         camera = load_camera(viewmats_ptr, Ks_ptr, c, width, height)
         t = to_camera(camera, mean)
@@ -303,7 +248,7 @@ def project_bwd_kernel(
             n = cross3(hx, hy)
             xx, yy, det = dot3(hx, hx), dot3(hy, hy), dot3(n, n)
             conic, _ = blurred_conic(xx, dot3(hx, hy), yy, det, eps2d)
-            v_cov = sym2_inverse_vjp(conic, v_conic)
+            v_cov = sym2_inverse_vjp(conic, v_record.conic)
             if ANTIALIASED:
                 v_det, v_eps = _compensation_vjp(det, xx + yy, eps2d, v_log_o)
                 v_cov = Sym2(v_cov.xx + v_eps, v_cov.xy, v_cov.yy + v_eps)
@@ -345,7 +290,7 @@ def project_bwd_kernel(
             xy = dot3(slopes.row_x, hy)
             det = xx * yy - xy * xy
             conic, _ = blurred_conic(xx, xy, yy, det, eps2d)
-            v_cov = sym2_inverse_vjp(conic, v_conic)
+            v_cov = sym2_inverse_vjp(conic, v_record.conic)
             if ANTIALIASED:
                 v_det, v_eps = _compensation_vjp(det, xx + yy, eps2d, v_log_o)
                 v_cov = Sym2(
@@ -365,7 +310,7 @@ def project_bwd_kernel(
             v_off = add3(v_off, Vec3(v_xy, v_xz, p.y * x.z + q.y * y.z))
 
         v_t, v_r0, v_r1, v_r2 = perspective_vjp(camera, t, slopes, v_mx, v_my, v_row_x, v_row_y)
-        v_t = Vec3(v_t.x, v_t.y, v_t.z + v_record[7] + v_record[11])
+        v_t = Vec3(v_t.x, v_t.y, v_t.z + v_record.depth + v_record.depth_feature)
         v_mean = add3(v_mean, rows_times(camera, v_t))
 
         v_dir = none
@@ -375,9 +320,9 @@ def project_bwd_kernel(
             coeffs = split_sh(sh_tiles, REST)
             color = sh_color(d, coeffs, DEGREE)
             v_color = Vec3(
-                tl.where(color.x > 0.0, v_record[8], 0.0),
-                tl.where(color.y > 0.0, v_record[9], 0.0),
-                tl.where(color.z > 0.0, v_record[10], 0.0),
+                tl.where(color.x > 0.0, v_record.color.x, 0.0),
+                tl.where(color.y > 0.0, v_record.color.y, 0.0),
+                tl.where(color.z > 0.0, v_record.color.z, 0.0),
             )
             if DEGREE > 0:
                 v_dir = sh_color_vjp_direction(d, coeffs, v_color, DEGREE)
@@ -386,12 +331,12 @@ def project_bwd_kernel(
             basis = flat_basis(sh_basis(d, DEGREE), DEGREE)
             v_flat = flat_color(v_color)
             if full:
-                _store_v_sh_both(
+                store_v_sh(
                     v_sh0_ptr, v_shN_ptr, start, BLOCK, c > 0, basis, v_flat,
                     WIDTH0, WIDTHN, True, BLOCK,
                 )  # fmt: skip
             else:
-                _store_v_sh_both(
+                store_v_sh(
                     v_sh0_ptr, v_shN_ptr, start, N - start, c > 0, basis, v_flat,
                     WIDTH0, WIDTHN, False, BLOCK,
                 )  # fmt: skip

@@ -1,4 +1,4 @@
-"""Forward kernel of projection: see projection.py for the equations and the record's columns."""
+"""Forward kernel of projection: see projection.py for the equations."""
 
 # Triton types its device functions as returning nothing.
 # pyright: reportGeneralTypeIssues=false
@@ -25,7 +25,7 @@ from .projection_parts import (
     times_columns,
     to_camera,
 )
-from .rows import high_and_low_half, join16, pack_halves
+from .record import store_record
 from .sampling import hard_mask, load_seed, logistic_noise
 from .spherical_harmonics import sh_color
 
@@ -285,20 +285,8 @@ def project_fwd_kernel(
     red = tl.where(visible, color.x, 0.0)
     green = tl.where(visible, color.y, 0.0)
     blue = tl.where(visible, color.z, 0.0)
-    record = (mx, my, A, B, C, log_o, tl.where(visible, mask, 0.0), depth)
-    record = record + (
-        red,
-        green,
-        blue,
-        depth,
-        pack_halves(1.0 + 0.0 * log_o, log_o),
-        high_and_low_half(red),
-        high_and_low_half(green),
-        high_and_low_half(blue),
-    )
-    column = tl.arange(0, 16)[None, :]
-    at = row.to(tl.int64)[:, None] * 16 + column
-    tl.store(records_ptr + at, join16(record), mask=stored[:, None])
+    mask = tl.where(visible, mask, 0.0)
+    store_record(records_ptr, row, mx, my, A, B, C, log_o, mask, depth, red, green, blue, stored)
     pair = gaussian[:, None] * 2 + tl.arange(0, 2)[None, :]
     mean2d = tl.join(tl.where(visible, mx, 0.0), tl.where(visible, my, 0.0))
     tl.store(means2d_ptr + pair, mean2d, mask=inside[:, None])

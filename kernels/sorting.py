@@ -30,12 +30,11 @@ program for two tiles each 0.091 ms for 906 thousand, five launches 0.077.
                                   4, plus which of both; 0 before the tile tells
 """
 
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from ._checks import check
 from .barrier import programs_at_once
 from .device import INTERPRET
 from .launch import empty, launch, zeros
@@ -138,11 +137,25 @@ def plan_sort(
     exchange: str = "shared",
     buffers: tuple[tuple[Tensor, Tensor], ...] = (),
 ) -> Sort:
-    """`sort_pairs` by the Triton kernels, for callers that need no checks.
+    """A stable sort of keys by their bits begin_bit to end_bit - 1, and of values with them.
+
+    `run` launches it. It never waits for the device and can be captured in a CUDA graph. Arguments
+    are not validated here.
 
     Args:
+        keys: int32, non-negative. [n]
+        values: int32; None stands for 0..n-1. [n]
+        end_bit: One past the last bit that is compared, at most 31.
+        n_valid: int32 on the device of the keys; only the first n_valid entries are sorted, and
+            entries of the results past them are unspecified. None: all n. [1]
+        begin_bit: First bit that is compared.
+        exchange: Memory through which the threads of a program exchange keys; "shared" is inline
+            PTX and falls back to "global" in the interpreter.
         buffers: Up to two pairs [n] that odd and even passes write. The second may be keys and
             values themselves. What is missing is allocated.
+
+    Returns:
+        The sort, whose results are sorted keys [n] int32 and the values [n] int32 in their order.
     """
     n, device = keys.shape[0], keys.device
     n_passes = passes(end_bit - begin_bit)
@@ -160,77 +173,3 @@ def plan_sort(
         keys, values, n_valid, exchanged, words.view(-1, digits), arrived, buffers[:n_passes],
         begin_bit, end_bit, n_passes, n_tiles, constants,
     )  # fmt: skip
-
-
-def _sort_torch(
-    keys: Tensor, values: Tensor | None, begin_bit: int, end_bit: int, n_valid: Tensor | None
-) -> tuple[Tensor, Tensor]:
-    largest = (1 << (end_bit - begin_bit)) - 1
-    compared = (keys >> begin_bit) & largest
-    if n_valid is not None:
-        # padding compares equal to the largest key at most, and stands behind it
-        there = torch.arange(keys.shape[0], device=keys.device) < n_valid
-        compared = compared.where(there, largest)
-    if largest < 1 << 15:
-        compared = compared.to(torch.int16)
-    order = torch.sort(compared, stable=True).indices
-    return keys[order], order.to(torch.int32) if values is None else values[order]
-
-
-def sort_pairs(
-    keys: Tensor,  # [n]
-    values: Tensor | None = None,  # [n]
-    *,
-    begin_bit: int = 0,
-    end_bit: int,
-    n_valid: Tensor | None = None,  # [1]
-    backend: Literal["triton", "torch"] = "triton",
-    exchange: Literal["global", "shared"] = "shared",
-) -> tuple[Tensor, Tensor]:
-    """Sort keys by their bits begin_bit to end_bit - 1, and values with them; stable.
-
-    Never waits for the device, and can be captured in a CUDA graph.
-
-    Args:
-        keys: [n] int32, non-negative.
-        values: [n] int32; None stands for 0..n-1.
-        begin_bit: First bit that is compared, 0..30.
-        end_bit: One past the last bit that is compared, begin_bit+1..32.
-        n_valid: [1] int32 on the device of the keys; only the first n_valid entries are sorted, and
-            entries of the results past them are unspecified. None: all n.
-        backend: "triton", or "torch" for torch.sort.
-        exchange: Memory through which the threads of a program exchange keys; "shared" is inline
-            PTX and falls back to "global" in the interpreter.
-
-    Returns:
-        Sorted keys [n] int32 and the values [n] int32 in their order.
-
-    Raises:
-        ValueError: a shape, dtype, device, bit range or name is wrong.
-    """
-    n = check(keys=(keys, "n"))["n"]
-    tensors = {"keys": keys}
-    if values is not None:
-        check({"n": n}, values=(values, "n"))
-        tensors["values"] = values
-    if n_valid is not None:
-        check(n_valid=(n_valid, "1"))
-        tensors["n_valid"] = n_valid
-    for name, tensor in tensors.items():
-        if tensor.dtype != torch.int32 or tensor.device != keys.device:
-            raise ValueError(
-                f"{name}: expected int32 on {keys.device}, got {tensor.dtype} on {tensor.device}"
-            )
-    if not 0 <= begin_bit < min(end_bit, 31) or end_bit > 32:
-        raise ValueError(f"end_bit: expected bits within 0..31, got {begin_bit} to {end_bit}")
-    end_bit = min(end_bit, 31)
-    keys = keys.contiguous()
-    values = None if values is None else values.contiguous()
-    if backend == "torch":
-        return _sort_torch(keys, values, begin_bit, end_bit, n_valid)
-    if backend != "triton":
-        raise ValueError(f'backend: expected "triton" or "torch", got {backend!r}')
-    if not keys.is_cuda and not INTERPRET.value:
-        raise ValueError("keys: the Triton sort needs a CUDA device or TRITON_INTERPRET=1")
-    plan = plan_sort(keys, values, end_bit, n_valid, begin_bit=begin_bit, exchange=exchange)
-    return plan.run()

@@ -18,6 +18,7 @@ from .linalg import Vec3, dot3
 from .reference import spherical_harmonics as reference
 from .rows import join4, join16
 
+SH_CHUNK = tl.constexpr(1024)  # gradients of coefficients that are stored at once
 C0 = tl.constexpr(reference.SH_C0)
 C1 = tl.constexpr(reference.SH_C1)
 C2_XY = tl.constexpr(reference.SH_C2[0])
@@ -155,3 +156,53 @@ def sh_color_vjp(basis, v_color, k, FIRST: tl.constexpr, WIDTH: tl.constexpr, RO
     c = tl.gather(v_color, row * 4 + column % 3, 0)
     # Rounded, as memory would: the compiler does not fuse this with what comes after.
     return tl.fma(b, c, tl.zeros_like(b))
+
+
+@triton.jit
+def _store_rows(
+    v_sh_ptr,  # [N, WIDTH]
+    start,
+    n_valid,
+    add,
+    basis,
+    v_color,
+    FIRST: tl.constexpr,
+    WIDTH: tl.constexpr,
+    FULL: tl.constexpr,
+    BLOCK: tl.constexpr,
+    CHUNK: tl.constexpr,
+):
+    """Write the gradients of one camera, or add them to those of cameras before."""
+    for begin in range(0, BLOCK * WIDTH, CHUNK):
+        k = begin + tl.arange(0, CHUNK)
+        ptr = v_sh_ptr + start * WIDTH + k
+        mask = k < BLOCK * WIDTH if FULL else k < n_valid * WIDTH
+        v = sh_color_vjp(basis, v_color, k, FIRST, WIDTH, BLOCK)
+        if add:
+            # After what other lanes may have written for the camera before.
+            tl.debug_barrier()
+            v += tl.load(ptr, mask=mask, other=0.0)
+        tl.store(ptr, v, mask=mask)
+
+
+@triton.jit
+def store_v_sh(
+    v_sh0_ptr,
+    v_shN_ptr,
+    start,
+    n_valid,
+    add,
+    basis,
+    v_color,
+    WIDTH0: tl.constexpr,
+    WIDTHN: tl.constexpr,
+    FULL: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """Write gradients of n_valid Gaussians from `start` on; `basis` and `v_color` are flat."""
+    if v_sh0_ptr is not None:
+        CHUNK0: tl.constexpr = min(triton.next_power_of_2(BLOCK * WIDTH0), SH_CHUNK)
+        _store_rows(v_sh0_ptr, start, n_valid, add, basis, v_color, 0, WIDTH0, FULL, BLOCK, CHUNK0)
+    if v_shN_ptr is not None:
+        CHUNKN: tl.constexpr = min(triton.next_power_of_2(BLOCK * WIDTHN), SH_CHUNK)
+        _store_rows(v_shN_ptr, start, n_valid, add, basis, v_color, 1, WIDTHN, FULL, BLOCK, CHUNKN)

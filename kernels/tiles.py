@@ -25,6 +25,7 @@ import triton.language as tl
 
 from . import constants
 from .device import ex2, mul_rounded, mul_sat, step
+from .record import COLOR, CONIC, HALVES, MASK, MEAN, RECORD_SIZE
 from .rows import join4, split4
 
 TILE = tl.constexpr(constants.TILE_SIZE)
@@ -156,9 +157,9 @@ def sums_before(v):
 
 
 @triton.jit
-def load_pair(row_ptr, n: tl.constexpr, there):
-    """Floats 2n and 2n + 1 of rows, by one load."""
-    v = tl.load(row_ptr.to(tl.pointer_type(tl.int64)) + n, mask=there, other=0)
+def load_pair(row_ptr, COLUMN: tl.constexpr, there):
+    """An even column of rows and the one behind it, by one load."""
+    v = tl.load(row_ptr.to(tl.pointer_type(tl.int64)) + COLUMN // 2, mask=there, other=0)
     low = v.to(tl.int32).to(tl.float32, bitcast=True)
     high = (v >> 32).to(tl.int32).to(tl.float32, bitcast=True)
     return low, high
@@ -180,15 +181,15 @@ def load_chunk(records_ptr, ids, i, hi, COLORS: tl.constexpr):
     """
     there = i + column_order() < hi
     rows = ids.to(tl.int64)
-    row_ptr = records_ptr + rows * 16
-    mx, my = load_pair(row_ptr, 0, there)
-    A, B = load_pair(row_ptr, 1, there)
-    C, lo = load_pair(row_ptr, 2, there)
-    m = tl.load(row_ptr + 6, mask=there, other=0.0)
+    row_ptr = records_ptr + rows * RECORD_SIZE
+    mx, my = load_pair(row_ptr, MEAN, there)
+    A, B = load_pair(row_ptr, CONIC, there)
+    C, lo = load_pair(row_ptr, CONIC + 2, there)
+    m = tl.load(row_ptr + MASK, mask=there, other=0.0)
     lo = tl.where(there, lo, -1.0e4)
     if COLORS:
-        red, green = load_pair(row_ptr, 4, there)
-        blue = tl.load(row_ptr + 10, mask=there, other=0.0)
+        red, green = load_pair(row_ptr, COLOR, there)
+        blue = tl.load(row_ptr + COLOR + 2, mask=there, other=0.0)
         return rows, there, mx, my, A, B, C, lo, m, (red, green, blue)
     else:
         return rows, there, mx, my, A, B, C, lo, m, (m, m, m)
@@ -196,12 +197,13 @@ def load_chunk(records_ptr, ids, i, hi, COLORS: tl.constexpr):
 
 @triton.jit
 def load_halves(records_ptr, ids):
-    """The fp16 columns of a chunk's records, twice, as the right side of a product: [16, CHUNK].
+    """HALVES of a chunk's records, twice, as the right side of a product: [16, CHUNK].
 
     Rows 0 and 8: 1; 1 and 9: log2(o); 2..7 and 10..15: each colour's high and low half.
     """
     k = tl.arange(0, 16)[:, None] % 8
-    return tl.load(records_ptr.to(tl.pointer_type(tl.float16)) + ids[None, :] * 32 + 24 + k)
+    record_ptr = records_ptr.to(tl.pointer_type(tl.float16)) + ids[None, :] * (2 * RECORD_SIZE)
+    return tl.load(record_ptr + 2 * HALVES + k)
 
 
 @triton.jit

@@ -107,11 +107,6 @@ class MaskGaussianConfig(MethodConfig):
             raise SplatrimError(f"the model is damaged: its mask logits have shape {shape}")
         return _renamed({**state, "method": METHOD}, name, "mask_logits")
 
-    @staticmethod
-    def publish(state: State) -> State:
-        """The inverse of `adopt` for checkpoints: what gs.checkpoint.save_inria takes."""
-        return _renamed(state, "mask_logits", PUBLISHED_NAMES[0])
-
     @classmethod
     def hand_over(cls, state: State, successor: str) -> State:
         """Masks go on being learned, or the Gaussians with p <= FINAL_THRESHOLD go with them."""

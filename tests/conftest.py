@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 
 # Without a GPU, Triton kernels run in its interpreter; it must know before they are defined.
 if not torch.cuda.is_available():
@@ -130,6 +130,40 @@ def scene(write_scene: Callable[..., Scene], turned_view: Callable[[float], Tens
     views = [turned_view(0.3 * i - 1.0) for i in range(8)]
     start = points + 0.05 * torch.randn(80, 3, generator=generator), colors
     return write_scene(points, colors, views, 6, (40, 30), 45.0, start)
+
+
+@pytest.fixture(scope="session")
+def write_published() -> Callable[[Path, dict[str, Any]], None]:
+    """Write a named state as the original code does, or MaskGaussian's where there are masks."""
+    groups = {
+        "xyz": "means", "f_dc": "sh0", "f_rest": "shN", "opacity": "opacities",
+        "mask": "mask_logits", "scaling": "scales", "rotation": "quats",
+    }  # fmt: skip
+    order = ("xyz", "f_dc", "f_rest", "scaling", "rotation", "opacity", "mask")
+    statistics = ("max_radii", "densify_gradients", "densify_views")
+
+    def write(path: Path, state: dict[str, Any]) -> None:
+        params, optimizer = state["params"], state["optimizer"]
+        names = {k: name for k, name in groups.items() if name in params}
+        column = lambda x: x.view(-1, 1) if x.dim() == 1 else x  # noqa: E731
+        leaves = {k: nn.Parameter(column(params[name].clone())) for k, name in names.items()}
+        adam = torch.optim.Adam(
+            [{"params": [x], "lr": optimizer["lrs"][names[k]], "name": k}
+             for k, x in leaves.items()], eps=1e-15,
+        )  # fmt: skip
+        for k, x in leaves.items():
+            if names[k] in optimizer:
+                adam.state[x] = {key: column(m) for key, m in optimizer[names[k]].items()}
+                adam.state[x]["step"] = optimizer[names[k]]["step"]
+        n = len(params["means"])
+        maximum, *sums = (state["rows"].get(name, torch.zeros(n)) for name in statistics)
+        entries = (
+            state["active_sh_degree"], *(leaves[k] for k in order if k in leaves), maximum,
+            *map(column, sums), adam.state_dict(), state["extent"],
+        )  # fmt: skip
+        torch.save((entries, state["step"]), path)
+
+    return write
 
 
 @pytest.fixture(scope="session")

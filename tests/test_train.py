@@ -9,13 +9,14 @@ import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 
 import train
-from gs.checkpoint import load_checkpoint, save_inria
+from gs.checkpoint import load_checkpoint
 from gs.config import resume_command
 from gs.data.demo import write_demo_scene
 from gs.data.loader import ImageLoader
@@ -25,7 +26,6 @@ from gs.evaluation import evaluate_views, mean_scores
 from gs.gaussians import Gaussians
 from gs.ply import load_ply, save_ply
 from gs.rates import OptimConfig
-from pruning import MaskGaussianConfig
 
 
 @pytest.fixture(scope="module")
@@ -278,7 +278,7 @@ def test_settings_of_post_training() -> None:
 
 
 def test_a_finished_ply_is_post_trained_and_resumed(
-    scene: Path, finished_ply: Path, tmp_path: Path
+    scene: Path, finished_ply: Path, tmp_path: Path, write_published: Callable[..., None]
 ) -> None:
     args = ["-s", str(scene), "--eval", "--quiet", "--iterations", "30040"]
     args += ["--mask_lr", "0.2", "--checkpoint_iterations", "30025", "30040"]
@@ -309,8 +309,7 @@ def test_a_finished_ply_is_post_trained_and_resumed(
     assert (again / file).read_bytes() == (out / file).read_bytes()
 
     # and its end is a beginning for another method
-    end = MaskGaussianConfig.publish(load_checkpoint(out / "chkpnt30040.pth"))
-    save_inria(tmp_path / "chkpnt.pth", end)
+    write_published(tmp_path / "chkpnt.pth", load_checkpoint(out / "chkpnt30040.pth"))
     line = f"-s {scene} -m {tmp_path}/3dgs --quiet --method 3dgs --iterations 30043"
     train.main([*shlex.split(line), "--start_checkpoint", str(tmp_path / "chkpnt.pth")])
     plain = load_ply(tmp_path / "3dgs" / "point_cloud" / "iteration_30043" / "point_cloud.ply")

@@ -10,11 +10,9 @@ from torch import Tensor, nn
 
 from gs.checkpoint import (
     FORMAT_VERSION,
-    export_inria,
     import_inria,
     load_checkpoint,
     save_checkpoint,
-    save_inria,
 )
 from gs.errors import SplatrimError
 from pruning import MaskGaussianConfig
@@ -245,40 +243,6 @@ def _rename_numpy(path: Path, module: str) -> None:
     assert changed
 
 
-@pytest.mark.parametrize("masked", [False, True])
-def test_export_is_the_inverse_of_import(masked: bool) -> None:
-    state = import_inria(inria_tuple(6, masked=masked))
-    entries, step = export_inria(state)
-    assert len(entries) == 12 + masked and step == 30
-    names = [group["name"] for group in entries[-2]["param_groups"]]
-    assert names == [name for name in ADAM_ORDER if masked or name != "mask"]
-    assert_same(import_inria((entries, step)), state)
-
-
-def test_published_code_could_resume_an_export(tmp_path: Path) -> None:
-    """What restore() of the published codes does: parameters into Adam, then its state_dict."""
-    state = sample_state()
-    for part in (state["params"], state["optimizer"], state["optimizer"]["lrs"]):
-        part["mask"] = part.pop("mask_logits")
-    save_inria(tmp_path / "x.pth", state)
-    entries, step = torch.load(tmp_path / "x.pth", weights_only=True)
-    xyz, f_dc, f_rest, scaling, rotation, opacity, mask = entries[1:8]
-    in_groups = [xyz, f_dc, f_rest, opacity, mask, scaling, rotation]
-    assert all(isinstance(x, nn.Parameter) and x.requires_grad for x in in_groups)
-    groups = [
-        {"params": [x], "lr": 0.5, "name": k} for k, x in zip(ADAM_ORDER, in_groups, strict=True)
-    ]
-    optimizer = torch.optim.Adam(groups, lr=0.0, eps=1e-15)
-    optimizer.load_state_dict(entries[11])
-    assert step == 7 and opacity.shape == (5, 1) and entries[9].shape == (5, 1)
-    assert optimizer.state[mask]["exp_avg"].shape == (5, 2)
-    assert optimizer.param_groups[3]["lr"] == 0.001 * 4
-    assert torch.equal(mask, state["params"]["mask"])
-    sum((x**2).sum() for x in in_groups).backward()
-    optimizer.step()
-    assert torch.isfinite(xyz).all()
-
-
 def test_published_checkpoint_before_the_first_step() -> None:
     entries, step = inria_tuple(3, masked=False)
     entries[10]["state"].clear()
@@ -323,8 +287,6 @@ def test_real_maskgaussian_checkpoint(data_root: Path, tmp_path: Path) -> None:
         assert state["optimizer"][name]["step"] == 59, name
     assert state["optimizer"]["mask_logits"]["exp_avg_sq"].max() > 0
 
-    save_inria(tmp_path / "back.pth", MaskGaussianConfig.publish(state))
-    assert_same(load_checkpoint(tmp_path / "back.pth"), published)
     save_checkpoint(tmp_path / "ours.pth", state)
     assert_same(load_checkpoint(tmp_path / "ours.pth"), state)
     with pytest.raises(SplatrimError, match="cannot continue as 3dgs"):

@@ -19,7 +19,7 @@ from gs.gaussians import Gaussians
 from gs.morton import morton_order
 from gs.optim import build_optimizer, optimizer_state
 from gs.rates import OptimConfig
-from gs.rows import append_rows, keep_rows
+from gs.rows import gather_rows, keep_rows
 from gs.specs import ParameterSpec
 from gs.strategy import StepContext, Strategy, rows_to_prune
 
@@ -317,6 +317,15 @@ class Seventh(Strategy):
         return (gaussians.rows["ids"] % 7 == 0) | (mixed > 1.5)
 
 
+def append(case: Case, sources: Tensor, values: dict[str, Tensor] | None = None) -> None:
+    """Add copies of some rows, with fresh ids and with `values` in place of theirs."""
+    gaussians, n = case.gaussians, len(case.gaussians)
+    first, gaussians.next_id = gaussians.next_id, gaussians.next_id + len(sources)
+    new_ids = torch.arange(first, gaussians.next_id, dtype=torch.int32)
+    rows = torch.cat([torch.arange(n), sources])
+    gather_rows(gaussians, case.optimizer, rows, n_kept=n, new_ids=new_ids, last=values)
+
+
 def in_steps(case: Case, step: int) -> None:
     """Clone, then split, then prune: every edit made where the published loop makes it."""
     gaussians, optimizer, config = case.gaussians, case.optimizer, case.densifier.config
@@ -324,10 +333,9 @@ def in_steps(case: Case, step: int) -> None:
     moving = means >= config.densify_grad_threshold
     small = gaussians.get_scales().amax(-1) <= config.percent_dense * EXTENT
     parents = (moving & ~small).nonzero()[:, 0]
-    append_rows(gaussians, optimizer, {}, copy_rows_from=(moving & small).nonzero()[:, 0])
+    append(case, (moving & small).nonzero()[:, 0])
     noise = case.densifier._noise(step, len(parents))
-    children = split(gaussians, parents, noise)
-    append_rows(gaussians, optimizer, children, copy_rows_from=parents.repeat(2))
+    append(case, parents.repeat(2), split(gaussians, parents, noise))
     keep = torch.ones(len(gaussians), dtype=torch.bool)
     keep[parents] = False
     keep_rows(gaussians, optimizer, keep)

@@ -17,7 +17,7 @@ from gs.optim import build_optimizer, update_learning_rates
 from gs.ply import load_ply
 from gs.rates import OptimConfig, annealing
 from gs.renderer import RenderOutput
-from gs.rows import append_rows, copy_rows, gather_rows, keep_rows, replace_values
+from gs.rows import copy_rows, gather_rows, keep_rows, replace_values
 from gs.specs import PUBLISHED, ParameterSpec
 from gs.strategy import Strategy
 from gs.trainer import Trainer
@@ -125,7 +125,7 @@ def test_row_edits_take_an_added_parameter_along(scene: Scene) -> None:
 
     keep_rows(gaussians, optimizer, torch.tensor([True, False, True, True, True, True]))
     check([0, 2, 3, 4, 5])
-    append_rows(gaussians, optimizer, {}, copy_rows_from=torch.tensor([1]))
+    gather_rows(gaussians, optimizer, torch.tensor([0, 1, 2, 3, 4, 1]), n_kept=5)
     check([0, 2, 3, 4, 5, 2])
     gather_rows(gaussians, optimizer, torch.tensor([5, 0]), n_kept=2)
     check([2, 0])

@@ -8,7 +8,7 @@ import gs.optim
 from gs.gaussians import Gaussians
 from gs.optim import build_optimizer, load_optimizer_state, optimizer_state, update_learning_rates
 from gs.rates import OptimConfig, position_lr
-from gs.rows import append_rows, gather_rows, keep_rows, replace_values
+from gs.rows import copy_rows, gather_rows, keep_rows, replace_values
 from gs.specs import ParameterSpec
 
 MASK_LOGITS = ParameterSpec("mask_logits", (2,), lr=0.01, order=35)
@@ -149,28 +149,17 @@ def test_kept_rows_train_on_as_if_alone() -> None:
             close(got, want[keep])
 
 
-def test_appended_rows_leave_the_others_alone_and_start_afresh() -> None:
+def test_new_rows_leave_the_others_alone_and_start_afresh() -> None:
     edited, control = model(), model()
     optimizer, control_optimizer = optimizer_of(edited), optimizer_of(control)
     train(edited, optimizer, 3, first=0)
     train(control, control_optimizer, 3, first=0)
-    sources = torch.tensor([4, 4, 9])
-    before = {name: x.clone() for name, x in edited.to_tensors().items()}
-    append_rows(edited, optimizer, {"means": torch.full((3, 3), 7.0)}, copy_rows_from=sources)
-    assert len(edited) == 15
-    assert edited.rows["ids"].tolist() == list(range(15))
-    assert edited.rows["ids"].dtype == torch.int32
-    assert edited.rows["sums"][12:].tolist() == [0.0] * 3
-    assert edited.params["means"][12:].tolist() == [[7.0] * 3] * 3
-    for name, parameter in edited.params.items():
-        if name != "means":
-            assert torch.equal(parameter[12:], before[name][sources]), name
-        for x in moments(optimizer, name):
-            assert x.shape == parameter.shape
-            assert x[12:].abs().max() == 0
+    sources, new_ids = torch.tensor([*range(12), 4, 4, 9]), torch.arange(12, 15, dtype=torch.int32)
+    gather_rows(edited, optimizer, sources, n_kept=12, new_ids=new_ids)
     train(edited, optimizer, 3, first=3)
     train(control, control_optimizer, 3, first=3)
     for name, parameter in edited.params.items():
+        assert len(parameter) == 15
         close(parameter[:12], control.params[name])
         for got, want in zip(
             moments(optimizer, name), moments(control_optimizer, name), strict=True
@@ -200,38 +189,38 @@ def test_gathered_rows_are_kept_or_new() -> None:
 
 def test_ids_are_never_used_twice() -> None:
     gaussians = model(4)
-    keep_rows(gaussians, None, torch.tensor([True, True, False, False]))
-    append_rows(gaussians, None, {}, copy_rows_from=torch.tensor([0]))
+    keep_rows(gaussians, None, torch.tensor([True, True, True, False]))
+    copy_rows(gaussians, None, torch.tensor([2]), torch.tensor([0]))
     keep_rows(gaussians, None, torch.tensor([True, True, False]))
-    append_rows(gaussians, None, {}, copy_rows_from=torch.tensor([1, 0]))
-    assert gaussians.rows["ids"].tolist() == [0, 1, 5, 6]
-    assert gaussians.next_id == 7
+    copy_rows(gaussians, None, torch.tensor([1]), torch.tensor([0]))
+    assert gaussians.rows["ids"].tolist() == [0, 5]
+    assert gaussians.next_id == 6
 
 
 def test_edits_before_the_first_step() -> None:
     gaussians = model()
     optimizer = optimizer_of(gaussians)
     keep_rows(gaussians, optimizer, torch.arange(12) < 5)
-    append_rows(gaussians, optimizer, {}, copy_rows_from=torch.tensor([2]))
+    new_ids = torch.tensor([12], dtype=torch.int32)
+    gather_rows(gaussians, optimizer, torch.tensor([0, 1, 2, 3, 4, 2]), n_kept=5, new_ids=new_ids)
     replace_values(gaussians, optimizer, "opacities", torch.zeros(6))
     assert optimizer_state(optimizer).keys() == {"lrs"}
     train(gaussians, optimizer, 1, first=0)
     assert moments(optimizer, "means")[0].shape == (6, 3)
 
 
-def test_edits_to_and_from_no_rows() -> None:
+def test_edits_to_no_rows() -> None:
     gaussians = model(3)
     optimizer = optimizer_of(gaussians)
     train(gaussians, optimizer, 1, first=0)
-    append_rows(gaussians, optimizer, {}, copy_rows_from=torch.zeros(0, dtype=torch.int64))
-    assert gaussians.rows["ids"].tolist() == [0, 1, 2]
-    rows = {name: x[:2].clone() for name, x in gaussians.to_tensors().items()}
     keep_rows(gaussians, optimizer, torch.zeros(3, dtype=torch.bool))
     assert len(gaussians) == 0
-    append_rows(gaussians, optimizer, rows)
-    assert gaussians.rows["ids"].tolist() == [3, 4]
+    none = torch.zeros(0, dtype=torch.int64)
+    gather_rows(gaussians, optimizer, none, n_kept=0)
+    copy_rows(gaussians, optimizer, none, none)
     train(gaussians, optimizer, 1, first=1)
-    assert gaussians.params["means"].isfinite().all()
+    assert len(gaussians) == 0 and gaussians.next_id == 3
+    assert moments(optimizer, "means")[0].shape == (0, 3)
 
 
 def test_step_after_an_edit_changes_nothing() -> None:
@@ -316,12 +305,6 @@ def test_bad_edits_are_named() -> None:
         keep_rows(gaussians, None, torch.ones(3, dtype=torch.bool))
     with pytest.raises(ValueError, match="keep"):
         keep_rows(gaussians, None, torch.tensor([0, 1, 2, 3]))
-    with pytest.raises(ValueError, match="neither given nor copied"):
-        append_rows(gaussians, None, {"means": torch.zeros(1, 3)})
-    with pytest.raises(ValueError, match="colour"):
-        append_rows(gaussians, None, {"colour": torch.zeros(1)}, copy_rows_from=torch.tensor([0]))
-    with pytest.raises(ValueError, match="differs"):
-        append_rows(gaussians, None, {"means": torch.zeros(2, 3)}, copy_rows_from=torch.tensor([0]))
     with pytest.raises(ValueError, match=r"opacities: expected \[4\], got \[4, 1\]"):
         replace_values(gaussians, None, "opacities", torch.zeros(4, 1))
     assert len(gaussians) == 4

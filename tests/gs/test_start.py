@@ -1,5 +1,6 @@
 """Where runs begin: resumed or post-trained, and the published post-training rates."""
 
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -9,7 +10,7 @@ import pytest
 import torch
 from plyfile import PlyData, PlyElement
 
-from gs.checkpoint import save_checkpoint, save_inria
+from gs.checkpoint import save_checkpoint
 from gs.config import TrainConfig
 from gs.errors import SplatrimError
 from gs.gaussians import Gaussians
@@ -25,7 +26,7 @@ from gs.start import (
     find_origin,
     load_start,
 )
-from pruning import METHODS, MaskGaussianConfig
+from pruning import METHODS
 
 MASK_LOGITS = ParameterSpec("mask_logits", (2,), lr=0.01, order=35)
 
@@ -79,10 +80,14 @@ def test_a_ply_is_post_trained_from_the_published_length(tmp_path: Path) -> None
 @pytest.mark.parametrize("masks", [False, True])  # tuples of 12 and of 13
 @pytest.mark.parametrize(("step", "post_start"), [(29_999, None), (30_000, 30_000)])
 def test_published_checkpoints_are_finished_at_30000(
-    tmp_path: Path, masks: bool, step: int, post_start: int | None
+    write_published: Callable[..., None],
+    tmp_path: Path,
+    masks: bool,
+    step: int,
+    post_start: int | None,
 ) -> None:
     path = tmp_path / "chkpnt.pth"
-    save_inria(path, MaskGaussianConfig.publish(state(step, masks=masks)))
+    write_published(path, state(step, masks=masks))
     assert find_origin(None, path) == Origin(step, post_start)
 
 
@@ -171,10 +176,12 @@ def test_masks_that_drop_everything_are_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("method", ["mask-gaussian", "opacity"])
-def test_masks_of_published_files_are_adopted(tmp_path: Path, method: str) -> None:
+def test_masks_of_published_files_are_adopted(
+    write_published: Callable[..., None], tmp_path: Path, method: str
+) -> None:
     """A checkpoint with 13 entries, and a .ply with two more properties."""
     want = state(30_000, masks=True)
-    save_inria(tmp_path / "chkpnt.pth", MaskGaussianConfig.publish(want))
+    write_published(tmp_path / "chkpnt.pth", want)
     save_ply(tmp_path / "plain.ply", want["params"])
     table = PlyData.read(str(tmp_path / "plain.ply"))["vertex"].data
     logits = want["params"]["mask_logits"]

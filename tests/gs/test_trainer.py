@@ -4,6 +4,7 @@ import dataclasses
 import json
 import os
 import signal
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import torch
 from torch import Tensor
 
 import gs.checkpoint
-from gs.checkpoint import load_checkpoint, save_inria
+from gs.checkpoint import load_checkpoint
 from gs.config import TrainConfig
 from gs.data.scene import Scene
 from gs.densify import DensifierConfig, DensifyConfig
@@ -300,11 +301,13 @@ def test_sh_degree_grows(scene: Scene, tmp_path: Path) -> None:
     assert degrees == [0, 1, 1, 2, 2, 2, 2, 2, 2]
 
 
-def test_mask_gaussian_goes_on_from_a_plain_checkpoint(scene: Scene, tmp_path: Path) -> None:
+def test_mask_gaussian_goes_on_from_a_plain_checkpoint(
+    scene: Scene, tmp_path: Path, write_published: Callable[..., None]
+) -> None:
     plain = make(scene, tmp_path / "plain", DENSIFY.build(), checkpoint_iterations=(20,))
     plain.fit()
     state = load_checkpoint(tmp_path / "plain" / "chkpnt20.pth")
-    save_inria(tmp_path / "inria.pth", state)
+    write_published(tmp_path / "inria.pth", state)
     start = load_checkpoint(tmp_path / "inria.pth")
     trainer = make(scene, tmp_path / "masks", *methods(), start=start)
     assert trainer.step == 20

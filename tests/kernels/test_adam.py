@@ -1,4 +1,4 @@
-"""kernels.adam against torch.optim.Adam, in dense and in selective mode."""
+"""kernels.adam against torch.optim.Adam."""
 
 import copy
 import math
@@ -98,28 +98,6 @@ def test_a_step_is_the_formula() -> None:
 
 def tensors_of(optimizer: torch.optim.Optimizer, params: list[Tensor]) -> list[Tensor]:
     return [*params, *(x for key in KEYS for x in moments(optimizer, params, key))]
-
-
-@pytest.mark.parametrize("dtype", [torch.bool, torch.int32])
-@pytest.mark.parametrize("n", [1, 7, 400])
-def test_selective_mode_leaves_unseen_rows(n: int, dtype: torch.dtype) -> None:
-    visible = torch.rand(n, generator=torch.Generator().manual_seed(1)) < 0.4
-    visible[0] = True
-    visible = visible.to(DEVICE)
-    got, want = leaves(n), leaves(n)
-    optimizer, reference = fused(got), torch_adam(want)
-    for params, one in ((got, optimizer), (want, reference)):
-        set_gradients(params, 0)
-        one.step()
-        set_gradients(params, 1)
-    before = [x.detach().clone() for x in tensors_of(optimizer, got)]
-    reference.step()
-    optimizer.step(visible=visible.int() * 5 if dtype is torch.int32 else visible)
-    after, stepped = tensors_of(optimizer, got), tensors_of(reference, want)
-    assert_equal([x[visible] for x in after], [x[visible] for x in stepped])
-    for x, old in zip(after, before, strict=True):
-        assert torch.equal(x[~visible], old[~visible])
-    assert not any(torch.equal(x, y) for x, y in zip(after, before, strict=True))
 
 
 @pytest.mark.parametrize("shape", [(), (1,)])
@@ -246,10 +224,6 @@ def test_bad_input_is_named() -> None:
         step(g=p.double())
     with pytest.raises(ValueError, match="rates"):
         step(rates=rates[0])
-    with pytest.raises(ValueError, match="visible"):
-        step(visible=torch.ones(3, dtype=torch.bool, device=DEVICE))
-    with pytest.raises(ValueError, match="visible"):
-        step(visible=torch.ones(4, device=DEVICE))
     with pytest.raises(ValueError, match="skip"):
         step(skip=torch.zeros(2, dtype=torch.int32, device=DEVICE))
     with pytest.raises(ValueError, match="number"):

@@ -13,6 +13,7 @@ from kernels import binning
 from kernels.binning import DepthOrder, TileLists, depth_order, isect_tiles
 from kernels.ellipse import SIDE, half_height, load_ellipse, row_range, row_span
 from kernels.lookback import scan_programs
+from kernels.record import RECORD_SIZE, record_conics, record_log2_opacities, record_means
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
@@ -26,7 +27,7 @@ def poisoned(spoil_memory: Callable[[int], None]) -> None:
 def _spans_kernel(records_ptr, spans_ptr, first_ptr, M, tiles_x, tiles_y, BLOCK: tl.constexpr):
     i = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     mask = i < M
-    mx, my, A, B, C, t2 = load_ellipse(records_ptr + i * 16, mask)
+    mx, my, A, B, C, t2 = load_ellipse(records_ptr + i * RECORD_SIZE, mask)
     first, last = row_range(my, half_height(A, B, C, t2), tiles_y)
     tl.store(first_ptr + i, first, mask=mask)
     for row in range(tiles_y):
@@ -67,13 +68,13 @@ def make_scene(sigma: Tensor, width: int, height: int, C: int = 1, seed: int = 0
     angle = 3.2 * torch.rand(M, generator=g)
     c, s = angle.cos(), angle.sin()
     a, b = sigma[:, 0] ** -2, sigma[:, 1] ** -2
-    records = torch.zeros(M, 16)
+    records = torch.zeros(M, RECORD_SIZE.value)
     size = torch.tensor([width, height])
-    records[:, :2] = size * (1.2 * torch.rand(M, 2, generator=g) - 0.1)
-    records[:, 2:5] = torch.stack(
+    record_means(records)[:] = size * (1.2 * torch.rand(M, 2, generator=g) - 0.1)
+    record_conics(records)[:] = torch.stack(
         [c * c * a + s * s * b, c * s * (a - b), s * s * a + c * c * b], 1
     )
-    records[:, 5] = torch.log2(1 / 255 + torch.rand(M, generator=g))
+    record_log2_opacities(records)[:] = torch.log2(1 / 255 + torch.rand(M, generator=g))
     # a few share their depth: ties in ascending row
     depths = 1.0 + torch.randint(0, 2 * M, (M,), generator=g).float()
     tiles_x, tiles_y = -(-width // 8), -(-height // 8)
@@ -103,14 +104,14 @@ def random_sigma(n: int, seed: int = 0) -> Tensor:
 
 
 def bin_scene(
-    s: Scene, spare: int = 0, sort: str = "triton", with_slots: bool = False
+    s: Scene, spare: int = 0, with_slots: bool = False
 ) -> tuple[DepthOrder, TileLists, Tensor]:
     """Depth order, lists with `spare` entries more than needed, and the workspace."""
     M = len(s.records)
     workspace = torch.zeros(4 + 2 * scan_programs(M), dtype=torch.int32, device=DEVICE)
     tiles, bins = s.tile_counts[:2].sum(1).tolist()
     needed = max(tiles, binning.BIN_SHARE.value * bins)
-    depth, counts = depth_order(s.depth_keys, s.tile_counts, workspace, needed + spare, sort)
+    depth, counts = depth_order(s.depth_keys, s.tile_counts, workspace, needed + spare)
     assert int(counts.total) == bins and int(workspace[1]) == needed
     lists = isect_tiles(
         s.records, s.gaussian_ids, depth, counts, needed + spare, s.C, M // s.C,
@@ -131,11 +132,11 @@ def check_tile_order(lists: TileLists, want: list[list[int]]) -> None:
     assert all(b + 1 <= (a + 1) * 2**0.25 * 1.001 for a, b in zip(lengths, lengths[1:]))  # noqa: B905
 
 
-@pytest.mark.parametrize("sort, with_slots", [("torch", False), ("triton", True)])
+@pytest.mark.parametrize("with_slots", [False, True])
 @pytest.mark.parametrize("n, width, height, C", [(1, 8, 8, 1), (40, 37, 21, 2), (80, 100, 75, 1)])
-def test_isect_tiles(n: int, width: int, height: int, C: int, sort: str, with_slots: bool) -> None:
+def test_isect_tiles(n: int, width: int, height: int, C: int, with_slots: bool) -> None:
     s = make_scene(random_sigma(C * n), width, height, C)
-    depth, lists, workspace = bin_scene(s, 5, sort, with_slots)
+    depth, lists, workspace = bin_scene(s, 5, with_slots)
     order = torch.sort(s.depth_keys, stable=True).indices
     total = sum(map(len, s.lists))
     assert torch.equal(depth.order.long(), order)

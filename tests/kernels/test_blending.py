@@ -17,6 +17,18 @@ from kernels.ellipse import load_ellipse
 from kernels.launch import launch
 from kernels.lookback import scan_programs
 from kernels.projection_forward import count_tiles
+from kernels.record import (
+    COLOR,
+    DEPTH_FEATURE,
+    MASK,
+    RECORD_SIZE,
+    record_colors,
+    record_conics,
+    record_depths,
+    record_log2_opacities,
+    record_masks,
+    record_means,
+)
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
@@ -25,7 +37,7 @@ DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 def _count_kernel(records_ptr, counts_ptr, M, tiles_x, tiles_y, BLOCK: tl.constexpr):
     i = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     mask = i < M
-    mx, my, A, B, C, t2 = load_ellipse(records_ptr + i * 16, mask)
+    mx, my, A, B, C, t2 = load_ellipse(records_ptr + i * RECORD_SIZE, mask)
     tiles, bins, widths = count_tiles(mask, mx, my, A, B, C, t2, tiles_x, tiles_y)
     tl.store(counts_ptr + i, tiles, mask=mask)
     tl.store(counts_ptr + M + i, bins, mask=mask)
@@ -40,7 +52,7 @@ class Scene(NamedTuple):
     @property
     def rows(self) -> Tensor:
         """The records as projection.py lays them out when nothing is culled."""
-        return self.records.reshape(-1, 16)
+        return self.records.flatten(0, 1)
 
     @property
     def gaussian_ids(self) -> Tensor:
@@ -72,18 +84,20 @@ def make_scene(N: int, width: int, height: int, C: int = 1, opacity: float = 1.0
 
 def dense(records: Tensor, features: Tensor, width: int, height: int) -> tuple[Tensor, ...]:
     """Colours [C H W D], alphas and weights [C H W N] of all pairs, in the dtype of records."""
-    order = records[..., 7].detach().argsort(1)
+    order = record_depths(records).detach().argsort(1)
     sort = lambda t: torch.gather(t, 1, order[..., None].expand(-1, -1, t.shape[-1]))  # noqa: E731
     r, f = sort(records), sort(features)
     y, x = torch.meshgrid(torch.arange(height) + 0.5, torch.arange(width) + 0.5, indexing="ij")
     pixel = torch.stack([x, y], -1).to(records).reshape(1, -1, 1, 2)
-    dx, dy = (pixel - r[:, None, :, :2]).unbind(-1)
-    A, B, C = (r[:, None, :, k] for k in (2, 3, 4))
-    raw = torch.exp2(r[:, None, :, 5]) * torch.exp(-0.5 * (A * dx**2 + C * dy**2) - B * dx * dy)
+    r = r[:, None]
+    dx, dy = (pixel - record_means(r)).unbind(-1)
+    A, B, C = record_conics(r).unbind(-1)
+    sigma = 0.5 * (A * dx**2 + C * dy**2) + B * dx * dy
+    raw = torch.exp2(record_log2_opacities(r)) * torch.exp(-sigma)
     # straight through the clamp
     alpha = raw + (raw.clamp(max=ALPHA_MAX) - raw).detach()
     alpha = torch.where(alpha >= ALPHA_MIN, alpha, 0.0)
-    e = alpha * r[:, None, :, 6]
+    e = alpha * record_masks(r)
     after = torch.cumprod(1 - e, -1)
     before = torch.cat([torch.ones_like(after[..., :1]), after[..., :-1]], -1)
     weights = torch.where(after >= TRANSMITTANCE_MIN, before * e, 0.0)
@@ -95,7 +109,7 @@ def dense(records: Tensor, features: Tensor, width: int, height: int) -> tuple[T
     return image.reshape(*shape, -1), alphas, weights.reshape(*shape, -1)
 
 
-def lists_of(scene: Scene, sort: str = "triton", with_slots: bool = True):
+def lists_of(scene: Scene, with_slots: bool = True):
     C, N, _ = scene.records.shape
     tiles_x, tiles_y = -(-scene.width // TILE_SIZE), -(-scene.height // TILE_SIZE)
     counts = torch.zeros(3, C * N, dtype=torch.int32, device=DEVICE)
@@ -103,9 +117,9 @@ def lists_of(scene: Scene, sort: str = "triton", with_slots: bool = True):
     _count_kernel[(triton.cdiv(C * N, 32),)](
         scene.records, counts, C * N, tiles_x, tiles_y, BLOCK=32
     )
-    keys = scene.rows[:, 7].contiguous().view(torch.int32)
+    keys = record_depths(scene.rows).contiguous().view(torch.int32)
     capacity = int(torch.maximum(counts[0].sum(), 3 * counts[1].sum())) + 37
-    depth, bins = depth_order(keys, counts, workspace, capacity, sort)
+    depth, bins = depth_order(keys, counts, workspace, capacity)
     n = int(depth.cumulative[-1])
     assert torch.equal(depth.cumulative, counts[0, depth.order.long()].cumsum(0).int())
     assert int(workspace[3]) == n
@@ -119,7 +133,7 @@ def lists_of(scene: Scene, sort: str = "triton", with_slots: bool = True):
 def blend(scene: Scene, **flags) -> Blend:
     depth, lists, tiles_x, tiles_y = lists_of(scene)
     defaults = {
-        "first_column": 8, "n_features": 3, "shared": False, "colors_only": True,
+        "first_column": COLOR.value, "n_features": 3, "shared": False, "colors_only": True,
         "mask_gradient": True, "absgrad": False, "deterministic": False, "exact": True,
         "gaussian_ids": None,
     }  # fmt: skip
@@ -129,16 +143,16 @@ def blend(scene: Scene, **flags) -> Blend:
 
 
 @pytest.mark.parametrize("with_slots", [False, True])
-@pytest.mark.parametrize("sort", ["torch", "triton"])
 @pytest.mark.parametrize("N, width, height", [(1, 8, 8), (40, 37, 21), (90, 33, 40)])
-def test_isect_tiles(N, width, height, sort, with_slots):
+def test_isect_tiles(N, width, height, with_slots):
     scene = make_scene(N, width, height, C=2)
-    _, lists, tiles_x, tiles_y = lists_of(scene, sort, with_slots)
+    _, lists, tiles_x, tiles_y = lists_of(scene, with_slots)
     r = scene.records.double().cpu()
-    _, _, weights = dense(r.index_fill(2, torch.tensor([6]), 1e-6), r[..., 8:11], width, height)
+    faint = r.index_fill(2, torch.tensor([MASK.value]), 1e-6)
+    _, _, weights = dense(faint, record_colors(r), width, height)
     offsets, ids = lists.offsets.tolist(), lists.flatten_ids.tolist()
     for camera in range(2):
-        z = r[camera, :, 7]
+        z = record_depths(r[camera])
         for ty in range(tiles_y):
             for tx in range(tiles_x):
                 t = (camera * tiles_y + ty) * tiles_x + tx
@@ -158,7 +172,7 @@ CASES = {
     "colors-fast": {"exact": False},
     "float32": {"colors_only": False},
     "with-depth": {"colors_only": False, "n_features": 4},
-    "depth": {"colors_only": False, "n_features": 1, "first_column": 11},
+    "depth": {"colors_only": False, "n_features": 1, "first_column": DEPTH_FEATURE.value},
     "deterministic": {"deterministic": True},
 }
 
@@ -173,9 +187,9 @@ def test_rasterize_to_pixels(case, N, width, height, C, assert_close):
     args = blend(scene, **CASES[case])
     first, D = args.first_column, args.n_features
     records = scene.records.clone().requires_grad_()
-    means2d = scene.records[..., :2].clone().requires_grad_()
+    means2d = record_means(scene.records).clone().requires_grad_()
     background = torch.rand(C, D, device=DEVICE).requires_grad_()
-    colors, alphas = rasterize_to_pixels(means2d, records.view(-1, 16), None, background, args)
+    colors, alphas = rasterize_to_pixels(means2d, records.flatten(0, 1), None, background, args)
     want_records = scene.records.double().requires_grad_()
     want_background = background.detach().double().requires_grad_()
     features = want_records[..., first : first + D]
@@ -189,10 +203,9 @@ def test_rasterize_to_pixels(case, N, width, height, C, assert_close):
     ((want * v_colors).sum() + (want_alphas * v_alphas).sum()).backward()
     limit = 1e-3 if case == "colors-fast" else 2e-4
     want_v = want_records.grad
-    assert_close("v_means2d", means2d.grad, want_v[..., :2], limit)
-    assert_close("v_conics", records.grad[..., 2:5], want_v[..., 2:5], limit)
-    assert_close("v_log2_opacity", records.grad[..., 5], want_v[..., 5], limit)
-    assert_close("v_mask", records.grad[..., 6], want_v[..., 6], limit)
+    assert_close("v_means2d", means2d.grad, record_means(want_v), limit)
+    for part in (record_conics, record_log2_opacities, record_masks):
+        assert_close(part.__name__, part(records.grad), part(want_v), limit)
     got_f, want_f = records.grad[..., first : first + D], want_v[..., first : first + D]
     assert_close("v_features", got_f, want_f, limit)
     assert_close("v_backgrounds", background.grad, want_background.grad, limit)
@@ -207,8 +220,9 @@ def test_wide_features(place, assert_close):
     shape = {"shared": (30, D), "camera": (2, 30, D), "row": (60, D)}[place]
     features = torch.randn(shape, device=DEVICE).requires_grad_()
     records = scene.records.clone().requires_grad_()
-    rows = records.view(-1, 16)
-    colors, alphas = rasterize_to_pixels(records[..., :2], rows, features, None, args)
+    colors, alphas = rasterize_to_pixels(
+        record_means(records), records.flatten(0, 1), features, None, args
+    )
     want_records = scene.records.double().requires_grad_()
     want_features = features.detach().double().requires_grad_()
     want, want_alphas, _ = dense(
@@ -219,13 +233,13 @@ def test_wide_features(place, assert_close):
     ((colors * v_colors).sum() + (alphas * v_alphas).sum()).backward()
     ((want * v_colors).sum() + (want_alphas * v_alphas).sum()).backward()
     assert_close("v_features", features.grad, want_features.grad, 2e-4)
-    assert_close("v_conics", records.grad[..., 2:5], want_records.grad[..., 2:5], 2e-4)
-    assert_close("v_mask", records.grad[..., 6], want_records.grad[..., 6], 2e-4)
+    for part in (record_conics, record_masks):
+        assert_close(part.__name__, part(records.grad), part(want_records.grad), 2e-4)
 
 
 def test_absgrad(assert_close):
     scene = make_scene(25, 24, 17)
-    means2d = scene.records[..., :2].clone().requires_grad_()
+    means2d = record_means(scene.records).clone().requires_grad_()
     args = blend(scene, absgrad=True)
     colors, _ = rasterize_to_pixels(means2d, scene.rows, None, None, args)
     v = torch.randn_like(colors)
@@ -236,8 +250,8 @@ def test_absgrad(assert_close):
             r = scene.records.double().requires_grad_()
             one = torch.zeros_like(v).double()
             one[:, y, x] = v[:, y, x].double()
-            dense(r, r[..., 8:11], 24, 17)[0].backward(one)
-            want += r.grad[..., :2].abs()
+            dense(r, record_colors(r), 24, 17)[0].backward(one)
+            want += record_means(r.grad).abs()
     assert_close("absgrad", means2d.absgrad, want, 2e-4)
 
 
@@ -246,7 +260,7 @@ def test_contributions(assert_close):
     _, lists, tiles_x, tiles_y = lists_of(scene)
     got = contributions(scene.rows, scene.gaussian_ids, lists, 2, 50, 31, 22, tiles_x, tiles_y)
     r = scene.records.double()
-    weights = dense(r, r[..., 8:11], 31, 22)[2].reshape(-1, 50)
+    weights = dense(r, record_colors(r), 31, 22)[2].reshape(-1, 50)
     assert_close("contrib_max", got["contrib_max"], weights.amax(0), 1e-5)
     assert_close("contrib_sum", got["contrib_sum"], weights.sum(0), 1e-5)
     assert torch.equal(got["contrib_count"].cpu(), (weights > 0).sum(0).cpu())
@@ -259,25 +273,22 @@ def test_no_entries():
     scene = make_scene(3, 16, 9)
     args = blend(Scene(scene.records[:, :1] * 0 + 1e6, 16, 9))
     background = torch.rand(1, 3, device=DEVICE)
-    colors, alphas = rasterize_to_pixels(
-        scene.records[:, :1, :2], scene.rows[:1], None, background, args
-    )
+    means2d = record_means(scene.records[:, :1])
+    colors, alphas = rasterize_to_pixels(means2d, scene.rows[:1], None, background, args)
     assert torch.equal(colors, background[:, None, None].expand_as(colors))
     assert torch.equal(alphas, torch.zeros_like(alphas))
 
 
 def test_sums_end_with_the_room_for_pairs() -> None:
     """What a captured step without enough room sums is not used, but must not be read elsewhere."""
-    around = torch.full((40, 16), torch.nan, device=DEVICE)
-    around[:20] = torch.rand(20, 16, device=DEVICE)
+    size = RECORD_SIZE.value
+    around = torch.full((40, size), torch.nan, device=DEVICE)
+    around[:20] = torch.rand(20, size, device=DEVICE)
     entries = around[:20]
     order = torch.tensor([2, 0, 1, 3], dtype=torch.int32, device=DEVICE)
     cumulative = torch.tensor([3, 18, 25, 39], dtype=torch.int32, device=DEVICE)
-    sums = torch.full((4, 16), torch.nan, device=DEVICE)
-    launch(
-        sum_rows_kernel, (4,), entries, order, cumulative, sums, 20,
-        WIDE_ORDER=False, BLOCK=16, num_warps=1,
-    )  # fmt: skip
+    sums = torch.full((4, size), torch.nan, device=DEVICE)
+    launch(sum_rows_kernel, (4,), entries, order, cumulative, sums, 20, BLOCK=16, num_warps=1)
     parts = [entries[3:18], entries[18:20], entries[:3], entries[20:]]
     want = torch.stack([part.sum(0) for part in parts])
     torch.testing.assert_close(sums, want)

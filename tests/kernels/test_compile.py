@@ -160,29 +160,8 @@ def step_adam() -> None:
     for p in params:
         p.grad = torch.zeros_like(p)
     optimizer, rates = FusedAdam(params), torch.zeros(3, 2)
-    optimizer.apply(rates)
-    skip = torch.zeros(1, dtype=torch.int32)
-    for visible in (None, torch.zeros(128, dtype=torch.bool), torch.zeros(128, dtype=torch.int32)):
-        optimizer.apply(rates, visible=visible, skip=skip)
-
-
-def step_harmonics() -> None:
-    import torch
-
-    from kernels.adam_harmonics import HarmonicsGradient, adam_harmonics_step
-
-    records, rows = torch.zeros(128, 16), torch.zeros(1, 128, dtype=torch.int32)
-    cameras = torch.zeros(1, 4, 4), torch.zeros(1, 3, 3)
-    for count, degree, skip in ((15, 3, rows[:, :1]), (15, 1, None), (0, 0, None)):
-        sh0, shN = torch.zeros(128, 1, 3), torch.zeros(128, count, 3)
-        gradient = HarmonicsGradient(
-            sh0, shN, torch.zeros(128, 3), *cameras, rows, records, degree
-        )
-        gradient.v_records = records
-        adam_harmonics_step(
-            gradient, (sh0, shN), (sh0, shN), torch.zeros(6, 2), (1, 2), betas=(0.9, 0.999),
-            eps=1e-15, skip=skip,
-        )  # fmt: skip
+    for skip in (None, torch.zeros(1, dtype=torch.int32)):
+        optimizer.apply(rates, skip=skip)
 
 
 def add_statistics() -> None:
@@ -246,7 +225,6 @@ CALLS: list[Callable[[], None]] = [
     project_cameras,
     sort_in_launches,
     step_adam,
-    step_harmonics,
     add_statistics,
     explore,
     compare_images,

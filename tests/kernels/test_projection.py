@@ -7,9 +7,18 @@ import pytest
 import torch
 from torch import Tensor
 
-from kernels.blending import spread
 from kernels.constants import TILE_SIZE
 from kernels.projection import Projected, project
+from kernels.record import (
+    HALVES,
+    RECORD_SIZE,
+    record_colors,
+    record_conics,
+    record_depths,
+    record_log2_opacities,
+    record_means,
+    spread,
+)
 from kernels.reference.projection import projection, quats_to_rotmats
 from kernels.reference.sampling import sample_masks
 from kernels.reference.spherical_harmonics import spherical_harmonics
@@ -157,16 +166,16 @@ def compare(
     assert flips <= 0.003 * want_radii.shape[1], f"{flips} radii differ"
     assert_close("means2d", got.means2d * both[..., None], want_means2d * both[..., None], 2e-6)
     records = records_of(got)
-    # Columns 12.. repeat others in the form that blending multiplies.
-    for k in range(12):
+    # HALVES repeat others in the form that blending multiplies.
+    for k in range(HALVES.value):
         kept = both.double()
         assert_close(f"record {k}", records[..., k] * both, want_records[..., k] * kept, 2e-5)
-    assert torch.equal(records[..., :2], got.means2d)
+    assert torch.equal(record_means(records), got.means2d)
 
     g = torch.Generator().manual_seed(1)
-    # Columns 0, 1 and 12.. of v_records do not count.
+    # MEAN and HALVES of v_records do not count.
     v_records = torch.randn(want_records.shape, generator=g).to(DEVICE) * both[..., None]
-    v_records[..., 12:] = float("nan")
+    v_records[..., HALVES.value :] = float("nan")
     v_means2d = torch.randn(want_means2d.shape, generator=g).to(DEVICE) * both[..., None]
     v_masks = torch.randn(t["means"].shape[0], generator=g).to(DEVICE)
     v_rows = torch.full_like(got.records, float("nan"))
@@ -174,7 +183,8 @@ def compare(
     v_rows[got.rows[visible].long()] = v_records[visible]
     outputs, v_outputs = [got.means2d, got.records], [v_means2d, v_rows]
     v_wanted = v_records.double().nan_to_num(0.0)
-    v_wanted[..., :2], v_wanted[..., 12:] = 0.0, 0.0
+    record_means(v_wanted).zero_()
+    v_wanted[..., HALVES.value :] = 0.0
     loss = (want_means2d * v_means2d).sum() + (want_records * v_wanted).sum()
     if want_masks is not None:
         assert got.masks is not None
@@ -201,7 +211,7 @@ def test_sizes(n: int, assert_close: Callable[..., None]) -> None:
     assert got.workspace[0] == visible.sum() and got.workspace[2] == 0
     if n == 1000:
         assert 0.2 < visible.double().mean() < 0.8
-        clamped = (records_of(got)[..., 8:11] == 0) & visible[..., None]
+        clamped = (record_colors(records_of(got)) == 0) & visible[..., None]
         assert clamped.any()
 
 
@@ -219,7 +229,7 @@ def test_activated_inputs(assert_close: Callable[..., None]) -> None:
 
 def test_one_camera_without_colors(assert_close: Callable[..., None]) -> None:
     got = compare(assert_close, activated(scene(200, cameras=1)), sh_degree=None)
-    assert not records_of(got)[..., 8:11].any()
+    assert not record_colors(records_of(got)).any()
     assert got.masks is None
 
 
@@ -261,7 +271,8 @@ def test_depth_keys_sort_as_depths() -> None:
     got = call(t, raw=True)
     n = int((got.rows >= 0).sum())
     assert 0 < n < 600
-    assert torch.equal(got.depth_keys[:n], got.records[:n, 7].contiguous().view(torch.int32))
+    depths = record_depths(got.records[:n]).contiguous()
+    assert torch.equal(got.depth_keys[:n], depths.view(torch.int32))
     assert (got.depth_keys[n:] == 0x7F800000).all()
     assert not got.tile_counts[:, n:].any()
     assert got.gaussian_ids is not None
@@ -276,7 +287,7 @@ def test_rows_beyond_the_capacity(spare: int) -> None:
     n = int((want.rows >= 0).sum())
     got = call(t, raw=True, max_rows=n + spare, with_ids=False)
     kept = min(n, n + spare)
-    assert got.records.shape == (n + spare, 16) and got.gaussian_ids is None
+    assert got.records.shape == (n + spare, RECORD_SIZE.value) and got.gaussian_ids is None
     assert torch.equal(got.records[:kept], want.records[:kept])
     assert torch.equal(got.rows, want.rows.where(want.rows < kept, -1))
     assert torch.equal(got.radii, want.radii)
@@ -289,12 +300,14 @@ def test_tiles_per_gauss() -> None:
     t = {name: x.float() for name, x in scene(100).items()}
     got = call(t, raw=True)
     x, y = torch.meshgrid(torch.arange(WIDTH), torch.arange(HEIGHT), indexing="xy")
-    records = records_of(got).double().cpu()[:, :, :, None, None]
-    dx, dy = x + 0.5 - records[:, :, 0], y + 0.5 - records[:, :, 1]
-    power = records[:, :, 2] * dx * dx + 2 * records[:, :, 3] * dx * dy + records[:, :, 4] * dy * dy
-    t2 = 2 * torch.log(255 * torch.exp2(records[:, :, 5]))
+    records = records_of(got).double().cpu()[:, :, None, None]
+    mx, my = record_means(records).unbind(-1)
+    A, B, C = record_conics(records).unbind(-1)
+    dx, dy = x + 0.5 - mx, y + 0.5 - my
+    power = A * dx * dx + 2 * B * dx * dy + C * dy * dy
+    t2 = 2 * torch.log(255 * torch.exp2(record_log2_opacities(records)))
     for slack, bound in ((1.0, torch.ge), (1.03, torch.le)):
-        reached = (power <= t2 * slack + slack - 1) & (records[:, :, 2] > 0)
+        reached = (power <= t2 * slack + slack - 1) & (A > 0)
         tiles = torch.nn.functional.max_pool2d(reached.double(), TILE_SIZE, ceil_mode=True)
         n_tiles = tiles.sum((-1, -2))
         off = ~bound(spread(got.tile_counts[0], got.rows).cpu(), n_tiles)
@@ -322,9 +335,10 @@ def test_nonfinite_rows_are_culled_and_counted() -> None:
     assert not got.radii[:, rows].any() and (got.rows[:, rows] == -1).all()
     others = [r for r in range(70) if r not in rows]
     records, wanted = spread(got.records, got.rows), spread(want.records, want.rows)
-    assert torch.equal(records[:, others, :12], wanted[:, others, :12])
+    n = HALVES.value
+    assert torch.equal(records[:, others, :n], wanted[:, others, :n])
     for result, r in ((got, records), (want, wanted)):
-        (r[..., :12].sum() + result.means2d.sum()).backward()
+        (r[..., :n].sum() + result.means2d.sum()).backward()
     for name in ("means", "quats", "scales", "opacities", "sh", "mask_logits"):
         v_got, v_want = t[name].grad, clean[name].grad
         assert v_got is not None and v_want is not None
@@ -363,8 +377,9 @@ def test_strided_inputs_and_gradients(assert_close: Callable[..., None]) -> None
     t = {name: x.float() for name, x in scene(90).items()}
     t["sh"] = torch.randn(90, 20, 3).to(DEVICE)[:, 2:18].requires_grad_()
     dense = {**t, "sh": t["sh"].detach().clone().requires_grad_()}
-    rows = torch.randn(180, 16, generator=torch.Generator().manual_seed(0)).to(DEVICE)
-    pixels = rows.view(2, 90, 16)[..., :2]
+    g = torch.Generator().manual_seed(0)
+    rows = torch.randn(180, RECORD_SIZE.value, generator=g).to(DEVICE)
+    pixels = record_means(rows.view(2, 90, -1))
     for inputs, v_means2d in ((t, pixels), (dense, pixels.clone())):
         got = call(inputs, raw=True)
         torch.autograd.backward([got.means2d, got.records], [v_means2d, rows])
