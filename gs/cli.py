@@ -39,6 +39,7 @@ class Method(Protocol):
 
     PRESETS: ClassVar[dict[str, dict[str, Any]]]
     POST_PRESET: ClassVar[str | None]
+    RUN_SETTINGS: ClassVar[dict[str, dict[str, Any]]]
 
     @classmethod
     def preset(cls, name: str) -> Any: ...
@@ -64,7 +65,9 @@ class Choice:
     3dgs for none."""
     preset: str | None = None
     """Setting of the method; mask-gaussian has beta (its default), alpha, gamma and demo, and for
-    post-training post (its default there) and published-post."""
+    post-training post (its default there). As published to the last step, a random draw: its
+    published-alpha, published-beta, published-gamma and published-post, and published-radsplat
+    and published-mini-splatting of lp-3dgs."""
     densifier: Literal["default", "taming", "mcmc"] = "default"
     """default: that of 3DGS. taming: within a --budget, by Taming-3DGS's score. mcmc: within a
     --budget, 3DGS as Markov chain Monte Carlo."""
@@ -120,7 +123,8 @@ def default_config(
         iterations = DEMO_ITERATIONS if choice.demo else iterations
         iterations = origin.post_end if origin is not None and post else iterations
     scene = SceneConfig(DEMO_SCENE if choice.demo else tyro.MISSING, eval=choice.demo)
-    train = TrainConfig(Path("output") / secrets.token_hex(5), iterations=iterations)
+    run = method.RUN_SETTINGS.get(preset, {})
+    train = TrainConfig(Path("output") / secrets.token_hex(5), iterations=iterations, **run)
     optim, densify = OptimConfig(), DENSIFIERS[choice.densifier]()
     pruning = method.preset(preset)
     if origin is not None and origin.post_start is not None:

@@ -19,6 +19,9 @@ class MethodConfig:
     POST_PRESET: ClassVar[str | None] = None
     """The preset that post-training takes by default; None is the first."""
 
+    RUN_SETTINGS: ClassVar[dict[str, dict[str, Any]]] = {}
+    """Settings of the run itself (gs.config.TrainConfig) by preset, where a preset changes some."""
+
     @classmethod
     def preset(cls, name: str) -> Self:
         """The settings called `name`."""
