@@ -39,6 +39,7 @@ class Method(Heritage, Protocol):
 
     PRESETS: ClassVar[dict[str, dict[str, Any]]]
     POST_PRESET: ClassVar[str | None]
+    RUN_SETTINGS: ClassVar[dict[str, dict[str, Any]]]
 
     @classmethod
     def preset(cls, name: str) -> Any: ...
@@ -118,7 +119,8 @@ def default_config(
         iterations = DEMO_ITERATIONS if choice.demo else iterations
         iterations = origin.post_end if origin is not None and post else iterations
     scene = SceneConfig(DEMO_SCENE if choice.demo else tyro.MISSING, eval=choice.demo)
-    train = TrainConfig(Path("output") / secrets.token_hex(5), iterations=iterations)
+    run = method.RUN_SETTINGS.get(preset, {})
+    train = TrainConfig(Path("output") / secrets.token_hex(5), iterations=iterations, **run)
     optim, densify = OptimConfig(), DENSIFIERS[choice.densifier]()
     pruning = method.preset(preset)
     if origin is not None and origin.post_start is not None:

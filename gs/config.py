@@ -49,6 +49,8 @@ class TrainConfig:
     """Highest degree of the spherical harmonics, 0 to 3."""
     sh_degree_interval: int = 1000
     """One more degree is used after so many iterations."""
+    sh_degree_from_iter: int = 0
+    """Up to this iteration only degree 0 is used."""
     lambda_dssim: float = 0.2
     """Share of D-SSIM in the photometric loss; L1 has the rest."""
     random_background: bool = False
@@ -85,10 +87,16 @@ class TrainConfig:
         if self.sh_degree_interval < 1:
             raise SplatrimError("--sh_degree_interval must be at least 1")
 
+    def sh_degree_grows_at(self, step: int) -> bool:
+        """Whether one more degree is used from `step` on: 1000, 2000, 3000 by default."""
+        return step > self.sh_degree_from_iter and step % self.sh_degree_interval == 0
+
     def scaled(self, factor: float) -> "TrainConfig":
         """The same schedule over `factor` times as many iterations."""
         return dataclasses.replace(
-            self, sh_degree_interval=max(round(self.sh_degree_interval * factor), 1)
+            self,
+            sh_degree_interval=max(round(self.sh_degree_interval * factor), 1),
+            sh_degree_from_iter=round(self.sh_degree_from_iter * factor),
         )
 
 

@@ -27,6 +27,12 @@ summed, for which pixels times extent stand.
 Of the faint and the oversized, half go at each densification, drawn in proportion to 1 / score: a
 Gaussian that matters may recover. What other strategies name goes as always. Scores are of the
 plain model: masks that a pruner samples have no part in them.
+
+The published removal is another: it draws half as many rows as there are faint and oversized ones,
+in proportion to 1 / score, and in its first 27 rounds removes only what is both drawn and faint or
+oversized. Here the draw is among the faint and oversized, in every round, so that more of them go.
+Nor are opacities turned into absolute values after iteration 15000: the saved model stays one that
+every viewer shows.
 """
 
 from __future__ import annotations

@@ -157,7 +157,7 @@ class Trainer:
         """Iteration `step`, counted from 1."""
         self.stepper.settle()
         update_learning_rates(self.optimizer, self.optim, extent=self.scene.extent, step=step)
-        if step % self.config.sh_degree_interval == 0:
+        if self.config.sh_degree_grows_at(step):
             self.gaussians.one_up_sh_degree()
         index = self.sampler.next()
         self.images.prefetch(self.sampler.upcoming(PREFETCH))

@@ -3,9 +3,14 @@
 Fan et al., "LightGaussian: Unbounded 3D Gaussian Compression with 15x Reduction and 200+ FPS"
 (NeurIPS 2024, https://arxiv.org/abs/2311.17245). The global significance of a Gaussian is its
 opacity, times the pixels that it reaches in all training views, times its volume (over that which
-90 % of the Gaussians exceed) to the power v_pow. The published code multiplies by the opacity
-itself, where the paper has alpha T, and does not clamp the volume, where the paper does: here as in
-the code. Pruning number k = 0, 1, ... removes the share ratio * decay^k of the lowest.
+90 % of the Gaussians exceed) to the power v_pow. Pruning number k = 0, 1, ... removes the share
+ratio * decay^k of the lowest.
+
+What the published code counts, and this does too, is not what the paper says. A pixel counts in
+full where the Gaussian is blended at all, its alpha 1/255 or more before the ray stops, and counts
+the opacity, not alpha T: a Gaussian behind nearly opaque ones scores as much as one in front. The
+volume is not clamped, and dividing it changes no ranking. Of equal scores the code removes all at
+the cut; here exactly the share goes, the later rows first.
 
 Only the pruning is here, not the distillation of SH bands nor the quantisation that follow it.
 """

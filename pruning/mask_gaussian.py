@@ -15,6 +15,12 @@ bracket that the share of D-SSIM, 0.2, multiplies: its lambda_mask of 0.1 weighs
 here (lambda_mask_factor). It removes nothing before the end. The preset "post" does, so that
 iterations get faster as masks fall, and goes on dividing by the number N at the start: the mean
 over what is left would push each of n Gaussians (N / n)^2 times as hard.
+
+The published code saves one random draw of every Gaussian's mask: the presets "published-alpha",
+"published-beta", "published-gamma" and "published-post" do so too, all others save the Gaussians
+with p > final_threshold. A draw keeps sum(p) Gaussians on average, and history.json has the size of
+each logged iteration's draw (n_used) to compare with the number saved. One published thing no
+preset has: the mask's backward pass, which is wrong where masks of 0 and 1 mix.
 """
 
 import math
@@ -84,7 +90,21 @@ class MaskGaussianConfig(MethodConfig):
             "mask_prune_iter": 500,
             "mean_over": "start",
         },
-        "published-post": {"lambda_mask": 0.1, "lambda_mask_factor": 0.2, "mask_prune_iter": 0},
+        # as published to the last step, which is a random draw
+        "published-beta": {"final_mask": "sample"},
+        "published-alpha": {
+            "lambda_mask": 0.1,
+            "mask_from_iter": 19_000,
+            "mask_until_iter": 20_000,
+            "final_mask": "sample",
+        },
+        "published-gamma": {"lambda_mask": 0.001, "final_mask": "sample"},
+        "published-post": {
+            "lambda_mask": 0.1,
+            "lambda_mask_factor": 0.2,
+            "mask_prune_iter": 0,
+            "final_mask": "sample",
+        },
     }
     POST_PRESET: ClassVar[str | None] = "post"
 

@@ -23,6 +23,9 @@ class MethodConfig:
     PROPERTIES: ClassVar[tuple[str, ...]] = ()
     """Names x of what published .ply files have in properties x_0, x_1, ..., for `adopt`."""
 
+    RUN_SETTINGS: ClassVar[dict[str, dict[str, Any]]] = {}
+    """Settings of the run itself (gs.config.TrainConfig) by preset, where a preset changes some."""
+
     @classmethod
     def adopt(cls, state: State) -> State:
         """A state of the published code as this method's; any other as it is.
