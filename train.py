@@ -22,15 +22,15 @@ from gs.config import resolve_device, resume_command
 from gs.data.demo import write_demo_scene
 from gs.data.scene import load_scene
 from gs.errors import run_cli
+from gs.evaluation.metrics import compute_metrics
+from gs.evaluation.render import render_views
 from gs.files import check_writable
 from gs.logs import show_log
-from gs.memory import keep_freed_memory
-from gs.metrics import compute_metrics
-from gs.render import render_views
-from gs.report import write_report
-from gs.start import PostRates, load_start, with_model_degree
-from gs.strategy import Strategy
-from gs.trainer import Trainer
+from gs.report.sections import write_report
+from gs.training.memory import keep_freed_memory
+from gs.training.start import PostRates, load_start, with_model_degree
+from gs.training.strategy import Strategy
+from gs.training.trainer import Trainer
 from pruning import METHODS
 
 logger = logging.getLogger("splatrim")

@@ -21,7 +21,7 @@ from kernels.binning import depth_order, isect_tiles
 from kernels.blending import Blend, blend_bwd, blend_fwd
 from kernels.constants import TILE_SIZE
 from kernels.projection import project
-from kernels.record import COLOR
+from kernels.projection.record import COLOR
 
 VARIANTS: dict[str, dict[str, bool]] = {
     "default": {},

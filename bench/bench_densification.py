@@ -13,12 +13,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from gs.densify import GRADIENTS, VIEWS, DensifyConfig
-from gs.gaussians import Gaussians
-from gs.morton import reorder
-from gs.optim import build_optimizer
-from gs.rates import OptimConfig
-from gs.strategy import StepContext
+from gs.densification.adaptive import GRADIENTS, VIEWS, DensifyConfig
+from gs.model.gaussians import Gaussians
+from gs.model.morton import reorder
+from gs.model.rates import OptimConfig
+from gs.training.optimizer import build_optimizer
+from gs.training.strategy import StepContext
 from kernels import add_gradient_norms
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")

@@ -10,7 +10,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from bench.sweep_table import markdown
+from bench.sweep.table import markdown
 
 # Variants whose cost is given in the GPU's time, which nothing else on a machine disturbs.
 OTHERS = {

@@ -2,8 +2,8 @@
 
     python -m bench.train_step [--workloads garden-x1 garden-3x3 garden-7x7] [--out FOLDER]
 
-Iterations are those of gs.trainer (bench/training.py says which). FOLDER gets train_step.json,
-.md and .png. Three figures per workload:
+Iterations are those of gs.training.trainer (bench/training.py says which). FOLDER gets
+train_step.json, .md and .png. Three figures per workload:
 
     wall     host time of 20 iterations in a row, over 20; the device is waited for at the ends
              only, as in training. Median of 5 such spans, without a profiler.
@@ -55,7 +55,7 @@ from bench.training import (
 from gs.config import resolve_device
 from gs.errors import SplatrimError, run_cli
 from gs.files import atomic_write, write_json, write_text
-from gs.trainer import Trainer
+from gs.training.trainer import Trainer
 
 WORKLOADS = ("garden-x1", "garden-3x3", "garden-7x7")
 WARM_UP, STEPS, SPANS = 30, 20, 5

@@ -1,7 +1,7 @@
 """Real training iterations on a benchmark's workload: what bench.train_step and scaling time.
 
-A `gs.trainer.Trainer` gets the workload's Gaussians as if they came from a checkpoint, and one
-camera whose image is a rendering of them with noise on it. All learning rates are zero: every
+A `gs.training.trainer.Trainer` gets the workload's Gaussians as if they came from a checkpoint, and
+one camera whose image is a rendering of them with noise on it. All learning rates are zero: every
 iteration does its full arithmetic, and does the same work as the one before. The iterations are
 those after 20,000, so all SH degrees are in use and densification has ended, unless `densifying`
 asks for those after 5,000, which gather its statistics and densify at every 100th.
@@ -21,15 +21,15 @@ from PIL import Image
 from torch import Tensor
 
 from bench.scenes import Workload, load
-from gs.cameras import Camera
 from gs.config import TrainConfig
+from gs.data.camera import Camera
 from gs.data.scene import Scene
-from gs.densify import DensifyConfig
-from gs.evaluation import quantize
-from gs.gaussians import Gaussians
-from gs.rates import OptimConfig
-from gs.renderer import render
-from gs.trainer import Trainer
+from gs.densification.adaptive import DensifyConfig
+from gs.evaluation.views import quantize
+from gs.model.gaussians import Gaussians
+from gs.model.rates import OptimConfig
+from gs.model.renderer import render
+from gs.training.trainer import Trainer
 from pruning import METHODS
 
 FIRST_STEP, DENSIFYING_STEP = 20_001, 5_001
@@ -75,7 +75,7 @@ def random_workload(n: int, width: int, height: int) -> Workload:
 
 
 def raw_parameters(w: Workload) -> dict[str, Tensor]:
-    """The workload's Gaussians as `gs.gaussians` holds them: log-scales, logits."""
+    """The workload's Gaussians as `gs.model.gaussians` holds them: log-scales, logits."""
     return {
         "means": w.means,
         "quats": w.quats,

@@ -15,13 +15,13 @@ from typing import Any, ClassVar, Generic, Literal, Protocol, TypeVar, get_args
 import tyro
 
 from .config import PUBLISHED_ITERATIONS, SceneConfig, TrainConfig, as_plain
-from .densify import DensifierConfig, DensifyConfig
+from .densification.adaptive import DensifierConfig, DensifyConfig
+from .densification.mcmc import MCMCConfig
+from .densification.taming import TamingConfig
 from .errors import SplatrimError
-from .mcmc import MCMCConfig
-from .rates import OptimConfig
-from .start import Heritage, Origin, find_origin
-from .strategy import Strategy
-from .taming import TamingConfig
+from .model.rates import OptimConfig
+from .training.start import Heritage, Origin, find_origin
+from .training.strategy import Strategy
 
 Recipe = Literal["default", "fast"]
 Schedule = Literal["auto", "published", "scaled"]

@@ -1,7 +1,8 @@
 """Settings of a run that belong to no single part: where the scene is, what is written, how long.
 
-Optimizer and densifier keep theirs beside their code (gs.optim, gs.densify), pruners in pruning/.
-All are frozen dataclasses; `train.py` joins them into flat command-line flags.
+Optimizer and densifier keep theirs beside their code (gs.training.optimizer,
+gs.densification.adaptive), pruners in pruning/. All are frozen dataclasses; `train.py` joins them
+into flat command-line flags.
 """
 
 import dataclasses

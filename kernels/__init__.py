@@ -3,10 +3,9 @@
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from ._checks import uses_triton
-from .densification import add_gradient_norms
+from .backend import uses_triton
+from .densification import add_gradient_norms, add_langevin_noise, add_regularizer_gradients
 from .masks import sampled_in_any
-from .mcmc import add_langevin_noise, add_regularizer_gradients
 from .photometric import (
     photometric_gradient,
     photometric_loss,
@@ -14,14 +13,14 @@ from .photometric import (
     structural_similarity,
 )
 from .rasterization import rasterization
-from .reference.sampling import logistic_noise, philox, sample_masks, uniform
+from .reference.masks import logistic_noise, philox, sample_masks, uniform
 
 if TYPE_CHECKING:
     from .adam import FusedAdam
-    from .capacity import Room
-    from .launch import warm_up
+    from .masks.kernel import split_seed
     from .pipeline import rasterize
-    from .sampling import split_seed
+    from .runtime.capacity import Room
+    from .runtime.launch import warm_up
 
 _NEED_TRITON = {
     "FusedAdam": ".adam",

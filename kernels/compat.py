@@ -14,8 +14,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ._checks import check, check_same
 from .rasterization import choose_backend
+from .validation import check, check_same
 
 NEAR_PLANE = 0.2
 

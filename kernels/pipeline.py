@@ -9,10 +9,10 @@ and blend. They are read after everything is queued, so the GPU never waits for 
 whose guess was too small repeats itself before it returns.
 
 Small scenes take the GPU less time than the host. So calls of a kind are repeated from notes
-(program.py), and autograd hears of the results once all kernels are queued.
+(runtime/recording.py), and autograd hears of the results once all kernels are queued.
 
 A CUDA graph can neither read a count nor repeat anything. There the caller fixes the capacities
-(`Room`, capacity.py) and compares them with `info["needed"]` once the graph has run.
+(`Room`, runtime/capacity.py) and compares them with `info["needed"]` once the graph has run.
 """
 
 from collections.abc import Callable, Hashable
@@ -23,12 +23,8 @@ from torch import Tensor
 
 from .binning import DepthOrder, depth_order, isect_tiles, lists_in
 from .blending import NONE, Blend, ListsIn, blend_fwd, differentiable_pixels
-from .capacity import Room, capacities
+from .blending.contributions import contributions as measure_contributions
 from .constants import EPS2D, FAR_PLANE, NEAR_PLANE, TILE_SIZE
-from .contributions import contributions as measure_contributions
-from .info import Info
-from .layout import Layout
-from .program import KINDS, Results, new_name, repeat, shape_of
 from .projection import (
     COUNTERS,
     RADII,
@@ -41,8 +37,12 @@ from .projection import (
     row_stride,
     told_layout,
 )
-from .record import COLOR, DEPTH_FEATURE, record_conics, record_depths, spread
+from .projection.record import COLOR, DEPTH_FEATURE, record_conics, record_depths, spread
 from .reference.rasterization import rasterize as rasterize_nothing
+from .runtime.capacity import Room, capacities
+from .runtime.lazy_info import Info
+from .runtime.packed import Layout
+from .runtime.recording import KINDS, Results, new_name, repeat, shape_of
 
 
 def rasterize(
@@ -152,7 +152,7 @@ def rasterize(
 class _Plan(NamedTuple):
     """What a kind of calls has in common."""
 
-    name: int  # stands for the kind: program.py
+    name: int  # stands for the kind: runtime/recording.py
     settings: Settings
     blend: Blend  # without tensors
     lists_in: ListsIn
@@ -211,7 +211,7 @@ def _plan(
 
 
 class _Rendered(NamedTuple):
-    """What a call keeps; shapes as in projection.py."""
+    """What a call keeps; shapes as in projection/."""
 
     means2d: Tensor
     records: Tensor

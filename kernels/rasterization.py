@@ -7,9 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ._checks import check, check_same, uses_triton
+from .backend import uses_triton
 from .constants import EPS2D, FAR_PLANE, MAX_SH_DEGREE, NEAR_PLANE
 from .reference.rasterization import rasterize as rasterize_reference
+from .validation import check, check_same
 
 RENDER_MODES = ("RGB", "D", "ED", "RGB+D", "RGB+ED")
 

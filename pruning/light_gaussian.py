@@ -21,9 +21,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
-from gs.cameras import Camera
-from gs.errors import SplatrimError
-from gs.gaussians import Gaussians
+from gs import Camera, Gaussians, SplatrimError
 
 from .score_pruning import ScorePruningConfig, check_share
 from .scores import accumulate_scores, n_kept, top_k

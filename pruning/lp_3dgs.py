@@ -3,7 +3,7 @@ r"""LP-3DGS: learn for a few hundred iterations which Gaussians matter, then pru
 Zhang et al., "LP-3DGS: Learning to Prune 3D Gaussian Splatting" (NeurIPS 2024,
 https://arxiv.org/abs/2405.18784). Every Gaussian i has a logit m_i, at first 1, and an importance
 score S_i over the training views. Its opacity o_i becomes, with fresh logistic noise g_i in each
-iteration t (pruning/gumbel.py),
+iteration t (pruning/relaxations.py),
 
     o_i' = o_i * sigmoid((m_i S_i + g_i) / tau)
     loss += lambda_mask * mean(sigmoid(m))
@@ -40,19 +40,22 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
-from gs.cameras import Camera
-from gs.config import PUBLISHED_ITERATIONS
-from gs.errors import SplatrimError
-from gs.gaussians import Gaussians
-from gs.renderer import RenderOutput
-from gs.rows import keep_rows
-from gs.sampler import derive_seed
-from gs.specs import ParameterSpec
-from gs.strategy import StepContext, Strategy
+from gs import (
+    PUBLISHED_ITERATIONS,
+    Camera,
+    Gaussians,
+    ParameterSpec,
+    RenderOutput,
+    SplatrimError,
+    StepContext,
+    Strategy,
+    derive_seed,
+    keep_rows,
+)
 from kernels import logistic_noise
 
-from .gumbel import gumbel_sigmoid, straight_through
 from .method import MethodConfig
+from .relaxations import gumbel_sigmoid, straight_through
 from .scores import accumulate_scores
 
 INITIAL_LOGIT = 1.0

@@ -31,16 +31,22 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
-from gs.errors import SplatrimError
-from gs.gaussians import Gaussians
-from gs.histograms import Histogram, unit_histogram
-from gs.rates import step_gain
-from gs.renderer import RenderOutput
-from gs.rows import keep_rows
-from gs.sampler import derive_seed
-from gs.specs import ParameterSpec
-from gs.start import POST_ITERATIONS, State, without_added
-from gs.strategy import StepContext, Strategy
+from gs import (
+    POST_ITERATIONS,
+    Gaussians,
+    Histogram,
+    ParameterSpec,
+    RenderOutput,
+    SplatrimError,
+    State,
+    StepContext,
+    Strategy,
+    derive_seed,
+    keep_rows,
+    step_gain,
+    unit_histogram,
+    without_added,
+)
 from kernels import sample_masks, sampled_in_any
 
 from .method import MethodConfig

@@ -5,9 +5,7 @@ from typing import Any, ClassVar
 
 from typing_extensions import Self
 
-from gs.errors import SplatrimError
-from gs.start import State, without_added
-from gs.strategy import Strategy
+from gs import SplatrimError, State, Strategy, without_added
 
 
 @dataclass(frozen=True)
@@ -31,8 +29,8 @@ class MethodConfig:
         """A state of the published code as this method's; any other as it is.
 
         Args:
-            state: What a checkpoint holds (gs.checkpoint). Parameters of foreign files have the
-                names that they have there.
+            state: What a checkpoint holds (gs.training.checkpoint). Parameters of foreign files
+                have the names that they have there.
 
         Raises:
             SplatrimError: A parameter has a shape that the published code does not write.

@@ -19,9 +19,7 @@ from typing import Any, ClassVar, Literal
 
 from torch import Tensor
 
-from gs.cameras import Camera
-from gs.errors import SplatrimError
-from gs.gaussians import Gaussians
+from gs import Camera, Gaussians, SplatrimError
 
 from .score_pruning import ScorePruningConfig, check_share
 from .scores import ScoreKind, accumulate_scores, keep_by_cumulative, n_kept, sample_keep

@@ -17,15 +17,10 @@ import torch
 from torch import Tensor
 from typing_extensions import Self
 
-from gs.cameras import Camera
-from gs.errors import SplatrimError
-from gs.gaussians import Gaussians
-from gs.rows import keep_rows
-from gs.sampler import derive_seed
-from gs.strategy import StepContext, Strategy
+from gs import Camera, Gaussians, SplatrimError, StepContext, Strategy, derive_seed, keep_rows
 
-from .curves import write_pruning
 from .method import MethodConfig
+from .score_report import write_pruning
 from .scores import accumulate_scores, n_kept, save_scores, top_k
 
 logger = logging.getLogger("splatrim")

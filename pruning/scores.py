@@ -26,11 +26,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gs.cameras import Camera
-from gs.errors import SplatrimError
-from gs.files import atomic_write
-from gs.gaussians import Gaussians
-from gs.renderer import render
+from gs import Camera, Gaussians, SplatrimError, atomic_write, render
 from kernels import uniform
 
 ScoreKind = Literal[

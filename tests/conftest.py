@@ -15,10 +15,10 @@ from torch import Tensor, nn
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
-from gs.cameras import Camera  # noqa: E402
+from gs.data.camera import Camera  # noqa: E402
 from gs.data.scene import Scene  # noqa: E402
-from gs.gaussians import Gaussians  # noqa: E402
-from gs.renderer import render  # noqa: E402
+from gs.model.gaussians import Gaussians  # noqa: E402
+from gs.model.renderer import render  # noqa: E402
 
 REPO = Path(__file__).resolve().parents[1]
 

@@ -16,12 +16,12 @@ import torch
 from PIL import Image
 from plyfile import PlyData, PlyElement
 
-import gs.render
+import gs.evaluation.render
 import train
 from gs.data.demo import write_demo_scene
 from gs.errors import SplatrimError
-from gs.gaussians import Gaussians
-from gs.ply import save_ply
+from gs.model.gaussians import Gaussians
+from gs.model.ply import save_ply
 
 
 @pytest.fixture(scope="module")
@@ -184,7 +184,7 @@ def test_nan_in_a_saved_model(scene: Path, tmp_path: Path) -> None:
     ply.write(str(path))
     before = contents(tmp_path)
     with pytest.raises(SplatrimError, match=r"opacity"):
-        gs.render.main(["-m", str(out), "--quiet"])
+        gs.evaluation.render.main(["-m", str(out), "--quiet"])
     assert contents(tmp_path) == before
 
 

@@ -11,8 +11,8 @@ from PIL import Image
 import train
 from gs.data.demo import write_demo_scene
 from gs.data.scene import load_scene
-from gs.gaussians import Gaussians
-from gs.ply import save_ply
+from gs.model.gaussians import Gaussians
+from gs.model.ply import save_ply
 
 FENCE = re.compile(r"^```python\n(.*?)^```", re.MULTILINE | re.DOTALL)
 

@@ -16,16 +16,16 @@ import pytest
 import torch
 
 import train
-from gs.checkpoint import load_checkpoint
 from gs.config import resume_command
 from gs.data.demo import write_demo_scene
 from gs.data.loader import ImageLoader
 from gs.data.scene import load_scene
 from gs.errors import SplatrimError
-from gs.evaluation import evaluate_views, mean_scores
-from gs.gaussians import Gaussians
-from gs.ply import load_ply, save_ply
-from gs.rates import OptimConfig
+from gs.evaluation.views import evaluate_views, mean_scores
+from gs.model.gaussians import Gaussians
+from gs.model.ply import load_ply, save_ply
+from gs.model.rates import OptimConfig
+from gs.training.checkpoint import load_checkpoint
 
 
 @pytest.fixture(scope="module")
@@ -367,7 +367,7 @@ def test_kernels_train_as_the_reference_does(
         return trainer.tracker.history["test"][-1]["psnr"]
 
     by_kernels = [psnr(run) for run in range(8)]
-    monkeypatch.setattr("kernels._checks.has_triton", lambda: False)
+    monkeypatch.setattr("kernels.backend.has_triton", lambda: False)
     for name in ("kernels.rasterize", "kernels.pipeline.rasterize"):
         monkeypatch.setattr(name, None)  # not to be called
     by_reference = [psnr(run) for run in range(4)]

@@ -16,9 +16,10 @@ from torch import Tensor
 
 import train
 from gs.data.demo import write_demo_scene
-from gs.gaussians import Gaussians
 from gs.losses import ssim
-from gs.sampler import CameraSampler, derive_seed
+from gs.model.gaussians import Gaussians
+from gs.seeds import derive_seed
+from gs.training.sampler import CameraSampler
 from kernels import add_langevin_noise, rasterization, sample_masks
 
 SEED = 5

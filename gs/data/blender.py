@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 
-from ..cameras import Camera
 from ..errors import SplatrimError
+from .camera import Camera
 from .image_file import image_size
 from .resolution import training_size
 

@@ -13,10 +13,10 @@ import pycolmap
 import torch
 from torch import Tensor
 
-from ..cameras import Camera
 from ..errors import SplatrimError
+from .camera import Camera
+from .colmap_integrity import is_complete
 from .image_file import check_size, image_size
-from .records import is_complete
 from .resolution import training_size
 
 MODELS = ("PINHOLE", "SIMPLE_PINHOLE")

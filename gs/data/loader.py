@@ -13,8 +13,8 @@ from types import TracebackType
 import torch
 from torch import Tensor
 
-from ..cameras import Camera
 from ..errors import SplatrimError
+from .camera import Camera
 from .image_file import check_size, decode, image_size
 
 

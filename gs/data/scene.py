@@ -6,9 +6,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ..cameras import Camera, camera_extent
 from ..errors import SplatrimError
 from . import blender, colmap
+from .camera import Camera, camera_extent
 from .resolution import check_resolution
 
 TEST_EVERY = 8

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from ..constants import UNIFORM_MIN
+from .masks import philox4, to_uniform
 from .projection import quats_to_rotmats
-from .sampling import philox4, to_uniform
 
 
 def normals(seed: int, ids: Tensor) -> Tensor:

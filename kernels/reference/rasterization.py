@@ -12,8 +12,8 @@ from ..constants import EPS2D, FAR_PLANE, NEAR_PLANE, TILE_SIZE
 from .binning import gaussian_spans, split_rows, tiles_per_gauss
 from .blending import buckets, composite, contributing_fragments
 from .contributions import Contributions
+from .masks import sample_masks
 from .projection import Projection, projection
-from .sampling import sample_masks
 from .sorting import sort_by_depth
 from .spherical_harmonics import spherical_harmonics
 

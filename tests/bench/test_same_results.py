@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 from bench.same_results import CASES, differences, fingerprint
-from gs.checkpoint import save_checkpoint
 from gs.cli import DENSIFIERS
 from gs.files import write_json
-from gs.ply import save_ply
+from gs.model.ply import save_ply
+from gs.training.checkpoint import save_checkpoint
 from pruning import METHODS
 
 

@@ -25,11 +25,11 @@ CAPABILITIES = (80, 90)
 # Stack bytes per thread that are accepted, by a pattern of labels, with the reason.
 SPILLS_ALLOWED: dict[str, int] = {
     # a few values, for one more program per SM
-    "kernels.projection_forward.project_fwd_kernel": 64,
+    "kernels.projection.forward.project_fwd_kernel": 64,
     # odd widths alone, for a third program per scheduler
-    r"kernels.ssim._ssim_gradient_kernel\(.*ALIGN=1": 48,
+    r"kernels.photometric.kernel._ssim_gradient_kernel\(.*ALIGN=1": 48,
     # a few values used once, for two programs per SM
-    "kernels.sweeps.sweep_kernel": 48,
+    "kernels.sorting.passes.sweep_kernel": 48,
     # sm_80's compiler will have it so
     "kernels.binning._order_kernel": 48,
 }
@@ -76,7 +76,7 @@ def render_deterministic() -> None:
 def render_published() -> None:
     import torch
 
-    from bench.published_backward import published_gradients
+    from bench.ablation.published_backward import published_gradients
 
     with published_gradients():
         render(mask_logits=torch.zeros(128, 2, requires_grad=True))
@@ -196,7 +196,7 @@ def compare_images() -> None:
     """Widths by what divides them; float targets, and values alone."""
     import torch
 
-    from kernels.ssim import photometric
+    from kernels.photometric.kernel import photometric
 
     for width in (52, 50, 51):
         colors = torch.zeros(40, width, 3)
@@ -237,7 +237,7 @@ def record_launches(calls: list[Callable[[], None]]) -> dict[str, tuple[Any, dic
     import torch
     from triton.runtime.jit import JITFunction
 
-    from kernels import launch
+    from kernels.runtime import launch
 
     found: dict[str, tuple[Any, dict, dict, dict]] = {}
     types = {

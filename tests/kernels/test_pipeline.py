@@ -273,8 +273,8 @@ def test_room(assert_close, monkeypatch):
 @pytest.mark.gpu
 def test_capture(assert_close):
     """A graph of forward and backward draws anew with the seed in memory."""
+    from kernels.masks.kernel import split_seed
     from kernels.pipeline import Room
-    from kernels.sampling import split_seed
 
     scene = make_scene(200)
     logits = torch.randn(200, 2, device=DEVICE, requires_grad=True)

@@ -10,13 +10,13 @@ from torch import Tensor
 
 import pruning.lp_3dgs
 from gs.errors import SplatrimError
-from gs.gaussians import Gaussians
-from gs.optim import build_optimizer
-from gs.rates import OptimConfig
-from gs.renderer import RenderOutput
-from gs.rows import keep_rows
-from gs.strategy import StepContext
-from kernels.reference.sampling import uniform
+from gs.model.gaussians import Gaussians
+from gs.model.rates import OptimConfig
+from gs.model.renderer import RenderOutput
+from gs.model.rows import keep_rows
+from gs.training.optimizer import build_optimizer
+from gs.training.strategy import StepContext
+from kernels.reference.masks import uniform
 from pruning import METHODS
 from pruning.lp_3dgs import LP3DGS, SCORES, LP3DGSConfig
 

@@ -9,15 +9,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from gs.checkpoint import load_checkpoint
 from gs.config import TrainConfig
 from gs.data.scene import Scene
-from gs.densify import DensifyConfig
-from gs.gaussians import Gaussians
-from gs.ply import load_ply, save_ply
-from gs.rates import OptimConfig
-from gs.start import PostRates, load_start
-from gs.trainer import Trainer
+from gs.densification.adaptive import DensifyConfig
+from gs.model.gaussians import Gaussians
+from gs.model.ply import load_ply, save_ply
+from gs.model.rates import OptimConfig
+from gs.training.checkpoint import load_checkpoint
+from gs.training.start import PostRates, load_start
+from gs.training.trainer import Trainer
 from pruning import METHODS
 from pruning.lp_3dgs import SCORES, LP3DGSConfig
 from pruning.scores import accumulate_scores

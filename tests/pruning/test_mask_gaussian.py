@@ -8,14 +8,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from gs.cameras import Camera
-from gs.densify import GRADIENTS, VIEWS, DensifyConfig, add_statistics
+from gs.data.camera import Camera
+from gs.densification.adaptive import GRADIENTS, VIEWS, DensifyConfig, add_statistics
 from gs.errors import SplatrimError
-from gs.gaussians import Gaussians
-from gs.optim import build_optimizer
-from gs.rates import OptimConfig
-from gs.renderer import RenderOutput, render
-from gs.strategy import StepContext
+from gs.model.gaussians import Gaussians
+from gs.model.rates import OptimConfig
+from gs.model.renderer import RenderOutput, render
+from gs.training.optimizer import build_optimizer
+from gs.training.strategy import StepContext
 from kernels import sample_masks
 from pruning.mask_gaussian import MaskGaussian, MaskGaussianConfig
 

@@ -10,7 +10,7 @@ import torch
 
 import train
 from gs.config import TrainConfig
-from gs.gaussians import Gaussians
+from gs.model.gaussians import Gaussians
 from pruning import LP3DGSConfig, MaskGaussianConfig, MethodConfig
 
 SAMPLE = {"final_mask": "sample"}

@@ -8,14 +8,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from gs.checkpoint import load_checkpoint
 from gs.config import TrainConfig
 from gs.data.scene import Scene
-from gs.densify import DensifierConfig, DensifyConfig
-from gs.mcmc import MCMCConfig
-from gs.rates import OptimConfig
-from gs.taming import TamingConfig
-from gs.trainer import Trainer
+from gs.densification.adaptive import DensifierConfig, DensifyConfig
+from gs.densification.mcmc import MCMCConfig
+from gs.densification.taming import TamingConfig
+from gs.model.rates import OptimConfig
+from gs.training.checkpoint import load_checkpoint
+from gs.training.trainer import Trainer
 from pruning import METHODS
 from pruning.method import MethodConfig
 

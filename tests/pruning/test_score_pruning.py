@@ -13,17 +13,17 @@ import torch
 from torch import Tensor
 
 import train
-from gs.checkpoint import load_checkpoint
 from gs.config import TrainConfig
 from gs.data.demo import write_demo_scene
 from gs.data.scene import Scene
 from gs.errors import SplatrimError
-from gs.gaussians import Gaussians
-from gs.optim import build_optimizer
-from gs.ply import load_ply, save_ply
-from gs.rates import OptimConfig
-from gs.strategy import StepContext
-from gs.trainer import Trainer
+from gs.model.gaussians import Gaussians
+from gs.model.ply import load_ply, save_ply
+from gs.model.rates import OptimConfig
+from gs.training.checkpoint import load_checkpoint
+from gs.training.optimizer import build_optimizer
+from gs.training.strategy import StepContext
+from gs.training.trainer import Trainer
 from pruning import (
     METHODS,
     LightGaussianConfig,

@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 
 import pruning.scores
-from gs.cameras import Camera
+from gs.data.camera import Camera
 from gs.errors import SplatrimError
-from gs.gaussians import Gaussians
-from gs.renderer import render
+from gs.model.gaussians import Gaussians
+from gs.model.renderer import render
 from pruning.scores import (
     accumulate_scores,
     keep_by_cumulative,

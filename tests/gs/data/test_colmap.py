@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from gs.data.records import is_complete
+from gs.data.colmap_integrity import is_complete
 from gs.data.scene import Scene, load_scene
 from gs.errors import SplatrimError
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from gs.cameras import Camera
+from gs.data.camera import Camera
 from gs.data.loader import ImageLoader
 from gs.errors import SplatrimError
 

@@ -2,12 +2,7 @@ import pytest
 import torch
 
 from kernels.constants import ALPHA_MIN
-from kernels.reference.binning import (
-    gaussian_spans,
-    span_fragments,
-    split_rows,
-    tiles_per_gauss,
-)
+from kernels.reference.binning import gaussian_spans, span_fragments, split_rows, tiles_per_gauss
 from kernels.reference.projection import projection
 
 W, H = 47, 29

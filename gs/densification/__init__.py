@@ -1,0 +1,1 @@
+"""Densifiers: strategies that add Gaussians."""

@@ -1,0 +1,1 @@
+"""Image quality: losses, metrics and rendered views."""

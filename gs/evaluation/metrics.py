@@ -1,0 +1,194 @@
+"""PSNR, SSIM and LPIPS of a run's test views: `python -m gs.metrics -m OUT [OUT ...]`.
+
+They are taken from the 8-bit images that `python -m gs.render` wrote, and go to results.json and
+per_view.json in the layout of the original code. LPIPS (Zhang et al., CVPR 2018; VGG, version 0.1)
+is fed images in 0..1 as the original does, though the network is made for -1..1: so the figures
+compare with published tables. Without the package or its weights the others are written alone.
+"""
+
+import importlib
+import logging
+import pickle
+import sys
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import torch
+import tyro
+from PIL import Image, UnidentifiedImageError
+from torch import Tensor
+
+from ..config import resolve_device
+from ..errors import SplatrimError
+from ..files import write_json
+from ..logs import show_log
+from ..losses import ssim, to_float
+from .views import psnr
+
+__all__ = ["compute_metrics", "load_lpips", "psnr", "read_image", "ssim"]
+
+VGG_FILE = "vgg16-397923af.pth"
+VGG_URL = f"https://download.pytorch.org/models/{VGG_FILE}"
+VGG_MIN_SIZE = 16  # four halvings must leave a pixel
+
+LPIPS = Callable[[Tensor, Tensor], Tensor]  # [1, 3, H, W] twice -> one number
+
+logger = logging.getLogger("splatrim")
+
+
+@dataclass(frozen=True)
+class MetricsConfig:
+    """Which runs to measure."""
+
+    model_paths: Annotated[tuple[Path, ...], tyro.conf.arg(name="model_path", aliases=("-m",))]
+    """Output folders of runs whose test views are rendered."""
+    device: str = "auto"
+    """auto, cpu or cuda."""
+
+
+def compute_metrics(
+    model_paths: Sequence[str | Path], *, device: str = "auto"
+) -> dict[str, dict[str, dict[str, float]]]:
+    """Measure the rendered test views of runs and write their results.json and per_view.json.
+
+    Args:
+        model_paths: Output folders.
+        device: "auto", "cpu" or "cuda".
+
+    Returns:
+        Per folder what results.json says: {"ours_N": {"SSIM", "PSNR", "LPIPS"}}; LPIPS is left out
+        where it is not available, and the log says why.
+
+    Raises:
+        SplatrimError: no rendered views, or a broken or mismatched image; other runs' files that
+            were written before stay.
+    """
+    where = resolve_device(device)
+    views = {Path(path): _find_views(Path(path)) for path in model_paths}
+    lpips = load_lpips(where)
+    if isinstance(lpips, str):
+        logger.warning(lpips)
+    all_results: dict[str, dict[str, dict[str, float]]] = {}
+    for path, methods in views.items():
+        results: dict[str, dict[str, float]] = {}
+        per_view: dict[str, dict[str, dict[str, float]]] = {}
+        for method, pairs in methods.items():
+            per_view[method] = _measure(pairs, None if isinstance(lpips, str) else lpips, where)
+            results[method] = {
+                name: sum(values.values()) / len(values)
+                for name, values in per_view[method].items()
+            }
+            figures = ", ".join(f"{name} {value:.4f}" for name, value in results[method].items())
+            logger.info(f"{path} {method}: {figures} ({len(pairs)} test views)")
+        write_json(path / "results.json", results)
+        write_json(path / "per_view.json", per_view)
+        all_results[str(path)] = results
+    return all_results
+
+
+def read_image(path: Path) -> Tensor:  # [H, W, 3] uint8
+    """Decode an image as RGB. Raises SplatrimError where it is broken."""
+    try:
+        with Image.open(path) as image:
+            return torch.from_numpy(np.array(image.convert("RGB")))
+    except (UnidentifiedImageError, OSError, ValueError, SyntaxError) as error:
+        raise SplatrimError(f"cannot read the image {path}: {error}") from error
+
+
+def load_lpips(device: torch.device | str = "cpu") -> LPIPS | str:
+    """The LPIPS network if all of it is on this machine, else a line that says what is missing.
+
+    Nothing is downloaded.
+    """
+    try:
+        lpips = importlib.import_module("lpips")
+    except ImportError as error:
+        return f"LPIPS is left out: {error}; `pip install lpips torchvision` brings it"
+    # torchvision raises these when it does not fit the installed torch
+    except (RuntimeError, AttributeError, OSError) as error:
+        return (
+            f"LPIPS is left out: torchvision does not work ({_first_sentence(error)}); "
+            f"install the one made for torch {torch.__version__}"
+        )
+    weights = Path(torch.hub.get_dir()) / "checkpoints" / VGG_FILE
+    if not weights.is_file():
+        return (
+            f"LPIPS is left out: its VGG weights are not on this machine; "
+            f"`curl -L --create-dirs -o {weights} {VGG_URL}` brings them"
+        )
+    try:
+        with warnings.catch_warnings():
+            # lpips asks torchvision for weights in a way that is deprecated
+            warnings.simplefilter("ignore", UserWarning)
+            network = lpips.LPIPS(net="vgg", version="0.1", verbose=False)
+    except (RuntimeError, EOFError, OSError, ValueError, KeyError, pickle.UnpicklingError) as error:
+        return f"LPIPS is left out: {weights} cannot be used ({_first_sentence(error)})"
+    return network.eval().requires_grad_(False).to(device)
+
+
+def _first_sentence(error: Exception) -> str:
+    lines = str(error).splitlines() or [type(error).__name__]
+    return lines[0].split(". ")[0]
+
+
+def _find_views(model_path: Path) -> dict[str, list[tuple[Path, Path]]]:
+    """Pairs of rendering and ground truth by method ("ours_N"), checked for completeness."""
+    if not model_path.is_dir():
+        raise SplatrimError(f"no such folder: {model_path}")
+    methods: dict[str, list[tuple[Path, Path]]] = {}
+    folders = (model_path / "test").glob("ours_*")
+    for folder in sorted(folders, key=lambda f: (len(f.name), f.name)):
+        renders = sorted((folder / "renders").glob("*.png"))
+        pairs = [(path, folder / "gt" / path.name) for path in renders]
+        missing = [truth for _, truth in pairs if not truth.is_file()]
+        if missing:
+            raise SplatrimError(f"the ground truth {missing[0]} is missing")
+        if pairs:
+            methods[folder.name] = pairs
+    if not methods:
+        raise SplatrimError(
+            f"{model_path} has no rendered test views: train with --eval, then run "
+            f"python -m gs.render -m {model_path}"
+        )
+    return methods
+
+
+@torch.no_grad()
+def _measure(
+    pairs: list[tuple[Path, Path]], lpips: LPIPS | None, device: torch.device
+) -> dict[str, dict[str, float]]:
+    """Metrics by name and view."""
+    scores: dict[str, dict[str, float]] = {"SSIM": {}, "PSNR": {}}
+    if lpips is not None:
+        scores["LPIPS"] = {}
+    for path, truth_path in pairs:
+        a, b = read_image(path).to(device), read_image(truth_path).to(device)
+        if a.shape != b.shape:
+            sizes = f"{a.shape[1]}x{a.shape[0]}", f"{b.shape[1]}x{b.shape[0]}"
+            raise SplatrimError(f"{path} has {sizes[0]} pixels, its ground truth {sizes[1]}")
+        a, b = to_float(a), to_float(b)
+        scores["SSIM"][path.name] = ssim(a, b).item()
+        scores["PSNR"][path.name] = psnr(a, b).item()
+        if lpips is not None:
+            if min(a.shape[:2]) < VGG_MIN_SIZE:
+                raise SplatrimError(f"{path} is too small for LPIPS: {VGG_MIN_SIZE} pixels a side")
+            batch = [x.permute(2, 0, 1)[None] for x in (a, b)]
+            scores["LPIPS"][path.name] = lpips(*batch).item()
+    return scores
+
+
+def main(args: Sequence[str] | None = None) -> None:
+    """Entry point of `python -m gs.metrics`."""
+    config: Any = tyro.cli(
+        MetricsConfig,
+        args=sys.argv[1:] if args is None else args,
+        description=__doc__,
+        config=(tyro.conf.OmitArgPrefixes,),
+        use_underscores=True,
+    )
+    show_log(quiet=False)
+    compute_metrics(config.model_paths, device=config.device)

@@ -1,0 +1,296 @@
+"""Render a trained model's views: `python -m gs.render -m OUT [--skip_train]`.
+
+Writes {train,test}/ours_N/{renders,gt}/00000.png, 8 bits a channel, numbered per folder as in the
+original code, and render_stats.json: image names, mean quality and rendering speed.
+"""
+
+import ast
+import logging
+import re
+import statistics
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import tyro
+from PIL import Image
+from torch import Tensor
+from tqdm import tqdm
+
+from ..config import resolve_device
+from ..data.camera import Camera
+from ..data.loader import ImageLoader
+from ..data.scene import Scene, load_scene
+from ..errors import SplatrimError
+from ..files import atomic_write, check_writable, read_json, write_json
+from ..logs import show_log
+from ..model.gaussians import Gaussians
+from ..model.ply import load_ply
+from ..model.renderer import RenderOutput, render
+from .views import ViewScore, evaluate_views, mean_scores
+
+TIMED_VIEWS = 50  # renderings for the speed on a GPU, where one is too short to be exact
+WARM_UP = 5
+
+logger = logging.getLogger("splatrim")
+
+
+@dataclass(frozen=True)
+class RenderConfig:
+    """What to render; where the scene is and how it is read comes from the run's config.json."""
+
+    model_path: Annotated[Path, tyro.conf.arg(aliases=("-m",))]
+    """Output folder of a run."""
+    iteration: int = -1
+    """Which saved model; -1 is the latest."""
+    skip_train: bool = False
+    """Leave out the training views."""
+    skip_test: bool = False
+    """Leave out the test views."""
+    quiet: bool = False
+    """Show warnings only."""
+    source_path: Annotated[Path | None, tyro.conf.arg(aliases=("-s",))] = None
+    """The scene, if it has moved since training."""
+    images: Annotated[str | None, tyro.conf.arg(aliases=("-i",))] = None
+    """Sub-folder with the images, instead of the run's."""
+    resolution: Annotated[int | None, tyro.conf.arg(aliases=("-r",))] = None
+    """Resolution as in training, instead of the run's."""
+    device: str = "auto"
+    """auto, cpu or cuda."""
+
+
+def render_views(
+    model_path: str | Path,
+    *,
+    iteration: int = -1,
+    skip_train: bool = False,
+    skip_test: bool = False,
+    quiet: bool = False,
+    source_path: str | Path | None = None,
+    images: str | None = None,
+    resolution: int | None = None,
+    device: str = "auto",
+) -> dict[str, Any]:
+    """Render the views of a run to PNGs; arguments as in RenderConfig.
+
+    Returns:
+        What render_stats.json says of this model.
+
+    Raises:
+        SplatrimError: no such run or model, a broken .ply or scene, an unwritable folder.
+    """
+    model_path = Path(model_path)
+    settings = read_settings(model_path)
+    iteration, ply = find_model(model_path, iteration)
+    check_writable(model_path)
+    where = resolve_device(device)
+    gaussians = Gaussians.from_tensors({name: x.to(where) for name, x in load_ply(ply).items()})
+    scene = _load_scene(settings, source_path, images, resolution)
+    white = bool(settings.get("white_background", False))
+    background = torch.full((3,), float(white), device=where)
+    stats: dict[str, Any] = {
+        "n_gaussians": len(gaussians),
+        "ply_bytes": ply.stat().st_size,
+        "device": _device_name(where),
+    }
+    timer = _Timer(where)
+    for split, cameras, skip in (
+        ("test", scene.test, skip_test),
+        ("train", scene.train, skip_train),
+    ):
+        if skip or not cameras:
+            continue
+        folder = model_path / split / f"ours_{iteration}"
+        loader = ImageLoader(cameras, white_background=white, device=where)
+        try:
+            loader.check()
+            scores = _render_split(gaussians, cameras, loader, background, folder, timer, quiet)
+        finally:
+            loader.close()
+        stats[split] = {**mean_scores(scores), "views": [score.name for score in scores]}
+        means = ", ".join(f"{k.upper()} {v:.4f}" for k, v in mean_scores(scores).items())
+        logger.info(f"{folder}: {len(scores)} views, {means}")
+    cameras = scene.test or scene.train
+    if where.type == "cuda" and cameras:
+        timer.measure(gaussians, cameras, background)
+    stats |= timer.summary()
+    if "fps" in stats:
+        logger.info(
+            f"rendering: {stats['fps']:.4g} frames/s at {stats['width']}x{stats['height']}, "
+            f"{len(gaussians)} Gaussians, {stats['device']}"
+        )
+    if not {"test", "train"} & stats.keys():
+        raise SplatrimError("there is nothing to render: the scene has no such views")
+    _write_stats(model_path / "render_stats.json", f"ours_{iteration}", stats)
+    return stats
+
+
+def read_settings(model_path: Path) -> dict[str, Any]:
+    """A run's settings, from config.json or else from the original code's cfg_args.
+
+    Raises:
+        SplatrimError: neither is there, or it is broken.
+    """
+    if not model_path.is_dir():
+        raise SplatrimError(f"no such folder: {model_path}")
+    if (model_path / "config.json").is_file():
+        settings = read_json(model_path / "config.json")
+        if not isinstance(settings, dict):
+            raise SplatrimError(f"{model_path / 'config.json'} does not hold the settings of a run")
+        return settings
+    if (model_path / "cfg_args").is_file():
+        return _parse_cfg_args(model_path / "cfg_args")
+    raise SplatrimError(f"{model_path} is not the output of a run: it has no config.json")
+
+
+def find_model(model_path: Path, iteration: int = -1) -> tuple[int, Path]:
+    """Iteration and path of a saved model; -1 is the latest.
+
+    Raises:
+        SplatrimError: there is none.
+    """
+    saved: dict[int, Path] = {}
+    for folder in (model_path / "point_cloud").glob("iteration_*"):
+        match = re.fullmatch(r"iteration_(\d+)", folder.name)
+        if match and (folder / "point_cloud.ply").is_file():
+            saved[int(match[1])] = folder / "point_cloud.ply"
+    if not saved:
+        raise SplatrimError(f"{model_path} has no saved model (point_cloud/iteration_N)")
+    if iteration == -1:
+        iteration = max(saved)
+    if iteration not in saved:
+        known = ", ".join(str(i) for i in sorted(saved))
+        raise SplatrimError(f"{model_path} has no model of iteration {iteration}; it has {known}")
+    return iteration, saved[iteration]
+
+
+def _parse_cfg_args(path: Path) -> dict[str, Any]:
+    """Read `Namespace(name=literal, ...)` without evaluating it."""
+    try:
+        call = ast.parse(path.read_text(encoding="utf-8"), mode="eval").body
+        if not isinstance(call, ast.Call):
+            raise ValueError("not a Namespace")
+        return {word.arg: ast.literal_eval(word.value) for word in call.keywords if word.arg}
+    except (OSError, ValueError, SyntaxError, TypeError) as error:
+        raise SplatrimError(f"{path} is not readable: {error}") from error
+
+
+def _load_scene(
+    settings: dict[str, Any],
+    source_path: str | Path | None,
+    images: str | None,
+    resolution: int | None,
+) -> Scene:
+    source = source_path or settings.get("source_path")
+    if not source:
+        raise SplatrimError("the run does not say where its scene is: give it with -s")
+    return load_scene(
+        Path(source),
+        images=images or settings.get("images"),
+        resolution=int(settings.get("resolution", -1) if resolution is None else resolution),
+        eval=bool(settings.get("eval", False)),
+        white_background=bool(settings.get("white_background", False)),
+        init_points=1,  # the points play no part here
+    )
+
+
+def _render_split(
+    gaussians: Gaussians,
+    cameras: list[Camera],
+    loader: ImageLoader,
+    background: Tensor,
+    folder: Path,
+    timer: "_Timer",
+    quiet: bool,
+) -> list[ViewScore]:
+    with tqdm(total=len(cameras), desc=folder.parent.name, disable=quiet, unit="view") as bar:
+
+        def save(position: int, camera: Camera, rendering: Tensor, truth: Tensor) -> None:
+            _save_png(folder / "renders" / f"{position:05d}.png", rendering)
+            _save_png(folder / "gt" / f"{position:05d}.png", truth)
+            bar.update()
+
+        scores = evaluate_views(
+            gaussians, cameras, loader, background, on_view=save, render_view=timer.render
+        )
+    for kind in ("renders", "gt"):
+        # of an earlier rendering with more views
+        for path in (folder / kind).glob("[0-9]" * 5 + ".png"):
+            if int(path.stem) >= len(cameras):
+                path.unlink()
+    return scores
+
+
+def _save_png(path: Path, image: Tensor) -> None:  # [H, W, 3] uint8
+    with atomic_write(path) as file:
+        Image.fromarray(image.cpu().numpy()).save(file, "PNG", compress_level=4)
+
+
+class _Timer:
+    """Median time of a rendering, from camera to finished image."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.seconds: list[float] = []
+        self.size = (0, 0)
+
+    def render(self, gaussians: Gaussians, camera: Camera, **kwargs: Any) -> RenderOutput:
+        self._synchronize()
+        started = time.perf_counter()
+        out = render(gaussians, camera, **kwargs)
+        self._synchronize()
+        self.seconds.append(time.perf_counter() - started)
+        self.size = (camera.width, camera.height)
+        return out
+
+    @torch.no_grad()
+    def measure(self, gaussians: Gaussians, cameras: list[Camera], background: Tensor) -> None:
+        """Time renderings one after the other, with nothing written between them."""
+        self.seconds.clear()
+        for i in range(WARM_UP + TIMED_VIEWS):
+            self.render(gaussians, cameras[i % len(cameras)], background=background)
+        del self.seconds[:WARM_UP]
+
+    def summary(self) -> dict[str, Any]:
+        if not self.seconds:
+            return {}
+        # the first also pays for compilation and caches
+        median = statistics.median(self.seconds[1:] or self.seconds)
+        width, height = self.size
+        return {"fps": 1.0 / median, "ms": 1e3 * median, "width": width, "height": height}
+
+    def _synchronize(self) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+
+
+def _device_name(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
+
+
+def _write_stats(path: Path, method: str, stats: dict[str, Any]) -> None:
+    known: Any = {}
+    if path.is_file():
+        try:
+            known = read_json(path)
+        except SplatrimError:
+            logger.warning(f"{path} was broken and is written anew")
+    known = known if isinstance(known, dict) else {}
+    write_json(path, {**known, method: {**known.get(method, {}), **stats}})
+
+
+def main(args: Sequence[str] | None = None) -> None:
+    """Entry point of `python -m gs.render`."""
+    config: RenderConfig = tyro.cli(
+        RenderConfig,
+        args=sys.argv[1:] if args is None else args,
+        description=__doc__,
+        config=(tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff),
+        use_underscores=True,
+    )
+    show_log(quiet=config.quiet)
+    render_views(**vars(config))

@@ -1,0 +1,1 @@
+"""The model: parameters, rows, rendering and files of Gaussians."""

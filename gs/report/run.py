@@ -1,0 +1,145 @@
+"""What a run left in its folder, as gs.report shows it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ..errors import SplatrimError
+from ..files import read_json
+from ..model.histograms import Histogram, unit_histogram
+from ..model.ply import load_opacities
+
+
+@dataclass(frozen=True)
+class View:
+    """A rendered test view."""
+
+    file: str
+    """File name within the folders, "00000.png"."""
+    name: str
+    """The camera's image name where it is known, else `file`."""
+    rendering: Path
+    truth: Path
+    scores: dict[str, float]
+    """"PSNR", "SSIM", "LPIPS", as far as measured."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """All that a report draws on; what a run lacks is empty."""
+
+    path: Path
+    settings: dict[str, Any]
+    """config.json."""
+    history: dict[str, Any]
+    """history.json."""
+    iteration: int | None
+    """Of the model that is reported: the latest that was measured, rendered or saved."""
+    results: dict[str, float]
+    """Its entry of results.json."""
+    stats: dict[str, Any]
+    """Its entry of render_stats.json."""
+    n_saved: int | None
+    """Gaussians in its .ply."""
+    ply_bytes: int | None
+    views: tuple[View, ...]
+    opacities: Histogram | None = None
+    """Of the Gaussians in its .ply."""
+    histograms: Mapping[str, Histogram] = field(default_factory=dict)
+    """Those of the strategies by name, as of the last save."""
+    prunings: tuple[dict[str, Any], ...] = ()
+    """pruning.json, as gs.report.pruning describes it."""
+
+    def column(self, name: str) -> list[float]:
+        """A column of the history; [] where it is missing."""
+        values = self.history.get(name)
+        return values if isinstance(values, list) else []
+
+
+def load_run(model_path: str | Path) -> Run:
+    """Collect what a run left behind.
+
+    Raises:
+        SplatrimError: the folder is no run's output, or one of its files is broken.
+    """
+    path = Path(model_path)
+    if not path.is_dir():
+        raise SplatrimError(f"no such folder: {path}")
+    settings, history = _read(path / "config.json"), _read(path / "history.json")
+    results, per_view = _read(path / "results.json"), _read(path / "per_view.json")
+    stats = _read(path / "render_stats.json")
+    saved = {
+        _number(f.parent.name): f for f in path.glob("point_cloud/iteration_*/point_cloud.ply")
+    }
+    rendered = {_number(f.name): f for f in path.glob("test/ours_*")}
+    measured = {_number(name) for name in (*results, *stats)}
+    known = sorted(i for i in {*saved, *rendered, *measured} if i is not None)
+    if not (settings or history or known):
+        raise SplatrimError(f"{path} is not the output of a run: nothing in it can be reported")
+    iteration = known[-1] if known else None
+    method = f"ours_{iteration}"
+    scores: dict[str, dict[str, float]] = per_view.get(method, {})
+    names = stats.get(method, {}).get("test", {}).get("views", [])
+    views = []
+    for rendering in sorted((path / "test" / method / "renders").glob("*.png")):
+        truth = rendering.parent.parent / "gt" / rendering.name
+        if not truth.is_file():
+            continue
+        number = int(rendering.stem) if rendering.stem.isdigit() else -1
+        name = names[number] if 0 <= number < len(names) else rendering.name
+        own = {m: v[rendering.name] for m, v in scores.items() if rendering.name in v}
+        views.append(View(rendering.name, str(name), rendering, truth, own))
+    ply = saved.get(iteration)
+    return Run(
+        path,
+        settings,
+        history,
+        iteration,
+        results.get(method, {}),
+        stats.get(method, {}),
+        _count_vertices(ply) if ply else stats.get(method, {}).get("n_gaussians"),
+        ply.stat().st_size if ply else None,
+        tuple(views),
+        unit_histogram(load_opacities(ply)) if ply else None,
+        {name: entry for name, entry in history.items() if _is_histogram(entry)},
+        _read_prunings(path / "pruning.json"),
+    )
+
+
+def _read(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        return {}
+    data = read_json(path)
+    if not isinstance(data, dict):
+        raise SplatrimError(f"{path} is broken: expected a JSON object")
+    return data
+
+
+def _is_histogram(entry: Any) -> bool:
+    return isinstance(entry, dict) and {"edges", "counts"} <= entry.keys()
+
+
+def _read_prunings(path: Path) -> tuple[dict[str, Any], ...]:
+    if not path.is_file():
+        return ()
+    data = read_json(path)
+    if not isinstance(data, list) or not all(isinstance(entry, dict) for entry in data):
+        raise SplatrimError(f"{path} is broken: expected a list of JSON objects")
+    return tuple(data)
+
+
+def _number(name: str) -> int | None:
+    digits = name.rpartition("_")[2]
+    return int(digits) if digits.isdigit() else None
+
+
+def _count_vertices(ply: Path) -> int | None:
+    """The count in a .ply's header, without reading the file."""
+    with open(ply, "rb") as file:
+        for line in file.read(4096).split(b"\n"):
+            if line.startswith(b"element vertex ") and line.split()[-1].isdigit():
+                return int(line.split()[-1])
+    return None

@@ -1,0 +1,276 @@
+"""Where a run begins if not with the scene's points: a checkpoint, or a model that is finished.
+
+A checkpoint from the midst of a schedule is resumed. A finished model, a .ply or a checkpoint from
+the end of its schedule, is post-trained instead: iterations count on from where it ended (a .ply
+does not say: 30000, the published length), nothing is densified, every SH degree of a .ply is
+active, and the pruning method runs its schedule over what follows. The setting is that of published
+fine-tuning from iteration 30000 to 35000 (LightGaussian, MaskGaussian):
+
+    positions go on along their schedule, stretched to the last iteration
+    all learning rates fall by 0.95 after every 400 of 5000 iterations
+    Adam goes on with a checkpoint's moments, and starts afresh for a .ply
+    a parameter that the method adds has zero moments but the model's age, so that Adam corrects no
+    bias and its first hundred steps are three to six times the learning rate
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Hashable, Iterable, Mapping
+from pathlib import Path
+from typing import Any, ClassVar, NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from ..config import PUBLISHED_ITERATIONS, TrainConfig
+from ..errors import SplatrimError
+from ..model.gaussians import Gaussians
+from ..model.ply import load_ply
+from ..model.rates import OptimConfig
+from ..model.specs import PUBLISHED, ParameterSpec
+from .checkpoint import load_checkpoint, peek_checkpoint
+from .strategy import StepContext, Strategy
+
+POST_ITERATIONS = 5000  # after PUBLISHED_ITERATIONS; other lengths in proportion
+DECAY = 0.95
+DECAY_INTERVAL = 400  # iterations, of POST_ITERATIONS
+
+State = dict[str, Any]
+"""What a checkpoint holds (gs.training.checkpoint)."""
+
+
+class Heritage(Protocol):
+    """What a method knows of the models that it, or the published code of it, has made."""
+
+    PROPERTIES: ClassVar[tuple[str, ...]]
+    """Names x of what published .ply files have in properties x_0, x_1, ..."""
+
+    @classmethod
+    def adopt(cls, state: State) -> State:
+        """A state of the published code as this method's; any other as it is."""
+        ...
+
+    @classmethod
+    def hand_over(cls, state: State, successor: str) -> State:
+        """A finished run's state of this method as post-training by `successor` takes it up."""
+        ...
+
+
+class Origin(NamedTuple):
+    """What the settings of a run depend on before its start is read."""
+
+    step: int
+    """Iteration that the model has reached."""
+    post_start: int | None
+    """Iteration at which post-training begins or began; None where a run is resumed."""
+
+    @property
+    def post_end(self) -> int:
+        """Last iteration of post-training, unless the user says otherwise."""
+        start = self.post_start or self.step
+        return start + max(round(start * POST_ITERATIONS / PUBLISHED_ITERATIONS), 1)
+
+
+def find_origin(ply: Path | None, checkpoint: Path | None) -> Origin | None:
+    """Where a run with these flags begins; None for the scene's points.
+
+    A checkpoint that is absent or of another version gives None too: `load_start` refuses it.
+
+    Raises:
+        SplatrimError: both are given, or the checkpoint is broken.
+    """
+    if ply is not None and checkpoint is not None:
+        raise SplatrimError("give --start_ply or --start_checkpoint, not both")
+    if ply is not None:
+        return Origin(PUBLISHED_ITERATIONS, PUBLISHED_ITERATIONS)
+    if checkpoint is None or not checkpoint.exists():
+        return None
+    seen = peek_checkpoint(checkpoint)
+    if seen is None:
+        return None
+    step, settings = seen
+    if settings.get("post_start") is not None:
+        return Origin(step, int(settings["post_start"]))
+    schedule = settings.get("optim", {}).get("position_lr_max_steps", PUBLISHED_ITERATIONS)
+    return Origin(step, step if step >= schedule else None)
+
+
+def load_start(
+    config: TrainConfig, method: str, methods: Mapping[str, type[Heritage]]
+) -> State | None:
+    """The state for `Trainer(start=...)` that the flags ask for, None for the scene's points.
+
+    Args:
+        config: Its start_ply or start_checkpoint is read; post_start says whether to post-train.
+        method: The pruning method of the run.
+        methods: All methods by name: what they left in a model is theirs to read.
+
+    Raises:
+        SplatrimError: absent, broken, no iterations left, or a checkpoint of another method that
+            is not finished.
+    """
+    if config.start_ply is not None:
+        others = [name for heir in methods.values() for name in heir.PROPERTIES]
+        path, state = config.start_ply, _ply_state(config.start_ply, others)
+    elif config.start_checkpoint is not None:
+        path, state = config.start_checkpoint, load_checkpoint(config.start_checkpoint)
+    else:
+        return None
+    for heir in methods.values():
+        state = heir.adopt(state)
+    step, post_start = state["step"], config.post_start
+    if step >= config.iterations:
+        raise SplatrimError(f"{path} is at iteration {step} of {config.iterations}:"
+                            " give more --iterations")  # fmt: skip
+    if post_start == step:
+        former = methods.get(state["method"])
+        given = without_added(state) if former is None else former.hand_over(state, method)
+        return finished(given)
+    if state["method"] not in (method, "3dgs"):
+        raise SplatrimError(
+            f"{path} is a checkpoint of {state['method']}:"
+            f" go on with --method {state['method']} instead of {method}"
+        )
+    return state
+
+
+def _ply_state(path: Path, others: Iterable[str]) -> State:
+    """A .ply as the state of a finished run, on the CPU."""
+    params = load_ply(path, others=others)
+    n = len(params["means"])
+    if n == 0:
+        raise SplatrimError(f"{path} holds no Gaussians")
+    degree = Gaussians.from_tensors({name: params[name] for name in PUBLISHED}).sh_degree
+    return {
+        "method": "3dgs",
+        "step": PUBLISHED_ITERATIONS,
+        "params": params,
+        "rows": {"ids": torch.arange(n, dtype=torch.int32)},
+        "next_id": n,
+        "active_sh_degree": degree,
+        "sh_degree": degree,
+        "optimizer": {},
+    }
+
+
+def finished(state: State) -> State:
+    """A finished run's state as the beginning of post-training.
+
+    Randomness, statistics and the old method's state go, and learning rates become those of the
+    new settings.
+    """
+    moments = {name: entry for name, entry in state["optimizer"].items() if name != "lrs"}
+    return {
+        **state,
+        "rows": {"ids": state["rows"]["ids"]},
+        "optimizer": moments,
+        "strategies": {},
+        "sampler": {},
+        "rng": {},
+        "config": {},
+        "tracker": None,
+    }
+
+
+def without_added(state: State, keep: Tensor | None = None) -> State:  # keep [N] bool
+    """A state with the parameters of 3DGS alone, and of them the rows `keep` only."""
+
+    def rows_of(x: Tensor) -> Tensor:
+        return x if keep is None or x.dim() == 0 else x[keep]
+
+    return {
+        **state,
+        "params": {name: rows_of(state["params"][name]) for name in PUBLISHED},
+        "rows": {name: rows_of(x) for name, x in state["rows"].items()},
+        "optimizer": {
+            name: {key: rows_of(torch.as_tensor(x)) for key, x in entry.items()}
+            for name, entry in state["optimizer"].items()
+            if name in PUBLISHED
+        },
+        "shared": {},
+    }
+
+
+def add_aged_moments(state: dict[str, Any], gaussians: Gaussians) -> dict[str, Any]:
+    """The optimizer's state with zero moments, at the model's age, for parameters it lacks."""
+    step = torch.tensor(float(state["step"]))
+    added = {
+        name: {
+            "step": step,
+            "exp_avg": torch.zeros_like(parameter),
+            "exp_avg_sq": torch.zeros_like(parameter),
+        }
+        for name, parameter in gaussians.params.items()
+        if name not in state["params"]
+    }
+    return {**added, **state["optimizer"]}
+
+
+class PostRates(Strategy):
+    """Learning rates of post-training: times 0.95 after every 400 of 5000 iterations.
+
+    Those that follow a schedule of their own, as positions do, are lowered in the iterations of the
+    change alone, as in the published loop.
+    """
+
+    name = "post_rates"
+
+    def __init__(self, optim: OptimConfig, *, start: int, iterations: int) -> None:
+        self.optim, self.start = optim, start
+        share = (iterations - start) / POST_ITERATIONS
+        self.interval = max(round(DECAY_INTERVAL * share), 1)
+        self._extent = 0.0
+        self._set = False
+
+    def setup(self, gaussians: Gaussians, *, extent: float, iterations: int, seed: int) -> None:
+        self._extent = extent
+
+    def after_backward(self, step: int, ctx: StepContext) -> None:
+        decays, rest = divmod(step - self.start, self.interval)
+        self._set = True
+        for group in ctx.optimizer.param_groups:
+            spec: ParameterSpec = group["spec"]
+            if not spec.scheduled:
+                _set_rate(group, spec.rate(self.optim, self._extent) * DECAY**decays)
+            elif rest == 0:
+                _set_rate(group, float(group["lr"]) * DECAY)
+
+    def phase(self, step: int) -> Hashable | None:
+        """None where the host sets rates: at first, and where they change."""
+        changes = (step - self.start) % self.interval == 0
+        return None if changes or not self._set else "between"
+
+
+def _set_rate(group: dict[str, Any], rate: float) -> None:
+    if isinstance(group["lr"], Tensor):
+        group["lr"].fill_(rate)
+    else:
+        group["lr"] = rate
+
+
+def changed_settings(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    """Settings of method, optimizer and densifier that a resumed run has and its start had not.
+
+    Both as config.json has them; no name is in two parts, and one may have moved to another part
+    since. Given as "opacity_lr 0.1 (was 0.05)".
+    """
+    parts = ("optim", "densify", "pruning")
+    old, new = (
+        {name: value for part in parts for name, value in settings.get(part, {}).items()}
+        for settings in (before, now)
+    )
+    return [
+        f"{name} {value} (was {old[name]})"
+        for name, value in new.items()
+        if name in old and _plain(old[name]) != _plain(value)
+    ]
+
+
+def _plain(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value
+
+
+def with_model_degree(config: TrainConfig, start: dict[str, Any] | None) -> TrainConfig:
+    """The settings with the SH degree that the model to start from has."""
+    return config if start is None else dataclasses.replace(config, sh_degree=start["sh_degree"])

@@ -1,0 +1,174 @@
+"""What the trainer calls at fixed points of an iteration: densifiers, pruners, regularisers.
+
+One iteration, 1-based, in Inria's order:
+
+    learning rates, SH degree
+    before_render   -> keywords of kernels.rasterization (masks, mask_logits, contributions, ...)
+    device_inputs   -> those of them that are integers and differ from step to step (seeds)
+    render
+    loss            -> a term added to the photometric loss
+    backward, test, save
+    after_backward  -> densify and prune; rows may change from here on (gs.model.rows edits them)
+    optimizer step
+    after_step
+
+A densifier is a strategy like any other and comes first in `StepContext.strategies`; when it prunes
+it also removes what `prune_rows` of the others names (see `rows_to_prune`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from .optimizer import learning_rate
+
+if TYPE_CHECKING:
+    from ..data.camera import Camera
+    from ..evaluation.views import Images
+    from ..model.gaussians import Gaussians
+    from ..model.histograms import Histogram
+    from ..model.renderer import RenderOutput
+    from .captured_steps import Frame
+
+
+@dataclass
+class StepContext:
+    """What an iteration shows to its strategies after the backward pass."""
+
+    gaussians: Gaussians
+    optimizer: torch.optim.Optimizer
+    out: RenderOutput
+    """This iteration's rendering; `out.info` has radii [C,N,2] and means2d [C,N,2] with `.grad`."""
+    camera: Camera
+    extent: float
+    """Radius of the training cameras, scene units."""
+    iterations: int
+    """Length of the run; `step == iterations` is the last one."""
+    white_background: bool = False
+    strategies: Sequence[Strategy] = field(default_factory=tuple)
+    cameras: Sequence[Camera] = field(default_factory=tuple)
+    """All training cameras."""
+    images: Images | None = None
+    """Their images, by the same index."""
+    model_path: Path | None = None
+    """The run's output folder."""
+    step_seed: int = 0
+    """Of this iteration alone; a captured step must take `device_seed`."""
+    frame: Frame | None = None
+    """Where a captured step finds what differs from step to step; None in an eager one."""
+
+    @cached_property
+    def device_seed(self) -> Tensor:  # [2] int32
+        """Low and high word of `step_seed` on the device."""
+        if self.frame is not None:
+            return self.frame.integers["step_seed"]
+        words = [self.step_seed, 0]  # derive_seed gives 31 bits
+        return torch.tensor(words, dtype=torch.int32, device=self.gaussians.device)
+
+    @cached_property
+    def means_lr(self) -> Tensor:  # [1] float32
+        """Learning rate of positions in this iteration, on the device."""
+        if self.frame is not None:
+            return self.frame.means_lr
+        rate = learning_rate(self.optimizer, "means")
+        return torch.tensor([rate], device=self.gaussians.device)
+
+
+class Strategy:
+    """Does nothing. Subclasses override what they need; every hook may be called on any device."""
+
+    name: str = "strategy"
+    """Key of this strategy's state in a checkpoint and of its scalars in the log."""
+
+    def setup(self, gaussians: Gaussians, *, extent: float, iterations: int, seed: int) -> None:
+        """Add parameters (`add_parameter`, `add_shared`) and row buffers (`gaussians.rows`), once.
+
+        Called before the optimizer is built. On a resumed run the buffers are there already: leave
+        them as they are. Parameters are added all the same, and take the checkpoint's values.
+        """
+
+    def before_render(self, step: int, gaussians: Gaussians) -> dict[str, Any]:
+        """Keywords for `kernels.rasterization` in this iteration."""
+        return {}
+
+    def device_inputs(self, step: int) -> dict[str, int]:
+        """Further keywords for `kernels.rasterization`: integers that differ from step to step.
+
+        The same names in every iteration. A captured step gets each from the device, as its low and
+        high 32 bits ([2] int32).
+        """
+        return {}
+
+    def loss(self, step: int, gaussians: Gaussians, out: RenderOutput) -> Tensor | None:
+        """A scalar added to the photometric loss, or None."""
+        return None
+
+    def after_backward(self, step: int, ctx: StepContext) -> None:
+        """Gradients are there, the optimizer has not stepped: densify and prune here."""
+
+    def after_step(self, step: int, ctx: StepContext) -> None:
+        """The optimizer has stepped."""
+
+    def phase(self, step: int) -> Hashable | None:
+        """What steps that launch the same kernels on the same tensors have in common.
+
+        Consecutive steps of one phase are captured once as a CUDA graph and replayed without
+        calling the hooks, but for `device_inputs`. None: this step reads or changes something on
+        the host (rows, values, other tensors) and runs eagerly.
+        """
+        cls = type(self)
+        hooks = ("before_render", "device_inputs", "loss", "after_backward", "after_step")
+        plain = all(getattr(cls, hook) is getattr(Strategy, hook) for hook in hooks)
+        return "nothing" if plain else None
+
+    def prune_rows(self, step: int, gaussians: Gaussians) -> Tensor | None:  # [N] bool
+        """Rows to remove when the densifier prunes, or None for none."""
+        return None
+
+    def scalars(self, step: int) -> dict[str, float | Tensor]:
+        """Values for TensorBoard, by name. Asked only when logged, so it may synchronise."""
+        return {}
+
+    def histograms(self, gaussians: Gaussians) -> dict[str, Histogram]:
+        """Histograms over the Gaussians by name: entries of history.json that the report draws."""
+        return {}
+
+    def final_keep(self, gaussians: Gaussians) -> Tensor | None:  # [N] bool
+        """Rows of the exported and tested model, or None for all."""
+        return None
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that a bit-exact resume needs beyond parameters and rows: plain values, tensors."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore what `state_dict` gave."""
+
+
+def rows_to_prune(
+    step: int, gaussians: Gaussians, strategies: Sequence[Strategy]
+) -> Tensor | None:  # [N] bool
+    """Union of every strategy's `prune_rows`, or None when nobody names any."""
+    union: Tensor | None = None
+    for strategy in strategies:
+        rows = strategy.prune_rows(step, gaussians)
+        if rows is not None:
+            union = rows if union is None else union | rows
+    return union
+
+
+def final_keep(gaussians: Gaussians, strategies: Sequence[Strategy]) -> Tensor | None:  # [N] bool
+    """Rows that every strategy keeps in the exported model, or None for all."""
+    keep: Tensor | None = None
+    for strategy in strategies:
+        rows = strategy.final_keep(gaussians)
+        if rows is not None:
+            keep = rows if keep is None else keep & rows
+    return keep

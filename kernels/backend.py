@@ -1,0 +1,25 @@
+"""Which backend a call takes: Triton kernels or the PyTorch reference."""
+
+import functools
+import importlib.util
+
+import torch
+from torch import Tensor
+
+
+@functools.cache
+def has_triton() -> bool:
+    """Whether Triton is installed; it is imported by those modules alone that need it."""
+    return importlib.util.find_spec("triton") is not None
+
+
+def uses_triton(backend: str, x: Tensor) -> bool:
+    """Whether a call on `x` goes to the kernels: "auto" takes them for float32 on CUDA.
+
+    Raises:
+        ValueError: the backend is unknown.
+    """
+    if backend not in ("auto", "triton", "reference"):
+        raise ValueError(f"backend: expected 'auto', 'triton' or 'reference', got {backend!r}")
+    fast = x.is_cuda and x.dtype == torch.float32
+    return backend == "triton" or (backend == "auto" and fast and has_triton())

@@ -1,0 +1,159 @@
+"""What densifiers add to a step: gradient norms per Gaussian, Langevin noise, regularisers.
+
+These functions check their arguments once and call a backend.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..backend import uses_triton
+from ..reference import gradient_norms as reference_norms
+from ..reference import langevin as reference_langevin
+from ..validation import check
+
+
+def add_gradient_norms(
+    v_means2d: Tensor,  # [C, N, 2]
+    radii: Tensor,  # [C, N, 2]
+    gradients: Tensor,  # [N]
+    views: Tensor,  # [N]
+    *,
+    width: int,
+    height: int,
+    skip: Tensor | None = None,  # [1] or []
+    backend: str = "auto",
+) -> None:
+    """Add the norms of image-space gradients, in NDC, and the number of views that see a Gaussian.
+
+    Nothing waits for the device, and CUDA graphs can capture it.
+
+    Args:
+        v_means2d: Gradients of image positions, in pixels, float32, of any strides. [C, N, 2]
+        radii: Half extents of every Gaussian in pixels, int32; it is seen where both are positive.
+            [C, N, 2]
+        gradients: Sums of norms, changed in place, float32. [N]
+        views: Numbers of views, changed in place, float32. [N]
+        width: Of the images, in pixels.
+        height: Of the images, in pixels.
+        skip: int32 on the device; if it is not 0, nothing is added.
+        backend: "triton" (CUDA), "reference" (PyTorch, anywhere) or "auto".
+
+    Raises:
+        ValueError: shapes or types are not as above.
+    """
+    dims = check(v_means2d=(v_means2d, "C N 2"), radii=(radii, "C N 2"))
+    check(dims, gradients=(gradients, "N"), views=(views, "N"))
+    for name, x in (("gradients", gradients), ("views", views)):
+        if x.dtype != torch.float32 or not x.is_contiguous():
+            raise ValueError(f"{name}: expected contiguous float32, got {x.dtype}")
+    if radii.dtype != torch.int32 or v_means2d.dtype != torch.float32:
+        raise ValueError(
+            f"expected radii int32 and v_means2d float32, got {radii.dtype} and {v_means2d.dtype}"
+        )
+    if skip is not None and (skip.numel() != 1 or skip.dtype != torch.int32):
+        raise ValueError(f"skip: expected one int32, got {list(skip.shape)} {skip.dtype}")
+    run: Any = reference_norms
+    if uses_triton(backend, v_means2d):
+        from . import gradient_norms as run
+    run.add_gradient_norms(v_means2d, radii, gradients, views, width, height, skip)
+
+
+@torch.no_grad()
+def add_langevin_noise(
+    means: Tensor,  # [N, 3]
+    quats: Tensor,  # [N, 4]
+    scales: Tensor,  # [N, 3]
+    opacities: Tensor,  # [N]
+    ids: Tensor,  # [N]
+    *,
+    seed: Tensor,  # [2]
+    lr: Tensor,  # [1]
+    noise_lr: float,
+    steepness: float = 100.0,
+    threshold: float = 0.005,
+    skip: Tensor | None = None,  # [1] or []
+    backend: str = "auto",
+) -> None:
+    """Move means at random by their covariance, the faint ones; see
+    kernels/densification/langevin.py.
+
+    Nothing waits for the device, and CUDA graphs can capture it. A Gaussian's noise depends on
+    seed and id alone.
+
+    Args:
+        means: Positions, changed in place, float32. [N, 3]
+        quats: Rotations wxyz of any length but 0. [N, 4]
+        scales: Logarithms of scales. [N, 3]
+        opacities: Logits of opacities. [N]
+        ids: Name of every Gaussian, int32. [N]
+        seed: Low and high word, int32, on the device. [2]
+        lr: Learning rate of the means, float32, on the device. [1]
+        noise_lr: Multiplies it, per squared scene unit.
+        steepness: k of the gate sigmoid(-k (opacity - threshold)).
+        threshold: Opacity at which half of the noise is let through.
+        skip: int32 on the device; if it is not 0, no mean moves.
+        backend: "triton" (CUDA), "reference" (PyTorch, anywhere) or "auto".
+
+    Raises:
+        ValueError: shapes or types are not as above.
+    """
+    dims = check(means=(means, "N 3"), quats=(quats, "N 4"), scales=(scales, "N 3"))
+    check(dims, opacities=(opacities, "N"), ids=(ids, "N"), seed=(seed, "2"), lr=(lr, "1"))
+    _check_floats(means=means, quats=quats, scales=scales, opacities=opacities, lr=lr)
+    for name, x in (("ids", ids), ("seed", seed)):
+        if x.dtype != torch.int32 or not x.is_contiguous():
+            raise ValueError(f"{name}: expected contiguous int32, got {x.dtype}")
+    if skip is not None and (skip.numel() != 1 or skip.dtype != torch.int32):
+        raise ValueError(f"skip: expected one int32, got {list(skip.shape)} {skip.dtype}")
+    _backend(backend, means).add_langevin_noise(
+        means, quats, scales, opacities, ids, seed, lr, noise_lr, steepness, threshold, skip
+    )
+
+
+@torch.no_grad()
+def add_regularizer_gradients(
+    opacities: Tensor,  # [N]
+    scales: Tensor,  # [N, 3]
+    v_opacities: Tensor,  # [N]
+    v_scales: Tensor,  # [N, 3]
+    *,
+    lambda_opacity: float,
+    lambda_scale: float,
+    backend: str = "auto",
+) -> None:
+    """Add the gradients of lambda_opacity mean(opacity) + lambda_scale mean(scale).
+
+    Args:
+        opacities: Logits of opacities, float32. [N]
+        scales: Logarithms of scales. [N, 3]
+        v_opacities: Gradient of the logits, changed in place. [N]
+        v_scales: Gradient of the logarithms, changed in place. [N, 3]
+        lambda_opacity: Weight of the mean opacity.
+        lambda_scale: Weight of the mean scale over Gaussians and axes.
+        backend: "triton" (CUDA), "reference" (PyTorch, anywhere) or "auto".
+
+    Raises:
+        ValueError: shapes or types are not as above.
+    """
+    dims = check(opacities=(opacities, "N"), scales=(scales, "N 3"))
+    check(dims, v_opacities=(v_opacities, "N"), v_scales=(v_scales, "N 3"))
+    _check_floats(opacities=opacities, scales=scales, v_opacities=v_opacities, v_scales=v_scales)
+    _backend(backend, opacities).add_regularizer_gradients(
+        opacities, scales, v_opacities, v_scales, lambda_opacity, lambda_scale
+    )
+
+
+def _check_floats(**tensors: Tensor) -> None:
+    for name, x in tensors.items():
+        if x.dtype != torch.float32 or not x.is_contiguous():
+            raise ValueError(f"{name}: expected contiguous float32, got {x.dtype}")
+
+
+def _backend(backend: str, x: Tensor) -> Any:
+    if uses_triton(backend, x):
+        from . import langevin
+
+        return langevin
+    return reference_langevin

@@ -1,0 +1,129 @@
+"""The public photometric loss and SSIM: check their arguments once and call a backend.
+
+    loss = (1 - lambda) L1 + lambda (1 - SSIM)      Kerbl et al. (2023), equation 7
+
+kernels/photometric/kernel.py is the Triton backend, kernels/reference/photometric.py the PyTorch
+one.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..backend import uses_triton
+from ..reference import photometric as reference
+
+
+def photometric_gradient(
+    colors: Tensor,  # [H, W, 3]
+    target: Tensor,  # [H, W, 3]
+    lambda_dssim: float = 0.2,
+    *,
+    backend: str = "auto",
+) -> tuple[Tensor, Tensor]:  # [5], [H, W, 3]
+    """The photometric loss and its gradient, without autograd.
+
+    With the Triton backend nothing waits for the GPU, two launches do all, the results are the same
+    bit for bit from run to run, and a CUDA graph can hold the call. Colours beyond +-30 count as
+    that for SSIM there. NaN in an image makes the loss and a part of the gradient NaN.
+
+    Args:
+        colors: A rendering, not clamped, channels last; float32 or float64. [H, W, 3]
+        target: Its ground truth: uint8, or of the rendering's type in 0..1. [H, W, 3]
+        lambda_dssim: Share of D-SSIM, 0 to 1; L1 has the rest.
+        backend: "triton" (CUDA, float32), "reference" (PyTorch, anywhere) or "auto".
+
+    Returns:
+        The loss, L1, SSIM (both means over pixels and channels), and L1 and mean square error of
+        the colours clamped to 0..1; and the loss's gradient. [5], [H, W, 3]
+
+    Raises:
+        ValueError: shapes, types or devices disagree, or there is no pixel.
+    """
+    run, colors, target = _prepare(backend, colors, target)
+    return run.photometric_gradient(colors, target, float(lambda_dssim))
+
+
+def photometric_values(
+    colors: Tensor,  # [H, W, 3]
+    target: Tensor,  # [H, W, 3]
+    lambda_dssim: float = 0.2,
+    *,
+    backend: str = "auto",
+) -> Tensor:  # [5]
+    """The values of `photometric_gradient` alone, for less."""
+    run, colors, target = _prepare(backend, colors, target)
+    return run.photometric_values(colors, target, float(lambda_dssim))
+
+
+def photometric_loss(
+    colors: Tensor,  # [H, W, 3]
+    target: Tensor,  # [H, W, 3]
+    lambda_dssim: float = 0.2,
+    *,
+    backend: str = "auto",
+) -> Tensor:  # []
+    """The loss of `photometric_gradient`, differentiable in the colours.
+
+    The reference is differentiable in a floating target too.
+    """
+    run, colors, target = _prepare(backend, colors, target)
+    return run.photometric_loss(colors, target, float(lambda_dssim))
+
+
+def structural_similarity(
+    a: Tensor,  # [H, W, D] in 0..1
+    b: Tensor,  # [H, W, D] in 0..1
+) -> Tensor:  # []
+    """Mean structural similarity, differentiable in both images.
+
+    Images of three channels on a GPU that need no gradient go through the Triton kernel.
+
+    Args:
+        a: An image, float32 or float64, values in 0..1. [H, W, D]
+        b: The other. [H, W, D]
+
+    Returns:
+        The mean over pixels and channels: 1 for equal images.
+
+    Raises:
+        ValueError: shapes or types disagree.
+    """
+    if a.dim() != 3 or a.shape != b.shape:
+        raise ValueError(f"ssim: expected two images [H W D], got {list(a.shape)}, {list(b.shape)}")
+    if not a.is_floating_point() or a.dtype != b.dtype:
+        raise ValueError(f"ssim: expected images of one float type, got {a.dtype} and {b.dtype}")
+    grad = torch.is_grad_enabled() and (a.requires_grad or b.requires_grad)
+    if a.shape[2] == 3 and not grad and uses_triton("auto", a) and b.is_cuda:
+        return photometric_values(a, b)[2]
+    return reference.ssim(a, b)
+
+
+def _prepare(backend: str, colors: Tensor, target: Tensor) -> tuple[Any, Tensor, Tensor]:
+    """The module of a backend, and the images as it takes them."""
+    if colors.dim() != 3 or colors.shape[2] != 3 or colors.shape != target.shape:
+        raise ValueError(
+            f"colors, target: expected two images [H W 3], got {list(colors.shape)} and "
+            f"{list(target.shape)}"
+        )
+    if colors.numel() == 0:
+        raise ValueError(f"colors: expected at least one pixel, got {list(colors.shape)}")
+    if colors.dtype not in (torch.float32, torch.float64):
+        raise ValueError(f"colors: expected float32 or float64, got {colors.dtype}")
+    if target.dtype not in (torch.uint8, colors.dtype):
+        raise ValueError(f"target: expected uint8 or {colors.dtype}, got {target.dtype}")
+    if target.device != colors.device:
+        raise ValueError(f"target: expected on {colors.device} as colors, got on {target.device}")
+    if backend == "auto" and target.requires_grad:
+        backend = "reference"  # the kernel has no gradient for the target
+    if not uses_triton(backend, colors):
+        return reference, colors, target
+    if colors.dtype != torch.float32:
+        raise ValueError(f"backend 'triton': expected float32, got {colors.dtype}")
+    if target.requires_grad:
+        raise ValueError("backend 'triton': the target can have no gradient")
+    # Triton is not everywhere, and nothing else needs it.
+    from . import kernel as triton_ssim  # pyright: ignore[reportMissingImports]
+
+    return triton_ssim, colors.contiguous(), target.contiguous()

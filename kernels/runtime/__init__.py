@@ -1,0 +1,1 @@
+"""Host machinery that makes calls fast: launches, recordings, capacities."""

@@ -1,0 +1,157 @@
+import json
+import sys
+import types
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from gs.errors import SplatrimError
+from gs.evaluation.metrics import VGG_FILE, compute_metrics, load_lpips, main, read_image
+from gs.evaluation.views import psnr, quantize
+
+
+def write_views(
+    model: Path, n: int, *, method: str = "ours_30", size: tuple[int, int] = (24, 20)
+) -> None:
+    """Ground truth, and renderings that differ by a known amount."""
+    rng = np.random.default_rng(n)
+    for kind in ("renders", "gt"):
+        (model / "test" / method / kind).mkdir(parents=True, exist_ok=True)
+    for i in range(n):
+        truth = rng.integers(20, 200, (size[1], size[0], 3), np.uint8)
+        Image.fromarray(truth).save(model / "test" / method / "gt" / f"{i:05d}.png")
+        Image.fromarray(truth + np.uint8(i + 1)).save(
+            model / "test" / method / "renders" / f"{i:05d}.png"
+        )
+
+
+@pytest.fixture
+def no_lpips(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "lpips", None)
+
+
+def test_psnr_of_known_differences() -> None:
+    a = torch.full((4, 5, 3), 100, dtype=torch.uint8)
+    assert psnr(a, a + 1).item() == pytest.approx(20 * np.log10(255), abs=1e-4)
+    assert psnr(a / 255.0, a + 10).item() == pytest.approx(20 * np.log10(25.5), abs=1e-4)
+    assert psnr(a, a).item() == pytest.approx(120.0)
+    with pytest.raises(ValueError, match="one shape"):
+        psnr(a, a[1:])
+
+
+def test_quantize_rounds_half_up_and_clamps() -> None:
+    levels = torch.tensor([-0.1, 0.0, 0.49, 0.5, 1.49, 1.5, 254.49, 254.5, 255.0, 300.0])
+    got = quantize(levels / 255.0)
+    assert got.dtype == torch.uint8
+    assert got.tolist() == [0, 0, 0, 1, 1, 2, 254, 255, 255, 255]
+    assert quantize(torch.tensor([float("nan"), float("inf")])).tolist() == [0, 255]
+
+
+def test_results_and_per_view(tmp_path: Path, no_lpips: None) -> None:
+    write_views(tmp_path, 3)
+    write_views(tmp_path, 2, method="ours_7")
+    compute_metrics([tmp_path], device="cpu")
+    results = json.loads((tmp_path / "results.json").read_text())
+    per_view = json.loads((tmp_path / "per_view.json").read_text())
+    assert set(results) == set(per_view) == {"ours_30", "ours_7"}
+    assert set(results["ours_30"]) == {"PSNR", "SSIM"}
+    expected = [20 * np.log10(255 / (i + 1)) for i in range(3)]
+    names = ["00000.png", "00001.png", "00002.png"]
+    assert list(per_view["ours_30"]["PSNR"]) == names
+    assert [per_view["ours_30"]["PSNR"][k] for k in names] == pytest.approx(expected, abs=1e-3)
+    assert results["ours_30"]["PSNR"] == pytest.approx(np.mean(expected), abs=1e-3)
+    assert 0.9 < results["ours_30"]["SSIM"] < 1.0
+
+
+def test_missing_package_leaves_lpips_out(
+    tmp_path: Path, no_lpips: None, caplog: pytest.LogCaptureFixture
+) -> None:
+    write_views(tmp_path, 1)
+    with caplog.at_level("WARNING", logger="splatrim"):
+        compute_metrics([tmp_path], device="cpu")
+    lines = [record.getMessage() for record in caplog.records]
+    assert len(lines) == 1 and "pip install lpips" in lines[0] and "\n" not in lines[0]
+
+
+def test_broken_torchvision_leaves_lpips_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "lpips.py").write_text(
+        "raise RuntimeError('operator torchvision::nms does not exist')"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.delitem(sys.modules, "lpips", raising=False)
+    reason = load_lpips()
+    assert isinstance(reason, str) and "torchvision::nms" in reason
+
+
+class FakeLPIPS(torch.nn.Module):
+    """Mean absolute difference in the place of the network."""
+
+    def __init__(self, net: str, version: str, verbose: bool) -> None:
+        super().__init__()
+        assert (net, version) == ("vgg", "0.1")
+
+    def forward(self, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+        assert a.shape[:2] == (1, 3) and a.min() >= 0 and a.max() <= 1
+        return (a - b).abs().mean().reshape(1, 1, 1, 1)
+
+
+@pytest.fixture
+def fake_lpips(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    module = types.ModuleType("lpips")
+    module.LPIPS = FakeLPIPS  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "lpips", module)
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "hub"))
+    return tmp_path / "hub" / "checkpoints" / VGG_FILE
+
+
+def test_missing_weights_are_not_downloaded(fake_lpips: Path) -> None:
+    reason = load_lpips()
+    assert isinstance(reason, str)
+    assert f"curl -L --create-dirs -o {fake_lpips} https://" in reason
+    assert not fake_lpips.exists()
+
+
+def test_lpips_with_weights_gets_images_in_0_1(fake_lpips: Path, tmp_path: Path) -> None:
+    fake_lpips.parent.mkdir(parents=True)
+    fake_lpips.touch()
+    write_views(tmp_path / "out", 2)
+    results = compute_metrics([tmp_path / "out"], device="cpu")[str(tmp_path / "out")]
+    assert results["ours_30"]["LPIPS"] == pytest.approx(1.5 / 255, rel=1e-4)
+
+
+def test_bad_input_writes_nothing(tmp_path: Path, no_lpips: None) -> None:
+    with pytest.raises(SplatrimError, match="no such folder"):
+        compute_metrics([tmp_path / "absent"])
+    with pytest.raises(SplatrimError, match="python -m gs.render -m"):
+        compute_metrics([tmp_path])
+
+    write_views(tmp_path / "a", 2)
+    gt = tmp_path / "a" / "test" / "ours_30" / "gt"
+    (gt / "00001.png").unlink()
+    with pytest.raises(SplatrimError, match=r"gt/00001\.png is missing"):
+        compute_metrics([tmp_path / "a"])
+    Image.new("RGB", (9, 9)).save(gt / "00001.png")
+    with pytest.raises(SplatrimError, match="24x20 pixels, its ground truth 9x9"):
+        compute_metrics([tmp_path / "a"])
+    (gt / "00001.png").write_bytes((gt / "00000.png").read_bytes()[:60])
+    with pytest.raises(SplatrimError, match="cannot read the image"):
+        compute_metrics([tmp_path / "a"])
+    assert not (tmp_path / "a" / "results.json").exists()
+
+
+def test_read_image_drops_alpha(tmp_path: Path) -> None:
+    Image.new("RGBA", (3, 2), (1, 2, 3, 0)).save(tmp_path / "x.png")
+    assert read_image(tmp_path / "x.png").tolist() == [[[1, 2, 3]] * 3] * 2
+
+
+def test_command_line_takes_several_runs(tmp_path: Path, no_lpips: None) -> None:
+    write_views(tmp_path / "a", 1)
+    write_views(tmp_path / "b", 1)
+    main(["-m", str(tmp_path / "a"), str(tmp_path / "b")])
+    assert (tmp_path / "a" / "results.json").is_file()
+    assert (tmp_path / "b" / "per_view.json").is_file()
