@@ -1,0 +1,82 @@
+"""Training of 3D Gaussians: the model, scenes, rendering, strategies and the trainer.
+
+A public name is imported when it is first asked for, so that a command which needs one does not
+wait for the others.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .config import PUBLISHED_ITERATIONS as PUBLISHED_ITERATIONS
+    from .config import TrainConfig as TrainConfig
+    from .data.camera import Camera as Camera
+    from .data.scene import Scene as Scene
+    from .data.scene import load_scene as load_scene
+    from .errors import SplatrimError as SplatrimError
+    from .evaluation.views import Images as Images
+    from .evaluation.views import evaluate_views as evaluate_views
+    from .evaluation.views import mean_scores as mean_scores
+    from .files import atomic_write as atomic_write
+    from .files import read_json as read_json
+    from .files import write_json as write_json
+    from .model.gaussians import Gaussians as Gaussians
+    from .model.histograms import Histogram as Histogram
+    from .model.histograms import unit_histogram as unit_histogram
+    from .model.ply import load_ply as load_ply
+    from .model.ply import save_ply as save_ply
+    from .model.rates import OptimConfig as OptimConfig
+    from .model.rates import step_gain as step_gain
+    from .model.renderer import RenderOutput as RenderOutput
+    from .model.renderer import render as render
+    from .model.rows import keep_rows as keep_rows
+    from .model.specs import ParameterSpec as ParameterSpec
+    from .seeds import derive_seed as derive_seed
+    from .training.start import POST_ITERATIONS as POST_ITERATIONS
+    from .training.start import State as State
+    from .training.start import without_added as without_added
+    from .training.strategy import StepContext as StepContext
+    from .training.strategy import Strategy as Strategy
+    from .training.trainer import Trainer as Trainer
+
+# Names by the module that defines them.
+_HOME = {
+    "PUBLISHED_ITERATIONS": "config",
+    "TrainConfig": "config",
+    "Camera": "data.camera",
+    "load_scene": "data.scene",
+    "Scene": "data.scene",
+    "SplatrimError": "errors",
+    "evaluate_views": "evaluation.views",
+    "Images": "evaluation.views",
+    "mean_scores": "evaluation.views",
+    "atomic_write": "files",
+    "read_json": "files",
+    "write_json": "files",
+    "Gaussians": "model.gaussians",
+    "Histogram": "model.histograms",
+    "unit_histogram": "model.histograms",
+    "load_ply": "model.ply",
+    "save_ply": "model.ply",
+    "OptimConfig": "model.rates",
+    "step_gain": "model.rates",
+    "render": "model.renderer",
+    "RenderOutput": "model.renderer",
+    "keep_rows": "model.rows",
+    "ParameterSpec": "model.specs",
+    "derive_seed": "seeds",
+    "POST_ITERATIONS": "training.start",
+    "State": "training.start",
+    "without_added": "training.start",
+    "StepContext": "training.strategy",
+    "Strategy": "training.strategy",
+    "Trainer": "training.trainer",
+}
+
+__all__ = list(_HOME)  # pyright: ignore[reportUnsupportedDunderAll]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOME:
+        return getattr(importlib.import_module(f".{_HOME[name]}", __name__), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,16 +1,47 @@
-"""Imports point one way: train.py -> pruning -> gs -> kernels -> torch, triton."""
+"""Imports point one way, between packages and between the rooms within each."""
 
 import ast
 import sys
 from collections.abc import Iterator
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
+import gs
 import kernels
 
 OWN = {"train", "pruning", "gs", "kernels", "bench", "tests"}
 MAY_IMPORT = {"kernels": set(), "gs": {"kernels"}, "pruning": {"gs", "kernels"}}
+# Rooms of a package from the ground up: a room imports from its own floor's room and from below.
+# Rooms on one floor do not know each other.
+FLOORS: dict[str, list[set[str]]] = {
+    "kernels": [
+        {"constants", "validation", "backend"},
+        {"device", "reference"},
+        {"runtime"},
+        {"masks", "sorting", "photometric", "adam"},
+        {"densification"},
+        {"projection"},
+        {"binning"},
+        {"blending"},
+        {"pipeline"},
+        {"rasterization"},
+        {"compat"},
+    ],
+    "gs": [
+        {"errors", "logs", "seeds", "losses"},
+        {"files"},
+        {"config"},
+        {"data"},
+        {"model"},
+        {"evaluation"},
+        {"training", "report"},
+        {"densification"},
+        {"cli", "render", "metrics"},
+    ],
+}
 
 
 def _imports(path: Path) -> Iterator[tuple[int, int, str, list[str]]]:
@@ -32,6 +63,25 @@ def _package_imports(repo: Path, package: str) -> Iterator[tuple[str, int, int, 
             yield f"{relative}:{line}", len(relative.parts) - 1, level, module, names
 
 
+def _inner_imports(repo: Path, package: str) -> Iterator[tuple[str, str, str]]:
+    """Place, importing module and imported module of every import within a package."""
+    paths = {_dotted(path, repo): path for path in sorted((repo / package).rglob("*.py"))}
+    for name, path in paths.items():
+        parent = name.split(".") if path.name == "__init__.py" else name.split(".")[:-1]
+        for line, level, module, names in _imports(path):
+            if level == 0:
+                continue
+            base = ".".join([*parent[: len(parent) - level + 1], *filter(None, [module])])
+            for found in names:
+                target = f"{base}.{found}"
+                yield f"{path.relative_to(repo)}:{line}", name, target if target in paths else base
+
+
+def _dotted(path: Path, repo: Path) -> str:
+    parts = path.relative_to(repo).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
 @pytest.mark.parametrize("package", MAY_IMPORT)
 def test_packages_import_downwards(repo: Path, package: str) -> None:
     wrong = [
@@ -40,6 +90,39 @@ def test_packages_import_downwards(repo: Path, package: str) -> None:
         if level == 0 and module.split(".")[0] in OWN - MAY_IMPORT[package]
     ]
     assert not wrong, wrong
+
+
+@pytest.mark.parametrize("package", FLOORS)
+def test_rooms_import_downwards(repo: Path, package: str) -> None:
+    floor = {room: k for k, rooms in enumerate(FLOORS[package]) for room in rooms}
+    wrong = []
+    for place, name, target in _inner_imports(repo, package):
+        if package in (name, target):  # the package's list of public names
+            assert name == package, f"{place}: import from the room, not from the package"
+            continue
+        here, there = name.split(".")[1], target.split(".")[1]
+        if here != there and floor[there] >= floor[here]:
+            wrong.append(f"{place}: {here} imports {there}")
+    assert not wrong, wrong
+
+
+@pytest.mark.parametrize("package", MAY_IMPORT)
+def test_no_module_imports_itself_through_others(repo: Path, package: str) -> None:
+    graph: dict[str, set[str]] = {}
+    for _, name, target in _inner_imports(repo, package):
+        if target != name:
+            graph.setdefault(name, set()).add(target)
+    try:
+        TopologicalSorter(graph).prepare()
+    except CycleError as error:
+        pytest.fail(" -> ".join(error.args[1]))
+
+
+def test_every_room_has_a_floor(repo: Path) -> None:
+    for package, floors in FLOORS.items():
+        there = {path.stem for path in (repo / package).iterdir() if path.suffix == ".py"}
+        there |= {path.parent.name for path in (repo / package).glob("*/__init__.py")}
+        assert there - {"__init__"} == set().union(*floors), package
 
 
 @pytest.mark.parametrize("package", MAY_IMPORT)
@@ -60,14 +143,16 @@ def test_kernels_need_torch_and_triton_only(repo: Path) -> None:
     assert not wrong, wrong
 
 
-@pytest.mark.parametrize("package", ["gs", "pruning"])
-def test_kernels_are_used_by_public_name(repo: Path, package: str) -> None:
+@pytest.mark.parametrize(
+    ("package", "used"), [("gs", kernels), ("pruning", kernels), ("pruning", gs)]
+)
+def test_packages_are_used_by_public_names(repo: Path, package: str, used: ModuleType) -> None:
     wrong = [
         f"{place} imports {', '.join(names) or module} from {module}"
         for place, _, level, module, names in _package_imports(repo, package)
         if level == 0
-        and module.split(".")[0] == "kernels"
-        and (module != "kernels" or not names or not set(names) <= set(kernels.__all__))
+        and module.split(".")[0] == used.__name__
+        and (module != used.__name__ or not names or not set(names) <= set(used.__all__))
     ]
     assert not wrong, wrong
 
