@@ -24,10 +24,10 @@ if TYPE_CHECKING:
 
 _NEED_TRITON = {
     "FusedAdam": ".adam",
-    "Room": ".capacity",
+    "Room": ".runtime.capacity",
     "rasterize": ".pipeline",
-    "split_seed": ".sampling",
-    "warm_up": ".launch",
+    "split_seed": ".masks.kernel",
+    "warm_up": ".runtime.launch",
 }
 
 __all__ = [
