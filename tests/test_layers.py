@@ -37,7 +37,7 @@ FLOORS: dict[str, list[set[str]]] = {
         {"data"},
         {"model"},
         {"evaluation"},
-        {"training", "report"},
+        {"training", "report", "viewer"},
         {"densification"},
         {"cli", "render", "metrics"},
     ],

@@ -11,9 +11,9 @@ import tyro
 
 from ..data.scene import load_scene
 from ..errors import SplatrimError, run_cli
+from ..evaluation.render import find_model, read_settings
 from ..logs import show_log
-from ..ply import load_ply
-from ..render import find_model, read_settings
+from ..model.ply import load_ply
 from .page import write_page
 
 logger = logging.getLogger("splatrim")

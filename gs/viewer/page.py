@@ -16,9 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ..cameras import Camera
+from ..data.camera import Camera
 from ..files import write_text
-from ..renderer import NEAR_PLANE
+from ..model.renderer import NEAR_PLANE
 from .packing import PackedModel, pack
 
 FOLDER = Path(__file__).parent

@@ -13,12 +13,12 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from gs.cameras import Camera
+from gs.data.camera import Camera
 from gs.errors import SplatrimError
-from gs.evaluation import psnr, quantize
-from gs.gaussians import Gaussians
-from gs.ply import save_ply
-from gs.renderer import render
+from gs.evaluation.views import psnr, quantize
+from gs.model.gaussians import Gaussians
+from gs.model.ply import save_ply
+from gs.model.renderer import render
 from gs.viewer.__main__ import main
 from gs.viewer.page import fragment, write_page
 
