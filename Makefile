@@ -19,7 +19,7 @@ lint: $(STAMP)
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/pyright --pythonpath $(RUN)
 
-# by hand: an hour on two cores
+# by hand: an hour or two on two cores
 mutants: $(STAMP)
 	$(RUN) tests/mutation
 

@@ -5,9 +5,7 @@ from mutant import Mutant
 MASKS = ("test_masks.py",)
 EDGES = ("test_edges.py",)
 NUMBERS = ("test_constants.py",)
-BLEND = ("test_blending.py::test_rasterize_to_pixels", "-k (colors or float32) and 60 and not fast")
 PROJECT = ("test_projection.py::test_sizes", "-k 63")
-HARMONICS = ("test_spherical_harmonics.py",)
 DRAWS = ("test_sampling.py",)
 
 KERNELS = [
@@ -104,7 +102,7 @@ KERNELS = [
         "return a * seen, 1.0 - m * a * seen",
         EDGES,
     ),
-    Mutant("kernels stop a Gaussian too late", "v3 = step(t4, least)", "v3 = v2", BLEND),
+    Mutant("kernels stop a Gaussian too late", "v3 = step(t4, least)", "v3 = v2", EDGES),
     Mutant(
         "kernels take the farthest of equals",
         "place = tl.min(tl.where(w == most[:, None], order, CHUNK), 1)",
