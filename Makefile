@@ -5,7 +5,7 @@ RUN := $(VENV)/bin/python
 SCENE ?= output/demo_scene
 OUT ?= output/demo
 
-.PHONY: demo test lint clean
+.PHONY: demo test lint mutants clean
 
 demo: $(STAMP)
 	$(RUN) train.py --demo -s $(SCENE) -m $(OUT)
@@ -18,6 +18,10 @@ test: $(STAMP)
 lint: $(STAMP)
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/pyright --pythonpath $(RUN)
+
+# by hand: an hour or two on two cores
+mutants: $(STAMP)
+	$(RUN) tests/mutation
 
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)

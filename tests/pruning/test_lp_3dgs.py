@@ -128,6 +128,28 @@ def test_setup_adds_logits_once() -> None:
     assert again.params["mask_logits"].tolist() == [3.0] * 4
 
 
+def test_the_decision_has_a_seed_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    strategy, model = make(4, LP3DGSConfig(decision="sample"))
+    model.rows[SCORES] = torch.ones(4)
+    decided: list[int] = []
+    rendered: set[int] = set()
+
+    def no_noise(seed: int, ids: Tensor, *_: Any) -> Tensor:
+        decided.append(seed)
+        return torch.zeros(len(ids))
+
+    def no_mask(x: Tensor, temperature: float, seed: int, ids: Tensor) -> Tensor:
+        rendered.add(seed)
+        return x
+
+    monkeypatch.setattr(pruning.lp_3dgs, "logistic_noise", no_noise)
+    monkeypatch.setattr(pruning.lp_3dgs, "gumbel_sigmoid", no_mask)
+    strategy.decide(model)
+    for step in range(19_500, 20_001):
+        strategy.before_render(step, model)
+    assert len(decided) == 1 and len(rendered) == 501 and decided[0] not in rendered
+
+
 def test_masked_opacities_and_their_gradients() -> None:
     strategy, model = make(50)
     g = torch.Generator().manual_seed(0)

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
+import pruning.mask_gaussian
 from gs.data.camera import Camera
 from gs.densification.adaptive import GRADIENTS, VIEWS, DensifyConfig, add_statistics
 from gs.errors import SplatrimError
@@ -194,6 +195,22 @@ def test_pruning_draws_are_their_own() -> None:
     share = dropped[rendered > 0.5].float().mean() - dropped[rendered < 0.5].float().mean()
     assert abs(share.item()) < 0.12
     assert not torch.equal(dropped, strategy.prune_rows(700, low))
+
+
+def test_pruning_seeds_are_none_of_the_renderings(monkeypatch: pytest.MonkeyPatch) -> None:
+    strategy, model = make(4)
+    asked: list[int] = []
+
+    def keep_all(logits: Tensor, seeds: list[int], ids: Tensor) -> Tensor:
+        asked.extend(seeds)
+        return torch.ones(len(logits), dtype=torch.bool)
+
+    monkeypatch.setattr(pruning.mask_gaussian, "sampled_in_any", keep_all)
+    for step in (600, 700, 15_000):
+        strategy.prune_rows(step, model)
+    assert len(set(asked)) == len(asked) == 30
+    rendered = {strategy.before_render(step, model)["mask_seed"] for step in range(1, 16_000)}
+    assert not rendered & set(asked) and strategy.final_seed not in rendered | set(asked)
 
 
 def test_draws_do_not_depend_on_the_order_of_rows() -> None:

@@ -12,6 +12,7 @@ import torch
 from PIL import Image, ImageFilter
 from torch import Tensor
 
+import gs.densification.taming
 from gs.data.camera import Camera
 from gs.densification.adaptive import GRADIENTS, VIEWS
 from gs.densification.taming import (
@@ -252,6 +253,28 @@ def test_half_of_the_weak_go_and_all_that_others_name() -> None:
     gone = sorted(set(ids.tolist()) - set(gaussians.rows["ids"].tolist()))
     assert gone[:2] == [0, 1]
     assert len(gone) == 2 + 11 and all(10 <= i < 31 for i in gone[2:])
+
+
+def test_of_the_weak_those_of_low_score_go(monkeypatch: pytest.MonkeyPatch) -> None:
+    gaussians = model(40)
+    gaussians.params["opacities"].data[:] = -9.0
+    scores = torch.where(torch.arange(40) % 2 == 0, 1e9, 1e-3)
+    monkeypatch.setattr(TamingDensifier, "scores", lambda *_: scores)
+    run(gaussians, TamingConfig(budget="1x"), 1000, torch.zeros(40))
+    # by 1 / score the odds against a single one of the others are 1e12 to 1
+    assert gaussians.rows["ids"].tolist() == list(range(0, 40, 2))
+
+
+def test_draws_of_a_round_have_seeds_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    seeds: list[int] = []
+
+    def seen(*args: Any, seed: int, ids: Tensor) -> Tensor:
+        seeds.append(seed)
+        return draw(*args, seed=seed, ids=ids)
+
+    monkeypatch.setattr(gs.densification.taming, "draw", seen)
+    run(model(60), TamingConfig(budget="4x"), 1000, torch.ones(60))
+    assert len(set(seeds)) == len(seeds) == 3  # to clone, to split, to prune
 
 
 def test_the_seed_decides() -> None:

@@ -210,6 +210,20 @@ def test_unsampled_layer_does_not_stop() -> None:
     assert (got["masks"].grad != 0).all()
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, F64], ids=["f32", "f64"])
+def test_a_ray_goes_on_where_its_transmittance_equals_the_limit(dtype: torch.dtype) -> None:
+    # thirteen halvings, and 1 - alpha = 2^13 limit: every product is exact
+    limit = torch.tensor(1e-4, dtype=dtype)
+    last = (1.0 - limit * 2**13).item()
+    got = column([0.5] * 13 + [last, 0.5], [1.0] * 15, dtype=dtype)
+    got["alpha"].backward()
+    assert torch.equal(1.0 - got["alpha"].detach(), 1.0 - (1.0 - limit))
+    assert (got["masks"].grad != 0).tolist() == [True] * 14 + [False]
+
+    got = column([0.5] * 13 + [last + 1e-6], [1.0] * 14, dtype=dtype)
+    assert 1.0 - got["alpha"].item() == pytest.approx(2**-13, rel=1e-3)
+
+
 def random_scene(n: int, seed: int, dtype: torch.dtype = F64) -> tuple[list[Tensor], dict]:
     g = torch.Generator().manual_seed(seed)
     means = (torch.rand(n, 3, generator=g) - 0.5) * 2 + torch.tensor([0, 0, 3.0])
