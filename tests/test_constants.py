@@ -14,12 +14,12 @@ import torch
 
 import train
 from gs.cli import describe
+from gs.data.camera import NEAR_PLANE
 from gs.densification.adaptive import MAX_RELATIVE_SCALE, N_CHILDREN, RESET_OPACITY, rotate, split
 from gs.densification.mcmc import STEEPNESS, THRESHOLD
 from gs.densification.taming import EDGE_WEIGHT, ERROR_WEIGHT, LOSS_WEIGHT, PRUNED_SHARE, WEIGHTS
 from gs.losses import photometric_loss, ssim
 from gs.model.gaussians import Gaussians
-from gs.model.renderer import NEAR_PLANE
 from gs.training.optimizer import build_optimizer
 from kernels import rasterization
 

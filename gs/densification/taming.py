@@ -52,7 +52,7 @@ from kernels import rasterization, uniform
 from ..errors import SplatrimError
 from ..losses import photometric_loss, to_float
 from ..model.gaussians import Gaussians
-from ..model.renderer import NEAR_PLANE, render
+from ..model.renderer import render
 from ..seeds import derive_seed
 from ..training.strategy import StepContext, rows_to_prune
 from .adaptive import (
@@ -303,7 +303,7 @@ def sum_over_pixels(gaussians: Gaussians, camera: Camera, values: Tensor) -> Ten
         image, _, _ = rasterization(
             params["means"].detach(), params["quats"].detach(), gaussians.get_scales().detach(),
             gaussians.get_opacities().detach(), colors, camera.viewmat[None].to(device),
-            camera.K[None].to(device), camera.width, camera.height, near_plane=NEAR_PLANE,
+            camera.K[None].to(device), camera.width, camera.height, near_plane=camera.near,
         )  # fmt: skip
         (sums,) = torch.autograd.grad((image[0, ..., 0] * values).sum(), colors)
     return sums[:, 0]

@@ -19,10 +19,11 @@ from typing import Annotated, Any
 import numpy as np
 import torch
 import tyro
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from torch import Tensor
 
 from ..config import resolve_device
+from ..data.image_file import UNREADABLE
 from ..errors import SplatrimError
 from ..files import write_json
 from ..logs import show_log
@@ -95,7 +96,7 @@ def read_image(path: Path) -> Tensor:  # [H, W, 3] uint8
     try:
         with Image.open(path) as image:
             return torch.from_numpy(np.array(image.convert("RGB")))
-    except (UnidentifiedImageError, OSError, ValueError, SyntaxError) as error:
+    except UNREADABLE as error:
         raise SplatrimError(f"cannot read the image {path}: {error}") from error
 
 

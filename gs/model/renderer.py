@@ -15,8 +15,6 @@ from .gaussians import Gaussians
 if TYPE_CHECKING:
     from ..data.camera import Camera
 
-NEAR_PLANE = 0.2  # Inria's
-
 
 class RenderOutput(NamedTuple):
     """A rendered view."""
@@ -56,7 +54,7 @@ def render(
     params = gaussians.params
     cameras = viewmats, Ks, camera.width, camera.height
     keywords = {
-        "near_plane": NEAR_PLANE,
+        "near_plane": camera.near,
         "sh_degree": gaussians.active_sh_degree if sh_degree is None else sh_degree,
         "backgrounds": None if background is None else background[None],
     } | raster_kwargs

@@ -26,6 +26,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..data.foreign import recognise
 from ..errors import SplatrimError
 from ..files import atomic_write
 from .checkpoint_inria import import_inria, is_inria
@@ -131,7 +132,9 @@ def peek_checkpoint(path: str | Path) -> tuple[int, dict[str, Any]] | None:
 
 def _checked(path: Path, obj: Any) -> dict[str, Any]:
     if not isinstance(obj, dict) or obj.get("format") != FORMAT:
-        raise SplatrimError(f"{path} is not a training checkpoint")
+        what = recognise(path)
+        reason = f"; it is {what}" if what else ""
+        raise SplatrimError(f"{path} is not a training checkpoint{reason}")
     version = obj.get("version")
     if version != FORMAT_VERSION:
         raise SplatrimError(

@@ -16,7 +16,7 @@ fine-tuning from iteration 30000 to 35000 (LightGaussian, MaskGaussian):
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Hashable, Iterable, Mapping
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, Protocol
 
@@ -26,7 +26,7 @@ from torch import Tensor
 from ..config import PUBLISHED_ITERATIONS, TrainConfig
 from ..errors import SplatrimError
 from ..model.gaussians import Gaussians
-from ..model.ply import load_ply
+from ..model.ply import load_ply, read_offset
 from ..model.rates import OptimConfig
 from ..model.specs import PUBLISHED, ParameterSpec
 from .checkpoint import load_checkpoint, peek_checkpoint
@@ -119,6 +119,7 @@ def load_start(
         return None
     for heir in methods.values():
         state = heir.adopt(state)
+    state.setdefault("world_offset", (state.get("config") or {}).get("world_offset"))
     step, post_start = state["step"], config.post_start
     if step >= config.iterations:
         raise SplatrimError(f"{path} is at iteration {step} of {config.iterations}:"
@@ -142,16 +143,28 @@ def _ply_state(path: Path, others: Iterable[str]) -> State:
     if n == 0:
         raise SplatrimError(f"{path} holds no Gaussians")
     degree = Gaussians.from_tensors({name: params[name] for name in PUBLISHED}).sh_degree
+    offset = read_offset(path)
     return {
         "method": "3dgs",
         "step": PUBLISHED_ITERATIONS,
         "params": params,
+        "world_offset": offset if any(offset) else None,
         "rows": {"ids": torch.arange(n, dtype=torch.int32)},
         "next_id": n,
         "active_sh_degree": degree,
         "sh_degree": degree,
         "optimizer": {},
     }
+
+
+def in_scene(state: State, world_offset: Sequence[float]) -> State:
+    """The state with its positions in a scene whose coordinates are smaller by `world_offset`."""
+    shift = torch.tensor(world_offset, dtype=torch.float64)
+    shift -= torch.tensor(state.get("world_offset") or (0.0, 0.0, 0.0), dtype=torch.float64)
+    if not bool(shift.any()):
+        return state
+    means = (state["params"]["means"].double() - shift).float()
+    return {**state, "params": {**state["params"], "means": means}}
 
 
 def finished(state: State) -> State:

@@ -139,7 +139,8 @@ class Stepper:
         phases = tuple(strategy.phase(step) for strategy in self.strategies)
         if None in phases:
             return None
-        return camera.width, camera.height, self.gaussians.active_sh_degree, phases
+        size = camera.width, camera.height, camera.near
+        return *size, self.gaussians.active_sh_degree, phases
 
     def _run(self, step: int, index: int) -> dict[str, Any]:
         """A step launch by launch; the rendering's info."""

@@ -24,6 +24,7 @@ from ..config import TrainConfig, resolve_device
 from ..data.camera import Camera
 from ..data.loader import ImageLoader
 from ..data.scene import Scene
+from ..data.visibility import check_start
 from ..evaluation.views import evaluate_views, mean_scores
 from ..model.gaussians import Gaussians
 from ..model.histograms import Histogram
@@ -80,7 +81,7 @@ class Trainer:
         self.strategies = tuple(strategies)
         self.optim = optim or OptimConfig()
         self.white_background = white_background
-        self.settings = settings or {}
+        self.settings = {**(settings or {}), **scene.record}
         self.device = resolve_device(config.device)
         self.cameras = [*scene.train, *scene.test]
         self.images = ImageLoader(
@@ -92,6 +93,8 @@ class Trainer:
         self.step = 0
         self.seed = config.seed
         self.stop_requested = False
+        points = scene.points if start is None else start["params"]["means"]
+        check_start(scene.train, points, "starting points" if start is None else "Gaussians")
         if start is None:
             self.gaussians = Gaussians.from_points(
                 scene.points, scene.colors, sh_degree=config.sh_degree, device=self.device
@@ -224,7 +227,8 @@ class Trainer:
         """Write the model as point_cloud/iteration_N/point_cloud.ply."""
         folder = self.config.model_path / "point_cloud" / f"iteration_{step}"
         model = self.exported()
-        save_ply(folder / "point_cloud.ply", model.to_tensors())
+        offset = self.scene.world_offset
+        save_ply(folder / "point_cloud.ply", model.to_tensors(), world_offset=offset)
         self.tracker.info(
             f"iteration {step}: saved {len(model)} of {len(self.gaussians)} Gaussians"
         )

@@ -18,7 +18,6 @@ from torch import Tensor
 
 from ..data.camera import Camera
 from ..files import write_text
-from ..model.renderer import NEAR_PLANE
 from .packing import PackedModel, pack
 
 FOLDER = Path(__file__).parent
@@ -135,7 +134,7 @@ def describe_scene(
         "color_range": packed.color_range,
         "sh_range": packed.sh_range,
         "origin": packed.origin.tolist(),
-        "near": NEAR_PLANE,
+        "near": min(camera.near for camera in cameras),
         "up": _up(np.array([view["axes"] for view in views])).tolist(),
         "cameras": views,
     }
@@ -150,7 +149,7 @@ def _describe_camera(
     viewmat, K = camera.viewmat.double().numpy(), camera.K.double().numpy()
     axes, size = viewmat[:3, :3], np.array([camera.width, camera.height])
     points = sample @ axes.T + viewmat[:3, 3]
-    points = points[points[:, 2] > NEAR_PLANE]
+    points = points[points[:, 2] > camera.near]
     places = points[:, :2] / points[:, 2:] * K.diagonal()[:2] + K[:2, 2]
     central = (np.abs(places - size / 2) < size / 4).all(axis=1)
     depths = points[central if central.any() else slice(None), 2]

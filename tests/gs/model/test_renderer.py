@@ -1,12 +1,13 @@
+import dataclasses
 import inspect
 from pathlib import Path
 
 import pytest
 import torch
 
-from gs.data.camera import Camera
+from gs.data.camera import NEAR_PLANE, Camera
 from gs.model.gaussians import SH_C0, Gaussians
-from gs.model.renderer import NEAR_PLANE, _camera_tensors, render
+from gs.model.renderer import _camera_tensors, render
 from gs.model.specs import ParameterSpec
 from kernels import rasterization
 
@@ -101,8 +102,16 @@ def test_near_plane_is_inrias(depth: float, kept: bool) -> None:
     assert NEAR_PLANE == 0.2
     assert inspect.signature(rasterization).parameters["near_plane"].default != NEAR_PLANE
     gaussians = Gaussians.from_points(torch.zeros(1, 3), torch.ones(1, 3))
-    out = render(gaussians, camera(distance=depth))
-    assert bool((out.info["radii"] > 0).all()) is kept
+    view = camera(distance=depth)
+    assert view.near == NEAR_PLANE
+    assert bool((render(gaussians, view).info["radii"] > 0).all()) is kept
+
+
+@pytest.mark.parametrize(("near", "kept"), [(0.01, True), (0.05, False)])
+def test_near_plane_is_the_cameras(near: float, kept: bool) -> None:
+    gaussians = Gaussians.from_points(torch.zeros(1, 3), torch.ones(1, 3))
+    view = dataclasses.replace(camera(distance=0.03), near=near)
+    assert bool((render(gaussians, view).info["radii"] > 0).all()) is kept
 
 
 def test_gradients_reach_every_parameter_and_the_image_plane() -> None:

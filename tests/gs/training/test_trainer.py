@@ -97,6 +97,7 @@ def test_training_improves_and_writes_its_files(scene: Scene, tmp_path: Path) ->
     assert history["step"] == [10, 20, 30, 40]
     assert [entry["step"] for entry in history["test"]] == [1, 40]
     assert history["test"][1]["psnr"] > history["test"][0]["psnr"] + 0.5
+    settings |= scene.record
     assert history["settings"] == settings
     assert len(history["n_used"]) == len(history["n_gaussians"]) == len(history["seconds"]) == 4
     assert history["n_used"][-1] < history["n_gaussians"][-1]
