@@ -26,7 +26,10 @@ from .posed import PosedImage
 NEEDED = ("cameras", "images")
 POINTS = "points3D"
 # where models lie, in this order; all that is in the first place that has any is compared
-PLACES = ("sparse", "colmap/sparse", "colmap", "dense", "model", "reconstruction", ".")
+PLACES = (
+    "sparse", "colmap/sparse", "colmap", "dense", "undistorted", "distorted/sparse", "model",
+    "reconstruction", ".",
+)  # fmt: skip
 IMAGE_FOLDERS = ("images", "rgb", "image", "input", "imgs", "color", "frames", "colmap/images")
 
 logger = logging.getLogger("splatrim")
@@ -53,7 +56,7 @@ def find_model(source: Path) -> Path | None:
     one with most images is taken, which is told.
     """
     for place in PLACES:
-        models = list(_models(source / place))
+        models = list(_models(_folder(source, place)))
         if not models:
             continue
         if len(models) == 1:
@@ -75,6 +78,18 @@ def find_model(source: Path) -> Path | None:
 
 def _shown(model: Path, source: Path) -> str:
     return model.relative_to(source).as_posix()
+
+
+def _folder(source: Path, name: str) -> Path:
+    """A folder below the scene's; in other case where it is not there as it is called."""
+    folder = source
+    for part in Path(name).parts:
+        there = folder / part
+        if not there.exists() and folder.is_dir():
+            others = sorted(path for path in folder.iterdir() if path.name.lower() == part.lower())
+            there = others[0] if others else there
+        folder = there
+    return folder
 
 
 def _models(place: Path) -> Iterator[Path]:
@@ -176,13 +191,15 @@ def _find_images(
 ) -> tuple[Path, list[Path]]:
     """The image folder, and the files in it."""
     if images is not None:
-        folder = source / images
+        folder = _folder(source, images)
         if not folder.is_dir():
             raise SplatrimError(f"no such image folder: {folder}")
         return folder, find_images(folder, names)
-    usual = [source / name for name in IMAGE_FOLDERS]
+    usual = [_folder(source, name) for name in IMAGE_FOLDERS]
     # beside the model, as COLMAP's undistorter and its automatic reconstruction leave it
     parents = [place for place in model.parents if place.is_relative_to(source)]
+    if model == source:  # the scene was given by its model: scene/sparse/0
+        usual += [place / "images" for place in source.absolute().parents[:2]]
     usual += [place / "images" for place in parents]
     first: SplatrimError | None = None
     for folder in dict.fromkeys([*usual, *parents, source]):

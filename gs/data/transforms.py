@@ -174,11 +174,12 @@ class _Numbers:
             for name in MATRICES:
                 if isinstance(level.get(name), list):
                     try:
-                        matrix = np.array(level[name], np.float64).reshape(-1)
+                        matrix = np.array(level[name], np.float64)
                     except (TypeError, ValueError, OverflowError):
                         matrix = np.zeros(0)
-                    if matrix.size == 9:
-                        return matrix.reshape(3, 3)
+                    if matrix.size in (9, 16):
+                        side = math.isqrt(matrix.size)
+                        return matrix.reshape(side, side)[:3, :3]
                     raise SplatrimError(f"{self.where}: {name} is not a 3x3 matrix of numbers")
         return None
 

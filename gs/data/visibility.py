@@ -51,23 +51,21 @@ def near_plane(
     return near
 
 
-def check_start(
+def check_points(points: Tensor) -> None:  # [N, 3]
+    """Raise SplatrimError for fewer points than give a Gaussian its first size."""
+    if len(points) <= NEIGHBORS:
+        raise SplatrimError(
+            f"too few starting points ({len(points)}): the first size of a Gaussian is the distance"
+            f" to its {NEIGHBORS} nearest neighbours; start from random points with --init_points"
+        )
+
+
+def check_sight(
     cameras: list[Camera],
     points: Tensor,  # [N, 3] float32
     what: str,
 ) -> None:
-    """Raise SplatrimError where training could not begin: too few points, or none in sight.
-
-    Args:
-        cameras: Those to train on.
-        points: Where Gaussians begin.
-        what: How the sentence calls them.
-    """
-    if len(points) <= NEIGHBORS:
-        raise SplatrimError(
-            f"too few {what} ({len(points)}): the first size of a Gaussian is the distance to its "
-            f"{NEIGHBORS} nearest neighbours; start from random points with --init_points 100000"
-        )
+    """Raise SplatrimError, calling the points `what`, where no camera has one in its image."""
     points = points.detach().float().cpu()
     if not any(_sees_any(camera, points) for camera in cameras):
         raise SplatrimError(

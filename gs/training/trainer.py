@@ -24,7 +24,7 @@ from ..config import TrainConfig, resolve_device
 from ..data.camera import Camera
 from ..data.loader import ImageLoader
 from ..data.scene import Scene
-from ..data.visibility import check_start
+from ..data.visibility import check_points, check_sight
 from ..evaluation.views import evaluate_views, mean_scores
 from ..model.gaussians import Gaussians
 from ..model.histograms import Histogram
@@ -93,13 +93,14 @@ class Trainer:
         self.step = 0
         self.seed = config.seed
         self.stop_requested = False
-        points = scene.points if start is None else start["params"]["means"]
-        check_start(scene.train, points, "starting points" if start is None else "Gaussians")
         if start is None:
+            check_points(scene.points)
+            check_sight(scene.train, scene.points, "starting points")
             self.gaussians = Gaussians.from_points(
                 scene.points, scene.colors, sh_degree=config.sh_degree, device=self.device
             )
         else:
+            check_sight(scene.train, start["params"]["means"], "Gaussians")
             self.gaussians = Gaussians.from_state(start, self.device)
         for strategy in self.strategies:
             strategy.setup(

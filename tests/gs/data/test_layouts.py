@@ -54,6 +54,8 @@ def test_models(tmp_path: Path, sparse: str) -> None:
         ("colmap/sparse/0", "colmap/images"),
         ("dense/0/sparse", "dense/0/images"),
         ("dense/sparse", "dense/images"),
+        ("distorted/sparse/0", "input"),
+        ("Sparse/0", "Images"),
     ],
 )
 def test_image_folders(tmp_path: Path, sparse: str, images: str) -> None:
@@ -61,6 +63,11 @@ def test_image_folders(tmp_path: Path, sparse: str, images: str) -> None:
     (tmp_path / "database.db").touch()
     (camera, *_) = load_scene(tmp_path).train
     assert camera.image_path == tmp_path / images / "0.png"
+
+
+@pytest.mark.parametrize("sparse", ["sparse/0", "sparse"])
+def test_a_scene_given_by_its_model(tmp_path: Path, sparse: str) -> None:
+    assert len(load_scene(write(tmp_path, sparse) / sparse).train) == 4
 
 
 def test_the_usual_folder_is_named_where_none_has_them(tmp_path: Path) -> None:

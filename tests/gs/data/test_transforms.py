@@ -175,6 +175,7 @@ def test_single_file_with_lists_of_its_split(tmp_path: Path) -> None:
         ({}, {"camera_angle_y": ANGLE}, None),
         ({}, {"fx": 60, "fy": 61}, (60, 61, 12, 22)),
         ({}, {"K": [[60, 0, 1], [0, 61, 2], [0, 0, 1]]}, (60, 61, 1, 2)),
+        ({}, {"intrinsics": [60, 0, 1, 0, 61, 2, 0, 0, 1]}, (60, 61, 1, 2)),
         ({"w": 80, "h": 60}, {}, (25, 22.5, 6, 11)),
         ({"camera_model": "PINHOLE", "k1": 0, "k2": 0.0}, {}, (50, 45, 12, 22)),
     ],

@@ -10,7 +10,7 @@ import torch
 from gs.data.camera import Camera
 from gs.data.lens import Lens
 from gs.data.posed import PosedImage
-from gs.data.visibility import check_start, near_plane
+from gs.data.visibility import check_points, check_sight, near_plane
 from gs.errors import SplatrimError
 
 LENS = Lens("PINHOLE", 40, 30, (40.0, 40.0, 20.0, 15.0))
@@ -64,9 +64,9 @@ def camera(near: float = 0.2) -> Camera:
 def test_a_start_needs_points_in_sight() -> None:
     points = torch.tensor([[0.0, 0, 0.1], [0, 0, -3], [9, 0, 1], [0, -9, 1]])
     with pytest.raises(SplatrimError, match="no training camera sees any of the 4 starting points"):
-        check_start([camera()], points, "starting points")
-    check_start([camera(), camera(near=0.05)], points, "starting points")
-    with pytest.raises(SplatrimError, match=r"too few Gaussians \(1\).*--init_points"):
-        check_start([camera(near=0.05)], points[:1], "Gaussians")
-    with pytest.raises(SplatrimError, match=r"too few starting points \(3\)"):
-        check_start([camera(near=0.05)], points[:3], "starting points")
+        check_sight([camera()], points, "starting points")
+    check_sight([camera(), camera(near=0.05)], points, "starting points")
+    check_points(points)
+    for n in (1, 3):
+        with pytest.raises(SplatrimError, match=rf"too few starting points \({n}\).*--init_points"):
+            check_points(points[:n])

@@ -67,7 +67,7 @@ def weights_by_pixel(gaussians: Gaussians, view: Camera) -> Tensor:  # [H, W, N]
         image, _, _ = rasterization(
             gaussians.params["means"], gaussians.params["quats"], gaussians.get_scales(),
             gaussians.get_opacities(), torch.eye(len(gaussians)), view.viewmat[None],
-            view.K[None], WIDTH, HEIGHT, near_plane=0.2,
+            view.K[None], WIDTH, HEIGHT, near_plane=view.near,
         )  # fmt: skip
     return image[0]
 
@@ -102,8 +102,9 @@ def test_the_target_is_the_papers_parabola() -> None:
                              densification_interval=4).rounds()) == [8, 12, 16]  # fmt: skip
 
 
-def test_sums_over_pixels_by_brute_force() -> None:
-    gaussians, view = model(12), camera()
+@pytest.mark.parametrize("near", [0.2, 4.0])  # 4: half of the Gaussians are nearer
+def test_sums_over_pixels_by_brute_force(near: float) -> None:
+    gaussians, view = model(12), dataclasses.replace(camera(), near=near)
     values = torch.rand(HEIGHT, WIDTH, generator=torch.Generator().manual_seed(1))
     weights = weights_by_pixel(gaussians, view)
     want = (weights * values[..., None]).sum((0, 1))
