@@ -32,7 +32,7 @@ from gs.evaluation.metrics import compute_metrics
 from gs.evaluation.render import find_model, render_views
 from gs.files import read_json, write_json
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 BASELINE = "3dgs"
 RESULT, RECORD, LOG = "sweep_result.json", "sweep_run.json", "sweep_train.log"
 
