@@ -209,7 +209,7 @@ def test_pruning_seeds_are_none_of_the_renderings(monkeypatch: pytest.MonkeyPatc
     for step in (600, 700, 15_000):
         strategy.prune_rows(step, model)
     assert len(set(asked)) == len(asked) == 30
-    rendered = {strategy.before_render(step, model)["mask_seed"] for step in range(1, 16_000)}
+    rendered = {strategy.device_inputs(step)["mask_seed"] for step in range(1, 16_000)}
     assert not rendered & set(asked) and strategy.final_seed not in rendered | set(asked)
 
 
