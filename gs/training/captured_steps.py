@@ -23,7 +23,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
+
+from ..model.view import VIEW_WORDS, View, unpack_view
 
 if TYPE_CHECKING:
     from kernels import Room
@@ -37,7 +40,8 @@ DECAY = 0.9995  # per step, of the largest need seen
 PATIENCE = 10.0  # seconds until a silent GPU is asked for errors
 
 # layout of Frame in 4-byte words; pieces begin at multiples of 16 bytes
-VIEWMAT, INTRINSICS, BACKGROUND, SERIAL, MEANS_LR, INTEGERS = 0, 16, 28, 32, 36, 40
+BACKGROUND, SERIAL, MEANS_LR = VIEW_WORDS, VIEW_WORDS + 4, VIEW_WORDS + 8
+INTEGERS = VIEW_WORDS + 12
 ALIGNED = 4  # words
 
 
@@ -60,8 +64,6 @@ class Frame:
         self._staging = torch.zeros(size).pin_memory()
         self._floats = self._staging.numpy()
         self._words = self._staging.view(torch.int32).numpy()
-        self.viewmats = buffer[VIEWMAT:INTRINSICS].view(1, 4, 4)
-        self.Ks = buffer[INTRINSICS : INTRINSICS + 9].view(1, 3, 3)
         self.background = buffer[BACKGROUND : BACKGROUND + 3]
         words = buffer.view(torch.int32)
         self.integers = {name: words[k : k + 2] for name, k in self._places.items()}
@@ -72,9 +74,13 @@ class Frame:
         self._reported = self.report.numpy()
         self._serial = 0
 
+    def view(self, width: int, height: int) -> View:
+        """The camera, of an image of that size."""
+        return unpack_view(self._buffer[:VIEW_WORDS], width, height)
+
     def upload(
         self,
-        view: np.ndarray[Any, Any],  # [25] float32: world to camera [4, 4], intrinsics [3, 3]
+        view: NDArray[np.float32],  # [VIEW_WORDS]
         background: tuple[float, ...],  # 3
         rates: Tensor,  # [P, 2] float32, on the CPU
         integers: Mapping[str, int],
@@ -93,7 +99,7 @@ class Frame:
                 f" got {sorted(integers)}"
             )
         floats, words = self._floats, self._words
-        floats[: INTRINSICS + 9] = view
+        floats[:VIEW_WORDS] = view
         floats[BACKGROUND : BACKGROUND + 3] = background
         self._serial = (self._serial + 1) & 0x3FFFFFFF
         words[SERIAL] = self._serial

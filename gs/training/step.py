@@ -8,7 +8,6 @@ from collections.abc import Callable, Hashable, Iterator, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -20,6 +19,7 @@ from ..data.loader import ImageLoader
 from ..losses import total
 from ..model.gaussians import Gaussians
 from ..model.renderer import render
+from ..model.view import pack_view
 from ..seeds import derive_seed
 from .captured_steps import Frame, StepGraphs
 from .optimizer import learning_rate
@@ -67,7 +67,7 @@ class Stepper:
         self._stream: torch.cuda.Stream | None = None
         self._frame: Frame | None = None
         self._targets: dict[tuple[int, ...], Tensor] = {}  # a captured step's image, by shape
-        self._views = [np.append(c.viewmat.numpy(), c.K.numpy()) for c in images.cameras]
+        self._views = [pack_view(camera, k) for k, camera in enumerate(images.cameras)]
         self._replayed: tuple[int, int, Hashable] | None = None  # step, index, key; not settled
         self._stepped: list[Tensor] = []  # parameters that the last `_compute` had gradients of
         self._counts: dict[Hashable, list[Tensor]] = {}  # the same by graph: its steps to count
@@ -212,11 +212,12 @@ class Stepper:
         if config.deterministic:
             inputs["deterministic"] = True
         if frame is not None:
-            inputs |= {"room": room, "camera_tensors": (frame.viewmats, frame.Ks)}
+            inputs["room"] = room
             inputs |= {name: frame.integers[name] for name in integers}
         else:
             inputs |= integers
-        out = render(gaussians, camera, background=background, **inputs)
+        view = camera if frame is None else frame.view(camera.width, camera.height)
+        out = render(gaussians, view, background=background, **inputs)
         skip = None
         if frame is not None:
             frame.capture_report(out.info["needed"])
