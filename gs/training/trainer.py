@@ -33,6 +33,7 @@ from .checkpoint import save_checkpoint
 from .memory import peak_memory
 from .optimizer import build_optimizer, load_optimizer_state, optimizer_state, update_learning_rates
 from .run_files import write_run_files
+from .run_state import RunState
 from .sampler import CameraSampler
 from .start import add_aged_moments, changed_settings
 from .step import Stepper
@@ -282,7 +283,7 @@ class Trainer:
         self.step = int(state["step"])
         optimizer = state["optimizer"]
         if self.step == self.config.post_start:
-            optimizer = add_aged_moments(state, self.gaussians)
+            optimizer = add_aged_moments(RunState.from_dict(state), self.gaussians)
         changes = changed_settings(state.get("config") or {}, self.settings)
         if changes:
             logger.warning(f"settings differ from the checkpoint's: {', '.join(changes)}")
