@@ -157,7 +157,8 @@ class Stepper(Generic[M]):
         assert self.graphs is not None and self._buffer is not None
         if not self.graphs.fits(key, len(self.gaussians), Capacity(*self._buffer.wait())):
             self._count_steps(key, -1)
-            self.update(step, self.forward_backward(step, image), rates)
+            with torch.enable_grad():  # whoever looks at the model may have turned it off
+                self.update(step, self.forward_backward(step, image), rates)
 
     def background_color(self, step: int | None) -> tuple[float, ...]:
         """Black, white, or random in training; never random for `step` None."""

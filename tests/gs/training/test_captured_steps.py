@@ -14,21 +14,14 @@ from gs.training.strategy import Strategy
 HELD = Capacity(5, 60)
 
 
-class Recording:
-    """Stands in for a CUDA graph: the launches of a body, run at capture and again by replays.
-
-    A replay that follows the capture finds them done. Others call the body anew, so that hooks do
-    more on the host than in a real graph; what they were given is that of the captured step.
-    """
+class Call:
+    """Stands in for a CUDA graph: calls what was captured."""
 
     def __init__(self, body: Body) -> None:
-        self.body, self.done = body, True
-        body()
+        self.body = body
 
     def replay(self) -> None:
-        if not self.done:
-            self.body()
-        self.done = False
+        self.body()
 
 
 def model(n: int = 5) -> Gaussians:
@@ -40,7 +33,7 @@ def captured(graphs: StepGraphs, key: str, capacity: Capacity = HELD) -> None:
 
 
 def test_a_key_is_warmed_up_captured_and_replayed() -> None:
-    graphs, gaussians, calls = StepGraphs(Recording), model(), []
+    graphs, gaussians, calls = StepGraphs(Call), model(), []
     assert graphs.plan("a", gaussians) == "warm up"
     graphs.warmed_up("a", 5, Capacity(3, 40))
     assert graphs.plan("a", gaussians) == "capture"
@@ -54,7 +47,7 @@ def test_a_key_is_warmed_up_captured_and_replayed() -> None:
 
 @pytest.mark.parametrize("change", ["parameter", "rows", "shared"])
 def test_another_tensor_drops_every_graph(change: str) -> None:
-    graphs, gaussians = StepGraphs(Recording), model()
+    graphs, gaussians = StepGraphs(Call), model()
     gaussians.add_shared("table", torch.nn.Parameter(torch.zeros(2)), lr=0.1)
     for key in "ab":
         graphs.plan(key, gaussians)
@@ -74,7 +67,7 @@ def test_another_tensor_drops_every_graph(change: str) -> None:
 
 
 def test_a_scene_of_many_image_sizes_runs_without_graphs() -> None:
-    graphs, gaussians = StepGraphs(Recording), model()
+    graphs, gaussians = StepGraphs(Call), model()
     for key in range(MAX_GRAPHS):
         assert graphs.plan(key, gaussians) == "warm up"
         graphs.warmed_up(key, 5, Capacity(3, 40))
@@ -83,7 +76,7 @@ def test_a_scene_of_many_image_sizes_runs_without_graphs() -> None:
 
 
 def test_capacity_covers_what_was_seen_and_grows_with_the_model() -> None:
-    graphs, gaussians = StepGraphs(Recording), model()
+    graphs, gaussians = StepGraphs(Call), model()
     graphs.plan("a", gaussians)
     graphs.warmed_up("a", 100_000, Capacity(50_000, 400_000))
     rows, entries = graphs.capacity(100_000)
@@ -93,7 +86,7 @@ def test_capacity_covers_what_was_seen_and_grows_with_the_model() -> None:
 
 
 def test_a_step_that_did_not_fit_drops_its_graph_and_widens_the_next() -> None:
-    graphs, gaussians = StepGraphs(Recording), model()
+    graphs, gaussians = StepGraphs(Call), model()
     graphs.plan("a", gaussians)
     graphs.warmed_up("a", 10, Capacity(0, 0))
     captured(graphs, "a", Capacity(10, 60))
@@ -115,7 +108,7 @@ def test_a_buffer_packs_integers_by_name() -> None:
     integers = {"noise_seed": 9, "mask_seed": 2**33 + 7}
     found = buffer.inputs(33, 21)
     buffer.upload(words, (0.1, 0.2, 0.3), 5, integers, 0.25, rates)
-    assert {name: list(x) for name, x in found.integers.items()} == {
+    assert {name: torch.as_tensor(x).tolist() for name, x in found.integers.items()} == {
         "mask_seed": [7, 2], "noise_seed": [9, 0],
     }  # fmt: skip
     assert found.seed is not None and found.means_lr is not None and found.rates is not None
@@ -125,7 +118,8 @@ def test_a_buffer_packs_integers_by_name() -> None:
     assert found.view.viewmats.flatten().tolist() == [*range(16)]
     assert found.view.Ks.flatten().tolist() == [*range(16, 25)]
     assert (found.view.width, found.view.height) == (33, 21)
-    tensors = [found.seed, *found.integers.values(), found.rates, found.means_lr, found.background]
+    integer_tensors = [torch.as_tensor(x) for x in found.integers.values()]
+    tensors = [found.seed, *integer_tensors, found.rates, found.means_lr, found.background]
     start = found.view.viewmats.data_ptr()
     assert all((x.data_ptr() - start) % 16 == 0 for x in tensors)
     assert len({x.data_ptr() for x in tensors}) == len(tensors)
