@@ -35,6 +35,8 @@ if TYPE_CHECKING:
     from .model.specs import ParameterSpec as ParameterSpec
     from .model.view import View as View
     from .seeds import derive_seed as derive_seed
+    from .training.observer import Observer as Observer
+    from .training.observer import Run as Run
     from .training.start import POST_ITERATIONS as POST_ITERATIONS
     from .training.start import State as State
     from .training.start import without_added as without_added
@@ -71,6 +73,8 @@ _HOME = {
     "ParameterSpec": "model.specs",
     "View": "model.view",
     "derive_seed": "seeds",
+    "Observer": "training.observer",
+    "Run": "training.observer",
     "POST_ITERATIONS": "training.start",
     "State": "training.start",
     "without_added": "training.start",

@@ -15,6 +15,7 @@ from kernels import uses_triton
 from ..model.model import Model
 from ..model.rates import OptimConfig, annealing
 from ..model.specs import ParameterSpec
+from .run_state import Part
 
 BETAS = (0.9, 0.999)
 EPS = 1e-15  # gradients of one Gaussian are tiny: torch's 1e-8 would swallow them
@@ -80,12 +81,12 @@ def learning_rate(optimizer: torch.optim.Optimizer, name: str) -> float:
     return float(_group(optimizer, name)["lr"])
 
 
-def optimizer_state(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+def optimizer_state(optimizer: torch.optim.Optimizer) -> Part:
     """State by parameter name, plus learning rates: {"means": {"step", "exp_avg", ...}, "lrs"}.
 
     Tensors share memory with the optimizer. A parameter that never stepped has no entry.
     """
-    state: dict[str, Any] = {"lrs": {g["name"]: float(g["lr"]) for g in optimizer.param_groups}}
+    state: Part = {"lrs": {g["name"]: float(g["lr"]) for g in optimizer.param_groups}}
     for group in optimizer.param_groups:
         moments = optimizer.state.get(group["params"][0])
         if moments:

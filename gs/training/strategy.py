@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from ..evaluation.views import Images
     from ..model.histograms import Histogram
     from ..model.renderer import RenderOutput
+    from .run_state import Part
     from .step_inputs import StepInputs
 
 M = TypeVar("M", bound=Model, default=Gaussians)
@@ -167,11 +168,11 @@ class Strategy(Generic[M]):
         """Rows of the exported and tested model, or None for all."""
         return None
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> Part:
         """All that a bit-exact resume needs beyond parameters and rows: plain values, tensors."""
         return {}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: Part) -> None:
         """Restore what `state_dict` gave."""
 
 
