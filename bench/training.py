@@ -13,7 +13,6 @@ import math
 import statistics
 import time
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -29,6 +28,7 @@ from gs.evaluation.views import quantize
 from gs.model.gaussians import Gaussians
 from gs.model.rates import OptimConfig
 from gs.model.renderer import render
+from gs.training.run_state import RunState
 from gs.training.trainer import Trainer
 from pruning import METHODS
 
@@ -124,16 +124,14 @@ def build_trainer(
     pruner = METHODS[method].preset(next(iter(METHODS[method].PRESETS)))
     rates = [field.name for field in dataclasses.fields(pruner) if field.name.endswith("_lr")]
     pruner = dataclasses.replace(pruner, **dict.fromkeys(rates, 0.0))
-    start: dict[str, Any] = {
-        "method": "3dgs",
-        "step": (DENSIFYING_STEP if densifying else FIRST_STEP) - 1,
-        "params": tensors,
-        "rows": {"ids": torch.arange(len(w.means), dtype=torch.int32)},
-        "next_id": len(w.means),
-        "active_sh_degree": math.isqrt(w.sh.shape[1]) - 1,
-        "optimizer": {},
-        "strategies": {},
-    }
+    start = RunState(
+        method="3dgs",
+        step=(DENSIFYING_STEP if densifying else FIRST_STEP) - 1,
+        params=tensors,
+        rows={"ids": torch.arange(len(w.means), dtype=torch.int32)},
+        next_id=len(w.means),
+        active_sh_degree=math.isqrt(w.sh.shape[1]) - 1,
+    )
     return Trainer(
         config,
         scene,
@@ -142,7 +140,7 @@ def build_trainer(
         ],
         optim=FROZEN,
         method=method,
-        start=start,
+        start=start.to_dict(),
     )  # fmt: skip
 
 

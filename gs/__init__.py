@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from .model.gaussians import Gaussians as Gaussians
     from .model.histograms import Histogram as Histogram
     from .model.histograms import unit_histogram as unit_histogram
+    from .model.model import Model as Model
+    from .model.model import Splats as Splats
     from .model.ply import load_ply as load_ply
     from .model.ply import save_ply as save_ply
     from .model.rates import OptimConfig as OptimConfig
@@ -31,7 +33,10 @@ if TYPE_CHECKING:
     from .model.renderer import render as render
     from .model.rows import keep_rows as keep_rows
     from .model.specs import ParameterSpec as ParameterSpec
+    from .model.view import View as View
     from .seeds import derive_seed as derive_seed
+    from .training.observer import Observer as Observer
+    from .training.observer import Run as Run
     from .training.start import POST_ITERATIONS as POST_ITERATIONS
     from .training.start import State as State
     from .training.start import without_added as without_added
@@ -56,6 +61,8 @@ _HOME = {
     "Gaussians": "model.gaussians",
     "Histogram": "model.histograms",
     "unit_histogram": "model.histograms",
+    "Model": "model.model",
+    "Splats": "model.model",
     "load_ply": "model.ply",
     "save_ply": "model.ply",
     "OptimConfig": "model.rates",
@@ -64,7 +71,10 @@ _HOME = {
     "RenderOutput": "model.renderer",
     "keep_rows": "model.rows",
     "ParameterSpec": "model.specs",
+    "View": "model.view",
     "derive_seed": "seeds",
+    "Observer": "training.observer",
+    "Run": "training.observer",
     "POST_ITERATIONS": "training.start",
     "State": "training.start",
     "without_added": "training.start",

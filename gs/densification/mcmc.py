@@ -154,7 +154,7 @@ class MCMCDensifier(Strategy):
             params["means"], params["quats"], params["scales"], params["opacities"],
             ctx.gaussians.rows["ids"], seed=ctx.device_seed, lr=ctx.means_lr,
             noise_lr=self.config.noise_lr, steepness=STEEPNESS, threshold=THRESHOLD,
-            skip=ctx.out.info.get("skip"),
+            skip=ctx.skip,
         )  # fmt: skip
 
     @torch.no_grad()

@@ -14,12 +14,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .gaussians import Gaussians
+from .model import Model
 
 
 @torch.no_grad()
 def keep_rows(
-    gaussians: Gaussians,
+    gaussians: Model,
     optimizer: torch.optim.Optimizer | None,
     keep: Tensor,  # [N] bool
 ) -> None:
@@ -34,7 +34,7 @@ def keep_rows(
 
 @torch.no_grad()
 def gather_rows(
-    gaussians: Gaussians,
+    gaussians: Model,
     optimizer: torch.optim.Optimizer | None,
     sources: Tensor,  # [M] int64
     *,
@@ -69,7 +69,7 @@ def gather_rows(
 
 @torch.no_grad()
 def replace_values(
-    gaussians: Gaussians,
+    gaussians: Model,
     optimizer: torch.optim.Optimizer | None,
     name: str,
     values: Tensor,  # [N, ...]
@@ -85,7 +85,7 @@ def replace_values(
 
 @torch.no_grad()
 def copy_rows(
-    gaussians: Gaussians,
+    gaussians: Model,
     optimizer: torch.optim.Optimizer | None,
     rows: Tensor,  # [M] int64
     sources: Tensor,  # [M] int64
@@ -114,7 +114,7 @@ def copy_rows(
 
 @torch.no_grad()
 def clear_moments(
-    gaussians: Gaussians,
+    gaussians: Model,
     optimizer: torch.optim.Optimizer | None,
     rows: Tensor,  # [M] int64
 ) -> None:
@@ -133,7 +133,7 @@ def _pop_moments(optimizer: torch.optim.Optimizer | None, parameter: Tensor) -> 
 
 
 def _install(
-    gaussians: Gaussians,
+    gaussians: Model,
     optimizer: torch.optim.Optimizer | None,
     name: str,
     values: Tensor,

@@ -26,10 +26,12 @@ from torch import Tensor
 from ..config import PUBLISHED_ITERATIONS, TrainConfig
 from ..errors import SplatrimError
 from ..model.gaussians import Gaussians
+from ..model.model import Model
 from ..model.ply import load_ply, read_offset
 from ..model.rates import OptimConfig
 from ..model.specs import PUBLISHED, ParameterSpec
 from .checkpoint import load_checkpoint, peek_checkpoint
+from .run_state import RunState
 from .strategy import StepContext, Strategy
 
 POST_ITERATIONS = 5000  # after PUBLISHED_ITERATIONS; other lengths in proportion
@@ -119,7 +121,8 @@ def load_start(
         return None
     for heir in methods.values():
         state = heir.adopt(state)
-    state.setdefault("world_offset", (state.get("config") or {}).get("world_offset"))
+    if state.get("world_offset") is None:
+        state = {**state, "world_offset": (state.get("config") or {}).get("world_offset")}
     step, post_start = state["step"], config.post_start
     if step >= config.iterations:
         raise SplatrimError(f"{path} is at iteration {step} of {config.iterations}:"
@@ -144,17 +147,17 @@ def _ply_state(path: Path, others: Iterable[str]) -> State:
         raise SplatrimError(f"{path} holds no Gaussians")
     degree = Gaussians.from_tensors({name: params[name] for name in PUBLISHED}).sh_degree
     offset = read_offset(path)
-    return {
-        "method": "3dgs",
-        "step": PUBLISHED_ITERATIONS,
-        "params": params,
-        "world_offset": offset if any(offset) else None,
-        "rows": {"ids": torch.arange(n, dtype=torch.int32)},
-        "next_id": n,
-        "active_sh_degree": degree,
-        "sh_degree": degree,
-        "optimizer": {},
-    }
+    state = RunState(
+        method="3dgs",
+        step=PUBLISHED_ITERATIONS,
+        params=params,
+        rows={"ids": torch.arange(n, dtype=torch.int32)},
+        next_id=n,
+        active_sh_degree=degree,
+        sh_degree=degree,
+        world_offset=offset if any(offset) else None,
+    )
+    return state.to_dict()
 
 
 def in_scene(state: State, world_offset: Sequence[float]) -> State:
@@ -205,9 +208,9 @@ def without_added(state: State, keep: Tensor | None = None) -> State:  # keep [N
     }
 
 
-def add_aged_moments(state: dict[str, Any], gaussians: Gaussians) -> dict[str, Any]:
+def add_aged_moments(state: RunState, gaussians: Model) -> dict[str, Any]:
     """The optimizer's state with zero moments, at the model's age, for parameters it lacks."""
-    step = torch.tensor(float(state["step"]))
+    step = torch.tensor(float(state.step))
     added = {
         name: {
             "step": step,
@@ -215,9 +218,9 @@ def add_aged_moments(state: dict[str, Any], gaussians: Gaussians) -> dict[str, A
             "exp_avg_sq": torch.zeros_like(parameter),
         }
         for name, parameter in gaussians.params.items()
-        if name not in state["params"]
+        if name not in state.params
     }
-    return {**added, **state["optimizer"]}
+    return {**added, **state.optimizer}
 
 
 class PostRates(Strategy):

@@ -20,6 +20,7 @@ from tqdm import tqdm
 
 from ..errors import SplatrimError
 from ..files import write_json
+from .run_state import Part
 
 LOG_INTERVAL = 10  # iterations between updates; what is logged is the mean over them
 HISTORY_COLUMNS = ("step", "loss", "psnr", "n_gaussians", "n_used", "seconds")
@@ -186,7 +187,7 @@ class Tracker:
         self.flush()
         write_json(path, {**self.history, **more})
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> Part:
         self.flush()
         return {
             "history": {name: list(values) for name, values in self.history.items()},
@@ -194,7 +195,7 @@ class Tracker:
             "seconds": self.seconds,
         }
 
-    def load_state_dict(self, state: dict[str, Any], device: torch.device) -> None:
+    def load_state_dict(self, state: Part, device: torch.device) -> None:
         self.history = {name: list(values) for name, values in state["history"].items()}
         sums = state.get("sums")
         self._sums = None if sums is None else torch.tensor(sums, device=device)

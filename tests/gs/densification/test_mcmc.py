@@ -288,7 +288,7 @@ def test_regularizers_and_noise_of_a_step() -> None:
         moved = (gaussians.params["means"] - means).abs().amax(-1)
         assert bool((moved[:25] > 0).all()) == moves
         assert moved[25:].max() == 0 if not moves else moved[25:].max() < 1e-6
-    case.context.out.info["skip"] = torch.ones(1, dtype=torch.int32)
+    case.context.skip = torch.ones(1, dtype=torch.int32)
     means = gaussians.params["means"].detach().clone()
     case.densifier.after_step(STEP, case.context)
     assert torch.equal(gaussians.params["means"], means)

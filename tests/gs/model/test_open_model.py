@@ -18,7 +18,7 @@ from gs.model.renderer import RenderOutput
 from gs.model.rows import copy_rows, gather_rows, keep_rows, replace_values
 from gs.model.specs import PUBLISHED, ParameterSpec
 from gs.training.checkpoint import load_checkpoint
-from gs.training.optimizer import build_optimizer, update_learning_rates
+from gs.training.optimizer import build_optimizer, learning_rates, set_learning_rates
 from gs.training.strategy import Strategy
 from gs.training.trainer import Trainer
 from kernels import FusedAdam
@@ -171,7 +171,7 @@ def test_rates_follow_the_specs() -> None:
     optimizer = build_optimizer(gaussians, config, extent=2.0)
     names = [group["name"] for group in optimizer.param_groups]
     assert names[:3] == ["means", "sh0", "annealed"] and names[-2:] == ["fixed", "scheduled"]
-    update_learning_rates(optimizer, config, extent=2.0, step=20_000)
+    set_learning_rates(optimizer, learning_rates(optimizer, config, extent=2.0, step=20_000))
     rates = {group["name"]: group["lr"] for group in optimizer.param_groups}
     assert rates["fixed"] == 0.3 and rates["scheduled"] == 40_000
     assert rates["annealed"] == annealing(config, 20_000) * 0.3 < 0.3

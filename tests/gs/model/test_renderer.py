@@ -7,7 +7,7 @@ import torch
 
 from gs.data.camera import NEAR_PLANE, Camera
 from gs.model.gaussians import SH_C0, Gaussians
-from gs.model.renderer import _camera_tensors, render
+from gs.model.renderer import render
 from gs.model.specs import ParameterSpec
 from kernels import rasterization
 
@@ -137,13 +137,3 @@ def test_one_large_gaussian_shows_its_colour() -> None:
     torch.testing.assert_close(gaussians.params["sh0"][:, 0] * SH_C0 + 0.5, color)
     center = render(gaussians, camera()).colors[HEIGHT // 2, WIDTH // 2]
     torch.testing.assert_close(center, 0.99 * color[0], rtol=1e-3, atol=1e-3)
-
-
-def test_camera_tensors_are_moved_once() -> None:
-    device = torch.device("cpu")
-    first, second = camera("x.png"), camera("y.png", distance=9.0)
-    held = _camera_tensors(first, device)
-    assert _camera_tensors(first, device)[0] is held[0]
-    assert _camera_tensors(second, device)[0][0, 2, 3] == 9.0
-    assert torch.equal(held[0][0], first.viewmat)
-    assert torch.equal(held[1][0], first.K)

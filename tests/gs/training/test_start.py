@@ -17,7 +17,8 @@ from gs.model.ply import save_ply
 from gs.model.rates import OptimConfig
 from gs.model.specs import PUBLISHED, ParameterSpec
 from gs.training.checkpoint import save_checkpoint
-from gs.training.optimizer import build_optimizer, update_learning_rates
+from gs.training.optimizer import build_optimizer, learning_rates, set_learning_rates
+from gs.training.run_state import RunState
 from gs.training.start import (
     Origin,
     PostRates,
@@ -220,7 +221,7 @@ def test_an_unfinished_checkpoint_is_resumed_by_its_own_method(tmp_path: Path) -
 def test_added_parameters_have_the_models_age() -> None:
     gaussians = model(masks=True)
     optimizer = build_optimizer(gaussians, OptimConfig(), extent=1.0)
-    moments = add_aged_moments(state(30_000), gaussians)
+    moments = add_aged_moments(RunState.from_dict(state(30_000)), gaussians)
     entry = moments["mask_logits"]
     assert float(entry["step"]) == 30_000 and not entry["exp_avg"].any()
     assert torch.equal(moments["means"]["exp_avg"], state(30_000)["optimizer"]["means"]["exp_avg"])
@@ -250,7 +251,7 @@ def test_rates_are_the_published_ones() -> None:
     steps = range(30_001, 35_001)
     got: dict[str, list[float]] = {group["name"]: [] for group in optimizer.param_groups}
     for step in steps:
-        update_learning_rates(optimizer, optim, extent=2.0, step=step)
+        set_learning_rates(optimizer, learning_rates(optimizer, optim, extent=2.0, step=step))
         rates.after_backward(step, context)
         for group in optimizer.param_groups:
             got[group["name"]].append(float(group["lr"]))

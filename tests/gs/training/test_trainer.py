@@ -23,7 +23,7 @@ from gs.model.gaussians import Gaussians
 from gs.model.ply import load_ply
 from gs.model.rates import OptimConfig
 from gs.model.rows import keep_rows
-from gs.training.captured_steps import StepGraphs
+from gs.training.captured_steps import Capacity, StepGraphs
 from gs.training.checkpoint import load_checkpoint
 from gs.training.strategy import StepContext, Strategy
 from gs.training.trainer import Trainer
@@ -349,13 +349,13 @@ def test_graphs_change_nothing(
     options = {"device": "cuda", "deterministic": True}
     eager = make(scene, tmp_path / "eager", *methods(), cuda_graphs=False, **options)
     eager.fit()
-    room, replays = StepGraphs.room, []
+    capacity, replays = StepGraphs.capacity, []
 
-    def small_first(graphs: StepGraphs, n: int) -> tuple[int, int]:
+    def small_first(graphs: StepGraphs, n: int) -> Capacity:
         replays.append(n)
-        return (n, 64) if tight and len(replays) % 2 else room(graphs, n)
+        return Capacity(n, 64) if tight and len(replays) % 2 else capacity(graphs, n)
 
-    monkeypatch.setattr(StepGraphs, "room", small_first)
+    monkeypatch.setattr(StepGraphs, "capacity", small_first)
     graphed = make(scene, tmp_path / "graphs", *methods(), **options)
     graphed.fit()
     assert len(replays) > 3  # captures
