@@ -17,9 +17,6 @@ number with where the parameters end. Learning rate and step count arrive as num
 so that a CUDA graph can be replayed with others.
 """
 
-# Triton types its device functions as returning nothing.
-# pyright: reportGeneralTypeIssues=false
-
 import inspect
 from collections.abc import Callable, Sequence
 from typing import Any

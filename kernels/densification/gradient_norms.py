@@ -11,9 +11,6 @@ image position in pixels, which W/2 and H/2 turn into NDC (Kerbl et al. 2023, se
 A lane owns a Gaussian and walks through the cameras. Where `skip` is not 0, nothing is added.
 """
 
-# Triton types its device functions as returning nothing.
-# pyright: reportGeneralTypeIssues=false
-
 import triton
 import triton.language as tl
 from torch import Tensor

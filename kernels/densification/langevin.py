@@ -22,9 +22,6 @@ A lane owns a Gaussian. Seed and learning rate lie in memory, so that a CUDA gra
 with others. Where `skip` is not 0, no mean moves.
 """
 
-# Triton types its device functions as returning nothing.
-# pyright: reportGeneralTypeIssues=false
-
 import triton
 import triton.language as tl
 from torch import Tensor

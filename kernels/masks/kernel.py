@@ -10,9 +10,6 @@ an integer argument of Triton changes its type, and so recompiles, with its size
 keeps its arguments, so there the two words lie in memory.
 """
 
-# Triton types its device functions as returning nothing.
-# pyright: reportGeneralTypeIssues=false
-
 from collections.abc import Sequence
 
 import torch

@@ -19,9 +19,6 @@ half, row of the pair] in float16. Images of widths that 4 does not divide have 
 and stored in smaller vectors, by the same lanes.
 """
 
-# Triton types its device functions as returning nothing.
-# pyright: reportGeneralTypeIssues=false
-
 import functools
 import math
 

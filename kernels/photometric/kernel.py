@@ -29,9 +29,6 @@ asynchronous copies of stored maps 55; vertical neighbours on one SM, or loops u
     partials [4 n] float32: sums of 1 - S, |a - b|, and |.| and square of clamp(a, 0, 1) - b
 """
 
-# Triton types its device functions as returning nothing.
-# pyright: reportGeneralTypeIssues=false
-
 import functools
 from typing import Any
 

@@ -11,9 +11,6 @@ shared memory that inline PTX declares, which spares the L2 cache scattered writ
 elementwise, hence right in any layout; a second declaration in a kernel would fail to assemble.
 """
 
-# Triton types its device functions as returning nothing.
-# pyright: reportGeneralTypeIssues=false
-
 import triton
 import triton.language as tl
 

@@ -1,8 +1,5 @@
 r"""Kernels of the radix sort: a pass over all tiles, or a whole sort in one launch (sorting/)."""
 
-# Triton types its device functions as returning nothing.
-# pyright: reportGeneralTypeIssues=false
-
 import triton
 import triton.language as tl
 
