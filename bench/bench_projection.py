@@ -28,7 +28,8 @@ def prepare(w: Workload, layout: str) -> tuple[Callable[[], Projected], list[tor
     common: dict[str, Any] = {"near_plane": 0.2, "sh_degree": 3}
     rest = (w.viewmats, w.Ks, w.width, w.height)
     if layout == "joint":
-        means, quats, scales, opacities, sh = leaves = w.parameters()
+        means, quats, scales, opacities, sh = w.parameters()
+        leaves = [means, quats, scales, opacities, sh]
         return lambda: project(means, quats, scales, opacities, sh, None, *rest, **common), leaves
     raw = w._replace(scales=w.scales.log(), opacities=torch.logit(w.opacities, eps=1e-6))
     means, quats, scales, opacities, sh = raw.parameters()

@@ -3,6 +3,7 @@
 import math
 import weakref
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -210,13 +211,13 @@ class Sentinel:
 
 class Probe(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, value: Tensor, sentinel: Sentinel) -> Tensor:
+    def forward(ctx: Any, value: Tensor, sentinel: Sentinel) -> Tensor:
         ctx.sentinel = sentinel
         return value.clone()
 
     @staticmethod
-    def backward(ctx, v_value: Tensor) -> tuple[Tensor, None]:
-        return v_value, None
+    def backward(ctx: Any, *v: Tensor) -> tuple[Tensor, None]:
+        return v[0], None
 
 
 def test_graph_is_freed_without_backward() -> None:

@@ -57,7 +57,7 @@ def run(scene: dict[str, Tensor], size: tuple[int, int], backend: str, **options
         background = background.to(DEVICE, dtype).expand(C, -1).clone().requires_grad_()
         options["backgrounds"] = background
     image, alphas, info = rasterization(
-        *arguments, K.to(DEVICE, dtype).repeat(C, 1, 1), W, H, 0.2,
+        *arguments, Ks=K.to(DEVICE, dtype).repeat(C, 1, 1), width=W, height=H, near_plane=0.2,
         masks=leaves["masks"], backend=backend, **options,
     )  # fmt: skip
     g = torch.Generator().manual_seed(1)
@@ -223,7 +223,9 @@ def test_info_is_a_dictionary():
         assert torch.equal(copy["conics"], info["conics"])
         assert torch.equal(copy["n_isects"], info["n_isects"])
     assert torch.equal(pipeline_call(scene)[2].pop("depths"), info["depths"])
-    info.get("depths").sum().backward()
+    depths = info.get("depths")
+    assert depths is not None
+    depths.sum().backward()
     assert leaves["means"].grad is not None and bool((leaves["means"].grad != 0).any())
     assert int(info["tiles_per_gauss"].sum()) == int(info["n_isects"]) > 0
     # an ellipse may fall between pixel centres
@@ -238,7 +240,8 @@ def pipeline_call(scene: dict[str, Tensor], **options: Any):
     leaves = {k: v.clone().requires_grad_() for k, v in scene.items()}
     arguments = [leaves[k] for k in NAMES if k != "masks"]
     Ks = intrinsics(len(scene["viewmats"]))
-    out = pipeline.rasterize(*arguments, Ks, *SIZE, sh_degree=3, **options)
+    width, height = SIZE
+    out = pipeline.rasterize(*arguments, Ks=Ks, width=width, height=height, sh_degree=3, **options)
     return *out, leaves
 
 
@@ -330,7 +333,8 @@ def test_sampled_masks(assert_close):
         tensors = [scene[k].to(dtype) for k in ("means", "quats", "scales", "opacities", "colors")]
         K = torch.tensor([[33.0, 0, 18], [0, 33, 14], [0, 0, 1]]).to(DEVICE, dtype)
         image, _, info = rasterization(
-            *tensors, scene["viewmats"].to(dtype), K[None], *SIZE, sh_degree=3,
+            *tensors, viewmats=scene["viewmats"].to(dtype), Ks=K[None],
+            width=SIZE[0], height=SIZE[1], sh_degree=3,
             mask_logits=leaf, mask_seed=mask_seed, backend=backend,
         )  # fmt: skip
         (image.square().sum() + info["masks"].mean() ** 2).backward()

@@ -66,17 +66,20 @@ class Case:
         gradients = torch.stack([pixel, torch.zeros_like(pixel)], -1)[None]
         visible = torch.tensor(seen if seen is not None else [True] * len(ndc))
         out = rendering(gradients, visible[None])
-        context = StepContext(
+        self.densifier.after_backward(step, self.context(out, white))
+
+    def context(self, out: Any, white: bool = False) -> StepContext:
+        no_camera: Any = None  # densifiers do not ask for it
+        return StepContext(
             gaussians=self.gaussians,
             optimizer=self.optimizer,
             out=out,
-            camera=None,  # pyright: ignore[reportArgumentType]
+            camera=no_camera,
             extent=EXTENT,
             iterations=30_000,
             white_background=white,
             strategies=self.strategies,
         )
-        self.densifier.after_backward(step, context)
 
     def copy(self) -> dict[str, Tensor]:
         return {name: x.clone() for name, x in self.gaussians.to_tensors().items()}
@@ -369,9 +372,7 @@ def test_one_gather_equals_edit_after_edit(step: int, large: float, moving: floa
         case.gaussians.rows[GRADIENTS] = case.gaussians.rows[VIEWS] * hot * 1e-3
         cases.append(case)
     one, other = cases
-    context = StepContext(
-        one.gaussians, one.optimizer, Out({}), None, EXTENT, 30_000, strategies=one.strategies
-    )  # pyright: ignore
+    context = one.context(Out({}))
     one.densifier.densify(step, context)
     in_steps(other, step)
     assert one.gaussians.next_id == other.gaussians.next_id

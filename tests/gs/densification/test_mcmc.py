@@ -322,7 +322,8 @@ def test_settings() -> None:
     assert (half.densification_interval, half.growth) == (50, pytest.approx(0.05))
     with pytest.raises(SplatrimError, match="--budget 10 is less than the 11 Gaussians"):
         Case(model(11), budget="10")
-    for name, value in (("budget", "many"), ("growth", -1), ("min_opacity", 0), ("noise_lr", -1),
-                        ("lambda_scale", math.nan), ("initial_opacity", 1)):  # fmt: skip
+    wrong: dict[str, Any] = {"budget": "many", "growth": -1, "min_opacity": 0, "noise_lr": -1}
+    wrong |= {"lambda_scale": math.nan, "initial_opacity": 1}
+    for name, value in wrong.items():
         with pytest.raises(SplatrimError, match=f"--{name}"):
             MCMCConfig(**{name: value})

@@ -71,7 +71,7 @@ def config(tmp_path: Path, **fields: Any) -> TrainConfig:
 
 def test_a_ply_is_post_trained_from_the_published_length(tmp_path: Path) -> None:
     origin = find_origin(tmp_path / "any.ply", None)
-    assert origin == Origin(30_000, 30_000) and origin.post_end == 35_000
+    assert origin == Origin(30_000, 30_000) and origin is not None and origin.post_end == 35_000
     assert find_origin(None, None) is None
     with pytest.raises(SplatrimError, match="not both"):
         find_origin(tmp_path / "a.ply", tmp_path / "b.pth")
@@ -187,9 +187,7 @@ def test_masks_of_published_files_are_adopted(
     logits = want["params"]["mask_logits"]
     columns = {name: table[name] for name in table.dtype.names}
     columns |= {f"masks_{i}": logits[:, i].numpy() for i in (0, 1)}
-    joined = np.array(
-        list(zip(*columns.values(), strict=True)), [(name, "f4") for name in columns]
-    )
+    joined = np.array(list(zip(*columns.values(), strict=True)), [(name, "f4") for name in columns])
     PlyData([PlyElement.describe(joined, "vertex")]).write(str(tmp_path / "model.ply"))
     for start in ({"start_checkpoint": tmp_path / "chkpnt.pth"},
                   {"start_ply": tmp_path / "model.ply"}):  # fmt: skip

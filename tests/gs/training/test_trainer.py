@@ -214,7 +214,7 @@ def test_a_signal_saves_a_checkpoint_that_resumes(
     before = signal.getsignal(number)
     trainer = make(scene, tmp_path, *methods(), Signals(13, number))
     path = trainer.fit()
-    assert path == tmp_path / "chkpnt13.pth"
+    assert path is not None and path == tmp_path / "chkpnt13.pth"
     assert signal.getsignal(number) is before
     assert json.loads((tmp_path / "history.json").read_text())["step"] == [10]
 

@@ -17,6 +17,7 @@ from kernels.projection.record import (
     spread_pairs,
     store_record,
 )
+from kernels.runtime.launch import launch
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 N = 8
@@ -50,7 +51,7 @@ def _split_kernel(v_records_ptr, out_ptr, N: tl.constexpr):
 def test_what_is_stored_is_found_by_name() -> None:
     values = torch.randn(N, 11, generator=torch.Generator().manual_seed(0)).to(DEVICE)
     records = torch.full((N, RECORD_SIZE.value), torch.nan, device=DEVICE)
-    _store_kernel[(1,)](values, records, N=N)
+    launch(_store_kernel, (1,), values, records, N=N)
     assert records[0].isnan().all()
     got, want = records[1:], values.flip(0)[1:]
     assert torch.equal(record.record_means(got), want[:, :2])
@@ -69,7 +70,7 @@ def test_what_is_stored_is_found_by_name() -> None:
 def test_gradients_have_the_columns_of_records() -> None:
     v_records = torch.randn(N, RECORD_SIZE.value, generator=torch.Generator().manual_seed(0))
     v_records, out = v_records.to(DEVICE), torch.empty(N, RECORD_SIZE.value, device=DEVICE)
-    _split_kernel[(1,)](v_records, out, N=N)
+    launch(_split_kernel, (1,), v_records, out, N=N)
     read = slice(record.CONIC.value, HALVES.value)
     assert torch.equal(out[1:, read], v_records[1:, read])
     assert not out[0].any()

@@ -1,3 +1,5 @@
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
@@ -6,10 +8,10 @@ from kernels.reference.projection import projection, quats_to_rotmats
 
 W, H = 40, 30
 F64 = torch.float64
-CLASSIC = {"near_plane": 0.2, "far_plane": 1e10, "eps2d": 0.3}
+CLASSIC: dict[str, Any] = {"near_plane": 0.2, "far_plane": 1e10, "eps2d": 0.3}
 
 
-def project(means: list, scales: list, opacities: list | None = None, **options):
+def project(means: list, scales: list, opacities: list | None = None, **options: Any):
     n = len(means)
     K = torch.tensor([[36.0, 0, 22], [0, 34.0, 13], [0, 0, 1]], dtype=F64)
     return projection(

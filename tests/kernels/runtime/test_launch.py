@@ -20,9 +20,8 @@ def launcher(calls: list[tuple[Any, ...]], **needs: Any) -> Any:
     }  # fmt: skip
     if "arg_annotations" in CudaLauncher.__call__.__code__.co_names:  # Triton 3.7
         attributes |= {"arg_annotations": ["annotation"], "kernel_signature": b"signature"}
-    run = type("Run", (), {"__call__": CudaLauncher.__call__})()
-    run.__dict__.update(attributes | needs)
-    return run
+    own = type("Run", (SimpleNamespace,), {"__call__": CudaLauncher.__call__})
+    return own(**(attributes | needs))
 
 
 def start(how: launch.Start, *args: Any) -> None:
