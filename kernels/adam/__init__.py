@@ -54,10 +54,21 @@ def _update(p, g, m, v, step_size, root_bias, weight1, beta2, weight2, eps):
 
 @triton.jit
 def _step_block(
-    p_ptr, g_ptr, m_ptr, v_ptr, base, n_valid,
-    step_size, root_bias, weight1, beta2, weight2, eps,
-    FULL: tl.constexpr, BLOCK: tl.constexpr,
-):  # fmt: skip
+    p_ptr,
+    g_ptr,
+    m_ptr,
+    v_ptr,
+    base,
+    n_valid,
+    step_size,
+    root_bias,
+    weight1,
+    beta2,
+    weight2,
+    eps,
+    FULL: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
     """Update n_valid elements from `base`."""
     i = tl.arange(0, BLOCK)
     mask = None if FULL else i < n_valid
@@ -108,14 +119,38 @@ def _adam_kernel(
         n_valid = tl.where(tl.load(skip_ptr) == 0, n_valid, 0)
     if n_valid == BLOCK:
         _step_block(
-            p_ptr, g_ptr, m_ptr, v_ptr, base, n_valid,
-            step_size, root_bias, weight1, beta2, weight2, eps, True, BLOCK,
-        )  # fmt: skip
+            p_ptr,
+            g_ptr,
+            m_ptr,
+            v_ptr,
+            base,
+            n_valid,
+            step_size,
+            root_bias,
+            weight1,
+            beta2,
+            weight2,
+            eps,
+            True,
+            BLOCK,
+        )
     elif n_valid > 0:
         _step_block(
-            p_ptr, g_ptr, m_ptr, v_ptr, base, n_valid,
-            step_size, root_bias, weight1, beta2, weight2, eps, False, BLOCK,
-        )  # fmt: skip
+            p_ptr,
+            g_ptr,
+            m_ptr,
+            v_ptr,
+            base,
+            n_valid,
+            step_size,
+            root_bias,
+            weight1,
+            beta2,
+            weight2,
+            eps,
+            False,
+            BLOCK,
+        )
 
 
 def adam_step(
@@ -163,10 +198,8 @@ def adam_step(
             ends.append(end)
             tails.append(n - (programs - 1) * BLOCK)
         tensors = [x for column in zip(*addresses, strict=True) for x in column]
-        launch(
-            _adam_kernel, (end,), *tensors, rates, skip, *ends, *tails, first, *weights, eps,
-            BLOCK=BLOCK,
-        )  # fmt: skip
+        numbers = (*ends, *tails, first, *weights, eps)
+        launch(_adam_kernel, (end,), *tensors, rates, skip, *numbers, BLOCK=BLOCK)
 
 
 def _check(

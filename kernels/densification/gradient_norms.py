@@ -70,7 +70,6 @@ def add_gradient_norms(
     skip: Tensor | None,
 ) -> None:
     C, N, _ = v_means2d.shape
-    launch(
-        _gradient_norms_kernel, (-(-N // BLOCK),), v_means2d, radii.contiguous(), gradients, views,
-        skip, C, N, *v_means2d.stride(), 0.5 * width, 0.5 * height, BLOCK=BLOCK,
-    )  # fmt: skip
+    memory = (v_means2d, radii.contiguous(), gradients, views, skip)
+    numbers = (C, N, *v_means2d.stride(), 0.5 * width, 0.5 * height)
+    launch(_gradient_norms_kernel, (-(-N // BLOCK),), *memory, *numbers, BLOCK=BLOCK)

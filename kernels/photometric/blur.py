@@ -146,9 +146,12 @@ def _weights(weights_ptr, INDEX: tl.constexpr):
 @triton.jit
 def all_weights(weights_ptr):
     return (
-        _weights(weights_ptr, 0), _weights(weights_ptr, 1), _weights(weights_ptr, 2),
-        _weights(weights_ptr, 3), _weights(weights_ptr, 4),
-    )  # fmt: skip
+        _weights(weights_ptr, 0),
+        _weights(weights_ptr, 1),
+        _weights(weights_ptr, 2),
+        _weights(weights_ptr, 3),
+        _weights(weights_ptr, 4),
+    )
 
 
 @triton.jit
