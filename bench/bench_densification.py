@@ -50,10 +50,14 @@ def model(n: int) -> StepContext:
 
     gaussians = Gaussians.from_tensors(
         {
-            "means": normal(3), "quats": normal(4), "scales": normal(3) - 5.3,
-            "opacities": 2.0 * normal(), "sh0": normal(1, 3), "shN": normal(15, 3),
+            "means": normal(3),
+            "quats": normal(4),
+            "scales": normal(3) - 5.3,
+            "opacities": 2.0 * normal(),
+            "sh0": normal(1, 3),
+            "shN": normal(15, 3),
         }
-    )  # fmt: skip
+    )
     gaussians.rows[GRADIENTS] = (normal() > 1.28).float()
     gaussians.rows[VIEWS] = torch.ones(n, device="cuda")
     optimizer = build_optimizer(gaussians, OptimConfig(), extent=EXTENT)

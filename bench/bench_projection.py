@@ -106,9 +106,10 @@ def main() -> None:
             seen = int((out.radii > 0).all(-1).sum())
             limits = [1e6 * b / BANDWIDTH for b in necessary_bytes(len(w.means), seen)]
             forward, backward = microseconds(f), microseconds(backward_of(out, leaves))
-            row = [f"{t:7.1f} ({m:6.1f}, {h:5.1f})" for (t, h), m in zip(
-                (forward, backward), limits, strict=True
-            )]  # fmt: skip
+            row = [
+                f"{t:7.1f} ({m:6.1f}, {h:5.1f})"
+                for (t, h), m in zip((forward, backward), limits, strict=True)
+            ]
             print(f"{name:12} {layout:9} {len(w.means):8} {seen / len(w.means):5.2f}", *row)
 
 

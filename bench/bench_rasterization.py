@@ -131,14 +131,18 @@ def measure(w: Workload, variants: list[str]) -> list[dict[str, Any]]:
         single_thread = in_turns_ms(boths)
     return [
         {
-            "workload": w.name, "n": len(w.means), "variant": name,
-            "forward_ms": forward[name].median, "both_ms": both[name].median,
+            "workload": w.name,
+            "n": len(w.means),
+            "variant": name,
+            "forward_ms": forward[name].median,
+            "both_ms": both[name].median,
             "single_thread_ms": single_thread[name].median,
-            "both_tenth_ms": both[name].tenth, "single_thread_tenth_ms": single_thread[name].tenth,
+            "both_tenth_ms": both[name].tenth,
+            "single_thread_tenth_ms": single_thread[name].tenth,
             "memory_mb": memory_mb(boths[name]),
         }
         for name in variants
-    ]  # fmt: skip
+    ]
 
 
 def first_calls(w: Workload) -> list[float]:

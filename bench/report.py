@@ -29,9 +29,19 @@ def table(saved: dict[str, Any]) -> str:
         rows.setdefault(row["workload"], {})[row["variant"]] = row
     others = [k for k in OTHERS if all(f"splatrim, {k}" in v for v in rows.values())]
     heads = [
-        "workload", "Gaussians", "gsplat f+b", "splatrim f+b", "ratio", "in one thread", "ratio",
-        "forward", "ratio", "GPU busy", *(OTHERS[k] for k in others), "memory, gsplat / splatrim",
-    ]  # fmt: skip
+        "workload",
+        "Gaussians",
+        "gsplat f+b",
+        "splatrim f+b",
+        "ratio",
+        "in one thread",
+        "ratio",
+        "forward",
+        "ratio",
+        "GPU busy",
+        *(OTHERS[k] for k in others),
+        "memory, gsplat / splatrim",
+    ]
     lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
     for name, variants in rows.items():
         ours, rival = variants["splatrim"], variants.get("gsplat")
