@@ -140,10 +140,19 @@ def test_is_rasterization_with_an_off_centre_principal_point() -> None:
         described, viewmat, K = camera(sh_degree=degree)
         image, radii = GaussianRasterizer(described)(means2D=None, **values)
         want, _, info = rasterization(
-            values["means3D"], values["rotations"], values["scales"], values["opacities"][:, 0],
-            values["shs"], viewmat[None], K[None], 40, 23, 0.2,
-            sh_degree=degree, backgrounds=described.bg.double()[None],
-        )  # fmt: skip
+            values["means3D"],
+            values["rotations"],
+            values["scales"],
+            values["opacities"][:, 0],
+            values["shs"],
+            viewmat[None],
+            K[None],
+            40,
+            23,
+            0.2,
+            sh_degree=degree,
+            backgrounds=described.bg.double()[None],
+        )
         assert torch.allclose(image, want[0].permute(2, 0, 1), atol=1e-6)
         assert torch.equal(radii, info["radii"][0].amax(-1))
 

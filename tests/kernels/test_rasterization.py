@@ -82,12 +82,24 @@ def test_keywords_of_gsplat() -> None:
         name = "GLOBAL"
 
     neutral: dict[str, Any] = {
-        "radius_clip": 0.0, "packed": True, "tile_size": 16, "sparse_grad": False,
-        "channel_chunk": 32, "distributed": False, "camera_model": "pinhole", "segmented": False,
-        "covars": None, "with_ut": False, "with_eval3d": False, "radial_coeffs": None,
-        "tangential_coeffs": None, "thin_prism_coeffs": None, "ftheta_coeffs": None,
-        "rolling_shutter": RollingShutterType(), "viewmats_rs": None,
-    }  # fmt: skip
+        "radius_clip": 0.0,
+        "packed": True,
+        "tile_size": 16,
+        "sparse_grad": False,
+        "channel_chunk": 32,
+        "distributed": False,
+        "camera_model": "pinhole",
+        "segmented": False,
+        "covars": None,
+        "with_ut": False,
+        "with_eval3d": False,
+        "radial_coeffs": None,
+        "tangential_coeffs": None,
+        "thin_prism_coeffs": None,
+        "ftheta_coeffs": None,
+        "rolling_shutter": RollingShutterType(),
+        "viewmats_rs": None,
+    }
     assert torch.equal(rasterization(**scene())[0], rasterization(**scene(), **neutral)[0])
     refused: dict[str, Any] = {
         "radius_clip": 1.0,
@@ -162,8 +174,13 @@ def test_info() -> None:
     two = {"viewmats": values["viewmats"].repeat(2, 1, 1), "Ks": values["Ks"].repeat(2, 1, 1)}
     with_grad(values)
     image, _, info = render(values, **two, absgrad=True)
-    shapes = {"radii": (2, n, 2), "means2d": (2, n, 2), "depths": (2, n), "conics": (2, n, 3),
-              "tiles_per_gauss": (2, n)}  # fmt: skip
+    shapes = {
+        "radii": (2, n, 2),
+        "means2d": (2, n, 2),
+        "depths": (2, n),
+        "conics": (2, n, 3),
+        "tiles_per_gauss": (2, n),
+    }
     assert {name: tuple(info[name].shape) for name in shapes} == shapes
     assert (info["width"], info["height"]) == (20, 15)
     assert info["radii"].dtype == torch.int32

@@ -49,9 +49,11 @@ def trainer(
     device = options.pop("device", "cpu")
     train = TrainConfig(out, iterations=iterations, quiet=True, device=device, **options)
     densifier = DensifyConfig(
-        densify_from_iter=3, densify_until_iter=18, densification_interval=5,
+        densify_from_iter=3,
+        densify_until_iter=18,
+        densification_interval=5,
         densify_grad_threshold=1e-5,
-    ).build()  # fmt: skip
+    ).build()
     strategies = [*([densifier] if densify else []), config.build(densify_until=18)]
     return Trainer(train, scene, strategies=strategies, method="lp-3dgs", start=start)
 

@@ -81,8 +81,9 @@ def equation_9(o: float, N: int) -> tuple[float, float]:
     new = 1 - (1 - o) ** (1 / N)
     total = sum(
         math.comb(i - 1, k) * (-1) ** k * new ** (k + 1) / math.sqrt(k + 1)
-        for i in range(1, N + 1) for k in range(i)
-    )  # fmt: skip
+        for i in range(1, N + 1)
+        for k in range(i)
+    )
     return new, o / total
 
 

@@ -60,8 +60,14 @@ def test_tensors_round_trip_and_parameter_order() -> None:
     shuffled = {name: tensors[name] for name in sorted(tensors)}
     again = Gaussians.from_tensors(shuffled, specs=[MASK_LOGITS], active_sh_degree=2)
     assert list(again.params) == [
-        "means", "sh0", "shN", "opacities", "mask_logits", "scales", "quats",
-    ]  # fmt: skip
+        "means",
+        "sh0",
+        "shN",
+        "opacities",
+        "mask_logits",
+        "scales",
+        "quats",
+    ]
     for name, want in tensors.items():
         assert torch.equal(again.params[name], want)
         assert not tensors[name].requires_grad

@@ -95,9 +95,10 @@ def test_a_frame_packs_integers_by_name(monkeypatch: pytest.MonkeyPatch) -> None
     assert frame.serial.tolist() == [1] and frame.means_lr.tolist() == [0.25]
     assert torch.equal(frame.rates, rates) and frame.viewmats.flatten().tolist() == [*range(16)]
     assert frame.Ks.flatten().tolist() == [*range(16, 25)]
-    assert all(x.data_ptr() % 16 == frame.viewmats.data_ptr() % 16 for x in (
-        *frame.integers.values(), frame.rates, frame.means_lr, frame.background, frame.Ks,
-    ))  # fmt: skip
+    assert all(
+        x.data_ptr() % 16 == frame.viewmats.data_ptr() % 16
+        for x in (*frame.integers.values(), frame.rates, frame.means_lr, frame.background, frame.Ks)
+    )
     with pytest.raises(ValueError, match=r"expected \['mask_seed', 'step_seed'\] in every"):
         frame.upload(view, (0.1, 0.2, 0.3), rates, {"step_seed": 5}, 0.25)
 

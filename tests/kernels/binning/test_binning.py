@@ -121,9 +121,17 @@ def bin_scene(
     depth, counts = depth_order(s.depth_keys, s.tile_counts, workspace, needed + spare)
     assert int(counts.total) == bins and int(workspace[1]) == needed
     lists = isect_tiles(
-        s.records, s.gaussian_ids, depth, counts, needed + spare, s.C, M // s.C,
-        s.tiles_x, s.tiles_y, with_slots,
-    )  # fmt: skip
+        s.records,
+        s.gaussian_ids,
+        depth,
+        counts,
+        needed + spare,
+        s.C,
+        M // s.C,
+        s.tiles_x,
+        s.tiles_y,
+        with_slots,
+    )
     return depth, lists, workspace
 
 

@@ -137,10 +137,16 @@ def lists_of(scene: Scene, with_slots: bool = True):
 def blend(scene: Scene, **flags) -> Blend:
     depth, lists, tiles_x, tiles_y = lists_of(scene)
     defaults = {
-        "first_column": COLOR.value, "n_features": 3, "shared": False, "colors_only": True,
-        "mask_gradient": True, "absgrad": False, "deterministic": False, "exact": True,
+        "first_column": COLOR.value,
+        "n_features": 3,
+        "shared": False,
+        "colors_only": True,
+        "mask_gradient": True,
+        "absgrad": False,
+        "deterministic": False,
+        "exact": True,
         "gaussian_ids": None,
-    }  # fmt: skip
+    }
     rows = scene.gaussian_ids.view(scene.records.shape[:2])
     sizes = {"width": scene.width, "height": scene.height, "tiles_x": tiles_x, "tiles_y": tiles_y}
     return Blend(**sizes, rows=rows, depth=depth, lists=lists, **(defaults | flags))

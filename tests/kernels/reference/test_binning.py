@@ -62,8 +62,10 @@ def test_split_rows_partitions() -> None:
     bands = split_rows(spans, H, max_fragments=3000)
     assert len(bands) > 3
     parts = [torch.stack(span_fragments(band, W)).T for band in bands]
-    assert all(len(part) <= 3000 or len(band.rows.unique()) == 1
-               for part, band in zip(parts, bands, strict=True))  # fmt: skip
+    assert all(
+        len(part) <= 3000 or len(band.rows.unique()) == 1
+        for part, band in zip(parts, bands, strict=True)
+    )
     joined = torch.cat(parts)
     assert sorted(map(tuple, joined.tolist())) == sorted(map(tuple, whole.tolist()))
 

@@ -14,10 +14,15 @@ from kernels.runtime.launch import _starter
 def launcher(calls: list[tuple[Any, ...]], **needs: Any) -> Any:
     """Stands in for the launcher of a compiled kernel and records what reaches C."""
     attributes = {
-        "num_ctas": 1, "global_scratch_size": 0, "global_scratch_align": 1,
-        "profile_scratch_size": 0, "profile_scratch_align": 1, "launch_cooperative_grid": False,
-        "launch_pdl": False, "launch": lambda *args: calls.append(args),
-    }  # fmt: skip
+        "num_ctas": 1,
+        "global_scratch_size": 0,
+        "global_scratch_align": 1,
+        "profile_scratch_size": 0,
+        "profile_scratch_align": 1,
+        "launch_cooperative_grid": False,
+        "launch_pdl": False,
+        "launch": lambda *args: calls.append(args),
+    }
     if "arg_annotations" in CudaLauncher.__call__.__code__.co_names:  # Triton 3.7
         attributes |= {"arg_annotations": ["annotation"], "kernel_signature": b"signature"}
     own = type("Run", (SimpleNamespace,), {"__call__": CudaLauncher.__call__})
