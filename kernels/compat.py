@@ -66,7 +66,7 @@ class GaussianRasterizer(nn.Module):
 
         Args:
             means3D: Centres in the world.
-            means2D: Any values; its gradient is that of the projected centres in NDC, i.e. per
+            means2D: Of any value; its gradient is that of the projected centres in NDC, i.e. per
                 pixel times half the width and height, third column 0.
             opacities: In [0, 1].
             shs: Spherical harmonics, of which `sh_degree` counts; or else

@@ -19,12 +19,12 @@ so that a CUDA graph can be replayed with others.
 
 import inspect
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+from torch.optim.optimizer import ParamsT
 
 from ..runtime.launch import launch
 
@@ -251,7 +251,7 @@ class FusedAdam(torch.optim.Adam):
 
     def __init__(
         self,
-        params: Any,
+        params: ParamsT,
         lr: float = 1e-3,
         betas: tuple[float, float] = (0.9, 0.999),
         eps: float = 1e-8,
@@ -261,10 +261,10 @@ class FusedAdam(torch.optim.Adam):
     @torch.no_grad()
     def step(  # pyright: ignore[reportIncompatibleMethodOverride]
         self,
-        closure: Callable[[], Any] | None = None,
+        closure: Callable[[], float] | None = None,
         *,
         skip: Tensor | None = None,  # [1] or []
-    ) -> Any:
+    ) -> float | None:
         """One step of all parameters that have a gradient; `skip` as in `adam_step`.
 
         Steps are counted on the host, so a skipped one counts too: `advance(-1)` takes it back.
@@ -328,7 +328,7 @@ class FusedAdam(torch.optim.Adam):
             if p.grad is not None:
                 self._state(p)["step"].add_(steps)
 
-    def __setstate__(self, state: dict[str, Any]) -> None:
+    def __setstate__(self, state: dict[str, object]) -> None:
         super().__setstate__(state)
         for group in self.param_groups:  # may come from torch.optim.Adam with other choices
             group |= {"foreach": None, "capturable": False, "fused": None}
