@@ -12,11 +12,13 @@ demo: $(STAMP)
 
 test: $(STAMP)
 	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check -q .
 	$(VENV)/bin/pyright --pythonpath $(RUN)
 	$(RUN) -m pytest -q
 
 lint: $(STAMP)
 	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check -q .
 	$(VENV)/bin/pyright --pythonpath $(RUN)
 
 $(STAMP): pyproject.toml constraints.txt
