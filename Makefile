@@ -12,11 +12,13 @@ demo: $(STAMP)
 
 test: $(STAMP)
 	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check -q .
 	$(VENV)/bin/pyright --pythonpath $(RUN)
 	$(RUN) -m pytest -q
 
 lint: $(STAMP)
 	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check -q .
 	$(VENV)/bin/pyright --pythonpath $(RUN)
 
 # by hand: an hour or two on two cores

@@ -35,12 +35,11 @@ class Stages(NamedTuple):
 
 def prepare(w: Workload) -> Stages:
     """The stages behind a projection with as much room as the pipeline makes."""
+    gaussians = (w.means, w.quats, w.scales, w.opacities, w.sh)
+    camera = (w.viewmats, w.Ks, w.width, w.height)
 
     def projected(max_rows: int | None) -> Projected:
-        return project(
-            w.means, w.quats, w.scales, w.opacities, w.sh, None, w.viewmats, w.Ks,
-            w.width, w.height, sh_degree=3, max_rows=max_rows,
-        )  # fmt: skip
+        return project(*gaussians, None, *camera, sh_degree=3, max_rows=max_rows)
 
     with torch.no_grad():
         n_rows = int(projected(None).workspace[0])
@@ -58,9 +57,16 @@ def prepare(w: Workload) -> Stages:
 
     def tiles() -> TileLists:
         return isect_tiles(
-            p.records, p.gaussian_ids, order, bins, capacity, 1, len(w.means), *size,
+            p.records,
+            p.gaussian_ids,
+            order,
+            bins,
+            capacity,
+            1,
+            len(w.means),
+            *size,
             with_slots=False,
-        )  # fmt: skip
+        )
 
     return Stages(depth, tiles, n_rows, n_entries)
 

@@ -41,11 +41,10 @@ class Stages(NamedTuple):
 
 def prepare(w: Workload, variant: str) -> Stages:
     """Forward and backward of a variant on the lists of a workload."""
+    gaussians = (w.means, w.quats, w.scales, w.opacities, w.sh)
+    camera = (w.viewmats, w.Ks, w.width, w.height)
     with torch.no_grad():
-        p = project(
-            w.means, w.quats, w.scales, w.opacities, w.sh, None, w.viewmats, w.Ks,
-            w.width, w.height, sh_degree=3,
-        )  # fmt: skip
+        p = project(*gaussians, None, *camera, sh_degree=3)
     tiles_x, tiles_y = -(-w.width // TILE_SIZE), -(-w.height // TILE_SIZE)
     words = torch.zeros_like(p.workspace)
     depth_order(p.depth_keys, p.tile_counts, words, 1)
@@ -53,13 +52,33 @@ def prepare(w: Workload, variant: str) -> Stages:
     depth, bins = depth_order(p.depth_keys, p.tile_counts, p.workspace, capacity)
     flags = {"mask_gradient": False, "deterministic": False, "exact": False} | VARIANTS[variant]
     lists = isect_tiles(
-        p.records, None, depth, bins, capacity, 1, len(w.means), tiles_x, tiles_y,
+        p.records,
+        None,
+        depth,
+        bins,
+        capacity,
+        1,
+        len(w.means),
+        tiles_x,
+        tiles_y,
         with_slots=flags["deterministic"],
-    )  # fmt: skip
+    )
     args = Blend(
-        w.width, w.height, tiles_x, tiles_y, p.rows, None, depth, lists, COLOR.value, 3,
-        shared=False, colors_only=True, absgrad=False, **flags,
-    )  # fmt: skip
+        w.width,
+        w.height,
+        tiles_x,
+        tiles_y,
+        p.rows,
+        None,
+        depth,
+        lists,
+        COLOR.value,
+        3,
+        shared=False,
+        colors_only=True,
+        absgrad=False,
+        **flags,
+    )
     colors, alphas = blend_fwd(p.records, None, None, args)
     v_colors = torch.rand_like(colors)
     return Stages(
@@ -97,9 +116,10 @@ def main() -> None:
             row = [
                 f"{what} {gpu:7.1f} us (host {host:5.1f}), {1e3 * gpu / pairs:5.2f} ns"
                 for what, (gpu, host) in (
-                    ("forward", microseconds(s.forward)), ("backward", microseconds(s.backward))
+                    ("forward", microseconds(s.forward)),
+                    ("backward", microseconds(s.backward)),
                 )
-            ]  # fmt: skip
+            ]
             print(
                 f"{name:12} {variant:13} {s.n_entries:9} entries  {'  '.join(row)} per 1000 pairs"
             )

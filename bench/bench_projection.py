@@ -28,7 +28,8 @@ def prepare(w: Workload, layout: str) -> tuple[Callable[[], Projected], list[tor
     common: dict[str, Any] = {"near_plane": 0.2, "sh_degree": 3}
     rest = (w.viewmats, w.Ks, w.width, w.height)
     if layout == "joint":
-        means, quats, scales, opacities, sh = leaves = w.parameters()
+        means, quats, scales, opacities, sh = w.parameters()
+        leaves = [means, quats, scales, opacities, sh]
         return lambda: project(means, quats, scales, opacities, sh, None, *rest, **common), leaves
     raw = w._replace(scales=w.scales.log(), opacities=torch.logit(w.opacities, eps=1e-6))
     means, quats, scales, opacities, sh = raw.parameters()
@@ -105,9 +106,10 @@ def main() -> None:
             seen = int((out.radii > 0).all(-1).sum())
             limits = [1e6 * b / BANDWIDTH for b in necessary_bytes(len(w.means), seen)]
             forward, backward = microseconds(f), microseconds(backward_of(out, leaves))
-            row = [f"{t:7.1f} ({m:6.1f}, {h:5.1f})" for (t, h), m in zip(
-                (forward, backward), limits, strict=True
-            )]  # fmt: skip
+            row = [
+                f"{t:7.1f} ({m:6.1f}, {h:5.1f})"
+                for (t, h), m in zip((forward, backward), limits, strict=True)
+            ]
             print(f"{name:12} {layout:9} {len(w.means):8} {seen / len(w.means):5.2f}", *row)
 
 

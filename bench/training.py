@@ -117,9 +117,13 @@ def build_trainer(
     points = torch.rand(4, 3)
     scene = Scene([camera], [], points, points, extent=4.0, source=folder, kind="colmap")
     config = TrainConfig(
-        folder / "out", device=str(device), test_iterations=(), save_iterations=(), quiet=True,
+        folder / "out",
+        device=str(device),
+        test_iterations=(),
+        save_iterations=(),
+        quiet=True,
         cuda_graphs=graphs,
-    )  # fmt: skip
+    )
     densify = DensifyConfig()
     pruner = METHODS[method].preset(next(iter(METHODS[method].PRESETS)))
     rates = [field.name for field in dataclasses.fields(pruner) if field.name.endswith("_lr")]
@@ -135,13 +139,11 @@ def build_trainer(
     return Trainer(
         config,
         scene,
-        strategies=[
-            densify.build(), pruner.build(densify_until=densify.densify_until_iter)
-        ],
+        strategies=[densify.build(), pruner.build(densify_until=densify.densify_until_iter)],
         optim=FROZEN,
         method=method,
         start=start.to_dict(),
-    )  # fmt: skip
+    )
 
 
 def run_steps(trainer: Trainer, count: int) -> None:

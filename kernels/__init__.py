@@ -1,7 +1,7 @@
 """Rasterization of 3D Gaussians with masks, and its loss, in Triton and in plain PyTorch."""
 
 import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from .backend import uses_triton
 from .densification import add_gradient_norms, add_langevin_noise, add_regularizer_gradients
@@ -53,7 +53,7 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> object:
     """What needs Triton is imported only when asked for."""
     if name in _NEED_TRITON:
         value = getattr(importlib.import_module(_NEED_TRITON[name], __name__), name)

@@ -133,9 +133,15 @@ class ScorePruning(Strategy):
         if config.save_scores and ctx.model_path is not None:
             save_scores(ctx.model_path / "scores.npz", gaussians, scores)
             write_pruning(
-                ctx.model_path / "pruning.json", step, gaussians, scores, n_left, ctx.cameras,
-                ctx.images, white_background=ctx.white_background,
-            )  # fmt: skip
+                ctx.model_path / "pruning.json",
+                step,
+                gaussians,
+                scores,
+                n_left,
+                ctx.cameras,
+                ctx.images,
+                white_background=ctx.white_background,
+            )
         keep_rows(gaussians, ctx.optimizer, keep)
 
     def state_dict(self) -> dict[str, Any]:

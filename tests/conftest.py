@@ -136,9 +136,14 @@ def scene(write_scene: Callable[..., Scene], turned_view: Callable[[float], Tens
 def write_published() -> Callable[[Path, dict[str, Any]], None]:
     """Write a named state as the original code does, or MaskGaussian's where there are masks."""
     groups = {
-        "xyz": "means", "f_dc": "sh0", "f_rest": "shN", "opacity": "opacities",
-        "mask": "mask_logits", "scaling": "scales", "rotation": "quats",
-    }  # fmt: skip
+        "xyz": "means",
+        "f_dc": "sh0",
+        "f_rest": "shN",
+        "opacity": "opacities",
+        "mask": "mask_logits",
+        "scaling": "scales",
+        "rotation": "quats",
+    }
     order = ("xyz", "f_dc", "f_rest", "scaling", "rotation", "opacity", "mask")
     statistics = ("max_radii", "densify_gradients", "densify_views")
 
@@ -148,9 +153,12 @@ def write_published() -> Callable[[Path, dict[str, Any]], None]:
         column = lambda x: x.view(-1, 1) if x.dim() == 1 else x  # noqa: E731
         leaves = {k: nn.Parameter(column(params[name].clone())) for k, name in names.items()}
         adam = torch.optim.Adam(
-            [{"params": [x], "lr": optimizer["lrs"][names[k]], "name": k}
-             for k, x in leaves.items()], eps=1e-15,
-        )  # fmt: skip
+            [
+                {"params": [x], "lr": optimizer["lrs"][names[k]], "name": k}
+                for k, x in leaves.items()
+            ],
+            eps=1e-15,
+        )
         for k, x in leaves.items():
             if names[k] in optimizer:
                 adam.state[x] = {key: column(m) for key, m in optimizer[names[k]].items()}
@@ -158,9 +166,13 @@ def write_published() -> Callable[[Path, dict[str, Any]], None]:
         n = len(params["means"])
         maximum, *sums = (state["rows"].get(name, torch.zeros(n)) for name in statistics)
         entries = (
-            state["active_sh_degree"], *(leaves[k] for k in order if k in leaves), maximum,
-            *map(column, sums), adam.state_dict(), state["extent"],
-        )  # fmt: skip
+            state["active_sh_degree"],
+            *(leaves[k] for k in order if k in leaves),
+            maximum,
+            *map(column, sums),
+            adam.state_dict(),
+            state["extent"],
+        )
         torch.save((entries, state["step"]), path)
 
     return write

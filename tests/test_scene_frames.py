@@ -73,9 +73,13 @@ def test_a_scene_far_from_the_origin_trains_as_one_at_it(
     assert (got - want).abs().median() < 1e-3
 
     resumed = trained(
-        far, tmp_path / "c", "--iterations", "4",
-        "--start_checkpoint", str(tmp_path / "b" / "chkpnt2.pth"),
-    )  # fmt: skip
+        far,
+        tmp_path / "c",
+        "--iterations",
+        "4",
+        "--start_checkpoint",
+        str(tmp_path / "b" / "chkpnt2.pth"),
+    )
     assert resumed.read_bytes() == shifted.read_bytes()
 
     # a model in another frame of the same world, and one that says nothing of its frame

@@ -183,10 +183,19 @@ def test_a_run_leaves_a_complete_folder(scene: Path, tmp_path: Path) -> None:
     train.main(["-s", str(scene), "-m", str(out), "--eval", "--iterations", "12", "--quiet"])
     config = json.loads((out / "config.json").read_text())
     want = {
-        "source_path": str(scene), "model_path": str(out), "images": None, "resolution": -1,
-        "white_background": False, "eval": True, "sh_degree": 3, "init_points": None,
-        "iterations": 12, "method": "mask-gaussian", "preset": "beta", "seed": 0,
-    }  # fmt: skip
+        "source_path": str(scene),
+        "model_path": str(out),
+        "images": None,
+        "resolution": -1,
+        "white_background": False,
+        "eval": True,
+        "sh_degree": 3,
+        "init_points": None,
+        "iterations": 12,
+        "method": "mask-gaussian",
+        "preset": "beta",
+        "seed": 0,
+    }
     assert {key: config[key] for key in want} == want
     assert config["pruning"]["mask_until_iter"] == 12
     names = {path.name for path in out.iterdir()}
@@ -269,8 +278,9 @@ def test_settings_of_post_training() -> None:
     assert (pruning.mask_from_iter, pruning.mask_until_iter) == (30_000, 35_000)
     assert pruning.lambda_mask * pruning.lambda_mask_factor == pytest.approx(0.02)
     # the published command's weight, and its length
-    config = parse("-s x --start-ply any.ply --preset published-post --lambda_mask 0.15"
-                   " --iterations 32500")  # fmt: skip
+    config = parse(
+        "-s x --start-ply any.ply --preset published-post --lambda_mask 0.15 --iterations 32500"
+    )
     pruning = config.pruning
     assert pruning.lambda_mask * pruning.lambda_mask_factor == pytest.approx(0.03)
     assert (pruning.mask_until_iter, pruning.mask_prune_iter) == (32_500, 0)
@@ -301,8 +311,9 @@ def test_a_finished_ply_is_post_trained_and_resumed(
 
     # the run goes on as post-training, with the bytes of the uninterrupted one
     again = tmp_path / "again"
-    command = resume_command([*args, "--start_ply", str(finished_ply)], again,
-                             out / "chkpnt30025.pth")  # fmt: skip
+    command = resume_command(
+        [*args, "--start_ply", str(finished_ply)], again, out / "chkpnt30025.pth"
+    )
     assert "--start_ply" not in command
     train.main(shlex.split(command)[2:])
     file = Path("point_cloud") / "iteration_30040" / "point_cloud.ply"

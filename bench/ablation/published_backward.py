@@ -20,9 +20,6 @@ One program of one warp takes one tile entry by entry: front to back for each pi
 T_end, then back to front. Columns of its gradients are those of kernels.projection.record.
 """
 
-# Triton types its device functions as returning nothing.
-# pyright: reportGeneralTypeIssues=false
-
 import contextlib
 from collections.abc import Iterator
 
@@ -169,13 +166,16 @@ def published_bwd(
         )
     lists = args.lists
     v_records = torch.zeros_like(records)
+    entries = (lists.flatten_ids, lists.offsets, lists.tile_order)
+    images = (colors, alphas, v_colors, v_alphas)
+    size = (args.width, args.height, args.tiles_x, args.tiles_y)
     launch(
-        _published_bwd_kernel, (args.rows.shape[0] * args.tiles_x * args.tiles_y,),
-        records, lists.flatten_ids, lists.offsets, lists.tile_order,
-        colors, alphas, v_colors, v_alphas, v_records,
-        args.width, args.height, args.tiles_x, args.tiles_y,
-        ALPHA_GRADIENT=v_alphas is not None, num_warps=1,
-    )  # fmt: skip
+        _published_bwd_kernel,
+        (args.rows.shape[0] * args.tiles_x * args.tiles_y,),
+        *(records, *entries, *images, v_records, *size),
+        ALPHA_GRADIENT=v_alphas is not None,
+        num_warps=1,
+    )
     return v_records, None
 
 

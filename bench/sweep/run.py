@@ -178,7 +178,7 @@ class Runner:
         if torch.cuda.is_available():
             torch.cuda.empty_cache()  # the next training may need it
         figures = {name.lower(): value for name, value in scores[f"ours_{iteration}"].items()}
-        return _about(job) | figures | {
+        measured = {
             "n_gaussians": stats["n_gaussians"],
             "ply_bytes": ply.stat().st_size,
             "train_seconds": timing.get("train_seconds"),
@@ -192,7 +192,8 @@ class Runner:
             "torch": torch.__version__,
             "times_comparable": self.n_parallel == 1,
             "args": list(job.args),
-        }  # fmt: skip
+        }
+        return _about(job) | figures | measured
 
 
 def _current(device: str) -> contextlib.AbstractContextManager[Any]:

@@ -27,9 +27,16 @@ NEEDED = ("cameras", "images")
 POINTS = "points3D"
 # where models lie, in this order; all that is in the first place that has any is compared
 PLACES = (
-    "sparse", "colmap/sparse", "colmap", "dense", "undistorted", "distorted/sparse", "model",
-    "reconstruction", ".",
-)  # fmt: skip
+    "sparse",
+    "colmap/sparse",
+    "colmap",
+    "dense",
+    "undistorted",
+    "distorted/sparse",
+    "model",
+    "reconstruction",
+    ".",
+)
 IMAGE_FOLDERS = ("images", "rgb", "image", "input", "imgs", "color", "frames", "colmap/images")
 
 logger = logging.getLogger("splatrim")
@@ -152,11 +159,15 @@ def read(source: Path, model: Path, images: str | None) -> SourceScene:
     folder, paths = _find_images(source, model, images, [image.name for image in posed])
     found = [
         PosedImage(
-            image.name.replace("\\", "/"), path, lenses[image.camera_id], image.rotation,
-            image.translation, _rows(image, points.ids),
+            image.name.replace("\\", "/"),
+            path,
+            lenses[image.camera_id],
+            image.rotation,
+            image.translation,
+            _rows(image, points.ids),
         )
         for image, path in zip(posed, paths, strict=True)
-    ]  # fmt: skip
+    ]
     words = ["colmap", "image_undistorter", "--image_path", str(folder), "--input_path", str(model)]
     command = shlex.join([*words, "--output_path", f"{source}_undistorted"])
     remedy = f": undistort the images with `{command}`"

@@ -14,9 +14,25 @@ from pathlib import Path
 from ..errors import SplatrimError
 
 SUFFIXES = {
-    ".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".bmp", ".tif", ".tiff", ".webp", ".ppm", ".pgm",
-    ".pnm", ".tga", ".gif", ".jp2", ".avif", ".heic", ".dng",
-}  # fmt: skip
+    ".png",
+    ".jpg",
+    ".jpeg",
+    ".jpe",
+    ".jfif",
+    ".bmp",
+    ".tif",
+    ".tiff",
+    ".webp",
+    ".ppm",
+    ".pgm",
+    ".pnm",
+    ".tga",
+    ".gif",
+    ".jp2",
+    ".avif",
+    ".heic",
+    ".dng",
+}
 ENDS = (".png", ".jpg", ".jpeg")  # that a name may leave out
 SHOWN = 5  # names in an error
 

@@ -12,10 +12,22 @@ from .undistort import Undistortion
 
 # What Pillow raises on a file that is damaged, foreign or absurdly large.
 UNREADABLE = (
-    OSError, SyntaxError, ValueError, TypeError, EOFError, LookupError, AttributeError,
-    OverflowError, MemoryError, RuntimeError, AssertionError, ZeroDivisionError, struct.error,
-    zlib.error, Image.DecompressionBombError,
-)  # fmt: skip
+    OSError,
+    SyntaxError,
+    ValueError,
+    TypeError,
+    EOFError,
+    LookupError,
+    AttributeError,
+    OverflowError,
+    MemoryError,
+    RuntimeError,
+    AssertionError,
+    ZeroDivisionError,
+    struct.error,
+    zlib.error,
+    Image.DecompressionBombError,
+)
 ORIENTATION = 0x0112  # EXIF's tag
 ROWS_AT_ONCE = 256  # composited together: bounds the memory of large images
 

@@ -35,9 +35,15 @@ BY_NAME = {name: (focal, extra) for name, focal, extra in MODELS.values()}
 LARGEST = 1e9  # pixels, and parameters: beyond them a file is damaged
 # without distortion these are pinhole cameras; fisheye models are not
 _PERSPECTIVE = {
-    "SIMPLE_PINHOLE", "PINHOLE", "SIMPLE_RADIAL", "RADIAL", "OPENCV", "FULL_OPENCV",
-    "SIMPLE_DIVISION", "DIVISION",
-}  # fmt: skip
+    "SIMPLE_PINHOLE",
+    "PINHOLE",
+    "SIMPLE_RADIAL",
+    "RADIAL",
+    "OPENCV",
+    "FULL_OPENCV",
+    "SIMPLE_DIVISION",
+    "DIVISION",
+}
 
 
 def parameter_count(model: str) -> int:

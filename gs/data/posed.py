@@ -177,9 +177,19 @@ def _camera(
     viewmat[:3, :3] = torch.from_numpy(image.rotation)
     viewmat[:3, 3] = torch.from_numpy(image.translation)
     return Camera(
-        image.name, image.path, width, height, viewmat, K, full[0], full[1],
-        file_size=size, near=near, upright=file.upright, undistortion=undistortion,
-    )  # fmt: skip
+        image.name,
+        image.path,
+        width,
+        height,
+        viewmat,
+        K,
+        full[0],
+        full[1],
+        file_size=size,
+        near=near,
+        upright=file.upright,
+        undistortion=undistortion,
+    )
 
 
 def _tell(images: list[PosedImage], files: list[_File]) -> None:

@@ -208,10 +208,11 @@ class _Numbers:
 def _lens(numbers: _Numbers, size: tuple[int, int]) -> Lens:
     """The lens of a frame; `size` is that of its file, where the frame gives none."""
     width, height = (
-        size[axis] if (given := numbers.get("wh"[axis], ("width", "height")[axis])) is None
+        size[axis]
+        if (given := numbers.get("wh"[axis], ("width", "height")[axis])) is None
         else round(given)
         for axis in (0, 1)
-    )  # fmt: skip
+    )
     pinhole = _pinhole(numbers, width, height)
     model = numbers.text("camera_model")
     if model in PANORAMAS:

@@ -7,9 +7,7 @@ from dataclasses import dataclass, replace
 
 from ..errors import SplatrimError
 
-_SCALED_RATES = (
-    "position_lr_init", "position_lr_final", "feature_lr", "scaling_lr", "rotation_lr",
-)  # fmt: skip
+_SCALED_RATES = ("position_lr_init", "position_lr_final", "feature_lr", "scaling_lr", "rotation_lr")
 
 
 @dataclass(frozen=True)

@@ -125,8 +125,9 @@ def load_start(
         state = {**state, "world_offset": (state.get("config") or {}).get("world_offset")}
     step, post_start = state["step"], config.post_start
     if step >= config.iterations:
-        raise SplatrimError(f"{path} is at iteration {step} of {config.iterations}:"
-                            " give more --iterations")  # fmt: skip
+        raise SplatrimError(
+            f"{path} is at iteration {step} of {config.iterations}: give more --iterations"
+        )
     if post_start == step:
         former = methods.get(state["method"])
         given = without_added(state) if former is None else former.hand_over(state, method)

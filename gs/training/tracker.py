@@ -58,9 +58,14 @@ class Tracker:
         logger.addHandler(self._log_file)
         logger.setLevel(logging.INFO)  # train.log has everything; the terminal has its own level
         self._bar = tqdm(
-            total=self.iterations, initial=first_step - 1, disable=self.quiet, unit="it",
-            dynamic_ncols=True, smoothing=0.1, desc="train",
-        )  # fmt: skip
+            total=self.iterations,
+            initial=first_step - 1,
+            disable=self.quiet,
+            unit="it",
+            dynamic_ncols=True,
+            smoothing=0.1,
+            desc="train",
+        )
         self._started = self._last_log = time.perf_counter()
 
     @property

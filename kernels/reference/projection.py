@@ -39,12 +39,10 @@ class Projection(NamedTuple):
 def quats_to_rotmats(quats: Tensor) -> Tensor:
     """Rotation matrices [M, 3, 3] of quaternions [M, 4] (w, x, y, z), used as they are."""
     w, x, y, z = quats.unbind(-1)
-    rows = [
-        1 - 2 * (y * y + z * z), 2 * (x * y - w * z), 2 * (x * z + w * y),
-        2 * (x * y + w * z), 1 - 2 * (x * x + z * z), 2 * (y * z - w * x),
-        2 * (x * z - w * y), 2 * (y * z + w * x), 1 - 2 * (x * x + y * y),
-    ]  # fmt: skip
-    return torch.stack(rows, dim=-1).reshape(*quats.shape[:-1], 3, 3)
+    first = (1 - 2 * (y * y + z * z), 2 * (x * y - w * z), 2 * (x * z + w * y))
+    second = (2 * (x * y + w * z), 1 - 2 * (x * x + z * z), 2 * (y * z - w * x))
+    third = (2 * (x * z - w * y), 2 * (y * z + w * x), 1 - 2 * (x * x + y * y))
+    return torch.stack([*first, *second, *third], dim=-1).reshape(*quats.shape[:-1], 3, 3)
 
 
 def projection(

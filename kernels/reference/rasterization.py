@@ -2,6 +2,7 @@
 
 import functools
 import logging
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -75,24 +76,25 @@ def rasterize(
     if per_camera_colors:
         colors = colors.transpose(0, 1)  # [N, C, D]
 
-    tensors = [means, quats, scales, opacities, colors, masks, covars]
-    broken = _nonfinite_rows([t for t in (*tensors, mask_logits) if t is not None])
+    required, optional = (means, quats, scales, opacities, colors), (masks, covars)
+    broken = _nonfinite_rows([t for t in (*required, *optional, mask_logits) if t is not None])
     # Asking costs a synchronisation on CUDA, where the caller reads info["n_nonfinite"] instead.
     if not broken.is_cuda and broken.any():
         _warn_once("some Gaussians have NaN or infinite parameters and are not drawn")
-    tensors = [_without_rows(t, broken) for t in tensors]
-    means, quats, scales, opacities, colors, used_masks, covars = tensors
+    means, quats, scales, opacities, colors = (_without_rows(t, broken) for t in required)
+    used_masks, covars = (None if t is None else _without_rows(t, broken) for t in optional)
     geometry = (means, quats, scales, opacities, covars)
 
-    settings: dict[str, Any] = {
-        "near_plane": near_plane,
-        "far_plane": far_plane,
-        "eps2d": eps2d,
-        "antialiased": antialiased,
-        "normalize_quats": normalize_quats,
-    }
+    project = functools.partial(
+        projection,
+        near_plane=near_plane,
+        far_plane=far_plane,
+        eps2d=eps2d,
+        antialiased=antialiased,
+        normalize_quats=normalize_quats,
+    )
     cameras = list(zip(viewmats, Ks, strict=True))
-    seen = [_visible(geometry, broken, V, K, width, height, settings) for V, K in cameras]
+    seen = [_visible(geometry, broken, V, K, width, height, project) for V, K in cameras]
     # Images hang on this stack, so that its .grad is what the images of all cameras say.
     means2d = torch.stack([_spread(v.projected.means2d, v.ids, N) for v in seen])
     if means2d.requires_grad:
@@ -161,9 +163,9 @@ def _warn_once(message: str) -> None:
     logger.warning(message)
 
 
-def _without_rows(tensor: Any, broken: Tensor) -> Any:
+def _without_rows(tensor: Tensor, broken: Tensor) -> Tensor:
     """Zeros in the broken rows, with zero gradients there."""
-    if tensor is None or not (broken.is_cuda or broken.any()):
+    if not (broken.is_cuda or broken.any()):
         return tensor
     return torch.where(broken.reshape(-1, *[1] * (tensor.dim() - 1)), 0.0, tensor)
 
@@ -175,19 +177,19 @@ def _visible(
     K: Tensor,
     width: int,
     height: int,
-    settings: dict[str, Any],
+    project: Callable[..., Projection],
 ) -> _Visible:
     """Project without gradients to see what is visible, and that again with gradients."""
     means, quats, scales, opacities, covars = geometry
     with torch.no_grad():
         args = (means, quats, scales, opacities, viewmat, K, width, height)
-        everything = projection(*args, **settings, covars=covars)
+        everything = project(*args, covars=covars)
         radii = everything.radii * ~broken[:, None]
         index = sort_by_depth(everything.depths, (radii > 0).all(-1))
     means, quats, scales, opacities = (t.index_select(0, index) for t in args[:4])
     covars = None if covars is None else covars.index_select(0, index)
     args = (means, quats, scales, opacities, viewmat, K, width, height)
-    return _Visible(index, projection(*args, **settings, covars=covars), radii)
+    return _Visible(index, project(*args, covars=covars), radii)
 
 
 def _sh_colors(

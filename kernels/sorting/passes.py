@@ -1,8 +1,5 @@
 r"""Kernels of the radix sort: a pass over all tiles, or a whole sort in one launch (sorting/)."""
 
-# Triton types its device functions as returning nothing.
-# pyright: reportGeneralTypeIssues=false
-
 import triton
 import triton.language as tl
 
@@ -22,15 +19,21 @@ def _valid(n_valid_ptr, n):
 
 @triton.jit
 def _count_tile(
-    keys_ptr, first, n_valid, begin_bit, end_bit, width, digit_counts_ptr, shared,
-    TILE: tl.constexpr, SHARED: tl.constexpr,
-):  # fmt: skip
+    keys_ptr,
+    first,
+    n_valid,
+    begin_bit,
+    end_bit,
+    width,
+    digit_counts_ptr,
+    shared,
+    TILE: tl.constexpr,
+    SHARED: tl.constexpr,
+):
     """Add a tile's keys to the counts of digits of all passes."""
     i = first + tl.arange(0, TILE)
     key = tl.load(keys_ptr + i, mask=i < n_valid, other=0)
-    histograms(
-        key, i < n_valid, begin_bit, end_bit, width, digit_counts_ptr, shared, TILE, SHARED
-    )  # fmt: skip
+    histograms(key, i < n_valid, begin_bit, end_bit, width, digit_counts_ptr, shared, TILE, SHARED)
 
 
 @triton.jit(do_not_specialize=["n", "begin_bit", "end_bit", "width"])
@@ -50,9 +53,17 @@ def histograms_kernel(
     if first < n_valid:
         shared = shared_memory(SHARED)
         _count_tile(
-            keys_ptr, first, n_valid, begin_bit, end_bit, width, digit_counts_ptr, shared, TILE,
+            keys_ptr,
+            first,
+            n_valid,
+            begin_bit,
+            end_bit,
+            width,
+            digit_counts_ptr,
+            shared,
+            TILE,
             SHARED,
-        )  # fmt: skip
+        )
 
 
 @triton.jit
@@ -80,16 +91,27 @@ def _sum_of_digits(words_ptr, tile, WINDOW: tl.constexpr):
 
 @triton.jit
 def _sweep_tile(
-    keys_ptr, values_ptr, tile, n_valid, exchange_ptr, digit_counts_ptr, words_ptr,
-    sorted_keys_ptr, sorted_values_ptr, shift, mask, places, shared,
-    TILE: tl.constexpr, SHARED: tl.constexpr, WINDOW: tl.constexpr,
-):  # fmt: skip
+    keys_ptr,
+    values_ptr,
+    tile,
+    n_valid,
+    exchange_ptr,
+    digit_counts_ptr,
+    words_ptr,
+    sorted_keys_ptr,
+    sorted_values_ptr,
+    shift,
+    mask,
+    places,
+    shared,
+    TILE: tl.constexpr,
+    SHARED: tl.constexpr,
+    WINDOW: tl.constexpr,
+):
     """Move a tile's keys and values to their places; values are the keys' with `places`."""
     first = tile * TILE
     n_here = n_valid - first
-    source = order_tile(
-        keys_ptr + first, shift, mask, n_here, exchange_ptr, shared, TILE, SHARED
-    )  # fmt: skip
+    source = order_tile(keys_ptr + first, shift, mask, n_here, exchange_ptr, shared, TILE, SHARED)
     p = tl.arange(0, TILE)
     there = p < n_here
     key = tl.gather(tl.load(keys_ptr + first + p, mask=there, other=0x7FFFFFFF), source, 0)
@@ -136,10 +158,23 @@ def sweep_kernel(
     if not SHARED:
         exchange_ptr += tile * TILE
     _sweep_tile(
-        keys_ptr, values_ptr, tile, n_valid, exchange_ptr, digit_counts_ptr, words_ptr,
-        sorted_keys_ptr, sorted_values_ptr, shift, mask, 0, shared_memory(SHARED),
-        TILE, SHARED, WINDOW,
-    )  # fmt: skip
+        keys_ptr,
+        values_ptr,
+        tile,
+        n_valid,
+        exchange_ptr,
+        digit_counts_ptr,
+        words_ptr,
+        sorted_keys_ptr,
+        sorted_values_ptr,
+        shift,
+        mask,
+        0,
+        shared_memory(SHARED),
+        TILE,
+        SHARED,
+        WINDOW,
+    )
 
 
 @triton.jit(do_not_specialize=["n", "begin_bit", "end_bit", "width", "n_passes"])
@@ -176,9 +211,17 @@ def sort_kernel(
     shared = shared_memory(SHARED)
     for tile in range(pid, n_here, n_programs):
         _count_tile(
-            keys_ptr, tile * TILE, n_valid, begin_bit, end_bit, width, words_ptr, shared, TILE,
+            keys_ptr,
+            tile * TILE,
+            n_valid,
+            begin_bit,
+            end_bit,
+            width,
+            words_ptr,
+            shared,
+            TILE,
             SHARED,
-        )  # fmt: skip
+        )
         tl.debug_barrier()  # the next tile takes the same shared memory
     places = 0
     if values_ptr is None:
@@ -194,10 +237,23 @@ def sort_kernel(
             if not SHARED:
                 at_ptr = exchange_ptr + tile * TILE
             _sweep_tile(
-                keys_ptr, values_ptr, tile, n_valid, at_ptr, words_ptr + k * DIGITS,
-                chain_ptr + k * n_tiles * DIGITS, keys_1_ptr, values_1_ptr, shift,
-                digit_mask(shift, end_bit, width), places, shared, TILE, SHARED, WINDOW,
-            )  # fmt: skip
+                keys_ptr,
+                values_ptr,
+                tile,
+                n_valid,
+                at_ptr,
+                words_ptr + k * DIGITS,
+                chain_ptr + k * n_tiles * DIGITS,
+                keys_1_ptr,
+                values_1_ptr,
+                shift,
+                digit_mask(shift, end_bit, width),
+                places,
+                shared,
+                TILE,
+                SHARED,
+                WINDOW,
+            )
             tl.debug_barrier()
         places = 0
         keys_ptr = keys_1_ptr

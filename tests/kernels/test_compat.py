@@ -3,6 +3,7 @@
 import math
 import weakref
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -216,10 +217,19 @@ def test_is_rasterization_with_an_off_centre_principal_point() -> None:
         described, viewmat, K = camera(sh_degree=degree)
         image, radii = GaussianRasterizer(described)(means2D=None, **values)
         want, _, info = rasterization(
-            values["means3D"], values["rotations"], values["scales"], values["opacities"][:, 0],
-            values["shs"], viewmat[None], K[None], 40, 23, 0.2,
-            sh_degree=degree, backgrounds=described.bg.double()[None],
-        )  # fmt: skip
+            values["means3D"],
+            values["rotations"],
+            values["scales"],
+            values["opacities"][:, 0],
+            values["shs"],
+            viewmat[None],
+            K[None],
+            40,
+            23,
+            0.2,
+            sh_degree=degree,
+            backgrounds=described.bg.double()[None],
+        )
         assert torch.allclose(image, want[0].permute(2, 0, 1), atol=1e-6)
         assert torch.equal(radii, info["radii"][0].amax(-1))
 
@@ -287,13 +297,13 @@ class Sentinel:
 
 class Probe(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, value: Tensor, sentinel: Sentinel) -> Tensor:
+    def forward(ctx: Any, value: Tensor, sentinel: Sentinel) -> Tensor:
         ctx.sentinel = sentinel
         return value.clone()
 
     @staticmethod
-    def backward(ctx, v_value: Tensor) -> tuple[Tensor, None]:
-        return v_value, None
+    def backward(ctx: Any, *v: Tensor) -> tuple[Tensor, None]:
+        return v[0], None
 
 
 def test_graph_is_freed_without_backward() -> None:

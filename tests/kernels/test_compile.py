@@ -40,11 +40,10 @@ def inputs(**extra: Any) -> dict[str, Any]:
     import torch
 
     leaf = lambda *shape: torch.zeros(*shape, requires_grad=True)  # noqa: E731
-    return {
-        "means": leaf(128, 3), "quats": leaf(128, 4), "scales": leaf(128, 3),
-        "opacities": leaf(128), "colors": leaf(128, 16, 3), "viewmats": torch.zeros(1, 4, 4),
-        "Ks": torch.zeros(1, 3, 3), "width": 80, "height": 56, "sh_degree": 3,
-    } | extra  # fmt: skip
+    geometry = {"means": leaf(128, 3), "quats": leaf(128, 4), "scales": leaf(128, 3)}
+    look = {"opacities": leaf(128), "colors": leaf(128, 16, 3), "sh_degree": 3}
+    camera = {"viewmats": torch.zeros(1, 4, 4), "Ks": torch.zeros(1, 3, 3)}
+    return geometry | look | camera | {"width": 80, "height": 56} | extra
 
 
 def render(**options: Any) -> None:
@@ -183,10 +182,8 @@ def explore() -> None:
     means, quats, opacities = torch.zeros(128, 3), torch.zeros(128, 4), torch.zeros(128)
     ids, seed = torch.zeros(128, dtype=torch.int32), torch.zeros(2, dtype=torch.int32)
     for skip in (None, torch.zeros(1, dtype=torch.int32)):
-        add_langevin_noise(
-            means, quats, means, opacities, ids, seed=seed, lr=torch.zeros(1), noise_lr=1.0,
-            skip=skip, backend="triton",
-        )  # fmt: skip
+        how: dict[str, Any] = {"seed": seed, "lr": torch.zeros(1), "noise_lr": 1.0, "skip": skip}
+        add_langevin_noise(means, quats, means, opacities, ids, **how, backend="triton")
     add_regularizer_gradients(
         opacities, means, opacities, means, lambda_opacity=0.1, lambda_scale=0.1, backend="triton"
     )
@@ -241,9 +238,14 @@ def record_launches(calls: list[Callable[[], None]]) -> dict[str, tuple[Any, dic
 
     found: dict[str, tuple[Any, dict, dict, dict]] = {}
     types = {
-        torch.float32: "*fp32", torch.float16: "*fp16", torch.int64: "*i64", torch.int32: "*i32",
-        torch.int16: "*i16", torch.uint8: "*u8", torch.bool: "*i1",
-    }  # fmt: skip
+        torch.float32: "*fp32",
+        torch.float16: "*fp16",
+        torch.int64: "*i64",
+        torch.int32: "*i32",
+        torch.int16: "*i16",
+        torch.uint8: "*u8",
+        torch.bool: "*i1",
+    }
 
     def run(self: Any, *args: Any, grid: Any, warmup: bool, **kwargs: Any) -> None:
         options = {"num_warps": 4}
@@ -339,10 +341,14 @@ def reports() -> dict[int, dict[str, dict[str, Any]]]:
     jobs = {
         capability: subprocess.Popen(
             [sys.executable, __file__, str(capability)],
-            env=environment, cwd=REPO, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+            env=environment,
+            cwd=REPO,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
         )
         for capability in CAPABILITIES
-    }  # fmt: skip
+    }
     results = {}
     for capability, job in jobs.items():
         out, err = job.communicate(timeout=600)
@@ -354,11 +360,12 @@ def reports() -> dict[int, dict[str, dict[str, Any]]]:
 def kernel_names() -> set[str]:
     """All @triton.jit functions of kernels/ whose name ends in _kernel, as module.function."""
     names = set()
-    for path in sorted((REPO / "kernels").glob("*.py")):
+    for path in sorted((REPO / "kernels").rglob("*.py")):
+        module = ".".join(path.relative_to(REPO).with_suffix("").parts).removesuffix(".__init__")
         for node in ast.parse(path.read_text()).body:
             if isinstance(node, ast.FunctionDef) and node.name.endswith("_kernel"):
                 if any("jit" in ast.unparse(d) for d in node.decorator_list):
-                    names.add(f"kernels.{path.stem}.{node.name}")
+                    names.add(f"{module}.{node.name}")
     return names
 
 

@@ -16,8 +16,9 @@ pytest.importorskip("triton")
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 ALPHA_MAX = torch.tensor(0.99)
 BACKENDS: list[dict[str, Any]] = [
-    {"backend": "reference"}, {"backend": "triton", "precision": "exact"}
-]  # fmt: skip
+    {"backend": "reference"},
+    {"backend": "triton", "precision": "exact"},
+]
 
 
 def column(masks: list[float], how: dict[str, Any]) -> tuple[float, Tensor, dict[str, Tensor]]:
@@ -34,8 +35,10 @@ def column(masks: list[float], how: dict[str, Any]) -> tuple[float, Tensor, dict
         torch.eye(4)[None],
         K[None],
     ]
+    means, quats, scales, opacities, colors, viewmats, Ks = (x.to(DEVICE) for x in inputs)
+    options = {"masks": leaf, "contributions": True, **how}
     _, alphas, info = rasterization(
-        *(x.to(DEVICE) for x in inputs), 9, 5, masks=leaf, contributions=True, **how
+        means, quats, scales, opacities, colors, viewmats, Ks, 9, 5, **options
     )
     alpha = alphas[0, 2, 4, 0]
     alpha.backward()

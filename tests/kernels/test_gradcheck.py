@@ -5,6 +5,9 @@ within a finite difference of 1/255. The straight-through gradient of the clamp 
 test_masks.py and in the golden records.
 """
 
+import functools
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
@@ -16,7 +19,7 @@ WIDTH, HEIGHT, N = 13, 9, 6
 F64 = torch.float64
 
 
-def scene(seed: int) -> dict[str, Tensor]:
+def scene(seed: int) -> dict[str, Any]:
     g = torch.Generator().manual_seed(seed)
 
     def rand(*shape: int) -> Tensor:
@@ -62,8 +65,9 @@ def test_rasterization(mode: str, antialiased: bool, colors: str) -> None:
     weights = torch.rand(2, HEIGHT, WIDTH, 5, generator=g, dtype=F64)
 
     def loss(*values: Tensor) -> Tensor:
+        given: dict[str, Any] = dict(zip(inputs, values, strict=True))
         image, alphas, _ = rasterization(
-            **dict(zip(inputs, values, strict=True)),
+            **given,
             width=WIDTH,
             height=HEIGHT,
             render_mode=mode,
@@ -85,15 +89,14 @@ def test_precomputed_covariances_and_raw_quats() -> None:
     half = rotations.double() * inputs["scales"][:, None]
 
     def image(half: Tensor, quats: Tensor, means: Tensor, covariances: bool) -> Tensor:
-        values = inputs | {"quats": quats, "means": means}
-        extra = {"covars": half @ half.mT} if covariances else {"normalize_quats": False}
-        return rasterize(**values, width=WIDTH, height=HEIGHT, **extra)[0]
+        values: dict[str, Any] = inputs | {"quats": quats, "means": means}
+        values |= {"covars": half @ half.mT} if covariances else {"normalize_quats": False}
+        return rasterize(**values, width=WIDTH, height=HEIGHT)[0]
 
     leaves = [v.clone().requires_grad_() for v in (half, inputs["quats"], inputs["means"])]
     for covariances in (True, False):
-        assert gradcheck(
-            lambda *v, c=covariances: image(*v, c), leaves, eps=1e-6, atol=1e-6, fast_mode=True
-        )
+        of_leaves = functools.partial(image, covariances=covariances)
+        assert gradcheck(of_leaves, leaves, eps=1e-6, atol=1e-6, fast_mode=True)
 
 
 def test_bands_have_the_same_gradients(monkeypatch: pytest.MonkeyPatch) -> None:

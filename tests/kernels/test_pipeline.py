@@ -1,6 +1,7 @@
 """The Triton backend of `rasterization` against the float64 reference, whole."""
 
 import functools
+import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -9,11 +10,9 @@ import torch
 from torch import Tensor
 
 from kernels import rasterization
-from kernels.compat import GaussianRasterizationSettings, GaussianRasterizer
 
 ON_GPU = torch.cuda.is_available()
 DEVICE = "cuda" if ON_GPU else "cpu"
-EDGE = 24 if ON_GPU else 16
 SIZE = (37, 29) if ON_GPU else (21, 13)  # interpreted kernels are slow
 NAMES = ("means", "quats", "scales", "opacities", "colors", "masks", "viewmats")
 
@@ -51,15 +50,14 @@ def run(scene: dict[str, Tensor], size: tuple[int, int], backend: str, **options
     K = torch.tensor([[0.9 * W, 0, 0.53 * W], [0, 0.8 * W, 0.46 * H], [0, 0, 1.0]])
     if scene["colors"].dim() == 3:
         options = {"sh_degree": 3} | options
-    arguments = [leaves[k] for k in NAMES if k != "masks"]
+    means, quats, scales, opacities, colors, masks, viewmats = (leaves[k] for k in NAMES)
+    camera = (viewmats, K.to(DEVICE, dtype).repeat(C, 1, 1), W, H, 0.2)
     background = options.pop("background", None)
     if background is not None:
         background = background.to(DEVICE, dtype).expand(C, -1).clone().requires_grad_()
         options["backgrounds"] = background
-    image, alphas, info = rasterization(
-        *arguments, K.to(DEVICE, dtype).repeat(C, 1, 1), W, H, 0.2,
-        masks=leaves["masks"], backend=backend, **options,
-    )  # fmt: skip
+    options |= {"masks": masks, "backend": backend}
+    image, alphas, info = rasterization(means, quats, scales, opacities, colors, *camera, **options)
     g = torch.Generator().manual_seed(1)
     v = torch.randn(image.shape, generator=g).to(image)
     v_alphas = torch.randn(alphas.shape, generator=g).to(alphas)
@@ -223,7 +221,7 @@ def test_info_is_a_dictionary():
         assert torch.equal(copy["conics"], info["conics"])
         assert torch.equal(copy["n_isects"], info["n_isects"])
     assert torch.equal(pipeline_call(scene)[2].pop("depths"), info["depths"])
-    info.get("depths").sum().backward()
+    info.get("depths", info["means2d"]).sum().backward()
     assert leaves["means"].grad is not None and bool((leaves["means"].grad != 0).any())
     assert int(info["tiles_per_gauss"].sum()) == int(info["n_isects"]) > 0
     # an ellipse may fall between pixel centres
@@ -238,7 +236,8 @@ def pipeline_call(scene: dict[str, Tensor], **options: Any):
     leaves = {k: v.clone().requires_grad_() for k, v in scene.items()}
     arguments = [leaves[k] for k in NAMES if k != "masks"]
     Ks = intrinsics(len(scene["viewmats"]))
-    out = pipeline.rasterize(*arguments, Ks, *SIZE, sh_degree=3, **options)
+    width, height = SIZE
+    out = pipeline.rasterize(*arguments, Ks=Ks, width=width, height=height, sh_degree=3, **options)
     return *out, leaves
 
 
@@ -322,17 +321,15 @@ def test_sampled_masks(assert_close):
     seed = 2**40 + 2**31 + 5
     words = torch.tensor([5 - 2**31, 2**8], dtype=torch.int32, device=DEVICE)
     results = []
-    for backend, mask_seed in (
-        ("triton", seed), ("triton", words), ("reference", seed), ("reference", words)
-    ):  # fmt: skip
+    for backend, mask_seed in itertools.product(("triton", "reference"), (seed, words)):
         dtype = torch.float32 if backend == "triton" else torch.float64
         leaf = logits.to(dtype).clone().requires_grad_()
-        tensors = [scene[k].to(dtype) for k in ("means", "quats", "scales", "opacities", "colors")]
+        viewmats = scene["viewmats"].to(dtype)
+        means, quats, scales, opacities, colors = (scene[k].to(dtype) for k in NAMES[:5])
         K = torch.tensor([[33.0, 0, 18], [0, 33, 14], [0, 0, 1]]).to(DEVICE, dtype)
-        image, _, info = rasterization(
-            *tensors, scene["viewmats"].to(dtype), K[None], *SIZE, sh_degree=3,
-            mask_logits=leaf, mask_seed=mask_seed, backend=backend,
-        )  # fmt: skip
+        gaussians, camera = (means, quats, scales, opacities, colors), (viewmats, K[None], *SIZE)
+        draw: dict[str, Any] = {"mask_logits": leaf, "mask_seed": mask_seed, "backend": backend}
+        image, _, info = rasterization(*gaussians, *camera, sh_degree=3, **draw)
         (image.square().sum() + info["masks"].mean() ** 2).backward()
         results.append((info["masks"], leaf.grad))
     for masks, v_logits in results[1:]:
@@ -364,9 +361,7 @@ def test_gradients_of_what_is_hardly_seen(precision):
     for name, x in front.items():
         scene[name] = torch.cat([x.to(DEVICE)] * 4 + [scene[name]])
     scene["masks"][4:] = 1.0
-    (got, _), (want, _) = (
-        run(scene, SIZE, b, precision=precision) for b in ("triton", "reference")
-    )
+    got, want = (run(scene, SIZE, b, precision=precision)[0] for b in ("triton", "reference"))
     for name in ("means", "opacities", "colors", "masks"):
         a, b = got[f"v_{name}"][4:].reshape(30, -1), want[f"v_{name}"][4:].reshape(30, -1)
         seen = b.norm(dim=1) > 0
@@ -393,9 +388,8 @@ def test_colors_far_above_one(assert_close):
 def test_long_tile_list(assert_close):
     """One tile with more than 10,000 entries."""
     scene = make_scene(12_000)
-    scene["means"] = torch.tensor([0.0, 0.0, 3.0], device=DEVICE) + 0.02 * torch.randn(
-        12_000, 3, generator=torch.Generator().manual_seed(0)
-    ).to(DEVICE)
+    noise = torch.randn(12_000, 3, generator=torch.Generator().manual_seed(0))
+    scene["means"] = (torch.tensor([0.0, 0.0, 3.0]) + 0.02 * noise).to(DEVICE)
     scene["opacities"].mul_(0.02)
     scene["scales"] = 0.01 + 0.1 * scene["scales"]
     got, info = run(scene, (40, 40), "triton", precision="exact")
@@ -403,60 +397,3 @@ def test_long_tile_list(assert_close):
     assert int(info["tiles_per_gauss"].sum()) == int(info["n_isects"])
     # a product of 12,000 float32 transmittances: rounding grows with the square root
     compare(assert_close, got, want, 1e-3, image_limit=1e-4)
-
-
-def inria_settings(**changes: Any) -> GaussianRasterizationSettings:
-    view = torch.eye(4, device=DEVICE)
-    tan = 0.6
-    near, far = 0.01, 100.0
-    project = torch.zeros(4, 4, device=DEVICE)
-    project[0, 0] = project[1, 1] = 1 / tan
-    project[2, 2], project[2, 3], project[3, 2] = far / (far - near), -far * near / (far - near), 1
-    defaults: dict[str, Any] = {
-        "image_height": EDGE, "image_width": EDGE, "tanfovx": tan, "tanfovy": tan,
-        "bg": torch.zeros(3, device=DEVICE), "scale_modifier": 1.0, "viewmatrix": view.T,
-        "projmatrix": (project @ view).T, "sh_degree": 1, "campos": torch.zeros(3, device=DEVICE),
-        "prefiltered": False, "debug": False,
-    }  # fmt: skip
-    return GaussianRasterizationSettings(**(defaults | changes))
-
-
-@pytest.mark.parametrize("style", ["inria", "mask", "gsplat"])
-def test_scripts_of_each_style_train(style):
-    """Loops as written for the three rasterizers, with nothing but the import changed."""
-    scene = make_scene(40)
-    scene["means"][:, 2] = scene["means"][:, 2].abs() + 1.5
-    target = torch.rand(3, EDGE, EDGE, generator=torch.Generator().manual_seed(3)).to(DEVICE)
-    means = scene["means"].clone().requires_grad_()
-    quats = torch.nn.functional.normalize(scene["quats"], dim=-1)
-    logits = torch.zeros(40, 1, device=DEVICE).requires_grad_()
-    sh = scene["colors"].clone().requires_grad_()
-    optimizer = torch.optim.Adam([means, logits, sh], lr=0.03)
-    losses = []
-    for _ in range(8 if ON_GPU else 3):
-        screen = torch.zeros_like(means, requires_grad=True)
-        opacities = torch.sigmoid(logits)
-        if style == "gsplat":
-            K = torch.tensor([[20.0, 0, 12], [0, 20, 12], [0, 0, 1]], device=DEVICE)
-            colors, _, info = rasterization(
-                means, quats, scene["scales"], opacities[:, 0], sh, scene["viewmats"], K[None],
-                EDGE, EDGE, sh_degree=1, packed=False, backend="triton",
-            )  # fmt: skip
-            info["means2d"].retain_grad()
-            image, grads = colors[0].permute(2, 0, 1), info["means2d"]
-        else:
-            rasterizer = GaussianRasterizer(raster_settings=inria_settings())
-            options = {"masks": torch.ones(40, 1, device=DEVICE)} if style == "mask" else {}
-            image, radii = rasterizer(
-                means3D=means, means2D=screen, shs=sh, opacities=opacities,
-                scales=scene["scales"], rotations=quats, **options,
-            )  # fmt: skip
-            assert radii.shape == (40,) and bool((radii > 0).any())
-            grads = screen
-        loss = (image - target).abs().mean()
-        loss.backward()
-        assert grads.grad is not None and bool((grads.grad != 0).any())
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        losses.append(loss.item())
-    assert losses[-1] < losses[0]

@@ -66,10 +66,13 @@ def test_presets() -> None:
 @pytest.mark.parametrize(
     "bad",
     [
-        {"mask_until_iter": 19_500}, {"score_interval": 0}, {"score_interval": 501},
-        {"gumbel_temp": 0.0}, {"mask_threshold": 1.0},
+        {"mask_until_iter": 19_500},
+        {"score_interval": 0},
+        {"score_interval": 501},
+        {"gumbel_temp": 0.0},
+        {"mask_threshold": 1.0},
     ],
-)  # fmt: skip
+)
 def test_settings_that_cannot_be(bad: dict[str, Any]) -> None:
     with pytest.raises(SplatrimError, match=f"--{next(iter(bad))}"):
         LP3DGSConfig(**bad)

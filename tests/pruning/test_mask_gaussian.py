@@ -186,9 +186,8 @@ def test_prune_rows_spare_the_certain() -> None:
 def test_pruning_draws_are_their_own() -> None:
     strategy, model = make(2000, logit=0.0)
     rendered = sample_masks(
-        model.params["mask_logits"], strategy.device_inputs(600)["mask_seed"],
-        model.rows["ids"],
-    )  # fmt: skip
+        model.params["mask_logits"], strategy.device_inputs(600)["mask_seed"], model.rows["ids"]
+    )
     strategy, low = make(2000, logit=-3.0)
     dropped = strategy.prune_rows(600, low)
     # independent: among those that rendering drew, as many are dropped as among the others
@@ -322,6 +321,4 @@ def test_pruning_comes_with_every_densification_and_goes_on_after() -> None:
             one.after_backward(step, ctx)
         if model.rows["ids"].tolist() == [0, 2]:
             pruned_at.append(step)
-    assert pruned_at == [
-        600, 700, 800, 900, 1000, 14_700, 14_800, 14_900, 15_000, 16_000, 30_000
-    ]  # fmt: skip
+    assert pruned_at == [600, 700, 800, 900, 1000, 14_700, 14_800, 14_900, 15_000, 16_000, 30_000]

@@ -35,11 +35,13 @@ def scene(n: int, **more: Tensor) -> dict[str, Tensor]:
     uniform = lambda *shape: torch.rand(*shape, generator=g)  # noqa: E731
     means = (uniform(n, 3) - 0.5) * torch.tensor([1.2, 0.8, 2.0]) + torch.tensor([0.0, 0.0, 3.0])
     tensors = {
-        "means": means, "quats": torch.randn(n, 4, generator=g),
-        "scales": 0.05 + 0.4 * uniform(n, 3), "opacities": 0.05 + 0.949 * uniform(n).sqrt(),
+        "means": means,
+        "quats": torch.randn(n, 4, generator=g),
+        "scales": 0.05 + 0.4 * uniform(n, 3),
+        "opacities": 0.05 + 0.949 * uniform(n).sqrt(),
         "colors": ((uniform(n, 3) - 0.5) / SH0)[:, None],
         "masks": (uniform(n) < 0.5).float(),
-    }  # fmt: skip
+    }
     return {k: v.to(DEVICE).requires_grad_() for k, v in (tensors | more).items()}
 
 
@@ -48,11 +50,21 @@ def rendered(
 ) -> tuple[Tensor, Tensor, dict[str, Any]]:
     K = torch.tensor([[20.0, 0, width / 2], [0, 20.0, height / 2], [0, 0, 1]], device=DEVICE)
     image, alphas, info = rasterization(
-        tensors["means"], tensors["quats"], tensors["scales"], tensors["opacities"],
-        tensors["colors"], torch.eye(4, device=DEVICE)[None], K[None], width, height, sh_degree=0,
-        backgrounds=torch.tensor([[0.1, 0.2, 0.3]], device=DEVICE), masks=tensors["masks"],
-        backend="triton", **options,
-    )  # fmt: skip
+        tensors["means"],
+        tensors["quats"],
+        tensors["scales"],
+        tensors["opacities"],
+        tensors["colors"],
+        torch.eye(4, device=DEVICE)[None],
+        K[None],
+        width,
+        height,
+        sh_degree=0,
+        backgrounds=torch.tensor([[0.1, 0.2, 0.3]], device=DEVICE),
+        masks=tensors["masks"],
+        backend="triton",
+        **options,
+    )
     return image[0], alphas[0, ..., 0], info
 
 

@@ -37,13 +37,36 @@ fuzz = settings(
     deadline=SECONDS * 1000,
     database=None,
     derandomize=COUNT <= 20,  # the same inputs in every short run
-    suppress_health_check=list(HealthCheck),
+    suppress_health_check=[
+        HealthCheck.too_slow,
+        HealthCheck.data_too_large,
+        HealthCheck.filter_too_much,
+        HealthCheck.function_scoped_fixture,
+    ],
 )
 
 WORDS = [
-    "nan", "inf", "-1", "0", "1e400", "-1e20", "1e20", "99999999999999999999", "", "é", "a b", "#",
-    "PINHOLE", "OPENCV", "EQUIRECTANGULAR", "/", "..", "\0", "\ufeff", "x" * 5000,
-]  # fmt: skip
+    "nan",
+    "inf",
+    "-1",
+    "0",
+    "1e400",
+    "-1e20",
+    "1e20",
+    "99999999999999999999",
+    "",
+    "é",
+    "a b",
+    "#",
+    "PINHOLE",
+    "OPENCV",
+    "EQUIRECTANGULAR",
+    "/",
+    "..",
+    "\0",
+    "\ufeff",
+    "x" * 5000,
+]
 NUMBERS = [
     struct.pack("<d", value) for value in (np.nan, np.inf, -1.0, 0.0, 1e20, 1e308, 1e-320)
 ] + [struct.pack("<Q", value) for value in (0, 1, 255, 2**31, 2**32 - 1, 2**40, 2**63, 2**64 - 1)]
@@ -157,11 +180,18 @@ def transforms_scene(folder: Path) -> tuple[Path, dict[str, Any]]:
         frames.append({"file_path": f"images/{i}.png", "transform_matrix": matrix, "cx": 9.5})
     write_points(folder / "points.ply", torch.rand(9, 3), torch.rand(9, 3))
     content = {
-        "camera_model": "OPENCV", "fl_x": 20.0, "fl_y": 21.0, "cy": 8.0, "w": 20, "h": 16,
-        "k1": 0.01, "ply_file_path": "points.ply",
+        "camera_model": "OPENCV",
+        "fl_x": 20.0,
+        "fl_y": 21.0,
+        "cy": 8.0,
+        "w": 20,
+        "h": 16,
+        "k1": 0.01,
+        "ply_file_path": "points.ply",
         "train_filenames": ["images/0.png", "images/1.png"],
-        "test_filenames": ["images/2.png"], "frames": frames,
-    }  # fmt: skip
+        "test_filenames": ["images/2.png"],
+        "frames": frames,
+    }
     return folder, content
 
 
@@ -266,7 +296,8 @@ def test_images(folder: Path, end: str) -> None:
     mode = {"png": "RGBA", "webp": "RGBA", "tiff": "I;16", "gif": "P"}.get(end, "RGB")
     exif = Image.Exif()
     exif[0x0112] = 6
-    Image.new(mode, (20, 16)).save(path, **({"exif": exif} if end in ("jpg", "webp") else {}))
+    options: dict[str, Any] = {"exif": exif} if end in ("jpg", "webp") else {}
+    Image.new(mode, (20, 16)).save(path, **options)
 
     @fuzz
     @given(damage(path.read_bytes()), st.booleans())

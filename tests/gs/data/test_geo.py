@@ -27,7 +27,7 @@ def images(centre: np.ndarray, size: float = 4.0, n: int = 6) -> list[PosedImage
         place = centre + size * np.array([np.cos(a), np.sin(a), 0.3])
         z = (centre - place) / np.linalg.norm(centre - place)
         x = np.cross(z, [0, 0, 1.0]) / np.linalg.norm(np.cross(z, [0, 0, 1.0]))
-        rotation = np.stack([x, np.cross(z, x), z])
+        rotation = np.stack([x, np.cross(z, x), z]).astype(np.float64)
         found.append(PosedImage(f"{i}.png", Path(f"{i}.png"), LENS, rotation, -rotation @ place))
     return found
 

@@ -41,11 +41,21 @@ def make(images: list[PosedImage], **options: Any) -> list[Camera]:
 @pytest.mark.parametrize(
     ("size", "fits"),
     [
-        ((40, 30), True), ((20, 15), True), ((13, 10), True), ((10, 7), True), ((10, 8), True),
-        ((80, 60), True), ((39, 29), True), ((41, 30), False), ((40, 29), False),
-        ((20, 12), False), ((30, 40), False), ((30, 30), False), ((80, 57), False),
+        ((40, 30), True),
+        ((20, 15), True),
+        ((13, 10), True),
+        ((10, 7), True),
+        ((10, 8), True),
+        ((80, 60), True),
+        ((39, 29), True),
+        ((41, 30), False),
+        ((40, 29), False),
+        ((20, 12), False),
+        ((30, 40), False),
+        ((30, 30), False),
+        ((80, 57), False),
     ],
-)  # fmt: skip
+)
 def test_resized(size: tuple[int, int], fits: bool) -> None:
     assert resized(size, (40, 30)) is fits
 

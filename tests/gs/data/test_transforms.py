@@ -268,7 +268,7 @@ def test_encodings(folder: Path, encoding: str) -> None:
 def test_point_cloud(tmp_path: Path, name: str) -> None:
     path = tmp_path / name
     write_points(path, torch.rand(50, 3), torch.rand(50, 3))
-    named = {"ply_file_path": name} if "/" in name else {}
+    named: dict[str, Any] = {"ply_file_path": name} if "/" in name else {}
     folder = single(tmp_path, **named)
     assert len(load_scene(folder).points) == 50
     assert len(load_scene(folder, init_points=7).points) == 7

@@ -90,9 +90,12 @@ def test_resized_image(tmp_path: Path) -> None:
     Image.fromarray(photograph(lens.scaled(WIDTH // 2, HEIGHT // 2))).save(path)
     image = PosedImage("a.png", path, lens, np.eye(3), np.zeros(3))
     (camera,) = make_cameras([image], 1, distortion="undistort")
-    flat = Lens("PINHOLE", camera.width, camera.height, tuple(
-        float(camera.K[place]) for place in ((0, 0), (1, 1), (0, 2), (1, 2))
-    ))  # fmt: skip
+    flat = Lens(
+        "PINHOLE",
+        camera.width,
+        camera.height,
+        tuple(float(camera.K[place]) for place in ((0, 0), (1, 1), (0, 2), (1, 2))),
+    )
     with ImageLoader([camera]) as loader:
         got = loader[0].numpy().astype(int)
     assert np.abs(got - pattern(*grid(flat))).max() <= 8, "half the pixels, twice the slope"

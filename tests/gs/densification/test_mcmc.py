@@ -81,8 +81,9 @@ def equation_9(o: float, N: int) -> tuple[float, float]:
     new = 1 - (1 - o) ** (1 / N)
     total = sum(
         math.comb(i - 1, k) * (-1) ** k * new ** (k + 1) / math.sqrt(k + 1)
-        for i in range(1, N + 1) for k in range(i)
-    )  # fmt: skip
+        for i in range(1, N + 1)
+        for k in range(i)
+    )
     return new, o / total
 
 
@@ -322,7 +323,8 @@ def test_settings() -> None:
     assert (half.densification_interval, half.growth) == (50, pytest.approx(0.05))
     with pytest.raises(SplatrimError, match="--budget 10 is less than the 11 Gaussians"):
         Case(model(11), budget="10")
-    for name, value in (("budget", "many"), ("growth", -1), ("min_opacity", 0), ("noise_lr", -1),
-                        ("lambda_scale", math.nan), ("initial_opacity", 1)):  # fmt: skip
+    wrong: dict[str, Any] = {"budget": "many", "growth": -1, "min_opacity": 0, "noise_lr": -1}
+    wrong |= {"lambda_scale": math.nan, "initial_opacity": 1}
+    for name, value in wrong.items():
         with pytest.raises(SplatrimError, match=f"--{name}"):
             MCMCConfig(**{name: value})

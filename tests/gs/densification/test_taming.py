@@ -65,10 +65,17 @@ def weights_by_pixel(gaussians: Gaussians, view: Camera) -> Tensor:  # [H, W, N]
     """Blending weights: the image of Gaussians that each have a channel of their own."""
     with torch.no_grad():
         image, _, _ = rasterization(
-            gaussians.params["means"], gaussians.params["quats"], gaussians.get_scales(),
-            gaussians.get_opacities(), torch.eye(len(gaussians)), view.viewmat[None],
-            view.K[None], WIDTH, HEIGHT, near_plane=view.near,
-        )  # fmt: skip
+            gaussians.params["means"],
+            gaussians.params["quats"],
+            gaussians.get_scales(),
+            gaussians.get_opacities(),
+            torch.eye(len(gaussians)),
+            view.viewmat[None],
+            view.K[None],
+            WIDTH,
+            HEIGHT,
+            near_plane=view.near,
+        )
     return image[0]
 
 
@@ -98,8 +105,9 @@ def test_the_target_is_the_papers_parabola() -> None:
     targets = [config.target(step, S) for step in rounds]
     assert targets == sorted(targets) and targets[-1] == U
     assert TamingConfig(budget="1x").target(7000, 123) == 123
-    assert list(TamingConfig(densify_from_iter=5, densify_until_iter=20,
-                             densification_interval=4).rounds()) == [8, 12, 16]  # fmt: skip
+    assert list(
+        TamingConfig(densify_from_iter=5, densify_until_iter=20, densification_interval=4).rounds()
+    ) == [8, 12, 16]
 
 
 @pytest.mark.parametrize("near", [0.2, 4.0])  # 4: half of the Gaussians are nearer
@@ -132,9 +140,11 @@ def test_saliency_is_relative() -> None:
 
 def test_terms_are_over_their_positive_median() -> None:
     visible = torch.tensor([True, True, True, False])
-    terms = {"opacity": torch.tensor([1.0, 2.0, 4.0, 100.0]),
-             "depth": torch.tensor([0.0, 3.0, 0.0, 1.0]),
-             "pixels": torch.zeros(4)}  # fmt: skip
+    terms = {
+        "opacity": torch.tensor([1.0, 2.0, 4.0, 100.0]),
+        "depth": torch.tensor([0.0, 3.0, 0.0, 1.0]),
+        "pixels": torch.zeros(4),
+    }
     # medians 2 and 3: what is hidden counts in none
     want = [100 * 0.5, 100 + 5, 200, 0]
     assert combine(terms, visible).tolist() == pytest.approx(want)
@@ -157,11 +167,16 @@ def test_scores_by_brute_force() -> None:
         means = torch.cat([gaussians.params["means"], torch.ones(15, 1)], 1).detach()
         count = (weights > 0).sum((0, 1))
         values = {
-            "gradient": gradients.numpy(), "opacity": opacities, "volume": volumes,
-            "depth": (means @ cameras[v].viewmat.T)[:, 2].numpy(), "extent": radii,
-            "pixels": count, "weights": weights.sum((0, 1)), "distance": count * radii,
+            "gradient": gradients.numpy(),
+            "opacity": opacities,
+            "volume": volumes,
+            "depth": (means @ cameras[v].viewmat.T)[:, 2].numpy(),
+            "extent": radii,
+            "pixels": count,
+            "weights": weights.sum((0, 1)),
+            "distance": count * radii,
             "saliency": (weights * salient[..., None]).sum((0, 1)),
-        }  # fmt: skip
+        }
         assert values.keys() == WEIGHTS.keys()
         loss = photometric_loss(out.colors, images[v]).item()
         for name, x in values.items():
@@ -201,9 +216,14 @@ class Names(Strategy):
 
 
 def run(
-    gaussians: Gaussians, config: TamingConfig, step: int, gradients: Tensor, *others: Strategy,
-    densifier: TamingDensifier | None = None, seed: int = 0,
-) -> TamingDensifier:  # fmt: skip
+    gaussians: Gaussians,
+    config: TamingConfig,
+    step: int,
+    gradients: Tensor,
+    *others: Strategy,
+    densifier: TamingDensifier | None = None,
+    seed: int = 0,
+) -> TamingDensifier:
     """One densification of a model whose statistics are `gradients` [N]."""
     if densifier is None:
         densifier = config.build()
@@ -212,10 +232,16 @@ def run(
     gaussians.rows[VIEWS] = torch.full_like(gradients, 3)
     out: Any = SimpleNamespace(info={})
     context = StepContext(
-        gaussians, build_optimizer(gaussians, OptimConfig(), extent=EXTENT), out, camera(), EXTENT,
-        30_000, strategies=(densifier, *others), cameras=[camera(), camera(0.3)],
+        gaussians,
+        build_optimizer(gaussians, OptimConfig(), extent=EXTENT),
+        out,
+        camera(),
+        EXTENT,
+        30_000,
+        strategies=(densifier, *others),
+        cameras=[camera(), camera(0.3)],
         images=pictures(2),
-    )  # fmt: skip
+    )
     densifier.densify(step, context)
     return densifier
 

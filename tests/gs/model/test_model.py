@@ -101,9 +101,13 @@ class Prunes(Strategy[Anchors]):
 
 def make(scene: Scene, out: Path, **options: Any) -> Trainer[Anchors]:
     config = TrainConfig(
-        out, iterations=30, quiet=True, device="cpu", test_iterations=(1,),
+        out,
+        iterations=30,
+        quiet=True,
+        device="cpu",
+        test_iterations=(1,),
         checkpoint_iterations=(9,),
-    )  # fmt: skip
+    )
     start = options.get("start")
     return Trainer(
         config, scene, strategies=[Prunes()], model=Anchors(scene.points[::2], start), **options
@@ -160,9 +164,12 @@ def test_splats_are_drawn_raw_or_activated(scene: Scene, backend: str) -> None:
     model = gaussians(6)
     raw = model.splats(view_of(camera, torch.device("cpu")))
     activated = raw._replace(
-        scales=model.get_scales(), opacities=model.get_opacities(), colors=model.get_sh(),
-        colors_rest=None, raw=False,
-    )  # fmt: skip
+        scales=model.get_scales(),
+        opacities=model.get_opacities(),
+        colors=model.get_sh(),
+        colors_rest=None,
+        raw=False,
+    )
     want = render(raw, camera, backend=backend)
     out = render(activated, camera, backend=backend)
     assert out.alphas.max() > 0.05

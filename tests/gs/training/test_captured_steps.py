@@ -109,8 +109,9 @@ def test_a_buffer_packs_integers_by_name() -> None:
     found = buffer.inputs(33, 21, 0.2)
     buffer.upload(words, (0.1, 0.2, 0.3), 5, integers, 0.25, rates)
     assert {name: torch.as_tensor(x).tolist() for name, x in found.integers.items()} == {
-        "mask_seed": [7, 2], "noise_seed": [9, 0],
-    }  # fmt: skip
+        "mask_seed": [7, 2],
+        "noise_seed": [9, 0],
+    }
     assert found.seed is not None and found.means_lr is not None and found.rates is not None
     assert found.seed.tolist() == [5, 0] and found.means_lr.tolist() == [0.25]
     assert torch.equal(found.background, torch.tensor([0.1, 0.2, 0.3]))

@@ -15,9 +15,14 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 def config(out: Path) -> TrainConfig:
     return TrainConfig(
-        out, iterations=5, quiet=True, device="cpu", test_iterations=(2,), save_iterations=(3,),
+        out,
+        iterations=5,
+        quiet=True,
+        device="cpu",
+        test_iterations=(2,),
+        save_iterations=(3,),
         checkpoint_iterations=(4,),
-    )  # fmt: skip
+    )
 
 
 class Watches(Observer):
@@ -55,9 +60,14 @@ def test_observers_are_called_after_those_of_every_run(scene: Scene, tmp_path: P
     trainer = Trainer(config(tmp_path), scene, observers=[watches])
     trainer.fit()
     assert watches.calls == [
-        ("on_step", 1), ("on_step", 2), ("report", 3), ("on_step", 3), ("report", 4),
-        ("on_step", 4), ("on_step", 5),
-    ]  # fmt: skip
+        ("on_step", 1),
+        ("on_step", 2),
+        ("report", 3),
+        ("on_step", 3),
+        ("report", 4),
+        ("on_step", 4),
+        ("on_step", 5),
+    ]
     assert watches.files["on_step", 2] == set()
     assert watches.files["report", 3] == {"iteration_3"}
     assert watches.files["report", 4] == {"iteration_3"}

@@ -72,7 +72,7 @@ def config(tmp_path: Path, **fields: Any) -> TrainConfig:
 
 def test_a_ply_is_post_trained_from_the_published_length(tmp_path: Path) -> None:
     origin = find_origin(tmp_path / "any.ply", None)
-    assert origin == Origin(30_000, 30_000) and origin.post_end == 35_000
+    assert origin == Origin(30_000, 30_000) and origin is not None and origin.post_end == 35_000
     assert find_origin(None, None) is None
     with pytest.raises(SplatrimError, match="not both"):
         find_origin(tmp_path / "a.ply", tmp_path / "b.pth")
@@ -97,10 +97,13 @@ def test_own_checkpoints_are_finished_when_their_schedule_is(tmp_path: Path) -> 
     for step, settings, want in [
         (600, {"optim": {"position_lr_max_steps": 600}}, Origin(600, 600)),
         (7000, {"optim": {"position_lr_max_steps": 30_000}}, Origin(7000, None)),
-        (32_000, {"optim": {"position_lr_max_steps": 35_000}, "post_start": 30_000},
-         Origin(32_000, 30_000)),
+        (
+            32_000,
+            {"optim": {"position_lr_max_steps": 35_000}, "post_start": 30_000},
+            Origin(32_000, 30_000),
+        ),
         (30_000, {}, Origin(30_000, 30_000)),
-    ]:  # fmt: skip
+    ]:
         save_checkpoint(path, state(step, config=settings))
         assert find_origin(None, path) == want
     assert Origin(600, 600).post_end == 700
@@ -126,8 +129,9 @@ def test_what_stays_of_a_finished_checkpoint(tmp_path: Path) -> None:
     kept, want = load_start(settings, "mask-gaussian", METHODS), state(30_000, masks=True)
     assert kept is not None
     assert kept["params"].keys() == want["params"].keys()
-    assert torch.equal(kept["optimizer"]["mask_logits"]["exp_avg"],
-                       want["optimizer"]["mask_logits"]["exp_avg"])  # fmt: skip
+    assert torch.equal(
+        kept["optimizer"]["mask_logits"]["exp_avg"], want["optimizer"]["mask_logits"]["exp_avg"]
+    )
     assert kept["strategies"] == {} and list(kept["rows"]) == ["ids"]
     assert "lrs" not in kept["optimizer"]
 
@@ -188,12 +192,12 @@ def test_masks_of_published_files_are_adopted(
     logits = want["params"]["mask_logits"]
     columns = {name: table[name] for name in table.dtype.names}
     columns |= {f"masks_{i}": logits[:, i].numpy() for i in (0, 1)}
-    joined = np.array(
-        list(zip(*columns.values(), strict=True)), [(name, "f4") for name in columns]
-    )
+    joined = np.array(list(zip(*columns.values(), strict=True)), [(name, "f4") for name in columns])
     PlyData([PlyElement.describe(joined, "vertex")]).write(str(tmp_path / "model.ply"))
-    for start in ({"start_checkpoint": tmp_path / "chkpnt.pth"},
-                  {"start_ply": tmp_path / "model.ply"}):  # fmt: skip
+    for start in (
+        {"start_checkpoint": tmp_path / "chkpnt.pth"},
+        {"start_ply": tmp_path / "model.ply"},
+    ):
         got = load_start(config(tmp_path, post_start=30_000, **start), method, METHODS)
         assert got is not None
         if method == "mask-gaussian":
@@ -283,13 +287,22 @@ def test_short_post_training_decays_as_often() -> None:
 
 
 def test_changed_settings_are_named() -> None:
-    before = {"optim": {"opacity_lr": 0.05}, "densify": {"min_opacity": 0.005}, "pruning": {
-        "lambda_mask": 0.0005, "kept": [1, 2]}, "seed": 0}  # fmt: skip
-    now = {"optim": {"opacity_lr": 0.025, "added": 1}, "densify": {"min_opacity": 0.005},
-           "pruning": {"lambda_mask": 0.1, "kept": (1, 2)}, "seed": 1}  # fmt: skip
+    before = {
+        "optim": {"opacity_lr": 0.05},
+        "densify": {"min_opacity": 0.005},
+        "pruning": {"lambda_mask": 0.0005, "kept": [1, 2]},
+        "seed": 0,
+    }
+    now = {
+        "optim": {"opacity_lr": 0.025, "added": 1},
+        "densify": {"min_opacity": 0.005},
+        "pruning": {"lambda_mask": 0.1, "kept": (1, 2)},
+        "seed": 1,
+    }
     assert changed_settings(before, now) == [
-        "opacity_lr 0.025 (was 0.05)", "lambda_mask 0.1 (was 0.0005)"
-    ]  # fmt: skip
+        "opacity_lr 0.025 (was 0.05)",
+        "lambda_mask 0.1 (was 0.0005)",
+    ]
     assert changed_settings({}, now) == []
     # a setting that stood in another part
     assert changed_settings({"optim": {"lambda_mask": 0.2}}, now) == ["lambda_mask 0.1 (was 0.2)"]

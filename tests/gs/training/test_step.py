@@ -30,13 +30,20 @@ from kernels import FusedAdam, Room
 from pruning import MaskGaussianConfig
 
 DENSIFY = DensifyConfig(
-    densify_from_iter=5, densify_until_iter=24, densification_interval=10,
-    opacity_reset_interval=15, densify_grad_threshold=1e-4,
-)  # fmt: skip
+    densify_from_iter=5,
+    densify_until_iter=24,
+    densification_interval=10,
+    opacity_reset_interval=15,
+    densify_grad_threshold=1e-4,
+)
 MCMC = MCMCConfig(
-    densify_from_iter=5, densify_until_iter=24, densification_interval=10, budget="1.2x",
-    min_opacity=0.05, initial_opacity=0.1,
-)  # fmt: skip
+    densify_from_iter=5,
+    densify_until_iter=24,
+    densification_interval=10,
+    budget="1.2x",
+    min_opacity=0.05,
+    initial_opacity=0.1,
+)
 MASKS = MaskGaussianConfig(
     lambda_mask=1.0, mask_from_iter=3, mask_until_iter=26, mask_prune_iter=14, mask_lr=0.4
 )
@@ -234,8 +241,11 @@ def test_a_key_tells_phase_and_degree_apart(scene: Scene, tmp_path: Path) -> Non
     #                            7          8         9: late
     assert graphs.plans[4:8] == ["capture", "replay", "warm up", "capture"]
     assert {key[3:] for key in graphs.keys if isinstance(key, tuple)} == {
-        (0, ("early",)), (1, ("early",)), (1, ("late",)), (2, ("late",)),
-    }  # fmt: skip
+        (0, ("early",)),
+        (1, ("early",)),
+        (1, ("late",)),
+        (2, ("late",)),
+    }
     assert len(graphs.plans) == 11  # but for the iterations 3 and 4, and the last
 
 
@@ -263,8 +273,10 @@ def test_rows_that_come_or_go_drop_the_graphs(scene: Scene, tmp_path: Path) -> N
     graphs = captured(trainer)
     trainer.fit()
     assert graphs.plans == ["warm up", "capture", "replay", "replay"] + [
-        "warm up", "capture", "replay",
-    ]  # fmt: skip
+        "warm up",
+        "capture",
+        "replay",
+    ]
 
 
 def test_a_step_that_is_repeated_has_its_own_learning_rates(scene: Scene, tmp_path: Path) -> None:
@@ -346,9 +358,13 @@ def test_what_is_due_is_not_captured(scene: Scene, tmp_path: Path) -> None:
             gradients[step] = run.gaussians.params["means"].grad is not None
 
     trainer = make(
-        scene, tmp_path, iterations=9, test_iterations=(5,), save_iterations=(7,),
+        scene,
+        tmp_path,
+        iterations=9,
+        test_iterations=(5,),
+        save_iterations=(7,),
         observers=[Due()],
-    )  # fmt: skip
+    )
     graphs = captured(trainer)
     trainer.fit()
     assert gradients == {4: True, 6: True}

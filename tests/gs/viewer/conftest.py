@@ -19,10 +19,17 @@ from PIL import Image
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 FLAGS = (
-    "--headless=new", "--no-sandbox", "--remote-debugging-pipe", "--use-angle=swiftshader",
-    "--enable-unsafe-swiftshader", "--force-color-profile=srgb", "--hide-scrollbars",
-    "--disable-dev-shm-usage", "--no-first-run", "--mute-audio",
-)  # fmt: skip
+    "--headless=new",
+    "--no-sandbox",
+    "--remote-debugging-pipe",
+    "--use-angle=swiftshader",
+    "--enable-unsafe-swiftshader",
+    "--force-color-profile=srgb",
+    "--hide-scrollbars",
+    "--disable-dev-shm-usage",
+    "--no-first-run",
+    "--mute-audio",
+)
 # Chromium reads commands from descriptor 3 and answers on 4.
 LAUNCH = """
 import fcntl, os, sys
@@ -94,13 +101,19 @@ class Browser:
         self.log.clear()
         self.send(
             "Emulation.setDeviceMetricsOverride",
-            width=width, height=height, deviceScaleFactor=2 if phone else 1, mobile=phone,
-        )  # fmt: skip
+            width=width,
+            height=height,
+            deviceScaleFactor=2 if phone else 1,
+            mobile=phone,
+        )
         self.send("Emulation.setTouchEmulationEnabled", enabled=phone)
         self.send(
             "Network.emulateNetworkConditions",
-            offline=True, latency=0, downloadThroughput=0, uploadThroughput=0,
-        )  # fmt: skip
+            offline=True,
+            latency=0,
+            downloadThroughput=0,
+            uploadThroughput=0,
+        )
         url = page.resolve().as_uri()
         self.send("Page.navigate", url=url)
         self.wait_for(f"location.href === {url!r} && document.readyState === 'complete'")
@@ -129,9 +142,13 @@ class Browser:
         for kind, (x, y) in zip(kinds, [*path, path[-1]], strict=True):
             self.send(
                 "Input.dispatchMouseEvent",
-                type=kind, x=x, y=y, button=button, clickCount=1,
+                type=kind,
+                x=x,
+                y=y,
+                button=button,
+                clickCount=1,
                 buttons={"left": 1, "right": 2}[button] if kind != "mouseReleased" else 0,
-            )  # fmt: skip
+            )
 
     def press(self, code: str, key: str) -> None:
         """Press a key and let it go."""

@@ -1,6 +1,6 @@
 """rasterize_to_pixels and the tile lists against a dense float64 blend of every pair."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -82,6 +82,11 @@ def make_scene(N: int, width: int, height: int, C: int = 1, opacity: float = 1.0
     return Scene(records.to(DEVICE), width, height)
 
 
+def grad_of(leaf: Tensor) -> Tensor:
+    assert leaf.grad is not None
+    return leaf.grad
+
+
 def dense(records: Tensor, features: Tensor, width: int, height: int) -> tuple[Tensor, ...]:
     """Colours [C H W D], alphas and weights [C H W N] of all pairs, in the dtype of records."""
     order = record_depths(records).detach().argsort(1)
@@ -114,9 +119,8 @@ def lists_of(scene: Scene, with_slots: bool = True):
     tiles_x, tiles_y = -(-scene.width // TILE_SIZE), -(-scene.height // TILE_SIZE)
     counts = torch.zeros(3, C * N, dtype=torch.int32, device=DEVICE)
     workspace = torch.zeros(4 + 2 * scan_programs(C * N), dtype=torch.int32, device=DEVICE)
-    _count_kernel[(triton.cdiv(C * N, 32),)](
-        scene.records, counts, C * N, tiles_x, tiles_y, BLOCK=32
-    )
+    grid = (-(-C * N // 32),)
+    launch(_count_kernel, grid, scene.records, counts, C * N, tiles_x, tiles_y, BLOCK=32)
     keys = record_depths(scene.rows).contiguous().view(torch.int32)
     capacity = int(torch.maximum(counts[0].sum(), 3 * counts[1].sum())) + 37
     depth, bins = depth_order(keys, counts, workspace, capacity)
@@ -133,10 +137,16 @@ def lists_of(scene: Scene, with_slots: bool = True):
 def blend(scene: Scene, **flags) -> Blend:
     depth, lists, tiles_x, tiles_y = lists_of(scene)
     defaults = {
-        "first_column": COLOR.value, "n_features": 3, "shared": False, "colors_only": True,
-        "mask_gradient": True, "absgrad": False, "deterministic": False, "exact": True,
+        "first_column": COLOR.value,
+        "n_features": 3,
+        "shared": False,
+        "colors_only": True,
+        "mask_gradient": True,
+        "absgrad": False,
+        "deterministic": False,
+        "exact": True,
         "gaussian_ids": None,
-    }  # fmt: skip
+    }
     rows = scene.gaussian_ids.view(scene.records.shape[:2])
     sizes = {"width": scene.width, "height": scene.height, "tiles_x": tiles_x, "tiles_y": tiles_y}
     return Blend(**sizes, rows=rows, depth=depth, lists=lists, **(defaults | flags))
@@ -202,11 +212,11 @@ def test_rasterize_to_pixels(case, N, width, height, C, assert_close):
     ((colors * v_colors).sum() + (alphas * v_alphas).sum()).backward()
     ((want * v_colors).sum() + (want_alphas * v_alphas).sum()).backward()
     limit = 1e-3 if case == "colors-fast" else 2e-4
-    want_v = want_records.grad
+    got_v, want_v = grad_of(records), grad_of(want_records)
     assert_close("v_means2d", means2d.grad, record_means(want_v), limit)
     for part in (record_conics, record_log2_opacities, record_masks):
-        assert_close(part.__name__, part(records.grad), part(want_v), limit)
-    got_f, want_f = records.grad[..., first : first + D], want_v[..., first : first + D]
+        assert_close(part.__name__, part(got_v), part(want_v), limit)
+    got_f, want_f = got_v[..., first : first + D], want_v[..., first : first + D]
     assert_close("v_features", got_f, want_f, limit)
     assert_close("v_backgrounds", background.grad, want_background.grad, limit)
 
@@ -234,12 +244,12 @@ def test_wide_features(place, assert_close):
     ((want * v_colors).sum() + (want_alphas * v_alphas).sum()).backward()
     assert_close("v_features", features.grad, want_features.grad, 2e-4)
     for part in (record_conics, record_masks):
-        assert_close(part.__name__, part(records.grad), part(want_records.grad), 2e-4)
+        assert_close(part.__name__, part(grad_of(records)), part(grad_of(want_records)), 2e-4)
 
 
 def test_absgrad(assert_close):
     scene = make_scene(25, 24, 17)
-    means2d = record_means(scene.records).clone().requires_grad_()
+    means2d: Any = record_means(scene.records).clone().requires_grad_()
     args = blend(scene, absgrad=True)
     colors, _ = rasterize_to_pixels(means2d, scene.rows, None, None, args)
     v = torch.randn_like(colors)
@@ -251,7 +261,7 @@ def test_absgrad(assert_close):
             one = torch.zeros_like(v).double()
             one[:, y, x] = v[:, y, x].double()
             dense(r, record_colors(r), 24, 17)[0].backward(one)
-            want += record_means(r.grad).abs()
+            want += record_means(grad_of(r)).abs()
     assert_close("absgrad", means2d.absgrad, want, 2e-4)
 
 

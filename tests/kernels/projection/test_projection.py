@@ -92,9 +92,8 @@ def expected(
         masks = sample_masks(t["mask_logits"], mask_seed, mask_ids)
     all_means2d, all_records, all_radii = [], [], []
     for viewmat, K in zip(t["viewmats"], t["Ks"], strict=True):
-        settings: dict[str, Any] = PLANES | {
-            "eps2d": 0.3, "antialiased": antialiased, "normalize_quats": normalize_quats,
-        }  # fmt: skip
+        settings: dict[str, Any] = {"antialiased": antialiased, "normalize_quats": normalize_quats}
+        settings |= PLANES | {"eps2d": 0.3}
 
         def run(index: Tensor | slice, viewmat=viewmat, K=K, settings=settings):  # noqa: ANN001, ANN202
             geometry = (t["means"][index], t["quats"][index], scales[index], opacities[index])
@@ -132,10 +131,10 @@ def call(
     """The kernels on the same tensors in float32."""
     sh0, shN = (t["sh"], None) if joint else (t["sh"][:, :1], t["sh"][:, 1:])
     chosen = {} if mask is None else {mask: t[mask]}
-    return project(
-        t["means"], t["quats"], t["scales"], t["opacities"], sh0, shN, t["viewmats"], t["Ks"],
-        WIDTH, HEIGHT, sh_degree=sh_degree, covars=t.get("covars"), **PLANES, **chosen, **options,
-    )  # fmt: skip
+    gaussians = (t["means"], t["quats"], t["scales"], t["opacities"], sh0, shN)
+    camera = (t["viewmats"], t["Ks"], WIDTH, HEIGHT)
+    options |= PLANES | chosen | {"covars": t.get("covars")}
+    return project(*gaussians, *camera, sh_degree=sh_degree, **options)
 
 
 def records_of(got: Projected) -> Tensor:

@@ -128,10 +128,13 @@ def test_rasterization_again(case: str, assert_close: Callable[..., None]) -> No
     K = torch.tensor([[14.0, 0, 8], [0, 14, 5], [0, 0, 1]])[None]
     for call in range(4):
         leaves = [
-            rand(30, 3) * 2 + torch.tensor([-1.0, -1.0, 2.0]), rand(30, 4),
+            rand(30, 3) * 2 + torch.tensor([-1.0, -1.0, 2.0]),
+            rand(30, 4),
             0.05 + 0.2 * rand(30, 3),
-            rand(30), rand(30, channels) if channels else rand(30, 4, 3), torch.eye(4)[None],
-        ]  # fmt: skip
+            rand(30),
+            rand(30, channels) if channels else rand(30, 4, 3),
+            torch.eye(4)[None],
+        ]
         logits, background = rand(30, 2), rand(1, 3)
         results = []
         for backend, dtype in (("triton", torch.float32), ("reference", torch.float64)):
