@@ -60,6 +60,8 @@ def _prepare_once_per_launch() -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    # the longest file first: of several workers, none is left alone with it at the end
+    items.sort(key=lambda item: item.path.name != "test_compile.py")
     if torch.cuda.is_available():
         return
     skip = pytest.mark.skip(reason="needs a CUDA device")
