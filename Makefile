@@ -4,6 +4,8 @@ STAMP := $(VENV)/.installed
 RUN := $(VENV)/bin/python
 SCENE ?= output/demo_scene
 OUT ?= output/demo
+# processes that test; each has one thread, as images are tiny
+WORKERS ?= 2
 
 .PHONY: demo test lint mutants clean
 
@@ -14,7 +16,7 @@ test: $(STAMP)
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check -q .
 	$(VENV)/bin/pyright --pythonpath $(RUN)
-	$(RUN) -m pytest -q
+	OMP_NUM_THREADS=1 $(RUN) -m pytest -q -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 lint: $(STAMP)
 	$(VENV)/bin/ruff check .
