@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor
 
-from kernels import rasterization, uses_triton
+from kernels import rasterization
 
 from .gaussians import Gaussians
 
@@ -54,31 +54,20 @@ def render(
     """
     viewmats, Ks = camera_tensors or _camera_tensors(camera, gaussians.device)
     params = gaussians.params
-    cameras = viewmats, Ks, camera.width, camera.height
-    keywords = {
+    # activations and the two parts of the SH coefficients are fused into the kernels
+    raw = opacities is None
+    keywords: dict[str, Any] = {
         "near_plane": NEAR_PLANE,
         "sh_degree": gaussians.active_sh_degree if sh_degree is None else sh_degree,
         "backgrounds": None if background is None else background[None],
+        "colors_rest": params["shN"],
+        "raw": raw,
     } | raster_kwargs
-    backend = keywords.pop("backend", "auto")
-    if uses_triton(backend, params["means"]):
-        from kernels import rasterize
-
-        # activations and the two parts of the SH coefficients are fused into the kernels
-        keywords["antialiased"] = keywords.pop("rasterize_mode", "classic") == "antialiased"
-        keywords["exact"] = keywords.pop("precision", "default") == "exact"
-        raw = opacities is None
-        colors, alphas, info = rasterize(
-            params["means"], params["quats"], params["scales"] if raw else gaussians.get_scales(),
-            params["opacities"] if opacities is None else opacities, params["sh0"], *cameras,
-            colors_rest=params["shN"], raw=raw, **keywords,
-        )  # fmt: skip
-    else:
-        colors, alphas, info = rasterization(
-            params["means"], params["quats"], gaussians.get_scales(),
-            gaussians.get_opacities() if opacities is None else opacities, gaussians.get_sh(),
-            *cameras, backend=backend, **keywords,
-        )  # fmt: skip
+    colors, alphas, info = rasterization(
+        params["means"], params["quats"], params["scales"] if raw else gaussians.get_scales(),
+        params["opacities"] if opacities is None else opacities, params["sh0"], viewmats, Ks,
+        camera.width, camera.height, **keywords,
+    )  # fmt: skip
     return RenderOutput(colors.squeeze(0), alphas.squeeze(0), info)
 
 

@@ -4,8 +4,8 @@ A step is some forty small launches, which take the host longer to issue than a 
 replays them in one. What differs from step to step (camera, background, learning rates, seeds)
 lies in one buffer, `Frame`, that one copy brings up to date.
 
-A graph's buffers have a fixed size, the `Room`. A replayed step reports on the device how much it
-needed, and, where that was too much, leaves parameters, moments and statistics as they were. The
+A graph's buffers have a fixed size, the `Capacity`. A replayed step reports on the device how much
+it needed, and, where that was too much, leaves parameters, moments and statistics as they were. The
 host reads the report of one step before it launches the next, at a time when the GPU has most of
 the step still before it, and repeats a step that did not fit: no step is lost or wrong.
 
@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from kernels import Room
+    from kernels import Capacity
 
     from ..model.gaussians import Gaussians
 
@@ -121,7 +121,7 @@ class StepGraphs:
     """Graphs of one model's steps by key."""
 
     def __init__(self) -> None:
-        self._graphs: dict[Hashable, tuple[torch.cuda.CUDAGraph, Room, Any]] = {}
+        self._graphs: dict[Hashable, tuple[torch.cuda.CUDAGraph, Capacity, Any]] = {}
         self._warm: set[Hashable] = set()
         self._tensors: list[Tensor] = []
         self._anchor: torch.cuda.CUDAGraph | None = None
@@ -151,7 +151,7 @@ class StepGraphs:
         rows, entries = (int(fraction * n * SLACK) + 1024 for fraction in self._fractions)
         return min(rows, n), entries
 
-    def capture(self, key: Hashable, room: Room, body: Callable[[], Any]) -> None:
+    def capture(self, key: Hashable, room: Capacity, body: Callable[[], Any]) -> None:
         """Record `body` on the current stream, which must not be the default one."""
         if self._anchor is None:
             # All graphs share its memory: they run one after the other and hand on nothing.

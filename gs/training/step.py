@@ -27,7 +27,7 @@ from .strategy import StepContext, Strategy
 from .tracker import Tracker
 
 if TYPE_CHECKING:
-    from kernels import Room
+    from kernels import Capacity
 
 
 class Stepper:
@@ -149,7 +149,7 @@ class Stepper:
 
     def _run_graph(self, step: int, index: int, key: Hashable, *, capture: bool) -> None:
         """A step as a graph; whether its buffers sufficed is seen in `settle`."""
-        from kernels import Room
+        from kernels import Capacity
 
         device, integers = self.gaussians.device, self._device_inputs(step)
         integers["step_seed"] = derive_seed(self.seed, "step", step)
@@ -160,7 +160,7 @@ class Stepper:
             self._targets[image.shape] = torch.empty_like(image)
         target = self._targets[image.shape]
         if capture:
-            room = Room(*self.graphs.room(len(self.gaussians)))
+            room = Capacity(*self.graphs.room(len(self.gaussians)))
             limits = torch.tensor(room, dtype=torch.int32, device=device)
             compute = partial(
                 self._compute, step, self.images.cameras[index], target, frame.background,
@@ -199,7 +199,7 @@ class Stepper:
         background: Tensor,  # [3]
         *,
         frame: Frame | None = None,
-        room: Room | None = None,
+        room: Capacity | None = None,
         limits: Tensor | None = None,  # [2] int32, the room
     ) -> dict[str, Any]:
         """All of a step's work on the device; the rendering's info.
@@ -212,15 +212,15 @@ class Stepper:
         if config.deterministic:
             inputs["deterministic"] = True
         if frame is not None:
-            inputs |= {"room": room, "camera_tensors": (frame.viewmats, frame.Ks)}
+            inputs |= {"capacity": room, "camera_tensors": (frame.viewmats, frame.Ks)}
             inputs |= {name: frame.integers[name] for name in integers}
         else:
             inputs |= integers
         out = render(gaussians, camera, background=background, **inputs)
         skip = None
         if frame is not None:
-            frame.capture_report(out.info["needed"])
-            skip = (out.info["needed"] > limits).any().view(1).int()
+            frame.capture_report(out.info["counts"])
+            skip = (out.info["counts"] > limits).any().view(1).int()
         out.info["skip"] = skip
 
         values, v_colors = photometric_gradient(out.colors, target, config.lambda_dssim)

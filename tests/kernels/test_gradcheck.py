@@ -78,6 +78,7 @@ def test_rasterization(mode: str, antialiased: bool, colors: str) -> None:
 
 
 def test_precomputed_covariances_and_raw_quats() -> None:
+    from kernels import RasterInputs, RenderSettings
     from kernels.reference.rasterization import rasterize
 
     inputs = scene(seed=3)
@@ -86,8 +87,9 @@ def test_precomputed_covariances_and_raw_quats() -> None:
 
     def image(half: Tensor, quats: Tensor, means: Tensor, covariances: bool) -> Tensor:
         values = inputs | {"quats": quats, "means": means}
-        extra = {"covars": half @ half.mT} if covariances else {"normalize_quats": False}
-        return rasterize(**values, width=WIDTH, height=HEIGHT, **extra)[0]
+        covars = {"covars": half @ half.mT} if covariances else {}
+        settings = RenderSettings(WIDTH, HEIGHT, normalize_quats=covariances)
+        return rasterize(RasterInputs(**values, **covars), settings)[0]
 
     leaves = [v.clone().requires_grad_() for v in (half, inputs["quats"], inputs["means"])]
     for covariances in (True, False):
@@ -109,6 +111,6 @@ def test_bands_have_the_same_gradients(monkeypatch: pytest.MonkeyPatch) -> None:
         return [image, *v, info["means2d"].absgrad]
 
     whole = gradients()
-    monkeypatch.setattr("kernels.reference.rasterization.MAX_FRAGMENTS", 60)
+    monkeypatch.setattr("kernels.reference.binning.MAX_FRAGMENTS", 60)
     for got, want in zip(gradients(), whole, strict=True):
         assert torch.allclose(got, want, rtol=1e-12, atol=1e-13)

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from kernels import rasterization
+from kernels import Capacity, rasterization
 from kernels.compat import GaussianRasterizationSettings, GaussianRasterizer
 
 ON_GPU = torch.cuda.is_available()
@@ -162,13 +162,13 @@ def test_nonfinite_parameters_are_culled(value, assert_close):
 
 def test_capacity_grows(assert_close):
     """A call with more intersections than were ever seen repeats itself and is right."""
-    from kernels import pipeline
+    from kernels.runtime.capacity import learned_capacity
 
     scene = make_scene(150)
     want, _ = run(scene, SIZE, "triton")
-    capacity = pipeline.capacities[scene["means"].device]
-    for room in (pipeline.Room(32, 4096), pipeline.Room(4096, 64), pipeline.Room(1, 1)):
-        capacity.room = room
+    learned = learned_capacity(scene["means"].device)
+    for capacity in (Capacity(32, 4096), Capacity(4096, 64), Capacity(1, 1)):
+        learned.capacity = capacity
         got, info = run(scene, SIZE, "triton")
         assert int(info["n_isects"]) > 64 and int((info["radii"] > 0).all(-1).sum()) > 32
         compare(assert_close, got, want, 1e-5)
@@ -232,79 +232,75 @@ def test_info_is_a_dictionary():
 
 
 def pipeline_call(scene: dict[str, Tensor], **options: Any):
-    """kernels.pipeline.rasterize on leaves, and the leaves."""
-    from kernels import pipeline
-
+    """The Triton backend on leaves, and the leaves."""
     leaves = {k: v.clone().requires_grad_() for k, v in scene.items()}
     arguments = [leaves[k] for k in NAMES if k != "masks"]
     Ks = intrinsics(len(scene["viewmats"]))
-    out = pipeline.rasterize(*arguments, Ks, *SIZE, sh_degree=3, **options)
+    out = rasterization(*arguments, Ks, *SIZE, sh_degree=3, backend="triton", **options)
     return *out, leaves
 
 
-def test_room(assert_close, monkeypatch):
-    """Fixed capacities: same images and gradients, nothing asked, and the need is told."""
+def test_fixed_capacity(assert_close, monkeypatch):
+    """Fixed capacities: same images and gradients, no wait, and the counts on the device."""
     from kernels import pipeline
-    from kernels.pipeline import Room
 
     scene = make_scene(60, C=2)
     want, _, want_info, want_leaves = pipeline_call(scene)
     want.square().sum().backward()
     rows = int((want_info["radii"] > 0).all(-1).sum())
-    monkeypatch.setattr(pipeline, "capacities", None)
-    n = int(pipeline_call(scene, room=Room(120, 1))[2]["needed"][1])
+    monkeypatch.setattr(pipeline, "learned_capacity", None)
+    n = int(pipeline_call(scene, capacity=Capacity(120, 1))[2]["counts"][1])
     assert n >= int(want_info["n_isects"]) > 0
     for spare in (0, 300):
-        got, _, info, leaves = pipeline_call(scene, room=Room(120, n + spare))
+        got, _, info, leaves = pipeline_call(scene, capacity=Capacity(120, n + spare))
         got.square().sum().backward()
         assert_close("image", got, want, 1e-6)
         for name, leaf in leaves.items():
             if leaf.grad is not None:
                 assert_close(f"v_{name}", leaf.grad, want_leaves[name].grad, 1e-4)
-        needed = info["needed"]
-        assert needed.dtype == torch.int32 and needed.device.type == DEVICE
-        assert needed[0] in (rows, 120) and needed[1] == n
-    _, _, info, _ = pipeline_call(scene, room=Room(120, n - 1))
-    assert info["needed"][1] == n
-    _, _, info, _ = pipeline_call(make_scene(0), room=Room(1, 1))
-    assert info["needed"].tolist() == [0, 0]
+        counts = info["counts"]
+        assert counts.dtype == torch.int32 and counts.device.type == DEVICE
+        assert counts[0] in (rows, 120) and counts[1] == n
+    _, _, info, _ = pipeline_call(scene, capacity=Capacity(120, n - 1))
+    assert info["counts"][1] == n
+    _, _, info, _ = pipeline_call(make_scene(0), capacity=Capacity(1, 1))
+    assert info["counts"].tolist() == [0, 0]
 
 
 @pytest.mark.gpu
 def test_capture(assert_close):
     """A graph of forward and backward draws anew with the seed in memory."""
     from kernels.masks.kernel import split_seed
-    from kernels.pipeline import Room
 
     scene = make_scene(200)
     logits = torch.randn(200, 2, device=DEVICE, requires_grad=True)
     seed = torch.tensor(split_seed(1), dtype=torch.int32, device=DEVICE)
 
-    def step(mask_seed: Any, room: Room | None) -> list[Tensor]:
-        options = {"mask_logits": logits, "mask_seed": mask_seed, "room": room}
+    def step(mask_seed: Any, capacity: Capacity | None) -> list[Tensor]:
+        options = {"mask_logits": logits, "mask_seed": mask_seed, "capacity": capacity}
         image, _, info, leaves = pipeline_call(scene, **options)
         (image.square().sum() + info["masks"].mean()).backward()
         v_logits, logits.grad = logits.grad, None
         assert v_logits is not None and leaves["means"].grad is not None
-        needed = [info["needed"]] if room else []
-        return [image, v_logits, leaves["means"].grad, *needed]
+        counts = [info["counts"]] if capacity else []
+        return [image, v_logits, leaves["means"].grad, *counts]
 
-    room = Room(200, 20_000)
+    capacity = Capacity(200, 20_000)
     stream = torch.cuda.Stream()
     with torch.cuda.stream(stream):
         for _ in range(2):
-            step(seed, room)
+            step(seed, capacity)
     torch.cuda.synchronize()
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph, stream=stream):
-        results = step(seed, room)
+        results = step(seed, capacity)
     for value in (5, 2**40 + 5):
         seed.copy_(torch.tensor(split_seed(value), dtype=torch.int32))
         graph.replay()
         want = step(value, None)
         for name, got, expected in zip(("image", "v_logits", "v_means"), results, want):  # noqa: B905
             assert_close(name, got, expected, 1e-3)
-        assert 0 < results[3][1] <= room.entries
+        assert 0 < results[3][1] <= capacity.entries
 
 
 def test_deterministic_bits():
