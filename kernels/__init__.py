@@ -3,6 +3,7 @@
 import importlib
 from typing import TYPE_CHECKING
 
+from .arguments import Capacity, Counts, RasterInputs, RenderSettings
 from .backend import uses_triton
 from .densification import add_gradient_norms, add_langevin_noise, add_regularizer_gradients
 from .masks import sampled_in_any
@@ -14,33 +15,50 @@ from .photometric import (
 )
 from .rasterization import rasterization
 from .reference.masks import logistic_noise, philox, sample_masks, uniform
+from .runtime.cache import caches
 
 if TYPE_CHECKING:
     from .adam import FusedAdam
+    from .binning import TileLists, bin_tiles
+    from .blending import blend
     from .masks.kernel import split_seed
     from .pipeline import rasterize
-    from .runtime.capacity import Room
+    from .projection import project
+    from .projection.records import Records
     from .runtime.launch import warm_up
 
 _NEED_TRITON = {
     "FusedAdam": ".adam",
-    "Room": ".runtime.capacity",
+    "Records": ".projection.records",
+    "TileLists": ".binning",
+    "bin_tiles": ".binning",
+    "blend": ".blending",
+    "project": ".projection",
     "rasterize": ".pipeline",
     "split_seed": ".masks.kernel",
     "warm_up": ".runtime.launch",
 }
 
 __all__ = [
+    "Capacity",
+    "Counts",
     "FusedAdam",
-    "Room",
+    "RasterInputs",
+    "Records",
+    "RenderSettings",
+    "TileLists",
     "add_gradient_norms",
     "add_langevin_noise",
     "add_regularizer_gradients",
+    "bin_tiles",
+    "blend",
+    "caches",
     "logistic_noise",
     "philox",
     "photometric_gradient",
     "photometric_loss",
     "photometric_values",
+    "project",
     "rasterization",
     "rasterize",
     "sample_masks",

@@ -21,6 +21,7 @@ MAY_IMPORT = {"kernels": set(), "gs": {"kernels"}, "pruning": {"gs", "kernels"}}
 FLOORS: dict[str, list[set[str]]] = {
     "kernels": [
         {"constants", "validation", "backend"},
+        {"arguments"},
         {"device", "reference"},
         {"runtime"},
         {"masks", "sorting", "photometric", "adam"},

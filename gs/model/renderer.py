@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor
 
-from kernels import rasterization, uses_triton
+from kernels import rasterization
 
 from ..data.camera import Camera
 from .model import Model, Splats
@@ -55,29 +54,23 @@ def render(
     if opacities is not None:
         scales = s.scales.exp() if s.raw else s.scales
         s = s._replace(scales=scales, opacities=opacities, raw=False)
-    keywords = {
+    keywords: dict[str, Any] = {
         "near_plane": view.near,
         "sh_degree": s.sh_degree if sh_degree is None else sh_degree,
         "backgrounds": None if background is None else background[None],
+        "colors_rest": s.colors_rest,
+        "raw": s.raw,
     } | raster_kwargs
-    backend = keywords.pop("backend", "auto")
-    cameras = view.viewmats, view.Ks, view.width, view.height
-    if uses_triton(backend, s.means):
-        from kernels import rasterize
-
-        # activations and the two parts of the SH coefficients are fused into the kernels
-        keywords["antialiased"] = keywords.pop("rasterize_mode", "classic") == "antialiased"
-        keywords["exact"] = keywords.pop("precision", "default") == "exact"
-        keywords |= {"colors_rest": s.colors_rest, "raw": s.raw}
-        rendered = rasterize(
-            s.means, s.quats, s.scales, s.opacities, s.colors, *cameras, **keywords
-        )
-    else:
-        if s.raw:
-            s = s._replace(scales=s.scales.exp(), opacities=s.opacities.sigmoid())
-        colors = s.colors if s.colors_rest is None else torch.cat([s.colors, s.colors_rest], 1)
-        rendered = rasterization(
-            s.means, s.quats, s.scales, s.opacities, colors, *cameras, backend=backend, **keywords
-        )
-    colors, alphas, info = rendered
+    colors, alphas, info = rasterization(
+        s.means,
+        s.quats,
+        s.scales,
+        s.opacities,
+        s.colors,
+        view.viewmats,
+        view.Ks,
+        view.width,
+        view.height,
+        **keywords,
+    )
     return RenderOutput(colors.squeeze(0), alphas.squeeze(0), info)

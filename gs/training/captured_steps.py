@@ -23,6 +23,8 @@ from typing import Literal, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from kernels import Capacity
+
 from ..model.model import Model
 from .step_inputs import InputBuffer
 
@@ -59,15 +61,6 @@ class CudaRecorder:
             # All graphs share its memory: they run one after the other and hand on nothing.
             self._anchor = _record(lambda: torch.zeros(1, device="cuda"))
         return _record(body, self._anchor)
-
-
-class Capacity(NamedTuple):
-    """How much the buffers of a graph hold, or a step needed."""
-
-    rows: int
-    """Visible Gaussians."""
-    entries: int
-    """Of tile lists."""
 
 
 class Bounds(NamedTuple):

@@ -28,7 +28,7 @@ from ..losses import total
 from ..model.renderer import render
 from ..model.view import pack_view, view_of
 from ..seeds import derive_seed
-from .captured_steps import Bounds, Capacity, CudaRecorder, StepGraphs
+from .captured_steps import Bounds, CudaRecorder, StepGraphs
 from .optimizer import set_learning_rates
 from .step_inputs import InputBuffer, StepInputs
 from .strategy import M, StepContext, Strategy
@@ -183,11 +183,9 @@ class Stepper(Generic[M]):
         if config.deterministic:
             keywords["deterministic"] = True
         if bounds is not None:
-            from kernels import Room
-
-            keywords["room"] = Room(*bounds.capacity)
+            keywords["capacity"] = bounds.capacity
         out = render(gaussians, inputs.view, background=inputs.background, **keywords)
-        skip = None if bounds is None else bounds.check(out.info["needed"])
+        skip = None if bounds is None else bounds.check(out.info["counts"])
         context = StepContext(
             gaussians,
             self.optimizer,

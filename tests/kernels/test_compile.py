@@ -31,7 +31,7 @@ SPILLS_ALLOWED: dict[str, int] = {
     # a few values used once, for two programs per SM
     "kernels.sorting.passes.sweep_kernel": 48,
     # sm_80's compiler will have it so
-    "kernels.binning._order_kernel": 48,
+    "kernels.binning.depth_order._order_kernel": 48,
 }
 
 
@@ -40,10 +40,11 @@ def inputs(**extra: Any) -> dict[str, Any]:
     import torch
 
     leaf = lambda *shape: torch.zeros(*shape, requires_grad=True)  # noqa: E731
-    geometry = {"means": leaf(128, 3), "quats": leaf(128, 4), "scales": leaf(128, 3)}
-    look = {"opacities": leaf(128), "colors": leaf(128, 16, 3), "sh_degree": 3}
-    camera = {"viewmats": torch.zeros(1, 4, 4), "Ks": torch.zeros(1, 3, 3)}
-    return geometry | look | camera | {"width": 80, "height": 56} | extra
+    return {
+        "means": leaf(128, 3), "quats": leaf(128, 4), "scales": leaf(128, 3),
+        "opacities": leaf(128), "colors": leaf(128, 16, 3), "viewmats": torch.zeros(1, 4, 4),
+        "Ks": torch.zeros(1, 3, 3), "width": 80, "height": 56, "sh_degree": 3,
+    } | extra  # fmt: skip
 
 
 def render(**options: Any) -> None:
@@ -81,46 +82,52 @@ def render_published() -> None:
         render(mask_logits=torch.zeros(128, 2, requires_grad=True))
 
 
-def project_parameters(**options: Any) -> None:
-    """As a trainer calls it: raw parameters, SH in two tensors, sampled masks."""
+def project_gaussians(**changes: Any) -> None:
+    """As a trainer does: raw parameters, SH in two tensors, sampled masks; changed as told."""
     import torch
 
-    from kernels.projection import project
+    from kernels import RasterInputs, RenderSettings, project
 
-    t = inputs(mask_logits=torch.zeros(128, 2, requires_grad=True), raw=True) | options
-    colors = t.pop("colors")
-    t["sh0"] = torch.zeros(128, 1, 3, requires_grad=True)
-    t["shN"] = torch.zeros(128, 15, 3, requires_grad=True)
-    assert colors.shape[1] == 16
-    out = project(**t)
-    (out.means2d.sum() + out.records.sum()).backward()
+    leaf = lambda *shape: torch.zeros(*shape, requires_grad=True)  # noqa: E731
+    t = inputs(colors=leaf(128, 1, 3), colors_rest=leaf(128, 15, 3), raw=True)
+    t |= {"mask_logits": leaf(128, 2)} | changes
+    settings = RenderSettings(**{k: t.pop(k) for k in RenderSettings._fields if k in t})
+    out = project(RasterInputs(**t), settings)
+    (out.means2d.sum() + out.values.sum()).backward()
 
 
 def project_low_degree() -> None:
     import torch
 
-    project_parameters(sh_degree=1, mask_seed=torch.zeros(2, dtype=torch.int32))
+    project_gaussians(sh_degree=1, mask_words=torch.zeros(2, dtype=torch.int32))
 
 
 def project_covariances() -> None:
     """Everything rare at once: several cameras, their gradients, covariances, antialiasing."""
     import torch
 
-    from kernels.projection import project
-
-    viewmats = torch.zeros(2, 4, 4, requires_grad=True)
-    covars = torch.zeros(128, 3, 3, requires_grad=True)
-    t = inputs(viewmats=viewmats, Ks=torch.zeros(2, 3, 3), covars=covars, antialiased=True)
-    t |= {"sh0": t.pop("colors"), "shN": None, "masks": torch.zeros(128, requires_grad=True)}
-    out = project(**t)
-    (out.means2d.sum() + out.records.sum()).backward()
+    leaf = lambda *shape: torch.zeros(*shape, requires_grad=True)  # noqa: E731
+    project_gaussians(
+        viewmats=leaf(2, 4, 4), Ks=torch.zeros(2, 3, 3), covars=leaf(128, 3, 3), antialiased=True,
+        colors=leaf(128, 16, 3), colors_rest=None, masks=leaf(128), mask_logits=None, raw=False,
+    )  # fmt: skip
 
 
 def project_cameras() -> None:
     import torch
 
     viewmats = torch.zeros(2, 4, 4, requires_grad=True)
-    project_parameters(viewmats=viewmats, Ks=torch.zeros(2, 3, 3), antialiased=True)
+    project_gaussians(viewmats=viewmats, Ks=torch.zeros(2, 3, 3), antialiased=True)
+
+
+def bin_received() -> None:
+    """Records whose keys are formed anew."""
+    import torch
+
+    from kernels import Records, bin_tiles
+
+    for n_rows in (None, torch.zeros(1, dtype=torch.int32)):
+        bin_tiles(Records(torch.zeros(128, 16), None, n_rows, 1, 128, 80, 56))
 
 
 def sort_everywhere() -> None:
@@ -139,12 +146,12 @@ def sort_everywhere() -> None:
 
 def sort_in_launches() -> None:
     """What is one launch where many programs run at once, and else several."""
-    from kernels import pipeline, sorting
+    from kernels import caches, sorting
 
     before = sorting.programs_at_once
     for n_programs in (0, 132):
         sorting.programs_at_once = lambda _device, n=n_programs: n
-        pipeline._plans.clear()  # a second call of a kind would be repeated from notes
+        caches.clear()  # a second call of a kind would be recorded
         sort_everywhere()
         render_plain()
     sorting.programs_at_once = before
@@ -182,8 +189,10 @@ def explore() -> None:
     means, quats, opacities = torch.zeros(128, 3), torch.zeros(128, 4), torch.zeros(128)
     ids, seed = torch.zeros(128, dtype=torch.int32), torch.zeros(2, dtype=torch.int32)
     for skip in (None, torch.zeros(1, dtype=torch.int32)):
-        how: dict[str, Any] = {"seed": seed, "lr": torch.zeros(1), "noise_lr": 1.0, "skip": skip}
-        add_langevin_noise(means, quats, means, opacities, ids, **how, backend="triton")
+        add_langevin_noise(
+            means, quats, means, opacities, ids, seed=seed, lr=torch.zeros(1), noise_lr=1.0,
+            skip=skip, backend="triton",
+        )  # fmt: skip
     add_regularizer_gradients(
         opacities, means, opacities, means, lambda_opacity=0.1, lambda_scale=0.1, backend="triton"
     )
@@ -216,10 +225,11 @@ CALLS: list[Callable[[], None]] = [
     render_masked,
     render_deterministic,
     render_published,
-    project_parameters,
+    project_gaussians,
     project_low_degree,
     project_covariances,
     project_cameras,
+    bin_received,
     sort_in_launches,
     step_adam,
     add_statistics,
@@ -238,14 +248,9 @@ def record_launches(calls: list[Callable[[], None]]) -> dict[str, tuple[Any, dic
 
     found: dict[str, tuple[Any, dict, dict, dict]] = {}
     types = {
-        torch.float32: "*fp32",
-        torch.float16: "*fp16",
-        torch.int64: "*i64",
-        torch.int32: "*i32",
-        torch.int16: "*i16",
-        torch.uint8: "*u8",
-        torch.bool: "*i1",
-    }
+        torch.float32: "*fp32", torch.float16: "*fp16", torch.int64: "*i64", torch.int32: "*i32",
+        torch.int16: "*i16", torch.uint8: "*u8", torch.bool: "*i1",
+    }  # fmt: skip
 
     def run(self: Any, *args: Any, grid: Any, warmup: bool, **kwargs: Any) -> None:
         options = {"num_warps": 4}
@@ -341,14 +346,10 @@ def reports() -> dict[int, dict[str, dict[str, Any]]]:
     jobs = {
         capability: subprocess.Popen(
             [sys.executable, __file__, str(capability)],
-            env=environment,
-            cwd=REPO,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
+            env=environment, cwd=REPO, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         )
         for capability in CAPABILITIES
-    }
+    }  # fmt: skip
     results = {}
     for capability, job in jobs.items():
         out, err = job.communicate(timeout=600)
@@ -361,11 +362,11 @@ def kernel_names() -> set[str]:
     """All @triton.jit functions of kernels/ whose name ends in _kernel, as module.function."""
     names = set()
     for path in sorted((REPO / "kernels").rglob("*.py")):
-        module = ".".join(path.relative_to(REPO).with_suffix("").parts).removesuffix(".__init__")
         for node in ast.parse(path.read_text()).body:
             if isinstance(node, ast.FunctionDef) and node.name.endswith("_kernel"):
                 if any("jit" in ast.unparse(d) for d in node.decorator_list):
-                    names.add(f"{module}.{node.name}")
+                    module = ".".join(path.relative_to(REPO).with_suffix("").parts)
+                    names.add(f"{module.removesuffix('.__init__')}.{node.name}")
     return names
 
 

@@ -5,9 +5,6 @@ within a finite difference of 1/255. The straight-through gradient of the clamp 
 test_masks.py and in the golden records.
 """
 
-import functools
-from typing import Any
-
 import pytest
 import torch
 from torch import Tensor
@@ -19,7 +16,7 @@ WIDTH, HEIGHT, N = 13, 9, 6
 F64 = torch.float64
 
 
-def scene(seed: int) -> dict[str, Any]:
+def scene(seed: int) -> dict[str, Tensor]:
     g = torch.Generator().manual_seed(seed)
 
     def rand(*shape: int) -> Tensor:
@@ -65,9 +62,8 @@ def test_rasterization(mode: str, antialiased: bool, colors: str) -> None:
     weights = torch.rand(2, HEIGHT, WIDTH, 5, generator=g, dtype=F64)
 
     def loss(*values: Tensor) -> Tensor:
-        given: dict[str, Any] = dict(zip(inputs, values, strict=True))
         image, alphas, _ = rasterization(
-            **given,
+            **dict(zip(inputs, values, strict=True)),
             width=WIDTH,
             height=HEIGHT,
             render_mode=mode,
@@ -82,6 +78,7 @@ def test_rasterization(mode: str, antialiased: bool, colors: str) -> None:
 
 
 def test_precomputed_covariances_and_raw_quats() -> None:
+    from kernels import RasterInputs, RenderSettings
     from kernels.reference.rasterization import rasterize
 
     inputs = scene(seed=3)
@@ -89,14 +86,16 @@ def test_precomputed_covariances_and_raw_quats() -> None:
     half = rotations.double() * inputs["scales"][:, None]
 
     def image(half: Tensor, quats: Tensor, means: Tensor, covariances: bool) -> Tensor:
-        values: dict[str, Any] = inputs | {"quats": quats, "means": means}
-        values |= {"covars": half @ half.mT} if covariances else {"normalize_quats": False}
-        return rasterize(**values, width=WIDTH, height=HEIGHT)[0]
+        values = inputs | {"quats": quats, "means": means}
+        covars = {"covars": half @ half.mT} if covariances else {}
+        settings = RenderSettings(WIDTH, HEIGHT, normalize_quats=covariances)
+        return rasterize(RasterInputs(**values, **covars), settings)[0]
 
     leaves = [v.clone().requires_grad_() for v in (half, inputs["quats"], inputs["means"])]
     for covariances in (True, False):
-        of_leaves = functools.partial(image, covariances=covariances)
-        assert gradcheck(of_leaves, leaves, eps=1e-6, atol=1e-6, fast_mode=True)
+        assert gradcheck(
+            lambda *v, c=covariances: image(*v, c), leaves, eps=1e-6, atol=1e-6, fast_mode=True
+        )
 
 
 def test_bands_have_the_same_gradients(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -112,6 +111,6 @@ def test_bands_have_the_same_gradients(monkeypatch: pytest.MonkeyPatch) -> None:
         return [image, *v, info["means2d"].absgrad]
 
     whole = gradients()
-    monkeypatch.setattr("kernels.reference.rasterization.MAX_FRAGMENTS", 60)
+    monkeypatch.setattr("kernels.reference.binning.MAX_FRAGMENTS", 60)
     for got, want in zip(gradients(), whole, strict=True):
         assert torch.allclose(got, want, rtol=1e-12, atol=1e-13)

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from kernels import rasterization
-from kernels.reference import rasterization as reference
+from kernels.reference import projection as reference
 
 PARAMETERS = ("means", "quats", "scales", "opacities", "colors")
 
