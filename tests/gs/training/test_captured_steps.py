@@ -7,7 +7,7 @@ from torch import Tensor
 
 from gs.model.gaussians import Gaussians
 from gs.model.view import VIEW_WORDS
-from gs.training.captured_steps import MAX_GRAPHS, Body, Bounds, Capacity, StepGraphs
+from gs.training.captured_steps import MAX_GRAPHS, Body, Bounds, StepGraphs
 from gs.training.step_inputs import InputBuffer
 from gs.training.strategy import Strategy
 

@@ -20,13 +20,13 @@ from gs.model.rates import OptimConfig
 from gs.model.renderer import RenderOutput, render
 from gs.model.rows import keep_rows
 from gs.model.view import View
-from gs.training.captured_steps import Body, Capacity, Plan, StepGraphs
+from gs.training.captured_steps import Body, Plan, StepGraphs
 from gs.training.checkpoint import load_checkpoint
 from gs.training.observer import Observer, Run
 from gs.training.step_inputs import InputBuffer
 from gs.training.strategy import StepContext, Strategy
 from gs.training.trainer import Trainer
-from kernels import FusedAdam, Room
+from kernels import Capacity, FusedAdam
 from pruning import MaskGaussianConfig
 
 DENSIFY = DensifyConfig(
@@ -114,14 +114,14 @@ def graph_like(monkeypatch: pytest.MonkeyPatch) -> None:
     """The renderer and the optimizer of a GPU, as far as captured steps need them."""
 
     def render_within(
-        model: Model | Splats, camera: View, *, room: Room | None = None, **options: Any
+        model: Model | Splats, camera: View, *, capacity: Capacity | None = None, **options: Any
     ) -> RenderOutput:
         out = render(model, camera, **options)
-        if room is None:
+        if capacity is None:
             return out
         n_rows = (out.info["radii"] > 0).all(-1).sum()
-        out.info["needed"] = torch.stack([n_rows, out.info["n_isects"].view(())]).int()
-        fits = n_rows <= room.rows and int(out.info["n_isects"]) <= room.entries
+        out.info["counts"] = torch.stack([n_rows, out.info["n_isects"].view(())]).int()
+        fits = n_rows <= capacity.rows and int(out.info["n_isects"]) <= capacity.entries
         return out if fits else out._replace(colors=out.colors * float("nan"))
 
     monkeypatch.setattr("gs.training.step.render", render_within)

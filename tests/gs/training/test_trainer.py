@@ -23,7 +23,7 @@ from gs.model.gaussians import Gaussians
 from gs.model.ply import load_ply
 from gs.model.rates import OptimConfig
 from gs.model.rows import keep_rows
-from gs.training.captured_steps import Capacity, StepGraphs
+from gs.training.captured_steps import StepGraphs
 from gs.training.checkpoint import load_checkpoint
 from gs.training.strategy import StepContext, Strategy
 from gs.training.trainer import Trainer
