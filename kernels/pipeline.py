@@ -193,15 +193,22 @@ def _render(
         made = run_recorded(plan.name, tensors, run)
     image, alphas, means2d, values, drawn, ids, rows, integers, buffer, *depth = made
     recorded = None if host_counts is None else plan.name
-    means2d, values, drawn = differentiable_projection(
-        x, s, means2d, values, drawn, rows, recorded
-    )
+    means2d, values, drawn = differentiable_projection(x, s, means2d, values, drawn, rows, recorded)
     table = features_of(features, values, ids, has_depth)
     order = DepthOrder(*depth) if depth else None
     image, alphas = differentiable_blend(
-        (image, alphas), values, buffer, plan.lists, order, blend, table, background, means2d,
-        rows, plan.backward,
-    )  # fmt: skip
+        (image, alphas),
+        values,
+        buffer,
+        plan.lists,
+        order,
+        blend,
+        table,
+        background,
+        means2d,
+        rows,
+        plan.backward,
+    )
     return _Rendered(means2d, values, drawn, ids, rows, integers, buffer), image, alphas
 
 

@@ -201,9 +201,13 @@ def _validate(x: RasterInputs, settings: RenderSettings) -> None:
             f"render_mode: expected one of {RENDER_MODES}, got {settings.render_mode!r}"
         )
     dims = check(
-        means=(x.means, "N 3"), quats=(x.quats, "N 4"), scales=(x.scales, "N 3"),
-        opacities=(x.opacities, "N"), viewmats=(x.viewmats, "C 4 4"), Ks=(x.Ks, "C 3 3"),
-    )  # fmt: skip
+        means=(x.means, "N 3"),
+        quats=(x.quats, "N 4"),
+        scales=(x.scales, "N 3"),
+        opacities=(x.opacities, "N"),
+        viewmats=(x.viewmats, "C 4 4"),
+        Ks=(x.Ks, "C 3 3"),
+    )
     if dims["C"] == 0:
         raise ValueError("viewmats: expected at least one camera, got [0, 4, 4]")
     dims["D"] = _check_colors(x.colors, x.colors_rest, settings.sh_degree, dims)
@@ -216,9 +220,7 @@ def _validate(x: RasterInputs, settings: RenderSettings) -> None:
     check_same("means", **floats)
     for name, given in (("mask_ids", x.mask_ids), ("mask_seed", x.mask_words)):
         if given is not None and given.device != x.means.device:
-            raise ValueError(
-                f"{name}: expected on {x.means.device} as means, got {given.device}"
-            )
+            raise ValueError(f"{name}: expected on {x.means.device} as means, got {given.device}")
     if x.mask_words is not None:
         check(mask_seed=(x.mask_words, "2"))
         if x.mask_words.dtype != torch.int32:

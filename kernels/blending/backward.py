@@ -285,9 +285,15 @@ def blend_bwd_kernel(
             v_m -= clipped * unscale
         # columns MEAN to DEPTH
         v_geometry = join8(
-            m * (A * hx + B * hy), m * (B * hx + C * hy), m * hxx * -0.5, -m * hxy,
-            m * hyy * -0.5, m * s0 * LN2, v_m, tl.zeros([CHUNK], tl.float32),
-        )  # fmt: skip
+            m * (A * hx + B * hy),
+            m * (B * hx + C * hy),
+            m * hxx * -0.5,
+            -m * hxy,
+            m * hyy * -0.5,
+            m * s0 * LN2,
+            v_m,
+            tl.zeros([CHUNK], tl.float32),
+        )
         if ABSGRAD_ONLY:
             pass
         elif DETERMINISTIC:

@@ -117,11 +117,23 @@ def contributions(
     largest = torch.zeros(N, device=values.device)
     counts = torch.zeros(3, N, dtype=torch.int64, device=values.device)
     launch(
-        _contributions_kernel, (layout.n_tiles,),
-        values, gaussian_ids, lists.flatten_ids, lists.offsets,
-        largest, counts[0], counts[1], counts[2],
-        settings.width, settings.height, layout.tiles_x, layout.tiles_y, N, num_warps=1,
-    )  # fmt: skip
+        _contributions_kernel,
+        (layout.n_tiles,),
+        values,
+        gaussian_ids,
+        lists.flatten_ids,
+        lists.offsets,
+        largest,
+        counts[0],
+        counts[1],
+        counts[2],
+        settings.width,
+        settings.height,
+        layout.tiles_x,
+        layout.tiles_y,
+        N,
+        num_warps=1,
+    )
     return {
         "contrib_max": largest,
         "contrib_sum": (counts[0].double() / UNIT.value).float(),

@@ -158,9 +158,17 @@ def _project_bwd(
         v_viewmats = torch.zeros_like(f.viewmats)
         v_viewmats[:, :3] = partials.sum(0)
     return FloatGradients(
-        v_means, v_quats, v_scales, v_covars, v_opacities, v_sh0, v_shN, v_viewmats, v_masks_in,
+        v_means,
+        v_quats,
+        v_scales,
+        v_covars,
+        v_opacities,
+        v_sh0,
+        v_shN,
+        v_viewmats,
+        v_masks_in,
         v_logits,
-    )  # fmt: skip
+    )
 
 
 class _Made(NamedTuple):

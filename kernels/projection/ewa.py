@@ -3,128 +3,13 @@
 # Triton types its device functions as returning nothing.
 # pyright: reportGeneralTypeIssues=false
 
-from typing import Any, NamedTuple
-
 import triton
 import triton.language as tl
 
-from .. import constants
 from ..device.linalg import Mat3, Sym2, Vec3, add3, combine3, dot3, load3, scale3, sym2_inverse
 from ..device.transpose import load_tile16, split16
 
-FOV_MARGIN = tl.constexpr(constants.FOV_MARGIN)
 CULLED_KEY = tl.constexpr(0x7F800000)
-
-
-class Camera(NamedTuple):
-    """Rows of the rotation, translation, intrinsics, and the bounds of x/z and y/z."""
-
-    r0: Any
-    r1: Any
-    r2: Any
-    t: Any
-    fx: Any
-    fy: Any
-    cx: Any
-    cy: Any
-    low_u: Any
-    high_u: Any
-    low_v: Any
-    high_v: Any
-
-
-class Slopes(NamedTuple):
-    """x/z and y/z, clamped, and the rows of J R_view."""
-
-    x: Any
-    y: Any
-    u: Any
-    v: Any
-    row_x: Any
-    row_y: Any
-
-
-@triton.jit
-def _load_scalar3(ptr):
-    return Vec3(tl.load(ptr), tl.load(ptr + 1), tl.load(ptr + 2))
-
-
-@triton.jit
-def load_camera(viewmats_ptr, Ks_ptr, c, width, height):
-    V = viewmats_ptr + c * 16
-    K = Ks_ptr + c * 9
-    fx = tl.load(K)
-    fy = tl.load(K + 4)
-    cx = tl.load(K + 2)
-    cy = tl.load(K + 5)
-    margin_u = 0.5 * width / fx * FOV_MARGIN
-    margin_v = 0.5 * height / fy * FOV_MARGIN
-    return Camera(
-        _load_scalar3(V),
-        _load_scalar3(V + 4),
-        _load_scalar3(V + 8),
-        Vec3(tl.load(V + 3), tl.load(V + 7), tl.load(V + 11)),
-        fx,
-        fy,
-        cx,
-        cy,
-        -cx / fx - margin_u,
-        (width - cx) / fx + margin_u,
-        -cy / fy - margin_v,
-        (height - cy) / fy + margin_v,
-    )
-
-
-@triton.jit
-def rows_times(camera, v):
-    """R_view^T v."""
-    return add3(combine3(v.x, camera.r0, v.y, camera.r1), scale3(v.z, camera.r2))
-
-
-@triton.jit
-def to_camera(camera, mean):
-    return Vec3(
-        dot3(camera.r0, mean) + camera.t.x,
-        dot3(camera.r1, mean) + camera.t.y,
-        dot3(camera.r2, mean) + camera.t.z,
-    )
-
-
-@triton.jit
-def center_offset(camera):
-    """R_view^T t_view: minus the camera centre."""
-    return rows_times(camera, camera.t)
-
-
-@triton.jit
-def perspective(camera, t):
-    inverse_z = 1.0 / t.z
-    x = t.x * inverse_z
-    y = t.y * inverse_z
-    u = tl.minimum(tl.maximum(x, camera.low_u), camera.high_u)
-    v = tl.minimum(tl.maximum(y, camera.low_v), camera.high_v)
-    fx = camera.fx * inverse_z
-    fy = camera.fy * inverse_z
-    row_x = combine3(fx, camera.r0, -fx * u, camera.r2)
-    row_y = combine3(fy, camera.r1, -fy * v, camera.r2)
-    return Slopes(x, y, u, v, row_x, row_y)
-
-
-@triton.jit
-def perspective_vjp(camera, t, s, v_mx, v_my, v_row_x, v_row_y):
-    """v_t, v_r0, v_r1, v_r2 from the gradients of the mean in pixels and of the rows."""
-    inverse_z = 1.0 / t.z
-    fx = camera.fx * inverse_z
-    fy = camera.fy * inverse_z
-    v_u = tl.where(s.u == s.x, -fx * dot3(v_row_x, camera.r2), 0.0)
-    v_v = tl.where(s.v == s.y, -fy * dot3(v_row_y, camera.r2), 0.0)
-    v_x = (camera.fx * v_mx + v_u) * inverse_z
-    v_y = (camera.fy * v_my + v_v) * inverse_z
-    v_z = -(dot3(v_row_x, s.row_x) + dot3(v_row_y, s.row_y)) * inverse_z - s.x * v_x - s.y * v_y
-    v_r0 = scale3(fx, v_row_x)
-    v_r1 = scale3(fy, v_row_y)
-    v_r2 = combine3(-s.u, v_r0, -s.v, v_r1)
-    return Vec3(v_x, v_y, v_z), v_r0, v_r1, v_r2
 
 
 @triton.jit

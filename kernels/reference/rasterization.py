@@ -1,6 +1,6 @@
 """All stages in order: the reference behind `kernels.rasterization(backend="reference")`.
 
-    project -> bin_tiles -> blend
+project -> bin_tiles -> blend
 """
 
 from collections.abc import Hashable
