@@ -1,6 +1,5 @@
 """The public rasterizer: checks its arguments once per kind of call and calls a backend."""
 
-import functools
 import itertools
 from collections.abc import Hashable
 from typing import Any, NamedTuple, Protocol, SupportsIndex
@@ -233,11 +232,6 @@ def choose_backend(backend: str, means: Tensor) -> Rasterize:
         return rasterize_reference
     if means.dtype != torch.float32:
         raise ValueError(f"backend 'triton': expected float32, got {means.dtype}")
-    return _triton_backend()
-
-
-@functools.cache
-def _triton_backend() -> Rasterize:
     # Triton is not everywhere, and nothing else needs it.
     from .pipeline import rasterize  # pyright: ignore[reportMissingImports]
 

@@ -15,6 +15,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ..device.running_sum import scan_programs
+from ..projection import N_COUNTS
 from ..projection.ellipse import count_tiles, load_ellipse
 from ..projection.ewa import CULLED_KEY
 from ..projection.record import DEPTH, RECORD_SIZE
@@ -22,7 +23,6 @@ from ..projection.records import Projected, Records
 from ..runtime.launch import empty, launch, zeros
 
 BLOCK = 64  # rows per program, one per lane
-N_COUNTS = 4  # int32 of the workspace before its running sums
 
 
 class RowKeys(NamedTuple):

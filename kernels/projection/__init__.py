@@ -263,7 +263,7 @@ def differentiable_projection(
 def project(
     inputs: RasterInputs, settings: RenderSettings, capacity: Capacity | None = None
 ) -> Projected:
-    """Project Gaussians into every camera: the first stage of `kernels.rasterize`.
+    """Project Gaussians into every camera: the first stage of a rendering.
 
     Differentiable in all float tensors but Ks. Inputs are float32 and not validated here.
 

@@ -71,7 +71,7 @@ def histograms_kernel(
 
 @triton.jit
 def _sum_of_digits(words_ptr, chunk, WINDOW: tl.constexpr):
-    """Keys of each digit in the chunks before this one, [256], once those have told theirs."""
+    """Keys of each digit in the chunks before this one, [256], once those have published theirs."""
     d = tl.arange(0, DIGITS)
     total = tl.zeros((DIGITS,), tl.int32)
     # of each digit, the nearest chunk that is not yet added
