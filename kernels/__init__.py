@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from .binning import TileLists, bin_tiles
     from .blending import blend
     from .masks.kernel import split_seed
-    from .pipeline import rasterize
     from .projection import project
     from .projection.records import Records
     from .runtime.launch import warm_up
@@ -34,7 +33,6 @@ _NEED_TRITON = {
     "bin_tiles": ".binning",
     "blend": ".blending",
     "project": ".projection",
-    "rasterize": ".pipeline",
     "split_seed": ".masks.kernel",
     "warm_up": ".runtime.launch",
 }
@@ -60,7 +58,6 @@ __all__ = [
     "photometric_values",
     "project",
     "rasterization",
-    "rasterize",
     "sample_masks",
     "sampled_in_any",
     "split_seed",

@@ -197,9 +197,18 @@ def _render(
     table = features_of(features, values, ids, has_depth)
     order = DepthOrder(*depth) if depth else None
     image, alphas = differentiable_blend(
-        (image, alphas), values, buffer, plan.lists, order, blend, table, background, means2d,
-        rows, plan.backward,
-    )  # fmt: skip
+        (image, alphas),
+        values,
+        buffer,
+        plan.lists,
+        order,
+        blend,
+        table,
+        background,
+        means2d,
+        rows,
+        plan.backward,
+    )
     return _Rendered(means2d, values, drawn, ids, rows, integers, buffer), image, alphas
 
 

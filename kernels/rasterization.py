@@ -1,6 +1,5 @@
 """The public rasterizer: checks its arguments once per kind of call and calls a backend."""
 
-import functools
 import itertools
 from collections.abc import Hashable
 from typing import Any, NamedTuple, Protocol, SupportsIndex
@@ -201,9 +200,13 @@ def _validate(x: RasterInputs, settings: RenderSettings) -> None:
             f"render_mode: expected one of {RENDER_MODES}, got {settings.render_mode!r}"
         )
     dims = check(
-        means=(x.means, "N 3"), quats=(x.quats, "N 4"), scales=(x.scales, "N 3"),
-        opacities=(x.opacities, "N"), viewmats=(x.viewmats, "C 4 4"), Ks=(x.Ks, "C 3 3"),
-    )  # fmt: skip
+        means=(x.means, "N 3"),
+        quats=(x.quats, "N 4"),
+        scales=(x.scales, "N 3"),
+        opacities=(x.opacities, "N"),
+        viewmats=(x.viewmats, "C 4 4"),
+        Ks=(x.Ks, "C 3 3"),
+    )
     if dims["C"] == 0:
         raise ValueError("viewmats: expected at least one camera, got [0, 4, 4]")
     dims["D"] = _check_colors(x.colors, x.colors_rest, settings.sh_degree, dims)
@@ -229,11 +232,6 @@ def choose_backend(backend: str, means: Tensor) -> Rasterize:
         return rasterize_reference
     if means.dtype != torch.float32:
         raise ValueError(f"backend 'triton': expected float32, got {means.dtype}")
-    return _triton_backend()
-
-
-@functools.cache
-def _triton_backend() -> Rasterize:
     # Triton is not everywhere, and nothing else needs it.
     from .pipeline import rasterize  # pyright: ignore[reportMissingImports]
 

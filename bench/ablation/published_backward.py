@@ -20,9 +20,6 @@ One program of one warp takes one tile entry by entry: front to back for each pi
 T_end, then back to front. Columns of its gradients are those of kernels.projection.record.
 """
 
-# Triton types its device functions as returning nothing.
-# pyright: reportGeneralTypeIssues=false
-
 import contextlib
 from collections.abc import Iterator
 

@@ -4,9 +4,9 @@ A step is some forty small launches, which take the host longer to issue than a 
 replays them in one. What differs from step to step (camera, background, learning rates, seeds)
 lies in one buffer (gs.training.step_inputs) that one copy brings up to date.
 
-A graph's buffers have a fixed size, its capacity. A replayed step reports on the device how much it
-needed, and, where that was too much, leaves parameters, moments and statistics as they were. The
-host reads the report of one step before it launches the next, at a time when the GPU has most of
+A graph's buffers have a fixed size, its capacity. A replayed step reports on the device its counts
+of rows and entries, and, where these are too large, leaves parameters, moments and statistics as
+they were. The host reads the report of one step before it launches the next, at a time when the GPU has most of
 the step still before it, and repeats a step that did not fit: no step is lost or wrong.
 
     warm-up (eager, learns the capacity)  ->  capture  ->  replay, replay, ...
@@ -23,7 +23,7 @@ from typing import Literal, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from kernels import Capacity
+from kernels import Capacity, Counts
 
 from ..model.model import Model
 from .step_inputs import InputBuffer
@@ -70,7 +70,7 @@ class Bounds(NamedTuple):
     limits: Tensor
     """The same on the device. [2] int32"""
     buffer: InputBuffer
-    """Where the step reports what it needed."""
+    """Where the step reports its counts."""
 
     def check(self, counts: Tensor) -> Tensor:  # [2] int32 -> [1] int32
         """Record the report; 1 where so much did not fit, and the step must change nothing."""
@@ -86,7 +86,7 @@ class StepGraphs:
         self._graphs: dict[Hashable, tuple[Graph, Capacity, Body]] = {}
         self._warm: set[Hashable] = set()
         self._tensors: list[Tensor] = []
-        self._fractions = [0.0, 0.0]  # of rows and entries needed per Gaussian, recent maxima
+        self._fractions = [0.0, 0.0]  # of rows and entries per Gaussian, recent maxima
 
     def plan(self, key: Hashable, model: Model) -> Plan:
         """What to do with a step; "run": without a graph."""
@@ -101,10 +101,10 @@ class StepGraphs:
             return "capture"
         return "warm up" if len(self._warm) < MAX_GRAPHS else "run"
 
-    def warmed_up(self, key: Hashable, n: int, needed: Capacity) -> None:
-        """A step of `key` ran eagerly on n Gaussians and needed so much."""
+    def warmed_up(self, key: Hashable, n: int, counts: Counts) -> None:
+        """A step of `key` ran eagerly on n Gaussians and had so many rows and entries."""
         self._warm.add(key)
-        self._learn(n, *(x * VIEW_SLACK / SLACK for x in needed))
+        self._learn(n, *(x * VIEW_SLACK / SLACK for x in counts))
 
     def capacity(self, n: int) -> Capacity:
         """What a graph for n Gaussians should hold."""
@@ -118,11 +118,11 @@ class StepGraphs:
     def replay(self, key: Hashable) -> None:
         self._graphs[key][0].replay()
 
-    def fits(self, key: Hashable, n: int, needed: Capacity) -> bool:
-        """Whether a replay that needed so much was right; if not, its graph is dropped."""
-        self._learn(n, *needed)
+    def fits(self, key: Hashable, n: int, counts: Counts) -> bool:
+        """Whether a replay with such counts was right; if not, its graph is dropped."""
+        self._learn(n, *counts)
         capacity = self._graphs[key][1]
-        if needed.rows <= capacity.rows and needed.entries <= capacity.entries:
+        if capacity.holds(counts):
             return True
         del self._graphs[key]
         return False
@@ -133,8 +133,8 @@ class StepGraphs:
         self._warm.clear()
         self._tensors = []
 
-    def _learn(self, n: int, *needed: float) -> None:
-        for k, x in enumerate(needed):
+    def _learn(self, n: int, *counts: float) -> None:
+        for k, x in enumerate(counts):
             self._fractions[k] = max(x / max(n, 1), self._fractions[k] * DECAY)
 
 

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Generic, NamedTuple, cast
 import torch
 from torch import Tensor
 
-from kernels import photometric_gradient
+from kernels import Counts, photometric_gradient
 
 from ..config import TrainConfig
 from ..data.camera import Camera
@@ -125,7 +125,7 @@ class Stepper(Generic[M]):
         if key is not None and self.graphs is not None:
             info = computed.out.info
             n_rows = int((info["radii"] > 0).all(-1).sum())
-            self.graphs.warmed_up(key, n, Capacity(n_rows, int(info["n_isects"])))
+            self.graphs.warmed_up(key, n, Counts(n_rows, int(info["n_isects"])))
 
     def replay(self, step: int, index: int, rates: Rates) -> bool:
         """Take a step as a graph; False where it has to be taken in parts.
@@ -155,7 +155,7 @@ class Stepper(Generic[M]):
             return
         (step, image, key, rates), self._replayed = self._replayed, None
         assert self.graphs is not None and self._buffer is not None
-        if not self.graphs.fits(key, len(self.gaussians), Capacity(*self._buffer.wait())):
+        if not self.graphs.fits(key, len(self.gaussians), Counts(*self._buffer.wait())):
             self._count_steps(key, -1)
             with torch.enable_grad():  # whoever looks at the model may have turned it off
                 self.update(step, self.forward_backward(step, image), rates)

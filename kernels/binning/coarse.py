@@ -14,9 +14,6 @@ rows of pixels.)
     hits and first_slots [members] are then found
 """
 
-# Triton types its device functions as returning nothing.
-# pyright: reportGeneralTypeIssues=false
-
 import triton
 import triton.language as tl
 

@@ -5,9 +5,6 @@ made, in one launch where that is quicker. The sums say where binning/coarse.py 
 a rank, and how many rows, members and entries there are.
 """
 
-# Triton types its device functions as returning nothing.
-# pyright: reportGeneralTypeIssues=false
-
 from typing import NamedTuple
 
 import torch

@@ -4,9 +4,6 @@ A projection makes them on the way, of numbers that it has at hand. Records that
 moved or put together have them formed here, of their columns alone and to the same bits.
 """
 
-# Triton types its device functions as returning nothing.
-# pyright: reportGeneralTypeIssues=false
-
 from typing import NamedTuple
 
 import torch
@@ -15,6 +12,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ..device.running_sum import scan_programs
+from ..projection import N_COUNTS
 from ..projection.ellipse import count_tiles, load_ellipse
 from ..projection.ewa import CULLED_KEY
 from ..projection.record import DEPTH, RECORD_SIZE
@@ -22,7 +20,6 @@ from ..projection.records import Projected, Records
 from ..runtime.launch import empty, launch, zeros
 
 BLOCK = 64  # rows per program, one per lane
-N_COUNTS = 4  # int32 of the workspace before its running sums
 
 
 class RowKeys(NamedTuple):

@@ -8,9 +8,6 @@ of a tile first: integers add up to the same in any order, so all four are the s
     contrib_max [N], contrib_sum [N] float32; contrib_count [N], contrib_top [N] int64
 """
 
-# Triton types its device functions as returning nothing.
-# pyright: reportGeneralTypeIssues=false
-
 import torch
 import triton
 import triton.language as tl
@@ -117,11 +114,23 @@ def contributions(
     largest = torch.zeros(N, device=values.device)
     counts = torch.zeros(3, N, dtype=torch.int64, device=values.device)
     launch(
-        _contributions_kernel, (layout.n_tiles,),
-        values, gaussian_ids, lists.flatten_ids, lists.offsets,
-        largest, counts[0], counts[1], counts[2],
-        settings.width, settings.height, layout.tiles_x, layout.tiles_y, N, num_warps=1,
-    )  # fmt: skip
+        _contributions_kernel,
+        (layout.n_tiles,),
+        values,
+        gaussian_ids,
+        lists.flatten_ids,
+        lists.offsets,
+        largest,
+        counts[0],
+        counts[1],
+        counts[2],
+        settings.width,
+        settings.height,
+        layout.tiles_x,
+        layout.tiles_y,
+        N,
+        num_warps=1,
+    )
     return {
         "contrib_max": largest,
         "contrib_sum": (counts[0].double() / UNIT.value).float(),

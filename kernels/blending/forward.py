@@ -1,8 +1,5 @@
 """Forward kernel of blending: see blending/ for the equations."""
 
-# Triton types its device functions as returning nothing.
-# pyright: reportGeneralTypeIssues=false
-
 import triton
 import triton.language as tl
 

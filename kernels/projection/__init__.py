@@ -158,9 +158,17 @@ def _project_bwd(
         v_viewmats = torch.zeros_like(f.viewmats)
         v_viewmats[:, :3] = partials.sum(0)
     return FloatGradients(
-        v_means, v_quats, v_scales, v_covars, v_opacities, v_sh0, v_shN, v_viewmats, v_masks_in,
+        v_means,
+        v_quats,
+        v_scales,
+        v_covars,
+        v_opacities,
+        v_sh0,
+        v_shN,
+        v_viewmats,
+        v_masks_in,
         v_logits,
-    )  # fmt: skip
+    )
 
 
 class _Made(NamedTuple):
@@ -255,7 +263,7 @@ def differentiable_projection(
 def project(
     inputs: RasterInputs, settings: RenderSettings, capacity: Capacity | None = None
 ) -> Projected:
-    """Project Gaussians into every camera: the first stage of `kernels.rasterize`.
+    """Project Gaussians into every camera: the first stage of a rendering.
 
     Differentiable in all float tensors but Ks. Inputs are float32 and not validated here.
 

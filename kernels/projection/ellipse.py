@@ -16,9 +16,6 @@ What projection counts, binning lists: both must round alike. So products that a
 written as the fused multiply-adds that a compiler may or may not make of them.
 """
 
-# Triton types its device functions as returning nothing.
-# pyright: reportGeneralTypeIssues=false
-
 import triton
 import triton.language as tl
 

@@ -1,8 +1,5 @@
 """Forward kernel of projection: see projection/ for the equations."""
 
-# Triton types its device functions as returning nothing.
-# pyright: reportGeneralTypeIssues=false
-
 import triton
 import triton.language as tl
 
@@ -10,21 +7,18 @@ from .. import constants
 from ..device.linalg import Vec3, add3, cross3, dot3, load3, normalize3, quat_to_rotmat
 from ..device.running_sum import OWN, RUNNING, publish, sum_before
 from ..masks.kernel import hard_mask, load_seed, logistic_noise
+from .cameras.pinhole import center_offset, load_camera, perspective, to_camera
 from .ellipse import count_tiles, cutoff
 from .ewa import (
     CULLED_KEY,
     blurred_conic,
-    center_offset,
-    load_camera,
     load_covariance,
     load_ids,
     load_logit,
     load_quat,
     load_sh_tiles,
-    perspective,
     split_sh,
     times_columns,
-    to_camera,
 )
 from .record import store_record
 from .spherical_harmonics import sh_color
@@ -218,9 +212,16 @@ def project_fwd_kernel(
     gaussian = c.to(tl.int64) * N + i
     if n_rows == 0:
         _finish_unseen(
-            words_ptr, workspace_ptr, means2d_ptr, radii_ptr, rows_ptr, pid, n_programs,
-            gaussian, inside,
-        )  # fmt: skip
+            words_ptr,
+            workspace_ptr,
+            means2d_ptr,
+            radii_ptr,
+            rows_ptr,
+            pid,
+            n_programs,
+            gaussian,
+            inside,
+        )
         _count_nonfinite(workspace_ptr, inside, finite, c)
         return
     # Told before the colours are loaded, and known before tiles are counted, which takes long

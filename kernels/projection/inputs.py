@@ -75,11 +75,17 @@ def gather_inputs(x: RasterInputs, settings: RenderSettings) -> ProjectionInputs
     if logits is not None and x.mask_words is None:
         low, high = map(Scalar, split_seed(x.mask_seed))
     floats = FloatInputs(
-        x.means.contiguous(), quats, scales, covars, x.opacities.contiguous(),
-        _packed_rows(sh0), _packed_rows(shN), x.viewmats.contiguous(),
+        x.means.contiguous(),
+        quats,
+        scales,
+        covars,
+        x.opacities.contiguous(),
+        _packed_rows(sh0),
+        _packed_rows(shN),
+        x.viewmats.contiguous(),
         masks if masks is None else masks.contiguous(),
         logits if logits is None else logits.contiguous(),
-    )  # fmt: skip
+    )
     ids = x.mask_ids if x.mask_ids is None else x.mask_ids.to(torch.int32).contiguous()
     return ProjectionInputs(floats, x.Ks.contiguous(), ids, x.mask_words, low, high)
 

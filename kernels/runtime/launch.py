@@ -40,6 +40,18 @@ class Start(NamedTuple):
 _compiled = caches.add(Table[tuple[object, ...], Start](sys.maxsize))
 
 
+class Kernel(Protocol):
+    """A @triton.jit function, compiled or interpreted."""
+
+    @property
+    def fn(self) -> Any: ...
+
+    @property
+    def params(self) -> Sequence[Any]: ...
+
+    def __getitem__(self, grid: tuple[int, ...]) -> Callable[..., Any]: ...
+
+
 class Watcher(Protocol):
     """Sees what is launched, and on which buffers."""
 
@@ -103,13 +115,13 @@ def _zero_kernel(
 
 
 def launch(
-    kernel: Any,
+    kernel: Kernel,
     grid: tuple[int, ...],
-    *args: Any,
+    *args: object,
     num_warps: int = 4,
     maxnreg: int | None = None,
     cooperative: bool = False,
-    **constants: Any,
+    **constants: object,
 ) -> None:
     """Run `kernel[grid](*args, **constants)` on the current device and stream.
 
@@ -149,9 +161,12 @@ def launch(
     if start is None:
         _check_integers(kernel, args)
         compiled = kernel[grid](
-            *args, **constants, num_warps=num_warps, maxnreg=maxnreg,
+            *args,
+            **constants,
+            num_warps=num_warps,
+            maxnreg=maxnreg,
             launch_cooperative_grid=cooperative,
-        )  # fmt: skip
+        )
         start = _compiled[key] = _starter(compiled, tuple(values))
     else:
         x, y, z = (*grid, 1, 1)[:3]
@@ -201,7 +216,7 @@ def _starter(compiled: Any, constants: tuple[object, ...]) -> Start:
     return Start(run, (function, metadata, *hooks), constants)
 
 
-def _check_integers(kernel: Any, args: tuple[object, ...]) -> None:
+def _check_integers(kernel: Kernel, args: tuple[object, ...]) -> None:
     for parameter, x in zip(kernel.params, args, strict=False):
         if isinstance(x, int) and not parameter.do_not_specialize:
-            raise TypeError(f"{kernel.__name__}: {parameter.name} must be do_not_specialize")
+            raise TypeError(f"{kernel.fn.__name__}: {parameter.name} must be do_not_specialize")

@@ -31,7 +31,7 @@ _STREAM = object()  # its place among arguments
 SEEN, NOT_RECORDED = 1, 2  # once, so that the next call is recorded; or that cannot be recorded
 
 Results = tuple[Any, ...]  # tensors or None
-Picker = Callable[[Sequence[Any]], Sequence[Any]]  # takes certain places of a sequence
+Picker = Callable[[Sequence[Any]], tuple[Any, ...]]  # takes certain places of a sequence
 
 
 class Scalar(int):
@@ -143,7 +143,7 @@ class Recording:
             return None
         base = [*addresses, *self._scalars(inputs), *self.made]
         n_inputs, device = self._n_inputs, self.device
-        slots: list[Any] = [None] * len(self.made)
+        slots: list[Tensor | None] = [None] * len(self.made)
         stream = 0 if INTERPRET else torch._C._cuda_getCurrentRawStream(device.index)
         for make, constants, places, pick_slots, offsets, calls in self.segments:
             for k in make:
@@ -169,9 +169,9 @@ def _picker(places: list[int]) -> Picker:
     return operator.itemgetter(*places)
 
 
-def _at(x: Any, place: _Place) -> Any:
+def _at(x: Tensor | int, place: _Place) -> Tensor | int:
     """What Triton's interpreter takes for an address."""
-    if place.dtype is None:
+    if place.dtype is None or not isinstance(x, Tensor):
         return x
     there = x.detach().reshape(-1).view(torch.uint8)[place.offset :]
     return there[: len(there) // 8 * 8 or None].view(place.dtype)
@@ -269,8 +269,9 @@ class Recorder:
         done = {self.zeroed[k] for k in zeroed}
         steps = [
             s._replace(args=[settled(x) for x in s.args])
-            for k, s in enumerate(self.steps) if k not in done
-        ]  # fmt: skip
+            for k, s in enumerate(self.steps)
+            if k not in done
+        ]
         if zeroed:
             start = self.steps[self.zeroed[zeroed[0]]].start
             whole: list[object] = [_Place(block, 0, torch.int32), n_zeros]
@@ -291,9 +292,10 @@ class Recorder:
         for k in sorted(others, key=lambda k: -size[k]):
             first, last = self.uses[k]
             rivals = sorted(
-                (offsets[j], offsets[j] + size[j]) for j in offsets
+                (offsets[j], offsets[j] + size[j])
+                for j in offsets
                 if self.uses[j][0] <= last and first <= self.uses[j][1]
-            )  # fmt: skip
+            )
             at = 0
             for begin, end in rivals:
                 if at + size[k] <= begin:

@@ -79,13 +79,23 @@ class Sort(NamedTuple):
         return self.n_chunks <= (1 if self.n_valid is None else 2) * self.n_programs
 
     @property
-    def arguments(self) -> tuple[Any, ...]:
+    def arguments(self) -> tuple[object, ...]:
         """Of sort_kernel, and of kernels that go on after it."""
         return (
-            self.keys, self.values, self.n_valid, self.exchanged, self.words, self.arrived,
-            *self.buffers[0], *self.buffers[-1],
-            self.keys.shape[0], self.begin_bit, self.end_bit, self.width, self.n_passes,
-        )  # fmt: skip
+            self.keys,
+            self.values,
+            self.n_valid,
+            self.exchanged,
+            self.words,
+            self.arrived,
+            *self.buffers[0],
+            *self.buffers[-1],
+            self.keys.shape[0],
+            self.begin_bit,
+            self.end_bit,
+            self.width,
+            self.n_passes,
+        )
 
     @property
     def width(self) -> int:
@@ -100,9 +110,12 @@ class Sort(NamedTuple):
         """The results once they are there."""
         if self.together:
             launch(
-                sort_kernel, (self.n_programs,), *self.arguments, **self.constants,
+                sort_kernel,
+                (self.n_programs,),
+                *self.arguments,
+                **self.constants,
                 cooperative=True,
-            )  # fmt: skip
+            )
         else:
             self._run_by_passes()
         return self.results
@@ -111,19 +124,37 @@ class Sort(NamedTuple):
         """One launch for the counts and one for each pass."""
         n, width, grid = self.keys.shape[0], self.width, (self.n_chunks,)
         launch(
-            histograms_kernel, grid, self.keys, self.n_valid, self.words, n, self.begin_bit,
-            self.end_bit, width, CHUNK=self.constants["CHUNK"], SHARED=self.constants["SHARED"],
+            histograms_kernel,
+            grid,
+            self.keys,
+            self.n_valid,
+            self.words,
+            n,
+            self.begin_bit,
+            self.end_bit,
+            width,
+            CHUNK=self.constants["CHUNK"],
+            SHARED=self.constants["SHARED"],
             num_warps=WARPS,
-        )  # fmt: skip
+        )
         source = self.keys, self.values
         for k in range(self.n_passes):
             shift, target = self.begin_bit + k * width, self.buffers[k % 2]
             launch(
-                sweep_kernel, grid, *source, self.n_valid, self.exchanged, self.words[k],
-                self.words[self.n_passes + k * self.n_chunks :], *target, n, shift,
-                (1 << min(width, self.end_bit - shift)) - 1, **self.constants,
+                sweep_kernel,
+                grid,
+                *source,
+                self.n_valid,
+                self.exchanged,
+                self.words[k],
+                self.words[self.n_passes + k * self.n_chunks :],
+                *target,
+                n,
+                shift,
+                (1 << min(width, self.end_bit - shift)) - 1,
+                **self.constants,
                 maxnreg=MAX_REGISTERS,
-            )  # fmt: skip
+            )
             source = target
 
 
@@ -170,6 +201,16 @@ def plan_sort(
     exchanged = None if shared else empty((n_chunks * chunk,), torch.int32, device)
     constants = {"CHUNK": chunk, "SHARED": shared, "WINDOW": SORT_WINDOW, "num_warps": WARPS}
     return Sort(
-        keys, values, n_valid, exchanged, words.view(-1, digits), arrived, buffers[:n_passes],
-        begin_bit, end_bit, n_passes, n_chunks, constants,
-    )  # fmt: skip
+        keys,
+        values,
+        n_valid,
+        exchanged,
+        words.view(-1, digits),
+        arrived,
+        buffers[:n_passes],
+        begin_bit,
+        end_bit,
+        n_passes,
+        n_chunks,
+        constants,
+    )

@@ -11,9 +11,6 @@ shared memory that inline PTX declares, which spares the L2 cache scattered writ
 elementwise, hence right in any layout; a second declaration in a kernel would fail to assemble.
 """
 
-# Triton types its device functions as returning nothing.
-# pyright: reportGeneralTypeIssues=false
-
 import triton
 import triton.language as tl
 
@@ -39,8 +36,12 @@ def shared_memory(SHARED: tl.constexpr):
     if SHARED:
         base = tl.inline_asm_elementwise(
             ".shared .align 16 .b8 sort_exchange[17424];\n\tmov.u32 $0, sort_exchange;",
-            "=r,r", [base], dtype=tl.int32, is_pure=False, pack=1,
-        )  # fmt: skip
+            "=r,r",
+            [base],
+            dtype=tl.int32,
+            is_pure=False,
+            pack=1,
+        )
     return tl.max(base, 0)
 
 
@@ -54,16 +55,24 @@ def _swizzle(p):
 def _write_shared(address, value):
     tl.inline_asm_elementwise(
         "st.shared.b32 [$1], $2;\n\tmov.u32 $0, 0;",
-        "=r,r,r", [address, value], dtype=tl.int32, is_pure=False, pack=1,
-    )  # fmt: skip
+        "=r,r,r",
+        [address, value],
+        dtype=tl.int32,
+        is_pure=False,
+        pack=1,
+    )
 
 
 @triton.jit
 def _add_shared(address, value):
     tl.inline_asm_elementwise(
         "red.shared.add.u32 [$1], $2;\n\tmov.u32 $0, 0;",
-        "=r,r,r", [address, value], dtype=tl.int32, is_pure=False, pack=1,
-    )  # fmt: skip
+        "=r,r,r",
+        [address, value],
+        dtype=tl.int32,
+        is_pure=False,
+        pack=1,
+    )
 
 
 @triton.jit
@@ -71,8 +80,12 @@ def _read_shared(address, like):
     """Words at addresses, in the layout of `like`."""
     return tl.inline_asm_elementwise(
         "ld.shared.b32 $0, [$1];",
-        "=r,r,r", [address, like], dtype=tl.int32, is_pure=False, pack=1,
-    )  # fmt: skip
+        "=r,r,r",
+        [address, like],
+        dtype=tl.int32,
+        is_pure=False,
+        pack=1,
+    )
 
 
 @triton.jit
@@ -205,9 +218,16 @@ def count_digits(digit, n_here, mask, shared, CHUNK: tl.constexpr, SHARED: tl.co
 
 @triton.jit
 def histograms(
-    key, there, begin_bit, end_bit, width, counts_ptr, shared, CHUNK: tl.constexpr,
-    SHARED: tl.constexpr
-):  # fmt: skip
+    key,
+    there,
+    begin_bit,
+    end_bit,
+    width,
+    counts_ptr,
+    shared,
+    CHUNK: tl.constexpr,
+    SHARED: tl.constexpr,
+):
     """Add the keys of a chunk [CHUNK] to the counts [passes, 256] of their digits in every pass."""
     d = tl.arange(0, DIGITS)
     if SHARED:

@@ -1,8 +1,5 @@
 r"""Kernels of the radix sort: a pass over all chunks, or a whole sort in one launch (sorting/)."""
 
-# Triton types its device functions as returning nothing.
-# pyright: reportGeneralTypeIssues=false
-
 import triton
 import triton.language as tl
 
@@ -22,15 +19,21 @@ def _valid(n_valid_ptr, n):
 
 @triton.jit
 def _count_chunk(
-    keys_ptr, first, n_valid, begin_bit, end_bit, width, digit_counts_ptr, shared,
-    CHUNK: tl.constexpr, SHARED: tl.constexpr,
-):  # fmt: skip
+    keys_ptr,
+    first,
+    n_valid,
+    begin_bit,
+    end_bit,
+    width,
+    digit_counts_ptr,
+    shared,
+    CHUNK: tl.constexpr,
+    SHARED: tl.constexpr,
+):
     """Add a chunk's keys to the counts of digits of all passes."""
     i = first + tl.arange(0, CHUNK)
     key = tl.load(keys_ptr + i, mask=i < n_valid, other=0)
-    histograms(
-        key, i < n_valid, begin_bit, end_bit, width, digit_counts_ptr, shared, CHUNK, SHARED
-    )  # fmt: skip
+    histograms(key, i < n_valid, begin_bit, end_bit, width, digit_counts_ptr, shared, CHUNK, SHARED)
 
 
 @triton.jit(do_not_specialize=["n", "begin_bit", "end_bit", "width"])
@@ -50,14 +53,22 @@ def histograms_kernel(
     if first < n_valid:
         shared = shared_memory(SHARED)
         _count_chunk(
-            keys_ptr, first, n_valid, begin_bit, end_bit, width, digit_counts_ptr, shared, CHUNK,
+            keys_ptr,
+            first,
+            n_valid,
+            begin_bit,
+            end_bit,
+            width,
+            digit_counts_ptr,
+            shared,
+            CHUNK,
             SHARED,
-        )  # fmt: skip
+        )
 
 
 @triton.jit
 def _sum_of_digits(words_ptr, chunk, WINDOW: tl.constexpr):
-    """Keys of each digit in the chunks before this one, [256], once those have told theirs."""
+    """Keys of each digit in the chunks before this one, [256], once those have published theirs."""
     d = tl.arange(0, DIGITS)
     total = tl.zeros((DIGITS,), tl.int32)
     # of each digit, the nearest chunk that is not yet added
@@ -80,16 +91,27 @@ def _sum_of_digits(words_ptr, chunk, WINDOW: tl.constexpr):
 
 @triton.jit
 def _sweep_chunk(
-    keys_ptr, values_ptr, chunk, n_valid, exchange_ptr, digit_counts_ptr, words_ptr,
-    sorted_keys_ptr, sorted_values_ptr, shift, mask, places, shared,
-    CHUNK: tl.constexpr, SHARED: tl.constexpr, WINDOW: tl.constexpr,
-):  # fmt: skip
+    keys_ptr,
+    values_ptr,
+    chunk,
+    n_valid,
+    exchange_ptr,
+    digit_counts_ptr,
+    words_ptr,
+    sorted_keys_ptr,
+    sorted_values_ptr,
+    shift,
+    mask,
+    places,
+    shared,
+    CHUNK: tl.constexpr,
+    SHARED: tl.constexpr,
+    WINDOW: tl.constexpr,
+):
     """Move a chunk's keys and values to their places; values are the keys' with `places`."""
     first = chunk * CHUNK
     n_here = n_valid - first
-    source = order_chunk(
-        keys_ptr + first, shift, mask, n_here, exchange_ptr, shared, CHUNK, SHARED
-    )  # fmt: skip
+    source = order_chunk(keys_ptr + first, shift, mask, n_here, exchange_ptr, shared, CHUNK, SHARED)
     p = tl.arange(0, CHUNK)
     there = p < n_here
     key = tl.gather(tl.load(keys_ptr + first + p, mask=there, other=0x7FFFFFFF), source, 0)
@@ -136,10 +158,23 @@ def sweep_kernel(
     if not SHARED:
         exchange_ptr += chunk * CHUNK
     _sweep_chunk(
-        keys_ptr, values_ptr, chunk, n_valid, exchange_ptr, digit_counts_ptr, words_ptr,
-        sorted_keys_ptr, sorted_values_ptr, shift, mask, 0, shared_memory(SHARED),
-        CHUNK, SHARED, WINDOW,
-    )  # fmt: skip
+        keys_ptr,
+        values_ptr,
+        chunk,
+        n_valid,
+        exchange_ptr,
+        digit_counts_ptr,
+        words_ptr,
+        sorted_keys_ptr,
+        sorted_values_ptr,
+        shift,
+        mask,
+        0,
+        shared_memory(SHARED),
+        CHUNK,
+        SHARED,
+        WINDOW,
+    )
 
 
 @triton.jit(do_not_specialize=["n", "begin_bit", "end_bit", "width", "n_passes"])
@@ -176,9 +211,17 @@ def sort_kernel(
     shared = shared_memory(SHARED)
     for chunk in range(pid, n_here, n_programs):
         _count_chunk(
-            keys_ptr, chunk * CHUNK, n_valid, begin_bit, end_bit, width, words_ptr, shared, CHUNK,
+            keys_ptr,
+            chunk * CHUNK,
+            n_valid,
+            begin_bit,
+            end_bit,
+            width,
+            words_ptr,
+            shared,
+            CHUNK,
             SHARED,
-        )  # fmt: skip
+        )
         tl.debug_barrier()  # the next chunk takes the same shared memory
     places = 0
     if values_ptr is None:
@@ -194,10 +237,23 @@ def sort_kernel(
             if not SHARED:
                 at_ptr = exchange_ptr + chunk * CHUNK
             _sweep_chunk(
-                keys_ptr, values_ptr, chunk, n_valid, at_ptr, words_ptr + k * DIGITS,
-                chain_ptr + k * n_chunks * DIGITS, keys_1_ptr, values_1_ptr, shift,
-                digit_mask(shift, end_bit, width), places, shared, CHUNK, SHARED, WINDOW,
-            )  # fmt: skip
+                keys_ptr,
+                values_ptr,
+                chunk,
+                n_valid,
+                at_ptr,
+                words_ptr + k * DIGITS,
+                chain_ptr + k * n_chunks * DIGITS,
+                keys_1_ptr,
+                values_1_ptr,
+                shift,
+                digit_mask(shift, end_bit, width),
+                places,
+                shared,
+                CHUNK,
+                SHARED,
+                WINDOW,
+            )
             tl.debug_barrier()
         places = 0
         keys_ptr = keys_1_ptr

@@ -10,6 +10,7 @@ from gs.model.view import VIEW_WORDS
 from gs.training.captured_steps import MAX_GRAPHS, Body, Bounds, StepGraphs
 from gs.training.step_inputs import InputBuffer
 from gs.training.strategy import Strategy
+from kernels import Capacity, Counts
 
 HELD = Capacity(5, 60)
 
@@ -35,7 +36,7 @@ def captured(graphs: StepGraphs, key: str, capacity: Capacity = HELD) -> None:
 def test_a_key_is_warmed_up_captured_and_replayed() -> None:
     graphs, gaussians, calls = StepGraphs(Call), model(), []
     assert graphs.plan("a", gaussians) == "warm up"
-    graphs.warmed_up("a", 5, Capacity(3, 40))
+    graphs.warmed_up("a", 5, Counts(3, 40))
     assert graphs.plan("a", gaussians) == "capture"
     graphs.capture("a", HELD, lambda: calls.append("a"))
     assert graphs.plan("a", gaussians) == "replay"
@@ -51,7 +52,7 @@ def test_another_tensor_drops_every_graph(change: str) -> None:
     gaussians.add_shared("table", torch.nn.Parameter(torch.zeros(2)), lr=0.1)
     for key in "ab":
         graphs.plan(key, gaussians)
-        graphs.warmed_up(key, 5, Capacity(3, 40))
+        graphs.warmed_up(key, 5, Counts(3, 40))
         captured(graphs, key)
     gaussians.params["means"].data.add_(1.0)
     gaussians.rows["ids"] += 1
@@ -70,7 +71,7 @@ def test_a_scene_of_many_image_sizes_runs_without_graphs() -> None:
     graphs, gaussians = StepGraphs(Call), model()
     for key in range(MAX_GRAPHS):
         assert graphs.plan(key, gaussians) == "warm up"
-        graphs.warmed_up(key, 5, Capacity(3, 40))
+        graphs.warmed_up(key, 5, Counts(3, 40))
     assert graphs.plan(MAX_GRAPHS, gaussians) == "run"
     assert graphs.plan(0, gaussians) == "capture"
 
@@ -78,7 +79,7 @@ def test_a_scene_of_many_image_sizes_runs_without_graphs() -> None:
 def test_capacity_covers_what_was_seen_and_grows_with_the_model() -> None:
     graphs, gaussians = StepGraphs(Call), model()
     graphs.plan("a", gaussians)
-    graphs.warmed_up("a", 100_000, Capacity(50_000, 400_000))
+    graphs.warmed_up("a", 100_000, Counts(50_000, 400_000))
     rows, entries = graphs.capacity(100_000)
     assert 65_000 < rows < 80_000
     assert 520_000 < entries < 600_000
@@ -88,11 +89,11 @@ def test_capacity_covers_what_was_seen_and_grows_with_the_model() -> None:
 def test_a_step_that_did_not_fit_drops_its_graph_and_widens_the_next() -> None:
     graphs, gaussians = StepGraphs(Call), model()
     graphs.plan("a", gaussians)
-    graphs.warmed_up("a", 10, Capacity(0, 0))
+    graphs.warmed_up("a", 10, Counts(0, 0))
     captured(graphs, "a", Capacity(10, 60))
-    assert graphs.fits("a", 10, Capacity(10, 60))
+    assert graphs.fits("a", 10, Counts(10, 60))
     assert graphs.plan("a", gaussians) == "replay"
-    assert not graphs.fits("a", 10, Capacity(10, 61))
+    assert not graphs.fits("a", 10, Counts(10, 61))
     assert graphs.plan("a", gaussians) == "capture"
     assert graphs.capacity(10).entries > 61
 

@@ -26,7 +26,7 @@ from gs.training.observer import Observer, Run
 from gs.training.step_inputs import InputBuffer
 from gs.training.strategy import StepContext, Strategy
 from gs.training.trainer import Trainer
-from kernels import Capacity, FusedAdam
+from kernels import Capacity, Counts, FusedAdam
 from pruning import MaskGaussianConfig
 
 DENSIFY = DensifyConfig(
@@ -103,8 +103,8 @@ class Watched(StepGraphs):
         small = self.tight(self.plans.count("capture"))
         return Capacity(n, 64) if small else super().capacity(n)
 
-    def fits(self, key: Hashable, n: int, needed: Capacity) -> bool:
-        fits = super().fits(key, n, needed)
+    def fits(self, key: Hashable, n: int, counts: Counts) -> bool:
+        fits = super().fits(key, n, counts)
         self.misfits += not fits
         return fits
 

@@ -27,6 +27,7 @@ from gs.training.captured_steps import StepGraphs
 from gs.training.checkpoint import load_checkpoint
 from gs.training.strategy import StepContext, Strategy
 from gs.training.trainer import Trainer
+from kernels import Capacity
 from pruning import MaskGaussianConfig
 
 DENSIFY = DensifyConfig(
