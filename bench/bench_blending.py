@@ -39,7 +39,8 @@ class Stages(NamedTuple):
 
 def prepare(w: Workload, variant: str) -> Stages:
     """Forward and backward of a variant on the lists of a workload."""
-    flags = {"mask_gradient": False, "deterministic": False, "exact": False} | VARIANTS[variant]
+    flags: dict[str, Any] = {"mask_gradient": False, "deterministic": False, "exact": False}
+    flags |= VARIANTS[variant]
     masks = flags.pop("mask_gradient")
     settings = RenderSettings(w.width, w.height, sh_degree=3, **flags)
     inputs = RasterInputs(w.means, w.quats, w.scales, w.opacities, w.sh, w.viewmats, w.Ks)
@@ -84,9 +85,10 @@ def main() -> None:
             row = [
                 f"{what} {gpu:7.1f} us (host {host:5.1f}), {1e3 * gpu / pairs:5.2f} ns"
                 for what, (gpu, host) in (
-                    ("forward", microseconds(s.forward)), ("backward", microseconds(s.backward))
+                    ("forward", microseconds(s.forward)),
+                    ("backward", microseconds(s.backward)),
                 )
-            ]  # fmt: skip
+            ]
             print(
                 f"{name:12} {variant:13} {s.n_entries:9} entries  {'  '.join(row)} per 1000 pairs"
             )

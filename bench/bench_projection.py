@@ -29,7 +29,8 @@ def prepare(w: Workload, layout: str) -> tuple[Callable[[], Projected], list[tor
     cameras = (w.viewmats, w.Ks)
     settings = RenderSettings(w.width, w.height, 0.2, sh_degree=3)
     if layout == "joint":
-        means, quats, scales, opacities, sh = leaves = w.parameters()
+        leaves = list(w.parameters())
+        means, quats, scales, opacities, sh = leaves
         inputs = RasterInputs(means, quats, scales, opacities, sh, *cameras)
         return lambda: project(inputs, settings), leaves
     raw = w._replace(scales=w.scales.log(), opacities=torch.logit(w.opacities, eps=1e-6))
@@ -39,9 +40,16 @@ def prepare(w: Workload, layout: str) -> tuple[Callable[[], Projected], list[tor
     logits = torch.randn(len(means), 2, device=means.device).requires_grad_()
     leaves = [means, quats, scales, opacities, sh0, shN, logits]
     inputs = RasterInputs(
-        means, quats, scales, opacities, sh0, *cameras, shN, mask_logits=logits,
+        means,
+        quats,
+        scales,
+        opacities,
+        sh0,
+        *cameras,
+        shN,
+        mask_logits=logits,
         mask_seed=2**40 + 1,
-    )  # fmt: skip
+    )
     return lambda: project(inputs, settings._replace(raw=True)), leaves
 
 
@@ -110,9 +118,10 @@ def main() -> None:
             seen = int((out.radii > 0).all(-1).sum())
             limits = [1e6 * b / BANDWIDTH for b in necessary_bytes(len(w.means), seen)]
             forward, backward = microseconds(f), microseconds(backward_of(out, leaves))
-            row = [f"{t:7.1f} ({m:6.1f}, {h:5.1f})" for (t, h), m in zip(
-                (forward, backward), limits, strict=True
-            )]  # fmt: skip
+            row = [
+                f"{t:7.1f} ({m:6.1f}, {h:5.1f})"
+                for (t, h), m in zip((forward, backward), limits, strict=True)
+            ]
             print(f"{name:12} {layout:9} {len(w.means):8} {seen / len(w.means):5.2f}", *row)
 
 

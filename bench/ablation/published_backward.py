@@ -168,12 +168,23 @@ def published_bwd(
         )
     layout, v_values = lists.layout, torch.zeros_like(values)
     launch(
-        _published_bwd_kernel, (layout.n_tiles,),
-        values, lists.flatten_ids, lists.offsets, lists.tile_order,
-        *images, v_colors, v_alphas, v_values,
-        s.width, s.height, layout.tiles_x, layout.tiles_y,
-        ALPHA_GRADIENT=v_alphas is not None, num_warps=1,
-    )  # fmt: skip
+        _published_bwd_kernel,
+        (layout.n_tiles,),
+        values,
+        lists.flatten_ids,
+        lists.offsets,
+        lists.tile_order,
+        *images,
+        v_colors,
+        v_alphas,
+        v_values,
+        s.width,
+        s.height,
+        layout.tiles_x,
+        layout.tiles_y,
+        ALPHA_GRADIENT=v_alphas is not None,
+        num_warps=1,
+    )
     return v_values, None
 
 

@@ -6,8 +6,8 @@ lies in one buffer (gs.training.step_inputs) that one copy brings up to date.
 
 A graph's buffers have a fixed size, its capacity. A replayed step reports on the device its counts
 of rows and entries, and, where these are too large, leaves parameters, moments and statistics as
-they were. The host reads the report of one step before it launches the next, at a time when the GPU has most of
-the step still before it, and repeats a step that did not fit: no step is lost or wrong.
+they were. The host reads the report of one step before it launches the next, at a time when the GPU
+has most of the step still before it, and repeats a step that did not fit: no step is lost or wrong.
 
     warm-up (eager, learns the capacity)  ->  capture  ->  replay, replay, ...
 

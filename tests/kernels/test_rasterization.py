@@ -1,14 +1,16 @@
 import logging
 import time
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from kernels import rasterization
+from kernels import Capacity, rasterization
 from kernels.reference import projection as reference
 
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 PARAMETERS = ("means", "quats", "scales", "opacities", "colors")
 
 
@@ -69,12 +71,32 @@ def with_grad(values: dict[str, Any]) -> list[Tensor]:
         ({"height": 3.5}, "height: expected a positive integer"),
         ({"render_mode": "rgb"}, "render_mode"),
         ({"rasterize_mode": "sharp"}, "rasterize_mode"),
+        ({"precision": "high"}, "precision: expected 'default' or 'exact', got 'high'"),
         ({"backend": "cuda"}, "backend"),
+        ({"capacity": Capacity(9, 9)}, "capacity: only backend 'triton'"),
+        ({"colors_rest": torch.rand(20, 3, 3)}, "colors_rest: given without sh_degree"),
+        (
+            {"colors": torch.rand(20, 1, 3), "colors_rest": torch.rand(20, 2, 3), "sh_degree": 1},
+            "needs 4 coefficients, got 3",
+        ),
     ],
 )
 def test_wrong_arguments(change: dict[str, Any], sentence: str) -> None:
     with pytest.raises(ValueError, match=sentence):
         render(scene(), **change)
+
+
+@pytest.mark.parametrize("backend", ["reference", "triton"])
+def test_raw_parameters(backend: str, assert_close: Callable[..., None]) -> None:
+    """Logarithms, logits and SH in two tensors give what the activated ones in one give."""
+    values: dict[str, Any] = scene(8, 12, 9) | {"backend": backend, "sh_degree": 1}
+    values["colors"] = torch.randn(8, 4, 3, generator=torch.Generator().manual_seed(1))
+    values = {k: v.to(DEVICE) if isinstance(v, Tensor) else v for k, v in values.items()}
+    raw = {"scales": values["scales"].log(), "opacities": values["opacities"].logit()}
+    raw |= {"colors": values["colors"][:, :1], "colors_rest": values["colors"][:, 1:]}
+    want = rasterization(**values)[0]
+    assert_close("image", rasterization(**(values | raw), raw=True)[0], want, 1e-5)
+    assert want.any()
 
 
 def test_keywords_of_gsplat() -> None:

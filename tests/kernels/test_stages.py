@@ -70,10 +70,16 @@ def rendered(x: RasterInputs, settings: RenderSettings = SETTINGS) -> tuple[Tens
     """What the whole pipeline makes of it."""
     keywords = {k: v for k, v in x._asdict().items() if k not in ("covars", "mask_words")}
     image, alphas, _ = rasterization(
-        **keywords, width=settings.width, height=settings.height, near_plane=settings.near_plane,
-        sh_degree=settings.sh_degree, precision="exact", deterministic=settings.deterministic,
-        render_mode=settings.render_mode, backend="triton",
-    )  # fmt: skip
+        **keywords,
+        width=settings.width,
+        height=settings.height,
+        near_plane=settings.near_plane,
+        sh_degree=settings.sh_degree,
+        precision="exact",
+        deterministic=settings.deterministic,
+        render_mode=settings.render_mode,
+        backend="triton",
+    )
     return image, alphas
 
 

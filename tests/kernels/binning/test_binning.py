@@ -24,6 +24,7 @@ from kernels.projection.record import (
     record_means,
 )
 from kernels.projection.records import Records
+from kernels.runtime.launch import launch
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
@@ -88,7 +89,8 @@ def make_scene(sigma: Tensor, width: int, height: int, C: int = 1, seed: int = 0
     records = records.to(DEVICE)
     spans = torch.empty(M, tiles_y, 2, dtype=torch.int32, device=DEVICE)
     first = torch.empty(M, dtype=torch.int32, device=DEVICE)
-    _spans_kernel[(triton.cdiv(M, 32),)](records, spans, first, M, tiles_x, tiles_y, BLOCK=32)
+    grid = (-(-M // 32),)
+    launch(_spans_kernel, grid, records, spans, first, M, tiles_x, tiles_y, BLOCK=32)
     lists: list[list[int]] = [[] for _ in range(C * tiles_x * tiles_y)]
     rows = spans.tolist()
     counts = [_counts(r, f) for r, f in zip(rows, first.tolist(), strict=True)]

@@ -140,15 +140,14 @@ def call(
         t["means"], t["quats"], t["scales"], t["opacities"], sh0, t["viewmats"], t["Ks"], shN,
         t.get("covars"), mask_seed=mask_seed, mask_ids=mask_ids, **chosen,
     )  # fmt: skip
-    settings = RenderSettings(WIDTH, HEIGHT, **({"sh_degree": 3} | PLANES | options))
+    settings = RenderSettings(WIDTH, HEIGHT)._replace(**{"sh_degree": 3} | PLANES | options)
     return project(inputs, settings, None if rows is None else Capacity(rows, 0))
 
 
 def records_of(got: Projected) -> Tensor:
     """Records [C, N, 16] from their rows, which are in ascending order of camera and Gaussian."""
     visible = got.rows >= 0
-    n = int(visible.sum())
-    assert torch.equal(got.rows[visible], torch.arange(n, dtype=torch.int32, device=DEVICE))
+    assert got.rows[visible].tolist() == [*range(int(visible.sum()))]
     assert torch.equal(visible, (got.radii > 0).all(-1))
     return spread(got.values, got.rows)
 
@@ -159,7 +158,7 @@ def compare(
     """Records, masks, radii and all gradients of random v_means2d, v_records and v_masks."""
     names = ["means", "opacities", "viewmats"]
     names += ["covars"] if "covars" in t else ["quats", "scales"]
-    names += ["sh"] if options.get("sh_degree", 3) is not None else []
+    names += ["sh"] * (options.get("sh_degree", 3) is not None)
     names += [options["mask"]] if options.get("mask") else []
     want_inputs = t | {name: t[name].clone().requires_grad_() for name in names}
     got_inputs = {name: x.float() for name, x in t.items()}

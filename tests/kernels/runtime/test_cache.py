@@ -36,10 +36,15 @@ def test_cleared_caches_change_no_result() -> None:
     eye, K = torch.eye(4)[None], torch.tensor([[[9.0, 0, 5], [0, 9, 4], [0, 0, 1]]])
     inputs = means, torch.ones(20, 4), torch.full((20, 3), 0.1), torch.full((20,), 0.7), means
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    arguments = [x.to(device) for x in (*inputs, eye, K)]
+    means, quats, scales, opacities, colors, viewmats, Ks = (
+        x.to(device) for x in (*inputs, eye, K)
+    )
     images = []
     for call in range(5):
-        images.append(rasterization(*arguments, 10, 8, backend="triton")[0])
+        out = rasterization(
+            means, quats, scales, opacities, colors, viewmats, Ks, 10, 8, backend="triton"
+        )
+        images.append(out[0])
         if call == 3:  # recorded and replayed by now
             caches.clear()
     assert images[0].any() and all(torch.equal(image, images[0]) for image in images)
