@@ -1,5 +1,6 @@
 """Fixtures that the whole suite shares."""
 
+import gc
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -26,6 +27,12 @@ REPO = Path(__file__).resolve().parents[1]
 def pytest_configure() -> None:
     if os.environ.get("TRITON_INTERPRET") == "1":
         _prepare_once_per_launch()
+
+
+def pytest_collection_finish() -> None:
+    # what is imported stays: the collector need not go through it again and again
+    gc.collect()
+    gc.freeze()
 
 
 def _prepare_once_per_launch() -> None:

@@ -352,7 +352,7 @@ def reports() -> dict[int, dict[str, dict[str, Any]]]:
     }  # fmt: skip
     results = {}
     for capability, job in jobs.items():
-        out, err = job.communicate(timeout=600)
+        out, err = job.communicate(timeout=1800)
         assert job.returncode == 0, err
         results[capability] = json.loads(out)
     return results

@@ -31,7 +31,10 @@ from kernels.projection.record import (
 )
 from kernels.runtime.launch import launch
 
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+ON_GPU = torch.cuda.is_available()
+DEVICE = "cuda" if ON_GPU else "cpu"
+# interpreted kernels are slow; either way tiles stick out at both edges
+SIZE = (37, 21) if ON_GPU else (21, 13)
 
 
 class Scene(NamedTuple):
@@ -172,7 +175,7 @@ def grad_of(x: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize("case", CASES)
-@pytest.mark.parametrize("N, width, height, C", [(1, 8, 8, 1), (60, 37, 21, 2)])
+@pytest.mark.parametrize("N, width, height, C", [(1, 8, 8, 1), (60, *SIZE, 2)])
 def test_blend(case, N, width, height, C, assert_close):
     if case == "colors-fast" and N == 1:
         pytest.skip("one rounding per product averages out over many pairs, not within one sum")
@@ -228,7 +231,7 @@ def test_wide_features(place, assert_close):
     want_records = scene.records.double().requires_grad_()
     want_features = features.detach().double().requires_grad_()
     want, want_alphas, _ = dense(
-        want_records, want_features.view(-1, 30, D).expand(2, 30, D), 29, 18
+        want_records, want_features.view(-1, 30, D).expand(2, 30, D), *SIZE
     )
     assert_close("colors", colors, want, 1e-5)
     v_colors, v_alphas = torch.randn_like(colors), torch.randn_like(alphas)
