@@ -31,7 +31,8 @@ FLOORS: dict[str, list[set[str]]] = {
         {"compat"},
     ],
     "gs": [
-        {"errors", "logs", "seeds", "losses"},
+        {"streams", "logs", "seeds", "losses"},
+        {"errors"},
         {"files"},
         {"config"},
         {"data"},

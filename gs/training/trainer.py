@@ -29,6 +29,7 @@ from ..model.gaussians import Gaussians
 from ..model.histograms import Histogram
 from ..model.ply import save_ply
 from ..model.rates import OptimConfig
+from ..streams import heeded_signals
 from .checkpoint import save_checkpoint
 from .memory import peak_memory
 from .optimizer import build_optimizer, load_optimizer_state, optimizer_state, update_learning_rates
@@ -228,7 +229,7 @@ class Trainer:
         self.tracker.info(
             f"iteration {step}: saved {len(model)} of {len(self.gaussians)} Gaussians"
         )
-        self.write_history()
+        self.write_history(last=False)
         return folder / "point_cloud.ply"
 
     def checkpoint(self, step: int) -> Path:
@@ -257,8 +258,8 @@ class Trainer:
         self.tracker.info(f"iteration {step}: saved the checkpoint {path}")
         return path
 
-    def write_history(self) -> None:
-        """Write history.json as it stands."""
+    def write_history(self, *, last: bool = True) -> None:
+        """Write history.json as it stands; if not for the last time, a full disk fails nothing."""
         seconds = self.tracker.seconds
         timing = {
             "train_seconds": round(seconds, 3),
@@ -272,7 +273,7 @@ class Trainer:
         histograms: dict[str, Histogram] = {}
         for strategy in self.strategies:
             histograms |= strategy.histograms(self.gaussians)
-        self.tracker.write_history(path, settings=self.settings, timing=timing, **histograms)
+        self.tracker.write_history(path, last=last, settings=self.settings, timing=timing, **histograms)
 
     def _background(self, step: int | None) -> Tensor:  # [3]
         return torch.tensor(self.stepper.background_color(step), device=self.device)
@@ -300,7 +301,7 @@ class Trainer:
 
     @contextlib.contextmanager
     def _stop_on_signal(self) -> Iterator[None]:
-        """The first Ctrl-C or SIGTERM ends the current iteration, the second stops at once."""
+        """The first Ctrl-C, SIGTERM or SIGHUP ends the iteration, the second stops at once."""
         if threading.current_thread() is not threading.main_thread():
             yield
             return
@@ -310,7 +311,8 @@ class Trainer:
             for handled in previous:
                 signal.signal(handled, signal.default_int_handler)
 
-        previous = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+        heeded = (signal.SIGINT, *heeded_signals())
+        previous = {number: signal.getsignal(number) for number in heeded}
         try:
             for number in previous:
                 signal.signal(number, request_stop)
