@@ -31,6 +31,16 @@ if TYPE_CHECKING:
     from .model.renderer import render as render
     from .model.rows import keep_rows as keep_rows
     from .model.specs import ParameterSpec as ParameterSpec
+    from .ranges import AT_LEAST_ONE as AT_LEAST_ONE
+    from .ranges import COUNT as COUNT
+    from .ranges import INNER_SHARE as INNER_SHARE
+    from .ranges import NOT_NEGATIVE as NOT_NEGATIVE
+    from .ranges import POSITIVE as POSITIVE
+    from .ranges import PRUNED_SHARE as PRUNED_SHARE
+    from .ranges import SHARE as SHARE
+    from .ranges import SOME_SHARE as SOME_SHARE
+    from .ranges import Range as Range
+    from .ranges import check_ranges as check_ranges
     from .seeds import derive_seed as derive_seed
     from .training.start import POST_ITERATIONS as POST_ITERATIONS
     from .training.start import State as State
@@ -64,6 +74,16 @@ _HOME = {
     "RenderOutput": "model.renderer",
     "keep_rows": "model.rows",
     "ParameterSpec": "model.specs",
+    "AT_LEAST_ONE": "ranges",
+    "COUNT": "ranges",
+    "INNER_SHARE": "ranges",
+    "NOT_NEGATIVE": "ranges",
+    "POSITIVE": "ranges",
+    "PRUNED_SHARE": "ranges",
+    "SHARE": "ranges",
+    "SOME_SHARE": "ranges",
+    "Range": "ranges",
+    "check_ranges": "ranges",
     "derive_seed": "seeds",
     "POST_ITERATIONS": "training.start",
     "State": "training.start",

@@ -12,9 +12,7 @@ from types import FrameType
 from typing import Any, TextIO, cast
 
 # A closed terminal sends SIGHUP; it is not everywhere.
-ENDING = tuple(
-    getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)
-)
+ENDING = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name))
 
 
 class Terminated(KeyboardInterrupt):

@@ -33,7 +33,7 @@ FLOORS: dict[str, list[set[str]]] = {
     "gs": [
         {"streams", "logs", "seeds", "losses"},
         {"errors"},
-        {"files"},
+        {"files", "ranges"},
         {"config"},
         {"data"},
         {"model"},

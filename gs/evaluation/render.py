@@ -31,6 +31,7 @@ from ..logs import show_log
 from ..model.gaussians import Gaussians
 from ..model.ply import load_ply
 from ..model.renderer import RenderOutput, render
+from ..ranges import ITERATION, check_ranges
 from .views import ViewScore, evaluate_views, mean_scores
 
 TIMED_VIEWS = 50  # renderings for the speed on a GPU, where one is too short to be exact
@@ -45,7 +46,7 @@ class RenderConfig:
 
     model_path: Annotated[Path, tyro.conf.arg(aliases=("-m",))]
     """Output folder of a run."""
-    iteration: int = -1
+    iteration: Annotated[int, ITERATION] = -1
     """Which saved model; -1 is the latest."""
     skip_train: bool = False
     """Leave out the training views."""
@@ -57,10 +58,13 @@ class RenderConfig:
     """The scene, if it has moved since training."""
     images: Annotated[str | None, tyro.conf.arg(aliases=("-i",))] = None
     """Sub-folder with the images, instead of the run's."""
-    resolution: Annotated[int | None, tyro.conf.arg(aliases=("-r",))] = None
+    resolution: Annotated[int | None, tyro.conf.arg(aliases=("-r",)), ITERATION] = None
     """Resolution as in training, instead of the run's."""
     device: str = "auto"
     """auto, cpu or cuda."""
+
+    def __post_init__(self) -> None:
+        check_ranges(self)
 
 
 def render_views(

@@ -273,7 +273,8 @@ class Trainer:
         histograms: dict[str, Histogram] = {}
         for strategy in self.strategies:
             histograms |= strategy.histograms(self.gaussians)
-        self.tracker.write_history(path, last=last, settings=self.settings, timing=timing, **histograms)
+        more = {"settings": self.settings, "timing": timing, **histograms}
+        self.tracker.write_history(path, last=last, **more)
 
     def _background(self, step: int | None) -> Tensor:  # [3]
         return torch.tensor(self.stepper.background_color(step), device=self.device)

@@ -216,7 +216,7 @@ def test_final_keep_by_another_threshold() -> None:
     model.params["mask_logits"].data = torch.tensor([[2.3, 0.0], [2.1, 0.0], [-1.0, 0.0]])
     strategy = MaskGaussianConfig(final_threshold=0.9).build(densify_until=10)
     assert strategy.final_keep(model).tolist() == [True, False, False]  # ln 9 = 2.197
-    with pytest.raises(SplatrimError, match="--final_threshold must lie between 0 and 1, not 1"):
+    with pytest.raises(SplatrimError, match="--final_threshold must be between 0 and 1, not 1"):
         MaskGaussianConfig(final_threshold=1.0)
 
 
