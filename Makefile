@@ -8,7 +8,7 @@ OUT ?= output/demo
 .PHONY: demo test lint clean
 
 demo: $(STAMP)
-	$(RUN) train.py --demo -s $(SCENE) -m $(OUT)
+	$(RUN) train.py --demo -s $(SCENE) -m $(OUT) --overwrite
 
 test: $(STAMP)
 	$(VENV)/bin/ruff check .

@@ -41,6 +41,11 @@ if TYPE_CHECKING:
     from .ranges import SOME_SHARE as SOME_SHARE
     from .ranges import Range as Range
     from .ranges import check_ranges as check_ranges
+    from .run_record import find_model as find_model
+    from .schema import fields as fields
+    from .schema import integer as integer
+    from .schema import listed as listed
+    from .schema import read_checked as read_checked
     from .seeds import derive_seed as derive_seed
     from .training.start import POST_ITERATIONS as POST_ITERATIONS
     from .training.start import State as State
@@ -84,6 +89,11 @@ _HOME = {
     "SOME_SHARE": "ranges",
     "Range": "ranges",
     "check_ranges": "ranges",
+    "fields": "schema",
+    "integer": "schema",
+    "listed": "schema",
+    "read_checked": "schema",
+    "find_model": "run_record",
     "derive_seed": "seeds",
     "POST_ITERATIONS": "training.start",
     "State": "training.start",

@@ -73,6 +73,8 @@ class TrainConfig:
     """Post-train this finished model: no densification, 5000 iterations counted from 30000."""
     post_start: Annotated[Suppress[int | None], COUNT] = None
     """Iteration at which post-training begins; set from the two above."""
+    overwrite: bool = False
+    """Where -m holds another run, set that aside as a whole (it becomes OUT.1, OUT.2, ...)."""
     seed: Annotated[int, SEED] = 0
     """Seed of everything random."""
     device: str = "auto"
@@ -139,7 +141,7 @@ def resume_command(args: Sequence[str], model_path: Path, checkpoint: Path) -> s
             skip = "=" not in word  # the next word is its value
         elif skip:
             skip = False
-        else:
+        elif word != "--overwrite":
             kept.append(word)
     if not {word.split("=")[0].replace("_", "-") for word in kept} & {"-m", "--model-path"}:
         kept += ["-m", str(model_path)]

@@ -34,6 +34,8 @@ FLOORS: dict[str, list[set[str]]] = {
         {"streams", "logs", "seeds", "losses"},
         {"errors"},
         {"files", "ranges"},
+        {"schema"},
+        {"run_record", "run_settings"},
         {"config"},
         {"data"},
         {"model"},

@@ -29,11 +29,13 @@ from ..model.gaussians import Gaussians
 from ..model.histograms import Histogram
 from ..model.ply import save_ply
 from ..model.rates import OptimConfig
+from ..run_record import checkpoint_file, model_file
 from ..streams import heeded_signals
 from .checkpoint import save_checkpoint
 from .memory import peak_memory
 from .optimizer import build_optimizer, load_optimizer_state, optimizer_state, update_learning_rates
 from .run_files import write_run_files
+from .run_folder import RunFolder
 from .sampler import CameraSampler
 from .start import add_aged_moments, changed_settings
 from .step import Stepper
@@ -90,6 +92,7 @@ class Trainer:
         self.images.check()
         self.sampler = CameraSampler(len(scene.train), config.seed)
         self.tracker = Tracker(config.iterations, quiet=config.quiet)
+        self.folder = RunFolder.of(config, start, scene.source)
         self.step = 0
         self.seed = config.seed
         self.stop_requested = False
@@ -134,8 +137,9 @@ class Trainer:
             SplatrimError: Something could not be written, or the loss is not finite.
         """
         config = self.config
-        write_run_files(config.model_path, self.scene, self.settings)
-        with self._stop_on_signal(), self.tracker, self.stepper.running():
+        with self.folder.held(), self._stop_on_signal(), self.tracker, self.stepper.running():
+            settings = {**self.settings, "run": self.folder.run}
+            write_run_files(config.model_path, self.scene, settings)
             self.tracker.open(config.model_path, self.step + 1)
             self.tracker.info(
                 f"{self.method}: {len(self.scene.train)} training and {len(self.scene.test)} test"
@@ -223,21 +227,23 @@ class Trainer:
 
     def save(self, step: int) -> Path:
         """Write the model as point_cloud/iteration_N/point_cloud.ply."""
-        folder = self.config.model_path / "point_cloud" / f"iteration_{step}"
+        path = model_file(self.config.model_path, step)
         model = self.exported()
-        save_ply(folder / "point_cloud.ply", model.to_tensors())
+        save_ply(path, model.to_tensors())
+        self.folder.add_model(step)
         self.tracker.info(
             f"iteration {step}: saved {len(model)} of {len(self.gaussians)} Gaussians"
         )
         self.write_history(last=False)
-        return folder / "point_cloud.ply"
+        return path
 
     def checkpoint(self, step: int) -> Path:
         """Write all that going on after iteration `step` needs."""
         self.stepper.settle()
         gaussians = self.gaussians
-        path = self.config.model_path / f"chkpnt{step}.pth"
+        path = checkpoint_file(self.config.model_path, step)
         state = {
+            "run": self.folder.run,
             "method": self.method,
             "step": step,
             "params": gaussians.to_tensors(),
@@ -255,6 +261,7 @@ class Trainer:
             "tracker": self.tracker.state_dict(),
         }
         save_checkpoint(path, state)
+        self.folder.add_checkpoint(step)
         self.tracker.info(f"iteration {step}: saved the checkpoint {path}")
         return path
 
