@@ -20,6 +20,7 @@ from ..errors import SplatrimError
 from ..files import write_json
 from ..logs import LogFile
 from .event_log import EventLog
+from .finite import LossNotFinite
 
 LOG_INTERVAL = 10  # iterations between updates; what is logged is the mean over them
 HISTORY_COLUMNS = ("step", "loss", "psnr", "n_gaussians", "n_used", "seconds")
@@ -83,7 +84,7 @@ class Tracker:
         """Send the means since the last call to the host, and show those of the last call.
 
         Raises:
-            SplatrimError: The loss is not finite.
+            LossNotFinite: The loss is not finite.
         """
         self.flush()
         sums = self._sums
@@ -135,10 +136,7 @@ class Tracker:
             )
             self._bar.update(step - self._bar.n)
         if not math.isfinite(loss):
-            raise SplatrimError(
-                f"the loss is not finite at iteration {step}: lower the learning rates, or go on"
-                " from an earlier checkpoint with other settings"
-            )
+            raise LossNotFinite(f"the loss is not finite at iteration {step}")
 
     def test(self, step: int, split: str, psnr: float, l1: float) -> None:
         """Keep one evaluation of the `test` or `train` views."""

@@ -32,6 +32,8 @@ from ..model.rates import OptimConfig
 from ..run_record import checkpoint_file, model_file
 from ..streams import heeded_signals
 from .checkpoint import save_checkpoint
+from .checkpoint_schema import check_like
+from .finite import check_model, check_state, explained
 from .memory import peak_memory
 from .optimizer import build_optimizer, load_optimizer_state, optimizer_state, update_learning_rates
 from .run_files import write_run_files
@@ -137,7 +139,10 @@ class Trainer:
             SplatrimError: Something could not be written, or the loss is not finite.
         """
         config = self.config
-        with self.folder.held(), self._stop_on_signal(), self.tracker, self.stepper.running():
+        told = explained(
+            self.gaussians, self.strategies, step=lambda: self.step, good=self.folder.latest
+        )
+        with told, self.folder.held(), self._stop_on_signal(), self.tracker, self.stepper.running():
             settings = {**self.settings, "run": self.folder.run}
             write_run_files(config.model_path, self.scene, settings)
             self.tracker.open(config.model_path, self.step + 1)
@@ -229,6 +234,7 @@ class Trainer:
         """Write the model as point_cloud/iteration_N/point_cloud.ply."""
         path = model_file(self.config.model_path, step)
         model = self.exported()
+        check_model(model, len(self.gaussians), step, self.folder.latest())
         save_ply(path, model.to_tensors())
         self.folder.add_model(step)
         self.tracker.info(
@@ -260,6 +266,7 @@ class Trainer:
             "config": self.settings,
             "tracker": self.tracker.state_dict(),
         }
+        check_state(state, step, self.folder.latest())
         save_checkpoint(path, state)
         self.folder.add_checkpoint(step)
         self.tracker.info(f"iteration {step}: saved the checkpoint {path}")
@@ -301,6 +308,7 @@ class Trainer:
         known = state["strategies"]
         for strategy in self.strategies:
             if strategy.name in known:
+                check_like(strategy.name, known[strategy.name], strategy.state_dict())
                 strategy.load_state_dict(known[strategy.name])
         if state.get("sampler"):
             self.sampler.load_state_dict(state["sampler"])
