@@ -10,7 +10,7 @@ WORKERS ?= 2
 .PHONY: demo test lint mutants clean
 
 demo: $(STAMP)
-	$(RUN) train.py --demo -s $(SCENE) -m $(OUT)
+	$(RUN) train.py --demo -s $(SCENE) -m $(OUT) --overwrite
 
 test: $(STAMP)
 	$(VENV)/bin/ruff check .

@@ -34,6 +34,21 @@ if TYPE_CHECKING:
     from .model.rows import keep_rows as keep_rows
     from .model.specs import ParameterSpec as ParameterSpec
     from .model.view import View as View
+    from .ranges import AT_LEAST_ONE as AT_LEAST_ONE
+    from .ranges import COUNT as COUNT
+    from .ranges import INNER_SHARE as INNER_SHARE
+    from .ranges import NOT_NEGATIVE as NOT_NEGATIVE
+    from .ranges import POSITIVE as POSITIVE
+    from .ranges import PRUNED_SHARE as PRUNED_SHARE
+    from .ranges import SHARE as SHARE
+    from .ranges import SOME_SHARE as SOME_SHARE
+    from .ranges import Range as Range
+    from .ranges import check_ranges as check_ranges
+    from .run_record import find_model as find_model
+    from .schema import fields as fields
+    from .schema import integer as integer
+    from .schema import listed as listed
+    from .schema import read_checked as read_checked
     from .seeds import derive_seed as derive_seed
     from .training.observer import Observer as Observer
     from .training.observer import Run as Run
@@ -72,6 +87,21 @@ _HOME = {
     "keep_rows": "model.rows",
     "ParameterSpec": "model.specs",
     "View": "model.view",
+    "AT_LEAST_ONE": "ranges",
+    "COUNT": "ranges",
+    "INNER_SHARE": "ranges",
+    "NOT_NEGATIVE": "ranges",
+    "POSITIVE": "ranges",
+    "PRUNED_SHARE": "ranges",
+    "SHARE": "ranges",
+    "SOME_SHARE": "ranges",
+    "Range": "ranges",
+    "check_ranges": "ranges",
+    "fields": "schema",
+    "integer": "schema",
+    "listed": "schema",
+    "read_checked": "schema",
+    "find_model": "run_record",
     "derive_seed": "seeds",
     "Observer": "training.observer",
     "Run": "training.observer",

@@ -6,6 +6,7 @@ defaults of all other settings follow; the second reads everything over those de
 
 import argparse
 import dataclasses
+import logging
 import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -32,6 +33,14 @@ SCALE_BELOW = 7000  # iterations under which --schedule auto scales
 DEMO_SCENE = Path("output") / "demo_scene"
 DEMO_ITERATIONS = 500
 _PATHS = ("source_path", "model_path")
+# Flags of Inria's program that change no result, and whether a value follows.
+FOREIGN = {
+    "data_device": True, "ip": True, "port": True, "debug_from": True, "disable_viewer": False,
+    "debug": False, "detect_anomaly": False, "convert_SHs_python": False,
+    "compute_cov3D_python": False,
+}  # fmt: skip
+
+logger = logging.getLogger("splatrim")
 
 
 class Method(Heritage, Protocol):
@@ -165,6 +174,7 @@ def parse(
         SplatrimError: settings that exclude each other or are out of range.
         SystemExit: from tyro, for --help and for unknown or malformed flags.
     """
+    args = _without_foreign(args)
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     for name in ("--method", "--preset", "--schedule", "--densifier", "--recipe"):
         first.add_argument(name)
@@ -185,6 +195,18 @@ def parse(
         config=(tyro.conf.OmitArgPrefixes,),
         use_underscores=True,
     )
+
+
+def _without_foreign(args: list[str]) -> list[str]:
+    """The command line without flags that scripts made for Inria's program carry along."""
+    foreign = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    for name, has_value in FOREIGN.items():
+        foreign.add_argument(f"--{name}", action="append" if has_value else "count")
+    found, rest = foreign.parse_known_args(args)
+    names = [f"--{name}" for name, value in vars(found).items() if value]
+    if names:
+        logger.warning(f"flags that change nothing here are left out: {', '.join(names)}")
+    return rest
 
 
 def _list(methods: Mapping[str, type[Method]]) -> str:

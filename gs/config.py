@@ -16,6 +16,7 @@ import torch
 from tyro.conf import Suppress, arg
 
 from .errors import SplatrimError
+from .ranges import AT_LEAST_ONE, COUNT, ITERATION, SEED, SHARE, Range, check_ranges
 
 PUBLISHED_ITERATIONS = 30_000
 
@@ -29,17 +30,20 @@ class SceneConfig:
     nerfstudio one (transforms.json)."""
     images: Annotated[str | None, arg(aliases=("-i",))] = None
     """Sub-folder with the images; None is the scene's own."""
-    resolution: Annotated[int, arg(aliases=("-r",))] = -1
+    resolution: Annotated[int, arg(aliases=("-r",)), ITERATION] = -1
     """1, 2, 4, 8 divide the size; other positive numbers are the width; -1 limits it to 1600."""
     white_background: Annotated[bool, arg(aliases=("-w",))] = False
     """Render and composite over white instead of black."""
     eval: bool = False
     """Keep every 8th image (or the test set that the scene names) for testing."""
-    init_points: int | None = None
+    init_points: Annotated[int | None, AT_LEAST_ONE] = None
     """Start from this many random points instead of the scene's point cloud."""
     distortion: Literal["undistort", "refuse"] = "undistort"
     """undistort: remove the distortion of lenses while images are decoded, and keep the results in
     the output folder. refuse: train on pinhole cameras only."""
+
+    def __post_init__(self) -> None:
+        check_ranges(self)
 
 
 @dataclass(frozen=True)
@@ -48,32 +52,34 @@ class TrainConfig:
 
     model_path: Annotated[Path, arg(aliases=("-m",))]
     """Output folder."""
-    iterations: int = PUBLISHED_ITERATIONS
+    iterations: Annotated[int, AT_LEAST_ONE] = PUBLISHED_ITERATIONS
     """Number of iterations, one image each."""
-    sh_degree: int = 3
+    sh_degree: Annotated[int, Range(0, 3)] = 3
     """Highest degree of the spherical harmonics, 0 to 3."""
-    sh_degree_interval: int = 1000
+    sh_degree_interval: Annotated[int, AT_LEAST_ONE] = 1000
     """One more degree is used after so many iterations."""
-    sh_degree_from_iter: int = 0
+    sh_degree_from_iter: Annotated[int, COUNT] = 0
     """Up to this iteration only degree 0 is used."""
-    lambda_dssim: float = 0.2
+    lambda_dssim: Annotated[float, SHARE] = 0.2
     """Share of D-SSIM in the photometric loss; L1 has the rest."""
     random_background: bool = False
     """Train over a random background colour in each iteration."""
-    test_iterations: tuple[int, ...] = (7000, 30_000)
+    test_iterations: Annotated[tuple[int, ...], ITERATION] = (7000, 30_000)
     """Iterations at which the test views are evaluated, besides the last."""
-    save_iterations: tuple[int, ...] = (7000, 30_000)
+    save_iterations: Annotated[tuple[int, ...], ITERATION] = (7000, 30_000)
     """Iterations at which the model is saved as .ply, besides the last."""
-    checkpoint_iterations: tuple[int, ...] = ()
+    checkpoint_iterations: Annotated[tuple[int, ...], ITERATION] = ()
     """Iterations at which a checkpoint (chkpntN.pth) is saved."""
     start_checkpoint: Path | None = None
     """Go on from this checkpoint: of this project, of Inria's 3DGS, or of a method's published
     code. One from the end of its schedule is post-trained, as --start_ply."""
     start_ply: Path | None = None
     """Post-train this finished model: no densification, 5000 iterations counted from 30000."""
-    post_start: Suppress[int | None] = None
+    post_start: Annotated[Suppress[int | None], COUNT] = None
     """Iteration at which post-training begins; set from the two above."""
-    seed: int = 0
+    overwrite: bool = False
+    """Where -m holds another run, set that aside as a whole (it becomes OUT.1, OUT.2, ...)."""
+    seed: Annotated[int, SEED] = 0
     """Seed of everything random."""
     device: str = "auto"
     """Device to train on: auto (a GPU if there is one), cpu, cuda, cuda:1, ..."""
@@ -85,12 +91,7 @@ class TrainConfig:
     """Show nothing but warnings and errors on the terminal; train.log has the rest."""
 
     def __post_init__(self) -> None:
-        if self.iterations < 1:
-            raise SplatrimError(f"--iterations must be at least 1, not {self.iterations}")
-        if not 0 <= self.sh_degree <= 3:
-            raise SplatrimError(f"--sh_degree must be 0 to 3, not {self.sh_degree}")
-        if self.sh_degree_interval < 1:
-            raise SplatrimError("--sh_degree_interval must be at least 1")
+        check_ranges(self)
 
     def sh_degree_grows_at(self, step: int) -> bool:
         """Whether one more degree is used from `step` on: 1000, 2000, 3000 by default."""
@@ -144,7 +145,7 @@ def resume_command(args: Sequence[str], model_path: Path, checkpoint: Path) -> s
             skip = "=" not in word  # the next word is its value
         elif skip:
             skip = False
-        else:
+        elif word != "--overwrite":
             kept.append(word)
     if not {word.split("=")[0].replace("_", "-") for word in kept} & {"-m", "--model-path"}:
         kept += ["-m", str(model_path)]

@@ -9,12 +9,16 @@ import contextlib
 import io
 import json
 import os
+import re
 import secrets
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from .errors import SplatrimError
+
+MAX_DEPTH = 40  # of lists and objects within each other
+_TEMPORARY = re.compile(r"\..+\.[0-9a-f]{8}\.tmp")
 
 
 class _RecordingFile(io.FileIO):
@@ -43,17 +47,21 @@ def atomic_write(path: str | Path) -> Iterator[BinaryIO]:
         SplatrimError: the operating system refused (full disk, no rights, a folder in the way).
     """
     path = Path(path)
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    temporary = path
     raw: _RecordingFile | None = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        raw = _RecordingFile(temporary, "xb")
+        while raw is None:
+            temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+            raw = _claimed(_RecordingFile(temporary, "xb"), temporary)
         file = io.BufferedWriter(raw, buffer_size=1 << 20)
         yield file  # type: ignore[misc]
         file.flush()
         os.fsync(raw.fileno())
+        if os.name == "nt":
+            raw.close()  # open files cannot be renamed there
+        os.replace(temporary, path)  # while it is locked: nobody takes it for left over
         raw.close()
-        os.replace(temporary, path)
     except BaseException as error:
         _discard(raw, temporary)
         cause = raw.failure if raw is not None and raw.failure is not None else error
@@ -63,6 +71,54 @@ def atomic_write(path: str | Path) -> Iterator[BinaryIO]:
             raise cause from None
         raise
     _sync_folder(path.parent)
+
+
+def remove_temporaries(folder: Path, *, prefix: str = "", deep: bool = True) -> int:
+    """Remove what killed writers left in a folder; what a living one holds stays.
+
+    Args:
+        folder: Where to look.
+        prefix: Only temporaries of files whose name begins so.
+        deep: In its sub-folders, too.
+
+    Returns:
+        How many there were.
+    """
+    pattern = f".{prefix}*.tmp"
+    found = folder.rglob(pattern) if deep else folder.glob(pattern)
+    removed = 0
+    for path in [path for path in found if _TEMPORARY.fullmatch(path.name)]:
+        with contextlib.suppress(OSError), open(path, "rb") as file:
+            if lock_file(file.fileno()):
+                path.unlink()
+                removed += 1
+    return removed
+
+
+def lock_file(descriptor: int) -> bool:
+    """Take an open file for this process until it is closed, by death too; False if another has it.
+
+    Where the system or its file system has no such locks, everybody gets one.
+    """
+    try:
+        import fcntl  # not on Windows
+    except ImportError:
+        return True
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:
+        return True
+    return True
+
+
+def _claimed(raw: _RecordingFile, path: Path) -> _RecordingFile | None:
+    """The new temporary file, locked; None where another process removed it as left over."""
+    if lock_file(raw.fileno()) and os.path.lexists(path):
+        return raw
+    raw.close()
+    return None
 
 
 def write_text(path: str | Path, text: str) -> None:
@@ -77,13 +133,26 @@ def write_json(path: str | Path, obj: Any) -> None:
 
 
 def read_json(path: str | Path) -> Any:
-    """Read a JSON file. Raises SplatrimError where it is missing, unreadable or not JSON."""
+    """Read a JSON file. gs.schema checks what is in it.
+
+    Raises:
+        SplatrimError: it is missing, unreadable, not JSON, or nested too deeply.
+    """
     try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
+        data = json.loads(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
         raise SplatrimError(f"cannot read {path}: {error.strerror or error}") from error
+    except RecursionError as error:
+        raise SplatrimError(f"{path} is not valid JSON: it is nested too deeply") from error
     except ValueError as error:
         raise SplatrimError(f"{path} is not valid JSON: {error}") from error
+    level = [data]
+    for _ in range(MAX_DEPTH):
+        level = [item for x in level if isinstance(x, (dict, list))
+                 for item in (x.values() if isinstance(x, dict) else x)]  # fmt: skip
+        if not level:
+            return data
+    raise SplatrimError(f"{path} is nested more than {MAX_DEPTH} deep")
 
 
 def check_writable(folder: str | Path) -> None:

@@ -17,13 +17,13 @@ Only the pruning is here, not the distillation of SH bands nor the quantisation 
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 from torch import Tensor
 
-from gs import Camera, Gaussians, SplatrimError
+from gs import NOT_NEGATIVE, PRUNED_SHARE, SHARE, Camera, Gaussians
 
-from .score_pruning import ScorePruningConfig, check_share
+from .score_pruning import ScorePruningConfig
 from .scores import accumulate_scores, n_kept, top_k
 
 
@@ -31,11 +31,11 @@ from .scores import accumulate_scores, n_kept, top_k
 class LightGaussianConfig(ScorePruningConfig):
     """Settings of LightGaussian's pruning; the defaults are those of its training script."""
 
-    ratio: float = 0.6
+    ratio: Annotated[float, PRUNED_SHARE] = 0.6
     """Share of the Gaussians that the first pruning removes."""
-    decay: float = 0.6
+    decay: Annotated[float, SHARE] = 0.6
     """Factor on that share from one pruning to the next."""
-    v_pow: float = 0.1
+    v_pow: Annotated[float, NOT_NEGATIVE] = 0.1
     """Exponent of the volume; 0 leaves it out."""
 
     PRESETS: ClassVar[dict[str, dict[str, Any]]] = {
@@ -45,12 +45,6 @@ class LightGaussianConfig(ScorePruningConfig):
         "demo": {},
     }
     POST_PRESET: ClassVar[str | None] = "finetune"
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_share("ratio", self.ratio)
-        if not 0 <= self.decay <= 1:
-            raise SplatrimError(f"--decay must be 0 to 1, not {self.decay}")
 
     def score(self, gaussians: Gaussians, cameras: Sequence[Camera]) -> Tensor:
         return accumulate_scores(gaussians, cameras, "light-gaussian", v_pow=self.v_pow)

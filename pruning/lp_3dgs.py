@@ -35,12 +35,17 @@ import logging
 import math
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
 
 from gs import (
+    AT_LEAST_ONE,
+    COUNT,
+    INNER_SHARE,
+    NOT_NEGATIVE,
+    POSITIVE,
     PUBLISHED_ITERATIONS,
     Camera,
     Gaussians,
@@ -79,26 +84,26 @@ class LP3DGSConfig(MethodConfig):
     score_source: Literal["unmasked", "masked"] = "unmasked"
     """Scores are of renderings with plain opacities, or with masked ones and their noise as
     published."""
-    score_interval: int = 20
+    score_interval: Annotated[int, AT_LEAST_ONE] = 20
     """Scores are renewed every so many iterations of the mask's training."""
-    mask_from_iter: int = 19_500
+    mask_from_iter: Annotated[int, COUNT] = 19_500
     """The mask is trained after this iteration."""
-    mask_until_iter: int = 20_000
+    mask_until_iter: Annotated[int, COUNT] = 20_000
     """Gaussians are pruned in this iteration, the last with a mask."""
-    lambda_mask: float = 0.0005
+    lambda_mask: Annotated[float, NOT_NEGATIVE] = 0.0005
     """Weight of mean(sigmoid(m)) in the loss."""
     relaxation: Literal["gumbel-sigmoid", "straight-through"] = "gumbel-sigmoid"
     """The mask: noisy and soft, or hard with a straight-through gradient."""
-    gumbel_temp: float = 0.5
+    gumbel_temp: Annotated[float, POSITIVE] = 0.5
     """Temperature of the Gumbel-Sigmoid."""
-    mask_threshold: float = 0.01
+    mask_threshold: Annotated[float, INNER_SHARE] = 0.01
     """A straight-through mask is 1 where its sigmoid is above this."""
     decision: Literal["threshold", "sample"] = "threshold"
     """Who stays: those with m >= 0 (straight-through: with sigmoid(m) above mask_threshold), or one
     random draw as published."""
-    logit_lr: float = 0.05
+    logit_lr: Annotated[float, NOT_NEGATIVE] = 0.05
     """Learning rate of mask logits."""
-    logit_decay: float = 0.01
+    logit_decay: Annotated[float, NOT_NEGATIVE] = 0.01
     """Decoupled weight decay of mask logits (AdamW)."""
 
     PRESETS: ClassVar[dict[str, dict[str, Any]]] = {
@@ -120,6 +125,7 @@ class LP3DGSConfig(MethodConfig):
     }
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         length = self.mask_until_iter - self.mask_from_iter
         if length < 1:
             raise SplatrimError(
@@ -131,10 +137,6 @@ class LP3DGSConfig(MethodConfig):
                 f"--score_interval must be 1 to {length}, the length of the mask's training,"
                 f" not {self.score_interval}"
             )
-        if self.gumbel_temp <= 0:
-            raise SplatrimError(f"--gumbel_temp must be positive, not {self.gumbel_temp}")
-        if not 0 < self.mask_threshold < 1:
-            raise SplatrimError(f"--mask_threshold must be in 0..1, not {self.mask_threshold}")
 
     def scaled(self, factor: float) -> "LP3DGSConfig":
         """The same schedule over `factor` times as many iterations, as far as it bears it.

@@ -26,12 +26,15 @@ preset has: the mask's backward pass, which is wrong where masks of 0 and 1 mix.
 import math
 from collections.abc import Hashable
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
 
 from gs import (
+    COUNT,
+    INNER_SHARE,
+    NOT_NEGATIVE,
     POST_ITERATIONS,
     Gaussians,
     Histogram,
@@ -63,25 +66,25 @@ PUBLISHED_NAMES = ("mask", "masks")  # of the logits, in published checkpoints a
 class MaskGaussianConfig(MethodConfig):
     """Settings of MaskGaussian; the defaults are the published setting beta."""
 
-    lambda_mask: float = 0.0005
+    lambda_mask: Annotated[float, NOT_NEGATIVE] = 0.0005
     """Weight of mean(M)^2 in the loss."""
-    lambda_mask_factor: float = 1.0
+    lambda_mask_factor: Annotated[float, NOT_NEGATIVE] = 1.0
     """Multiplies lambda_mask; 0.2 in post-training, where the published weight is so counted."""
-    mask_from_iter: int = 0
+    mask_from_iter: Annotated[int, COUNT] = 0
     """First iteration with the mask loss."""
-    mask_until_iter: int = 30_000
+    mask_until_iter: Annotated[int, COUNT] = 30_000
     """Last iteration with the mask loss (inclusive)."""
-    mask_prune_iter: int = 1000
+    mask_prune_iter: Annotated[int, COUNT] = 1000
     """Once densification is over, prune at multiples of this iteration; 0 for never."""
     mean_over: Literal["present", "start"] = "present"
     """Whose mean the mask loss has: that of the Gaussians there are, as published, or of as many as
     there were at the start, so that pruning makes the loss no stronger."""
-    mask_lr: float = 0.01
+    mask_lr: Annotated[float, NOT_NEGATIVE] = 0.01
     """Learning rate of mask logits."""
     final_mask: Literal["threshold", "sample"] = "threshold"
     """Which Gaussians the saved model has: those with p > final_threshold, or one random draw as
     published."""
-    final_threshold: float = FINAL_THRESHOLD
+    final_threshold: Annotated[float, INNER_SHARE] = FINAL_THRESHOLD
     """Least probability of the Gaussians that are saved, above 0 and below 1. On bonsai, 0.5, 0.8
     and 0.9 keep 393, 377 and 363 thousand for 31.278, 31.275 and 31.257 dB."""
 
@@ -113,12 +116,6 @@ class MaskGaussianConfig(MethodConfig):
         },
     }
     POST_PRESET: ClassVar[str | None] = "post"
-
-    def __post_init__(self) -> None:
-        if not 0 < self.final_threshold < 1:
-            raise SplatrimError(
-                f"--final_threshold must lie between 0 and 1, not {self.final_threshold}"
-            )
 
     PROPERTIES: ClassVar[tuple[str, ...]] = ("masks",)
 

@@ -5,7 +5,7 @@ from typing import Any, ClassVar
 
 from typing_extensions import Self
 
-from gs import SplatrimError, State, Strategy, without_added
+from gs import SplatrimError, State, Strategy, check_ranges, without_added
 
 
 @dataclass(frozen=True)
@@ -23,6 +23,9 @@ class MethodConfig:
 
     RUN_SETTINGS: ClassVar[dict[str, dict[str, Any]]] = {}
     """Settings of the run itself (gs.config.TrainConfig) by preset, where a preset changes some."""
+
+    def __post_init__(self) -> None:
+        check_ranges(self)
 
     @classmethod
     def adopt(cls, state: State) -> State:

@@ -15,13 +15,13 @@ depth, and gives the drawn ones fresh scales, rotations and opacities; here they
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from torch import Tensor
 
-from gs import Camera, Gaussians, SplatrimError
+from gs import AT_LEAST_ONE, PRUNED_SHARE, SOME_SHARE, Camera, Gaussians
 
-from .score_pruning import ScorePruningConfig, check_share
+from .score_pruning import ScorePruningConfig
 from .scores import ScoreKind, accumulate_scores, keep_by_cumulative, n_kept, sample_keep
 
 SCORES: dict[str, ScoreKind] = {
@@ -35,16 +35,16 @@ SCORES: dict[str, ScoreKind] = {
 class MiniSplattingConfig(ScorePruningConfig):
     """Settings of Mini-Splatting's importance pruning; the defaults are the published ones."""
 
-    prune_iterations: tuple[int, ...] = (15_000, 20_000)
+    prune_iterations: Annotated[tuple[int, ...], AT_LEAST_ONE] = (15_000, 20_000)
     """Iterations at which Gaussians are pruned, ascending: by sampling at the first, by cumulative
     importance at all others."""
     metric: Literal["outdoor", "indoor", "sum"] = "outdoor"
     """Importance for outdoor or indoor scenes, or the plain sum of weights that LP-3DGS takes."""
-    sampling: float = 0.5
+    sampling: Annotated[float, SOME_SHARE] = 0.5
     """Draw this share of those that have a score above 0."""
-    ratio: float | None = None
+    ratio: Annotated[float | None, PRUNED_SHARE] = None
     """Draw so many that this share of all Gaussians goes instead."""
-    cut: float = 0.99
+    cut: Annotated[float, SOME_SHARE] = 0.99
     """Of the sum of scores, what the cumulative cut leaves."""
 
     PRESETS: ClassVar[dict[str, dict[str, Any]]] = {
@@ -54,16 +54,6 @@ class MiniSplattingConfig(ScorePruningConfig):
         "fixed-ratio": {"prune_iterations": (20_000,), "metric": "sum", "ratio": 0.6},
         "demo": {},
     }
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.ratio is not None:
-            check_share("ratio", self.ratio)
-        for name in ("sampling", "cut"):
-            if not 0 < getattr(self, name) <= 1:
-                raise SplatrimError(
-                    f"--{name} must be above 0 and at most 1, not {getattr(self, name)}"
-                )
 
     def score(self, gaussians: Gaussians, cameras: Sequence[Camera]) -> Tensor:
         return accumulate_scores(gaussians, cameras, SCORES[self.metric])

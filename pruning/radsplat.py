@@ -9,13 +9,13 @@ field, which is no part of this.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 from torch import Tensor
 
-from gs import Camera, Gaussians, SplatrimError
+from gs import AT_LEAST_ONE, PRUNED_SHARE, Camera, Gaussians, Range
 
-from .score_pruning import ScorePruningConfig, check_share
+from .score_pruning import ScorePruningConfig
 from .scores import accumulate_scores, keep_by_threshold, n_kept, top_k
 
 
@@ -23,11 +23,11 @@ from .scores import accumulate_scores, keep_by_threshold, n_kept, top_k
 class RadSplatConfig(ScorePruningConfig):
     """Settings of RadSplat's pruning; the defaults are the published ones."""
 
-    prune_iterations: tuple[int, ...] = (16_000, 24_000)
+    prune_iterations: Annotated[tuple[int, ...], AT_LEAST_ONE] = (16_000, 24_000)
     """Iterations at which Gaussians are pruned, ascending."""
-    threshold: float = 0.01
+    threshold: Annotated[float, Range(0, 0.99)] = 0.01
     """Gaussians that score less are pruned."""
-    ratio: float | None = None
+    ratio: Annotated[float | None, PRUNED_SHARE] = None
     """Prune this share of the lowest scores instead, each time."""
 
     PRESETS: ClassVar[dict[str, dict[str, Any]]] = {
@@ -38,13 +38,6 @@ class RadSplatConfig(ScorePruningConfig):
         "fixed-ratio": {"prune_iterations": (20_000,), "ratio": 0.6},  # LP-3DGS's baseline
         "demo": {},
     }
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.ratio is not None:
-            check_share("ratio", self.ratio)
-        if not 0 <= self.threshold <= 0.99:
-            raise SplatrimError(f"--threshold must be 0 to 0.99, not {self.threshold}")
 
     def score(self, gaussians: Gaussians, cameras: Sequence[Camera]) -> Tensor:
         return accumulate_scores(gaussians, cameras, "radsplat")

@@ -11,13 +11,23 @@ mini_splatting.py and light_gaussian.py.
 import logging
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import torch
 from torch import Tensor
 from typing_extensions import Self
 
-from gs import Camera, Gaussians, SplatrimError, StepContext, Strategy, derive_seed, keep_rows
+from gs import (
+    AT_LEAST_ONE,
+    PRUNED_SHARE,
+    Camera,
+    Gaussians,
+    SplatrimError,
+    StepContext,
+    Strategy,
+    derive_seed,
+    keep_rows,
+)
 
 from .method import MethodConfig
 from .score_report import write_pruning
@@ -30,7 +40,7 @@ logger = logging.getLogger("splatrim")
 class ScorePruningConfig(MethodConfig):
     """What the baselines with a fixed rule share."""
 
-    prune_iterations: tuple[int, ...] = (20_000,)
+    prune_iterations: Annotated[tuple[int, ...], AT_LEAST_ONE] = (20_000,)
     """Iterations at which Gaussians are pruned, ascending."""
     save_scores: bool = False
     """At every pruning, write scores.npz (id and score of each Gaussian, of the latest pruning)
@@ -41,6 +51,7 @@ class ScorePruningConfig(MethodConfig):
         if any(a >= b for a, b in zip(steps, steps[1:], strict=False)):
             given = " ".join(map(str, self.prune_iterations))
             raise SplatrimError(f"--prune_iterations must be positive and ascending, not {given}")
+        super().__post_init__()
 
     def scaled(self, factor: float) -> Self:
         steps: list[int] = []
@@ -83,14 +94,10 @@ class ScorePruningConfig(MethodConfig):
 class OpacityConfig(ScorePruningConfig):
     """Prune the share with the lowest opacity."""
 
-    ratio: float = 0.6
+    ratio: Annotated[float, PRUNED_SHARE] = 0.6
     """Share of the Gaussians that each pruning removes."""
 
     PRESETS: ClassVar[dict[str, dict[str, Any]]] = {"default": {}, "demo": {}}
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_share("ratio", self.ratio)
 
     def score(self, gaussians: Gaussians, cameras: Sequence[Camera]) -> Tensor:
         return accumulate_scores(gaussians, cameras, "opacity")
@@ -162,12 +169,6 @@ def prune_once(
     """
     scores = config.score(gaussians, cameras)
     return _keep(config, config.prune_iterations[0], scores, gaussians, seed)
-
-
-def check_share(name: str, value: float) -> None:
-    """Raise SplatrimError unless the setting `name` is a share that can be pruned."""
-    if not 0 <= value < 1:
-        raise SplatrimError(f"--{name} must be at least 0 and below 1, not {value}")
 
 
 def _keep(

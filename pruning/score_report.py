@@ -8,12 +8,24 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gs import Camera, Gaussians, Images, evaluate_views, mean_scores, read_json, write_json
+from gs import (
+    Camera,
+    Gaussians,
+    Images,
+    evaluate_views,
+    fields,
+    integer,
+    listed,
+    mean_scores,
+    read_checked,
+    write_json,
+)
 
 from .scores import n_kept, top_k
 
 RATIOS = tuple(i / 10 for i in range(10))
 CURVE_VIEWS = 16  # of the training views, evenly spread: the curve takes ten models through them
+_PRUNINGS = listed(fields({"iteration": integer(0)}, needs=("iteration",)))
 
 
 @torch.no_grad()
@@ -101,5 +113,6 @@ def write_pruning(
         "histogram": score_histogram(scores),
         "curve": curve,
     }
-    earlier = [e for e in read_json(path) if e["iteration"] < step] if path.exists() else []
+    there = read_checked(path, _PRUNINGS) if path.exists() else []
+    earlier = [e for e in there if e["iteration"] < step]
     write_json(path, [*earlier, entry])

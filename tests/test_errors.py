@@ -158,6 +158,15 @@ def test_checkpoint_that_is_at_the_end(scene: Path, tmp_path: Path) -> None:
     refuses(tmp_path, line, "iteration 2", "--iterations")
 
 
+def test_a_folder_that_holds_another_run(scene: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    make_checkpoint(scene, out)
+    refuses(tmp_path, f"-s {scene} -m {out} --iterations 2", "holds another run", "--overwrite")
+    shutil.move(scene, out / "scene")
+    line = f"-s {out}/scene -m {out} --iterations 2 --overwrite"
+    refuses(tmp_path, line, "would be set aside", "give another -m")
+
+
 def test_models_that_cannot_be_post_trained(scene: Path, tmp_path: Path) -> None:
     ply = tmp_path / "model.ply"
     line = f"-s {scene} -m {tmp_path}/out --start_ply {ply}"
@@ -220,7 +229,7 @@ def test_disk_full_keeps_what_was_there(scene: Path, tmp_path: Path, repo: Path)
     ply = out / "point_cloud" / "iteration_4" / "point_cloud.ply"
     before = {path: path.read_bytes() for path in (ply, out / "chkpnt2.pth")}
     # files may not grow past the point where the model no longer fits
-    line = f"-s {scene} -m {out} --iterations 4"
+    line = f"-s {scene} -m {out} --iterations 4 --start_checkpoint {out}/chkpnt2.pth"
     done = run(repo, line, file_limit=len(before[ply]) // 2)
     assert done.returncode == 2
     assert done.stderr.startswith("error: cannot write ") and len(done.stderr.splitlines()) == 1

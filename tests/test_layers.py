@@ -34,8 +34,11 @@ FLOORS: dict[str, list[set[str]]] = {
         {"compat"},
     ],
     "gs": [
-        {"errors", "logs", "seeds", "losses"},
-        {"files"},
+        {"streams", "logs", "seeds", "losses"},
+        {"errors"},
+        {"files", "ranges"},
+        {"schema"},
+        {"run_record", "run_settings"},
         {"config"},
         {"data"},
         {"model"},

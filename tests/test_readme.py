@@ -15,6 +15,7 @@ from gs.data.demo import write_demo_scene
 from gs.data.scene import load_scene
 from gs.model.gaussians import Gaussians
 from gs.model.ply import save_ply
+from gs.run_record import RunRecord, write_record
 
 FENCE = re.compile(r"^```python\n(.*?)^```", re.MULTILINE | re.DOTALL)
 
@@ -53,9 +54,11 @@ def test_render_ply(readme: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     write_demo_scene(scene_folder, views=9, width=32, height=24)
     scene = load_scene(scene_folder)
     model = Gaussians.from_points(scene.points, scene.colors)
-    for step in (7, 600):
+    for step in (7, 600, 9000):
         folder = Path(f"output/demo/point_cloud/iteration_{step}")
         save_ply(folder / "point_cloud.ply", model.to_tensors())
+
+    write_record(Path("output/demo"), RunRecord("a", {7: "", 600: ""}))  # 9000 is of another run
 
     names = _run(_snippet(readme, "# render_ply.py"))
     assert names["path"].parent.name == "iteration_600"

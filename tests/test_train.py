@@ -89,6 +89,16 @@ def test_dashes_and_long_names() -> None:
     assert config.scene.images == "i"
 
 
+def test_flags_of_the_published_program_are_left_out(caplog: pytest.LogCaptureFixture) -> None:
+    line = "-s x --data_device cpu --iterations 8000 --port 6009 --ip 127.0.0.1 --disable_viewer -w"
+    config = parse(line)
+    assert config.train.iterations == 8000 and config.scene.white_background
+    (record,) = caplog.records
+    assert record.getMessage().endswith("--data_device, --ip, --port, --disable_viewer")
+    config = parse("-s debug --images port --test_iterations -1 5")
+    assert (config.scene.images, config.train.test_iterations) == ("port", (-1, 5))
+
+
 def test_flags_win_over_presets() -> None:
     config = parse("-s x --preset alpha --lambda_mask 0.3")
     assert (config.pruning.lambda_mask, config.pruning.mask_from_iter) == (0.3, 19_000)
@@ -145,7 +155,7 @@ def test_short_runs_scale_the_schedule_unless_told() -> None:
         ("-s x --iterations 0", "--iterations must be at least 1"),
         ("-s x --sh_degree 4", "--sh_degree must be 0 to 3"),
         ("-s x --anneal_to 0", "--anneal_to must be positive"),
-        ("-s x --anneal_from 1.5", "--anneal_from must be between 0 and 1"),
+        ("-s x --anneal_from 1.5", "--anneal_from must be 0 to 1"),
     ],
 )
 def test_impossible_choices(line: str, message: str) -> None:

@@ -29,6 +29,7 @@ from gs.config import PUBLISHED_ITERATIONS, resolve_device
 from gs.errors import SplatrimError
 from gs.files import check_writable, write_json, write_text
 from gs.logs import show_log
+from gs.ranges import AT_LEAST_ONE, ITERATION, SEED, check_ranges
 from pruning import METHODS
 
 POST = "post:"
@@ -52,20 +53,23 @@ class SweepConfig:
     """name, name:preset, post:name or post:name:preset."""
     out: Annotated[Path, tyro.conf.arg(aliases=("-o",))] = Path("output") / "sweep"
     """Where runs and tables go."""
-    seeds: tuple[int, ...] = (0,)
+    seeds: Annotated[tuple[int, ...], SEED] = (0,)
     """One run each."""
-    iterations: int | None = None
+    iterations: Annotated[int | None, AT_LEAST_ONE] = None
     """Of every training but those after "post:"; None is train.py's own number."""
-    post_iterations: int | None = None
+    post_iterations: Annotated[int | None, AT_LEAST_ONE] = None
     """Of those; None is train.py's own number."""
-    resolution: Annotated[int | None, tyro.conf.arg(aliases=("-r",))] = None
+    resolution: Annotated[int | None, tyro.conf.arg(aliases=("-r",)), ITERATION] = None
     """As train.py's."""
-    jobs: int = 1
+    jobs: Annotated[int, AT_LEAST_ONE] = 1
     """Runs at once on each device; with more than one, times are not comparable."""
     device: tuple[str, ...] = ("auto",)
     """auto, cpu or cuda; or several GPUs, which share the runs: cuda:0 cuda:1."""
     keep_images: bool = False
     """Keep the rendered test views of every run."""
+
+    def __post_init__(self) -> None:
+        check_ranges(self)
 
 
 def parse_method(text: str) -> Method:
@@ -106,8 +110,6 @@ def plan(config: SweepConfig, extra: Sequence[str]) -> list[Job]:
             raise SplatrimError(f"no such scene: {scene}")
         if names.count(scene.name) > 1:
             raise SplatrimError(f"two scenes are called {scene.name}: their runs would be mixed up")
-    if config.jobs < 1:
-        raise SplatrimError("--jobs must be at least 1")
     return [
         make_job(config, scene, method, seed, extra)
         for scene in config.scenes

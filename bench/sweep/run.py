@@ -29,8 +29,9 @@ import torch
 from gs.config import resolve_device
 from gs.errors import SplatrimError
 from gs.evaluation.metrics import compute_metrics
-from gs.evaluation.render import find_model, render_views
+from gs.evaluation.render import render_views
 from gs.files import read_json, write_json
+from gs.run_record import find_model, saved_checkpoints
 
 ROOT = Path(__file__).resolve().parents[2]
 BASELINE = "3dgs"
@@ -131,7 +132,8 @@ class Runner:
         same = record.get("args") == list(job.args)
         if same and record.get("trained"):
             return
-        checkpoint = latest_checkpoint(job.folder) if same else None
+        saved = list(saved_checkpoints(job.folder).values()) if same else []
+        checkpoint = saved[-1] if saved else None
         if checkpoint is None and job.folder.exists():
             if not record_path.is_file():
                 raise SplatrimError(f"{job.folder} is in the way: no sweep has made it")
@@ -219,16 +221,6 @@ def load_result(job: Job) -> dict[str, Any] | None:
             f"{job.folder} was trained with other arguments: give another --out, or remove it"
         )
     return result
-
-
-def latest_checkpoint(folder: Path) -> Path | None:
-    """The checkpoint with the most iterations, if there is one."""
-    found = {
-        int(path.stem.removeprefix("chkpnt")): path
-        for path in folder.glob("chkpnt*.pth")
-        if path.stem.removeprefix("chkpnt").isdigit()
-    }
-    return found[max(found)] if found else None
 
 
 def error_line(log: Path, begin: int, code: int) -> str:

@@ -28,7 +28,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import torch
 from torch import Tensor
@@ -38,6 +38,7 @@ from kernels import add_gradient_norms
 from ..model.gaussians import Gaussians
 from ..model.morton import reorder
 from ..model.rows import gather_rows, replace_values
+from ..ranges import AT_LEAST_ONE, COUNT, NOT_NEGATIVE, SHARE, check_ranges
 from ..seeds import derive_seed
 from ..training.strategy import StepContext, Strategy, rows_to_prune
 
@@ -58,12 +59,15 @@ VIEWS = "densify_views"  # rows: number of views in that sum
 class DensifierConfig:
     """When a densifier adds and removes Gaussians: what all of them have in common."""
 
-    densify_from_iter: int = 500
+    densify_from_iter: Annotated[int, COUNT] = 500
     """Densify after this iteration."""
-    densify_until_iter: int = 15_000
+    densify_until_iter: Annotated[int, COUNT] = 15_000
     """Densify before this iteration."""
-    densification_interval: int = 100
+    densification_interval: Annotated[int, AT_LEAST_ONE] = 100
     """Densify at multiples of this iteration."""
+
+    def __post_init__(self) -> None:
+        check_ranges(self)
 
     def scaled(self, factor: float) -> Self:
         """The same schedule over `factor` times as many iterations, as far as it bears it.
@@ -96,14 +100,14 @@ class DensifierConfig:
 class DensifyConfig(DensifierConfig):
     """Settings of the default densifier; the defaults are Inria's."""
 
-    densify_grad_threshold: float = 2e-4
+    densify_grad_threshold: Annotated[float, NOT_NEGATIVE] = 2e-4
     """Mean image-space gradient (NDC) from which a Gaussian is cloned or split."""
-    percent_dense: float = 0.01
+    percent_dense: Annotated[float, NOT_NEGATIVE] = 0.01
     """Share of the scene's extent above which a Gaussian is split instead of cloned."""
-    opacity_reset_interval: int = 3000
+    opacity_reset_interval: Annotated[int, AT_LEAST_ONE] = 3000
     """Opacities fall to at most 0.01 at multiples of this iteration, while densifying; oversized
     Gaussians are pruned after it alone, so never where it is not below densify_until_iter."""
-    min_opacity: float = 0.005
+    min_opacity: Annotated[float, SHARE] = 0.005
     """Gaussians of lower opacity are pruned."""
     reorder: bool = False
     """Sort Gaussians along a Z-order curve after each densification, for locality in memory."""

@@ -21,7 +21,7 @@ def budget_limit(budget: str, n_start: int) -> int:
     try:
         if text.endswith("x"):
             factor = float(text[:-1])
-            if math.isfinite(factor) and factor >= 1:
+            if factor >= 1 and math.isfinite(n_start * factor):
                 return int(n_start * factor)
         elif int(text) >= 1:
             return int(text)

@@ -34,7 +34,7 @@ from __future__ import annotations
 import math
 from collections.abc import Hashable
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import torch
 from torch import Tensor
@@ -42,9 +42,9 @@ from torch.nn import functional
 
 from kernels import add_langevin_noise, add_regularizer_gradients, philox
 
-from ..errors import SplatrimError
 from ..model.gaussians import Gaussians
 from ..model.rows import clear_moments, copy_rows, gather_rows
+from ..ranges import COUNT, INNER_SHARE, NOT_NEGATIVE, POSITIVE
 from ..seeds import derive_seed
 from ..training.strategy import StepContext, Strategy, rows_to_prune
 from .adaptive import DensifierConfig, rows_where
@@ -63,37 +63,28 @@ class MCMCConfig(DensifierConfig):
     """Settings of Markov chain Monte Carlo; the defaults are the published ones, except the budget
     and initial_scale."""
 
-    densify_until_iter: int = 25_000
+    densify_until_iter: Annotated[int, COUNT] = 25_000
     """Densify before this iteration."""
     budget: str = "5x"
     """Gaussians to grow to: a number, or a multiple of those at the start, such as 5x or 1.5x."""
-    growth: float = 0.05
+    growth: Annotated[float, NOT_NEGATIVE] = 0.05
     """Share of the Gaussians that each densification adds, within the budget."""
-    min_opacity: float = 0.005
+    min_opacity: Annotated[float, INNER_SHARE] = 0.005
     """Gaussians of this opacity or less are dead, and moved."""
-    initial_opacity: float = 0.5
+    initial_opacity: Annotated[float, INNER_SHARE] = 0.5
     """Opacity that training starts with: what is shared among several must not be faint."""
-    initial_scale: float = 1.0
+    initial_scale: Annotated[float, POSITIVE] = 1.0
     """Scales that training starts with, over the distance to the neighbours; 0.1 is published."""
-    noise_lr: float = 5e5
+    noise_lr: Annotated[float, NOT_NEGATIVE] = 5e5
     """Size of the noise on positions, times their learning rate."""
-    lambda_opacity: float = 0.01
+    lambda_opacity: Annotated[float, NOT_NEGATIVE] = 0.01
     """Weight of the mean opacity in the loss."""
-    lambda_scale: float = 0.01
+    lambda_scale: Annotated[float, NOT_NEGATIVE] = 0.01
     """Weight of the mean scale in the loss."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         budget_limit(self.budget, 1)
-        if self.densification_interval < 1:
-            raise SplatrimError("--densification_interval must be at least 1")
-        if not 0 < self.initial_scale < math.inf:
-            raise SplatrimError(f"--initial_scale must be positive, not {self.initial_scale}")
-        for name in ("min_opacity", "initial_opacity"):
-            if not 0 < getattr(self, name) < 1:
-                raise SplatrimError(f"--{name} must be between 0 and 1, not {getattr(self, name)}")
-        for name in ("growth", "noise_lr", "lambda_opacity", "lambda_scale"):
-            if not 0 <= getattr(self, name) < math.inf:
-                raise SplatrimError(f"--{name} must be at least 0, not {getattr(self, name)}")
 
     def scaled(self, factor: float) -> Self:
         """The same schedule over `factor` times as many iterations.

@@ -41,7 +41,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import torch
 from torch import Tensor
@@ -49,10 +49,10 @@ from torch.nn import functional
 
 from kernels import rasterization, uniform
 
-from ..errors import SplatrimError
 from ..losses import photometric_loss, to_float
 from ..model.gaussians import Gaussians
 from ..model.renderer import render
+from ..ranges import AT_LEAST_ONE
 from ..seeds import derive_seed
 from ..training.strategy import StepContext, rows_to_prune
 from .adaptive import (
@@ -93,17 +93,16 @@ MIN_SCORE = 1e-12  # of a drawn probability, so that 1 / score is finite
 class TamingConfig(DensifyConfig):
     """Settings of the densifier with a budget; the defaults are the paper's for indoor scenes."""
 
-    densification_interval: int = 500
+    densification_interval: Annotated[int, AT_LEAST_ONE] = 500
     """Densify at multiples of this iteration."""
     budget: str = "2x"
     """Gaussians to grow to: a number, or a multiple of those at the start, such as 2x or 1.5x."""
-    score_views: int = 10
+    score_views: Annotated[int, AT_LEAST_ONE] = 10
     """Training views over which Gaussians are scored at each densification."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         self.limit(1)
-        if self.score_views < 1:
-            raise SplatrimError(f"--score_views must be at least 1, not {self.score_views}")
 
     def limit(self, n_start: int) -> int:
         """The number of Gaussians that the budget allows after a start with `n_start`."""

@@ -28,6 +28,7 @@ from ..errors import SplatrimError
 from ..files import write_json
 from ..logs import show_log
 from ..losses import ssim, to_float
+from .rendered import PER_VIEW, RESULTS, is_current, read_stats
 from .views import psnr
 
 __all__ = ["compute_metrics", "load_lpips", "psnr", "read_image", "ssim"]
@@ -85,8 +86,8 @@ def compute_metrics(
             }
             figures = ", ".join(f"{name} {value:.4f}" for name, value in results[method].items())
             logger.info(f"{path} {method}: {figures} ({len(pairs)} test views)")
-        write_json(path / "results.json", results)
-        write_json(path / "per_view.json", per_view)
+        write_json(path / RESULTS, results)
+        write_json(path / PER_VIEW, per_view)
         all_results[str(path)] = results
     return all_results
 
@@ -142,7 +143,11 @@ def _find_views(model_path: Path) -> dict[str, list[tuple[Path, Path]]]:
         raise SplatrimError(f"no such folder: {model_path}")
     methods: dict[str, list[tuple[Path, Path]]] = {}
     folders = (model_path / "test").glob("ours_*")
+    stats = read_stats(model_path)
     for folder in sorted(folders, key=lambda f: (len(f.name), f.name)):
+        if not is_current(model_path, folder.name, stats):
+            logger.warning(f"{folder} is left out: it shows no model that the run has now")
+            continue
         renders = sorted((folder / "renders").glob("*.png"))
         pairs = [(path, folder / "gt" / path.name) for path in renders]
         missing = [truth for _, truth in pairs if not truth.is_file()]

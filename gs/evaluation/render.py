@@ -4,9 +4,8 @@ Writes {train,test}/ours_N/{renders,gt}/00000.png, 8 bits a channel, numbered pe
 original code, and render_stats.json: image names, mean quality and rendering speed.
 """
 
-import ast
+import contextlib
 import logging
-import re
 import statistics
 import sys
 import time
@@ -27,11 +26,24 @@ from ..data.loader import ImageLoader
 from ..data.scene import Scene, load_scene
 from ..data.undistort import FOLDER as UNDISTORTED
 from ..errors import SplatrimError
-from ..files import atomic_write, check_writable, read_json, write_json
+from ..files import atomic_write, check_writable, write_json
 from ..logs import show_log
 from ..model.gaussians import Gaussians
 from ..model.ply import load_ply, read_offset
 from ..model.renderer import RenderOutput, render
+from ..ranges import ITERATION, check_ranges
+from ..run_record import find_model
+from ..run_settings import read_settings
+from .rendered import (
+    PER_VIEW,
+    RESULTS,
+    STATS,
+    mark_of,
+    method_name,
+    read_per_view,
+    read_results,
+    read_stats,
+)
 from .views import ViewScore, evaluate_views, mean_scores
 
 TIMED_VIEWS = 50  # renderings for the speed on a GPU, where one is too short to be exact
@@ -46,7 +58,7 @@ class RenderConfig:
 
     model_path: Annotated[Path, tyro.conf.arg(aliases=("-m",))]
     """Output folder of a run."""
-    iteration: int = -1
+    iteration: Annotated[int, ITERATION] = -1
     """Which saved model; -1 is the latest."""
     skip_train: bool = False
     """Leave out the training views."""
@@ -58,10 +70,13 @@ class RenderConfig:
     """The scene, if it has moved since training."""
     images: Annotated[str | None, tyro.conf.arg(aliases=("-i",))] = None
     """Sub-folder with the images, instead of the run's."""
-    resolution: Annotated[int | None, tyro.conf.arg(aliases=("-r",))] = None
+    resolution: Annotated[int | None, tyro.conf.arg(aliases=("-r",)), ITERATION] = None
     """Resolution as in training, instead of the run's."""
     device: str = "auto"
     """auto, cpu or cuda."""
+
+    def __post_init__(self) -> None:
+        check_ranges(self)
 
 
 def render_views(
@@ -94,6 +109,7 @@ def render_views(
     white = bool(settings.get("white_background", False))
     background = torch.full((3,), float(white), device=where)
     stats: dict[str, Any] = {
+        "model": mark_of(model_path, iteration),
         "n_gaussians": len(gaussians),
         "ply_bytes": ply.stat().st_size,
         "device": _device_name(where),
@@ -105,7 +121,7 @@ def render_views(
     ):
         if skip or not cameras:
             continue
-        folder = model_path / split / f"ours_{iteration}"
+        folder = model_path / split / method_name(iteration)
         loader = ImageLoader(cameras, white_background=white, device=where)
         try:
             loader.check()
@@ -126,58 +142,8 @@ def render_views(
         )
     if not {"test", "train"} & stats.keys():
         raise SplatrimError("there is nothing to render: the scene has no such views")
-    _write_stats(model_path / "render_stats.json", f"ours_{iteration}", stats)
+    _write_stats(model_path, method_name(iteration), stats)
     return stats
-
-
-def read_settings(model_path: Path) -> dict[str, Any]:
-    """A run's settings, from config.json or else from the original code's cfg_args.
-
-    Raises:
-        SplatrimError: neither is there, or it is broken.
-    """
-    if not model_path.is_dir():
-        raise SplatrimError(f"no such folder: {model_path}")
-    if (model_path / "config.json").is_file():
-        settings = read_json(model_path / "config.json")
-        if not isinstance(settings, dict):
-            raise SplatrimError(f"{model_path / 'config.json'} does not hold the settings of a run")
-        return settings
-    if (model_path / "cfg_args").is_file():
-        return _parse_cfg_args(model_path / "cfg_args")
-    raise SplatrimError(f"{model_path} is not the output of a run: it has no config.json")
-
-
-def find_model(model_path: Path, iteration: int = -1) -> tuple[int, Path]:
-    """Iteration and path of a saved model; -1 is the latest.
-
-    Raises:
-        SplatrimError: there is none.
-    """
-    saved: dict[int, Path] = {}
-    for folder in (model_path / "point_cloud").glob("iteration_*"):
-        match = re.fullmatch(r"iteration_(\d+)", folder.name)
-        if match and (folder / "point_cloud.ply").is_file():
-            saved[int(match[1])] = folder / "point_cloud.ply"
-    if not saved:
-        raise SplatrimError(f"{model_path} has no saved model (point_cloud/iteration_N)")
-    if iteration == -1:
-        iteration = max(saved)
-    if iteration not in saved:
-        known = ", ".join(str(i) for i in sorted(saved))
-        raise SplatrimError(f"{model_path} has no model of iteration {iteration}; it has {known}")
-    return iteration, saved[iteration]
-
-
-def _parse_cfg_args(path: Path) -> dict[str, Any]:
-    """Read `Namespace(name=literal, ...)` without evaluating it."""
-    try:
-        call = ast.parse(path.read_text(encoding="utf-8"), mode="eval").body
-        if not isinstance(call, ast.Call):
-            raise ValueError("not a Namespace")
-        return {word.arg: ast.literal_eval(word.value) for word in call.keywords if word.arg}
-    except (OSError, ValueError, SyntaxError, TypeError) as error:
-        raise SplatrimError(f"{path} is not readable: {error}") from error
 
 
 def _load_scene(
@@ -194,7 +160,7 @@ def _load_scene(
     return load_scene(
         Path(source),
         images=images or settings.get("images"),
-        resolution=int(settings.get("resolution", -1) if resolution is None else resolution),
+        resolution=settings.get("resolution", -1) if resolution is None else resolution,
         eval=bool(settings.get("eval", False)),
         white_background=bool(settings.get("white_background", False)),
         init_points=1,  # the points play no part here
@@ -287,15 +253,22 @@ def _device_name(device: torch.device) -> str:
     return torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
 
 
-def _write_stats(path: Path, method: str, stats: dict[str, Any]) -> None:
-    known: Any = {}
-    if path.is_file():
-        try:
-            known = read_json(path)
-        except SplatrimError:
-            logger.warning(f"{path} was broken and is written anew")
-    known = known if isinstance(known, dict) else {}
-    write_json(path, {**known, method: {**known.get(method, {}), **stats}})
+def _write_stats(folder: Path, method: str, stats: dict[str, Any]) -> None:
+    """Add a model's renderings to render_stats.json; figures of an earlier one of its name go."""
+    try:
+        known = read_stats(folder)
+    except SplatrimError:
+        logger.warning(f"{folder / STATS} was broken and is written anew")
+        known = {}
+    former = known.get(method, {})
+    if former.get("model", "") != stats["model"]:
+        former = {}
+        for name, read in ((RESULTS, read_results), (PER_VIEW, read_per_view)):
+            with contextlib.suppress(SplatrimError):  # broken, and told of by who needs it
+                entries = dict(read(folder))
+                if entries.pop(method, None) is not None:
+                    write_json(folder / name, entries)
+    write_json(folder / STATS, {**known, method: {**former, **stats}})
 
 
 def main(args: Sequence[str] | None = None) -> None:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from typing import Annotated
 
-from ..errors import SplatrimError
+from ..ranges import AT_LEAST_ONE, NOT_NEGATIVE, POSITIVE, SHARE, check_ranges
 
 _SCALED_RATES = ("position_lr_init", "position_lr_final", "feature_lr", "scaling_lr", "rotation_lr")
 
@@ -14,33 +15,30 @@ _SCALED_RATES = ("position_lr_init", "position_lr_final", "feature_lr", "scaling
 class OptimConfig:
     """Learning rates of the parameters of 3DGS; the defaults are Inria's."""
 
-    position_lr_init: float = 1.6e-4
+    position_lr_init: Annotated[float, POSITIVE] = 1.6e-4
     """Learning rate of positions at the start, per unit of scene extent."""
-    position_lr_final: float = 1.6e-6
+    position_lr_final: Annotated[float, POSITIVE] = 1.6e-6
     """Learning rate of positions at position_lr_max_steps, per unit of scene extent."""
-    position_lr_max_steps: int = 30_000
+    position_lr_max_steps: Annotated[int, AT_LEAST_ONE] = 30_000
     """Iterations over which the learning rate of positions falls, log-linearly."""
-    feature_lr: float = 0.0025
+    feature_lr: Annotated[float, NOT_NEGATIVE] = 0.0025
     """Learning rate of constant SH coefficients."""
-    feature_rest_divisor: float = 20.0
+    feature_rest_divisor: Annotated[float, POSITIVE] = 20.0
     """Higher bands of SH have the learning rate of the constant ones, divided by this."""
-    opacity_lr: float = 0.05
+    opacity_lr: Annotated[float, NOT_NEGATIVE] = 0.05
     """Learning rate of opacities (logits)."""
-    scaling_lr: float = 0.005
+    scaling_lr: Annotated[float, NOT_NEGATIVE] = 0.005
     """Learning rate of scales (logarithms)."""
-    rotation_lr: float = 0.001
+    rotation_lr: Annotated[float, NOT_NEGATIVE] = 0.001
     """Learning rate of quaternions."""
-    anneal_to: float = 1.0
+    anneal_to: Annotated[float, POSITIVE] = 1.0
     """Share of the learning rates of features, opacities, scales and quaternions that is left at
     position_lr_max_steps."""
-    anneal_from: float = 0.5
+    anneal_from: Annotated[float, SHARE] = 0.5
     """Share of position_lr_max_steps at which they begin to fall, log-linearly."""
 
     def __post_init__(self) -> None:
-        if not self.anneal_to > 0:
-            raise SplatrimError(f"--anneal_to must be positive, not {self.anneal_to}")
-        if not 0 <= self.anneal_from <= 1:
-            raise SplatrimError(f"--anneal_from must be between 0 and 1, not {self.anneal_from}")
+        check_ranges(self)
 
     def scaled(self, factor: float) -> OptimConfig:
         """The same schedule over `factor` times as many iterations; shorter, in larger steps."""

@@ -14,7 +14,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..errors import SplatrimError
 from .model import Model
+
+
+class NoneLeft(SplatrimError):
+    """Every Gaussian would be removed; the model is as it was."""
 
 
 @torch.no_grad()
@@ -23,7 +28,7 @@ def keep_rows(
     optimizer: torch.optim.Optimizer | None,
     keep: Tensor,  # [N] bool
 ) -> None:
-    """Remove every Gaussian whose `keep` is False."""
+    """Remove every Gaussian whose `keep` is False. Raises NoneLeft if that is every one."""
     if keep.dtype != torch.bool or keep.shape != (len(gaussians),):
         raise ValueError(
             f"keep: expected [{len(gaussians)}] bool, got {list(keep.shape)} {keep.dtype}"
@@ -53,8 +58,13 @@ def gather_rows(
         new_ids: Ids of the new ones, taken from `gaussians.next_id`, which the caller advances.
             [M - n_kept]
         last: Values that parameters of the last rows have instead, by name. [K, ...]
+
+    Raises:
+        NoneLeft: M is 0.
     """
     n_rows, kept = len(sources), sources[:n_kept]
+    if n_rows == 0:
+        raise NoneLeft("no Gaussian would be left")
     for name in list(gaussians.params):
         moments = _pop_moments(optimizer, gaussians.params[name])
         new = gaussians.params[name].detach()[sources]

@@ -8,9 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import SplatrimError
-from ..files import read_json
+from ..evaluation.rendered import is_current, method_name, read_per_view, read_results, read_stats
 from ..model.histograms import Histogram, unit_histogram
 from ..model.ply import load_opacities
+from ..run_record import read_record, saved_models
+from ..run_settings import CONFIG, read_settings
+from ..schema import read_checked
+from . import checks
 
 
 @dataclass(frozen=True)
@@ -68,20 +72,25 @@ def load_run(model_path: str | Path) -> Run:
     path = Path(model_path)
     if not path.is_dir():
         raise SplatrimError(f"no such folder: {path}")
-    settings, history = _read(path / "config.json"), _read(path / "history.json")
-    results, per_view = _read(path / "results.json"), _read(path / "per_view.json")
-    stats = _read(path / "render_stats.json")
-    saved = {
-        _number(f.parent.name): f for f in path.glob("point_cloud/iteration_*/point_cloud.ply")
-    }
-    rendered = {_number(f.name): f for f in path.glob("test/ours_*")}
-    measured = {_number(name) for name in (*results, *stats)}
-    known = sorted(i for i in {*saved, *rendered, *measured} if i is not None)
+    settings = read_settings(path) if (path / CONFIG).is_file() else {}
+    history = {}
+    if (path / "history.json").is_file():
+        history = read_checked(path / "history.json", checks.history)
+    results, per_view, stats = read_results(path), read_per_view(path), read_stats(path)
+    saved = saved_models(path)
+    if read_record(path) is not None:
+        known = sorted(saved)
+    else:
+        rendered = {_number(f.name) for f in path.glob("test/ours_*")}
+        measured = {_number(name) for name in (*results, *stats)}
+        known = sorted(i for i in {*saved, *rendered, *measured} if i is not None)
     if not (settings or history or known):
         raise SplatrimError(f"{path} is not the output of a run: nothing in it can be reported")
     iteration = known[-1] if known else None
-    method = f"ours_{iteration}"
-    scores: dict[str, dict[str, float]] = per_view.get(method, {})
+    method = method_name(iteration) if iteration is not None else ""
+    if not is_current(path, method, stats):
+        method = "outdated"  # nothing is called so: what was rendered and measured is not shown
+    scores = per_view.get(method, {})
     names = stats.get(method, {}).get("test", {}).get("views", [])
     views = []
     for rendering in sorted((path / "test" / method / "renders").glob("*.png")):
@@ -92,7 +101,7 @@ def load_run(model_path: str | Path) -> Run:
         name = names[number] if 0 <= number < len(names) else rendering.name
         own = {m: v[rendering.name] for m, v in scores.items() if rendering.name in v}
         views.append(View(rendering.name, str(name), rendering, truth, own))
-    ply = saved.get(iteration)
+    ply = saved.get(iteration) if iteration is not None else None
     return Run(
         path,
         settings,
@@ -104,31 +113,13 @@ def load_run(model_path: str | Path) -> Run:
         ply.stat().st_size if ply else None,
         tuple(views),
         unit_histogram(load_opacities(ply)) if ply else None,
-        {name: entry for name, entry in history.items() if _is_histogram(entry)},
+        {name: entry for name, entry in history.items() if checks.is_histogram(entry)},
         _read_prunings(path / "pruning.json"),
     )
 
 
-def _read(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        return {}
-    data = read_json(path)
-    if not isinstance(data, dict):
-        raise SplatrimError(f"{path} is broken: expected a JSON object")
-    return data
-
-
-def _is_histogram(entry: Any) -> bool:
-    return isinstance(entry, dict) and {"edges", "counts"} <= entry.keys()
-
-
 def _read_prunings(path: Path) -> tuple[dict[str, Any], ...]:
-    if not path.is_file():
-        return ()
-    data = read_json(path)
-    if not isinstance(data, list) or not all(isinstance(entry, dict) for entry in data):
-        raise SplatrimError(f"{path} is broken: expected a list of JSON objects")
-    return tuple(data)
+    return tuple(read_checked(path, checks.PRUNINGS)) if path.is_file() else ()
 
 
 def _number(name: str) -> int | None:

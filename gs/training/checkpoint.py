@@ -16,6 +16,7 @@ checkpoints of the original 3D Gaussian Splatting and of its descendants are rea
 import errno
 import os
 import pickle
+import struct
 import zipfile
 from collections import OrderedDict
 from collections.abc import Callable
@@ -29,7 +30,10 @@ from torch import Tensor
 from ..data.foreign import recognise
 from ..errors import SplatrimError
 from ..files import atomic_write
+from ..run_settings import SETTINGS
+from ..schema import Mismatch
 from .checkpoint_inria import import_inria, is_inria
+from .checkpoint_schema import NEEDED, check_archive, check_contents, check_state
 
 __all__ = [
     "FORMAT_VERSION",
@@ -42,18 +46,6 @@ __all__ = [
 FORMAT = "splatrim"
 FORMAT_VERSION = 1
 
-_REQUIRED: dict[str, type | tuple[type, ...]] = {
-    "method": str,
-    "step": int,
-    "params": dict,
-    "rows": dict,
-    "next_id": int,
-    "active_sh_degree": int,
-    "sh_degree": int,
-    "optimizer": dict,
-    "strategies": dict,
-    "extent": (float, int),
-}
 # what torch and its unpickler raise for files that are cut short or not checkpoints at all
 _CORRUPT = (
     RuntimeError,
@@ -64,6 +56,10 @@ _CORRUPT = (
     TypeError,
     AttributeError,
     AssertionError,
+    MemoryError,
+    OverflowError,
+    ImportError,
+    struct.error,
 )
 _REFUSALS = ("unsupported global", "unsupported class", "can only build", "trying to instantiate")
 
@@ -79,9 +75,10 @@ def save_checkpoint(path: str | Path, state: dict[str, Any]) -> None:
         ValueError: an entry is missing, or holds something that could not be read back.
         SplatrimError: the file cannot be written.
     """
-    missing = [key for key in _REQUIRED if key not in state]
+    missing = [key for key in NEEDED if key not in state]
     if missing:
         raise ValueError(f"checkpoint: {', '.join(missing)} missing")
+    SETTINGS(state.get("config") or {}, "config")
     state = {**state, "format": FORMAT, "version": FORMAT_VERSION}
     plain = _plain(state, "checkpoint")
     with atomic_write(path) as file:
@@ -103,10 +100,11 @@ def load_checkpoint(path: str | Path, *, method: str | None = None) -> dict[str,
     """
     path = Path(path)
     obj = _load_restricted(path)
-    if is_inria(obj):
-        state = import_inria(obj, source=str(path))
-    else:
-        state = _checked(path, obj)
+    state = import_inria(obj, source=str(path)) if is_inria(obj) else _checked(path, obj)
+    try:
+        check_state(state)
+    except Mismatch as error:
+        raise SplatrimError(f"{path} is damaged: {error}") from error
     if method is not None and state["method"] != method:
         raise SplatrimError(
             f"{path} is a checkpoint of method {state['method']} and cannot continue as {method}"
@@ -123,11 +121,16 @@ def peek_checkpoint(path: str | Path) -> tuple[int, dict[str, Any]] | None:
         SplatrimError: absent, cut short, or not of tensors and plain values.
     """
     obj = _load_restricted(Path(path), mmap=True)
-    if is_inria(obj) and isinstance(obj[1], int):
+    if is_inria(obj) and type(obj[1]) is int:
         return obj[1], {}
-    if isinstance(obj, dict) and isinstance(obj.get("step"), int):
-        return obj["step"], obj.get("config") or {}
-    return None
+    if not isinstance(obj, dict) or type(obj.get("step")) is not int:
+        return None
+    settings = obj.get("config") or {}
+    try:
+        SETTINGS(settings, "config")
+    except Mismatch:
+        return None
+    return obj["step"], settings
 
 
 def _checked(path: Path, obj: Any) -> dict[str, Any]:
@@ -138,16 +141,10 @@ def _checked(path: Path, obj: Any) -> dict[str, Any]:
     version = obj.get("version")
     if version != FORMAT_VERSION:
         raise SplatrimError(
-            f"{path} has checkpoint format {version}; this version reads format {FORMAT_VERSION}"
+            f"{path} has checkpoint format {version!r:.40}; this version reads format"
+            f" {FORMAT_VERSION}"
         )
     _verify_sums(path)
-    for key, kind in _REQUIRED.items():
-        if not isinstance(obj.get(key), kind):
-            raise SplatrimError(f"{path} is damaged: its entry {key} is missing or of a wrong type")
-    lengths = {len(x) for x in obj["params"].values() if isinstance(x, Tensor) and x.dim()}
-    lengths |= {len(x) for x in obj["rows"].values() if isinstance(x, Tensor) and x.dim()}
-    if len(lengths) != 1:
-        raise SplatrimError(f"{path} is damaged: its parameters differ in their number of rows")
     return obj
 
 
@@ -165,10 +162,21 @@ def _verify_sums(path: Path) -> None:
 def _load_restricted(path: Path, *, mmap: bool = False) -> Any:
     if not path.is_file():
         raise SplatrimError(f"no such checkpoint: {path}")
-    mmap = mmap and zipfile.is_zipfile(path)  # torch maps no files of its older format
+    is_archive = zipfile.is_zipfile(path)
     try:
+        if is_archive:
+            check_archive(path)
         with torch.serialization.safe_globals(_allowed_globals()):
-            return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
+            obj = torch.load(
+                path,
+                map_location="cpu",
+                weights_only=True,
+                mmap=mmap and is_archive,  # torch maps no files of its older format
+            )
+        check_contents(obj)
+        return obj
+    except Mismatch as error:
+        raise SplatrimError(f"{path} is damaged: {error}") from error
     except OSError as error:
         # torch seeks before the beginning of an archive that is cut short
         if error.errno == errno.EINVAL:

@@ -45,6 +45,8 @@ class RunState:
     world_offset: Sequence[float] | None = None
     """What was subtracted from the world's coordinates; None where the settings say it."""
     tracker: Part | None = None
+    run: str | None = None
+    """Name of the run (gs.training.run_folder)."""
 
     @classmethod
     def from_dict(cls, state: Mapping[str, Any]) -> RunState:

@@ -4,7 +4,6 @@ Losses are summed on their device. At every update of the bar their means start 
 host, where they are read at the next update: a GPU is never waited for.
 """
 
-import io
 import logging
 import math
 import time
@@ -14,12 +13,14 @@ from types import TracebackType
 from typing import Any
 
 import torch
-from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
 from ..errors import SplatrimError
 from ..files import write_json
+from ..logs import LogFile
+from .event_log import EventLog
+from .finite import LossNotFinite
 from .run_state import Part
 
 LOG_INTERVAL = 10  # iterations between updates; what is logged is the mean over them
@@ -41,20 +42,16 @@ class Tracker:
         self._started = time.perf_counter()
         self._last_log = self._started
         self._bar: tqdm | None = None
-        self._writer: Any = None
+        self._events: EventLog | None = None
         self._log_file: logging.Handler | None = None
 
     def open(self, folder: Path, first_step: int) -> None:
         """Start the log, the TensorBoard events and the bar, at iteration `first_step`."""
-        from torch.utils.tensorboard import SummaryWriter  # slow to import
-
         try:
-            self._log_file = logging.FileHandler(folder / "train.log", encoding="utf-8")
-            purge = first_step if first_step > 1 else None
-            self._writer = SummaryWriter(str(folder), purge_step=purge)
+            self._log_file = LogFile(folder / "train.log")
         except OSError as error:
             raise SplatrimError(f"cannot write into {folder}: {error.strerror}") from error
-        self._log_file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+        self._events = EventLog(folder, first_step)
         logger.addHandler(self._log_file)
         logger.setLevel(logging.INFO)  # train.log has everything; the terminal has its own level
         self._bar = tqdm(
@@ -93,7 +90,7 @@ class Tracker:
         """Send the means since the last call to the host, and show those of the last call.
 
         Raises:
-            SplatrimError: The loss is not finite.
+            LossNotFinite: The loss is not finite.
         """
         self.flush()
         sums = self._sums
@@ -145,10 +142,7 @@ class Tracker:
             )
             self._bar.update(step - self._bar.n)
         if not math.isfinite(loss):
-            raise SplatrimError(
-                f"the loss is not finite at iteration {step}: lower the learning rates, or go on"
-                " from an earlier checkpoint with other settings"
-            )
+            raise LossNotFinite(f"the loss is not finite at iteration {step}")
 
     def test(self, step: int, split: str, psnr: float, l1: float) -> None:
         """Keep one evaluation of the `test` or `train` views."""
@@ -159,25 +153,16 @@ class Tracker:
         self.info(f"iteration {step}: {split} views PSNR {psnr:.2f} dB, L1 {l1:.4f}")
 
     def image(self, name: str, image: Tensor, step: int) -> None:  # [H, W, 3] uint8
-        if self._writer is None:
-            return
-        from tensorboard.compat.proto.summary_pb2 import Summary  # pyright: ignore
-
-        # The writer's own add_image compresses four times as long for files a fifteenth smaller.
-        file, (height, width, _) = io.BytesIO(), image.shape
-        Image.fromarray(image.cpu().numpy()).save(file, "PNG", compress_level=1)
-        encoded = {"encoded_image_string": file.getvalue(), "colorspace": 3}
-        picture = Summary.Image(height=height, width=width, **encoded)
-        summary = Summary(value=[Summary.Value(tag=name, image=picture)])
-        self._writer.file_writer.add_summary(summary, step)
+        if self._events is not None:
+            self._events.image(name, image, step)
 
     def histogram(self, name: str, values: Tensor, step: int) -> None:
-        if self._writer is not None and values.numel():
-            self._writer.add_histogram(name, values, step)
+        if self._events is not None:
+            self._events.histogram(name, values, step)
 
     def scalar(self, name: str, value: float, step: int) -> None:
-        if self._writer is not None:
-            self._writer.add_scalar(name, value, step)
+        if self._events is not None:
+            self._events.scalar(name, value, step)
 
     def info(self, text: str) -> None:
         """One line for train.log and the terminal, above the bar."""
@@ -187,10 +172,19 @@ class Tracker:
         if self._bar is not None:
             self._bar.refresh()
 
-    def write_history(self, path: Path, **more: Any) -> None:
-        """Write history.json, with `more` as further entries."""
+    def write_history(self, path: Path, *, last: bool = True, **more: Any) -> None:
+        """Write history.json, with `more` as further entries.
+
+        Raises:
+            SplatrimError: It cannot be written, and there is no later time to do so (`last`).
+        """
         self.flush()
-        write_json(path, {**self.history, **more})
+        try:
+            write_json(path, {**self.history, **more})
+        except SplatrimError as error:
+            if last:
+                raise
+            logger.warning(str(error))
 
     def state_dict(self) -> Part:
         self.flush()
@@ -211,12 +205,9 @@ class Tracker:
         if self._bar is not None:
             self._bar.close()
             self._bar = None
-        if self._writer is not None:
-            writer, self._writer = self._writer, None
-            try:
-                writer.close()
-            except OSError as error:
-                raise SplatrimError(f"cannot write TensorBoard events: {error.strerror}") from error
+        if self._events is not None:
+            self._events.close()
+            self._events = None
         if self._log_file is not None:
             logger.removeHandler(self._log_file)
             self._log_file.close()
@@ -231,8 +222,4 @@ class Tracker:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        try:
-            self.close()
-        except SplatrimError:
-            if error is None:  # else the first failure is the one to tell
-                raise
+        self.close()

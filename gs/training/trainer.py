@@ -37,11 +37,16 @@ from ..model.histograms import Histogram
 from ..model.model import Model
 from ..model.ply import save_ply
 from ..model.rates import OptimConfig
+from ..run_record import checkpoint_file, model_file
+from ..streams import heeded_signals
 from .checkpoint import save_checkpoint
+from .checkpoint_schema import check_like
+from .finite import check_model, check_state, explained
 from .memory import peak_memory
 from .observer import Observer, default_observers
 from .optimizer import build_optimizer, learning_rates, load_optimizer_state, optimizer_state
 from .run_files import write_run_files
+from .run_folder import RunFolder
 from .run_state import RunState
 from .sampler import CameraSampler
 from .start import State, add_aged_moments, changed_settings
@@ -104,6 +109,7 @@ class Trainer(Generic[M]):
         self.images.check()
         self.sampler = CameraSampler(len(scene.train), config.seed)
         self.tracker = Tracker(config.iterations, quiet=config.quiet)
+        self.folder = RunFolder.of(config, start, scene.source)
         self.step = 0
         self.seed = config.seed
         self.stop_requested = False
@@ -145,8 +151,12 @@ class Trainer(Generic[M]):
             SplatrimError: Something could not be written, or the loss is not finite.
         """
         config = self.config
-        write_run_files(config.model_path, self.scene, self.settings)
-        with self._stop_on_signal(), self.tracker, self.stepper.running():
+        told = explained(
+            self.gaussians, self.strategies, step=lambda: self.step, good=self.folder.latest
+        )
+        with told, self.folder.held(), self._stop_on_signal(), self.tracker, self.stepper.running():
+            settings = {**self.settings, "run": self.folder.run}
+            write_run_files(config.model_path, self.scene, settings)
             self.tracker.open(config.model_path, self.step + 1)
             self.tracker.info(
                 f"{self.method}: {len(self.scene.train)} training and {len(self.scene.test)} test"
@@ -224,22 +234,24 @@ class Trainer(Generic[M]):
 
     def save(self, step: int) -> Path:
         """Write the model as point_cloud/iteration_N/point_cloud.ply."""
-        folder = self.config.model_path / "point_cloud" / f"iteration_{step}"
+        path = model_file(self.config.model_path, step)
         model = self.exported()
-        offset = self.scene.world_offset
-        save_ply(folder / "point_cloud.ply", model.to_ply(), world_offset=offset)
+        check_model(model, len(self.gaussians), step, self.folder.latest())
+        save_ply(path, model.to_ply(), world_offset=self.scene.world_offset)
+        self.folder.add_model(step)
         self.tracker.info(
             f"iteration {step}: saved {len(model)} of {len(self.gaussians)} Gaussians"
         )
-        self.write_history()
-        return folder / "point_cloud.ply"
+        self.write_history(last=False)
+        return path
 
     def checkpoint(self, step: int) -> Path:
         """Write all that going on after iteration `step` needs."""
         self.stepper.settle()
         gaussians = self.gaussians
-        path = self.config.model_path / f"chkpnt{step}.pth"
+        path = checkpoint_file(self.config.model_path, step)
         state = RunState(
+            run=self.folder.run,
             method=self.method,
             step=step,
             params=gaussians.to_tensors(),
@@ -255,13 +267,15 @@ class Trainer(Generic[M]):
             extent=self.scene.extent,
             config=self.settings,
             tracker=self.tracker.state_dict(),
-        )
-        save_checkpoint(path, state.to_dict())
+        ).to_dict()
+        check_state(state, step, self.folder.latest())
+        save_checkpoint(path, state)
+        self.folder.add_checkpoint(step)
         self.tracker.info(f"iteration {step}: saved the checkpoint {path}")
         return path
 
-    def write_history(self) -> None:
-        """Write history.json as it stands."""
+    def write_history(self, *, last: bool = True) -> None:
+        """Write history.json as it stands; if not for the last time, a full disk fails nothing."""
         seconds = self.tracker.seconds
         timing = {
             "train_seconds": round(seconds, 3),
@@ -275,7 +289,8 @@ class Trainer(Generic[M]):
         histograms: dict[str, Histogram] = {}
         for strategy in self.strategies:
             histograms |= strategy.histograms(self.gaussians)
-        self.tracker.write_history(path, settings=self.settings, timing=timing, **histograms)
+        more = {"settings": self.settings, "timing": timing, **histograms}
+        self.tracker.write_history(path, last=last, **more)
 
     def _background(self, step: int | None) -> Tensor:  # [3]
         return torch.tensor(self.stepper.background_color(step), device=self.device)
@@ -294,7 +309,9 @@ class Trainer(Generic[M]):
         self.seed = self.stepper.seed = state.rng.get("seed", self.seed)
         for strategy in self.strategies:
             if strategy.name in state.strategies:
-                strategy.load_state_dict(state.strategies[strategy.name])
+                known = state.strategies[strategy.name]
+                check_like(strategy.name, known, strategy.state_dict())
+                strategy.load_state_dict(known)
         if state.sampler:
             self.sampler.load_state_dict(state.sampler)
         if state.tracker:
@@ -302,7 +319,7 @@ class Trainer(Generic[M]):
 
     @contextlib.contextmanager
     def _stop_on_signal(self) -> Iterator[None]:
-        """The first Ctrl-C or SIGTERM ends the current iteration, the second stops at once."""
+        """The first Ctrl-C, SIGTERM or SIGHUP ends the iteration, the second stops at once."""
         if threading.current_thread() is not threading.main_thread():
             yield
             return
@@ -312,7 +329,8 @@ class Trainer(Generic[M]):
             for handled in previous:
                 signal.signal(handled, signal.default_int_handler)
 
-        previous = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+        heeded = (signal.SIGINT, *heeded_signals())
+        previous = {number: signal.getsignal(number) for number in heeded}
         try:
             for number in previous:
                 signal.signal(number, request_stop)

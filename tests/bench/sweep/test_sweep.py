@@ -13,10 +13,11 @@ from PIL import Image
 
 from bench.sweep import SweepConfig, main, parse_method, plan, run_sweep
 from bench.sweep import run as sweep_run
-from bench.sweep.run import RECORD, RESULT, error_line, latest_checkpoint, load_result
+from bench.sweep.run import RECORD, RESULT, error_line, load_result
 from bench.sweep.table import MEAN_OF_SCENES, markdown, plot, summarize, with_ratios
 from gs.data.demo import write_demo_scene
 from gs.errors import SplatrimError
+from gs.run_record import saved_checkpoints
 
 
 @pytest.fixture(scope="module")
@@ -190,8 +191,8 @@ def test_ctrl_c_saves_and_the_next_sweep_goes_on(
     process.send_signal(signal.SIGINT)
     _, said = process.communicate(timeout=120)
     assert process.returncode == 130, said
-    checkpoint = latest_checkpoint(folder)
-    assert checkpoint is not None and not (folder / RESULT).exists()
+    *_, checkpoint = saved_checkpoints(folder).values()
+    assert not (folder / RESULT).exists()
     assert not json.loads((folder / RECORD).read_text())["trained"]
 
     commands: list[list[str]] = []

@@ -13,11 +13,12 @@ import gs.evaluation.render
 from gs.data.scene import load_scene
 from gs.errors import SplatrimError, run_cli
 from gs.evaluation.metrics import compute_metrics, read_image
-from gs.evaluation.render import find_model, main, read_settings, render_views
+from gs.evaluation.render import main, render_views
 from gs.evaluation.views import evaluate_views, mean_scores, quantize
 from gs.model.gaussians import Gaussians
 from gs.model.ply import load_ply, save_ply
 from gs.model.renderer import render
+from gs.run_settings import read_settings
 
 WIDTH, HEIGHT = 20, 16
 
@@ -152,35 +153,6 @@ def test_a_moved_scene_is_given_with_s(tmp_path: Path, scene: Path) -> None:
     main([*args, "--device", "cpu"])
     assert (tmp_path / "out/test/ours_30/renders/00001.png").is_file()
     assert not (tmp_path / "out/train").exists()
-
-
-def test_models_are_found_by_number(tmp_path: Path) -> None:
-    with pytest.raises(SplatrimError, match="no saved model"):
-        find_model(tmp_path)
-    for name in ("iteration_9", "iteration_10", "iteration_x", "iteration_200"):
-        (tmp_path / "point_cloud" / name).mkdir(parents=True)
-        if name != "iteration_200":
-            (tmp_path / "point_cloud" / name / "point_cloud.ply").touch()
-    assert find_model(tmp_path)[0] == 10
-    assert find_model(tmp_path, 9)[1].parent.name == "iteration_9"
-    with pytest.raises(SplatrimError, match="no model of iteration 11; it has 9, 10"):
-        find_model(tmp_path, 11)
-
-
-def test_cfg_args_are_parsed_and_never_evaluated(tmp_path: Path) -> None:
-    path = tmp_path / "cfg_args"
-    path.write_text("Namespace(source_path='data/a b', resolution=-1, eval=True, images=None)")
-    assert read_settings(tmp_path) == {
-        "source_path": "data/a b",
-        "resolution": -1,
-        "eval": True,
-        "images": None,
-    }
-    for text in ("Namespace(a=__import__('os').system('touch owned'))", "Namespace(", "3", ""):
-        path.write_text(text)
-        with pytest.raises(SplatrimError, match="cfg_args is not readable"):
-            read_settings(tmp_path)
-    assert not (tmp_path / "owned").exists() and not Path("owned").exists()
 
 
 def test_real_cfg_args(data_root: Path, tmp_path: Path) -> None:

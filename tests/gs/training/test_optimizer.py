@@ -7,7 +7,7 @@ from torch import Tensor
 import gs.training.optimizer
 from gs.model.gaussians import Gaussians
 from gs.model.rates import OptimConfig, position_lr
-from gs.model.rows import copy_rows, gather_rows, keep_rows, replace_values
+from gs.model.rows import NoneLeft, copy_rows, gather_rows, keep_rows, replace_values
 from gs.model.specs import ParameterSpec
 from gs.training.optimizer import (
     build_optimizer,
@@ -218,17 +218,21 @@ def test_edits_before_the_first_step() -> None:
 
 
 def test_edits_to_no_rows() -> None:
+    """There are none: the model stays as it was."""
     gaussians = model(3)
     optimizer = optimizer_of(gaussians)
     train(gaussians, optimizer, 1, first=0)
-    keep_rows(gaussians, optimizer, torch.zeros(3, dtype=torch.bool))
-    assert len(gaussians) == 0
+    before = {name: x.clone() for name, x in gaussians.to_tensors().items()}
+    with pytest.raises(NoneLeft):
+        keep_rows(gaussians, optimizer, torch.zeros(3, dtype=torch.bool))
     none = torch.zeros(0, dtype=torch.int64)
-    gather_rows(gaussians, optimizer, none, n_kept=0)
+    with pytest.raises(NoneLeft):
+        gather_rows(gaussians, optimizer, none, n_kept=0)
     copy_rows(gaussians, optimizer, none, none)
+    assert gaussians.next_id == 3
+    assert all(torch.equal(before[name], x) for name, x in gaussians.to_tensors().items())
     train(gaussians, optimizer, 1, first=1)
-    assert len(gaussians) == 0 and gaussians.next_id == 3
-    assert moments(optimizer, "means")[0].shape == (0, 3)
+    assert moments(optimizer, "means")[0].shape == (3, 3)
 
 
 def test_step_after_an_edit_changes_nothing() -> None:

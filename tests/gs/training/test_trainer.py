@@ -109,7 +109,8 @@ def test_training_improves_and_writes_its_files(scene: Scene, tmp_path: Path) ->
     assert history["settings"] == settings
     assert len(history["n_used"]) == len(history["n_gaussians"]) == len(history["seconds"]) == 4
     assert history["n_used"][-1] < history["n_gaussians"][-1]
-    assert json.loads((tmp_path / "config.json").read_text()) == settings
+    written = json.loads((tmp_path / "config.json").read_text())
+    assert written == {**settings, "run": trainer.folder.run}
     assert (tmp_path / "cfg_args").read_text().startswith("Namespace(")
     assert len(json.loads((tmp_path / "cameras.json").read_text())) == 8
     assert "test views PSNR" in (tmp_path / "train.log").read_text()
@@ -226,7 +227,7 @@ def test_monte_carlo_improves_and_resumes(scene: Scene, tmp_path: Path) -> None:
         assert torch.equal(got[name], want[name]), name
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_saves_a_checkpoint_that_resumes(
     scene: Scene, tmp_path: Path, number: signal.Signals
 ) -> None:
@@ -248,7 +249,8 @@ def test_a_signal_saves_a_checkpoint_that_resumes(
 def test_a_second_ctrl_c_during_a_save_leaves_the_old_file(
     scene: Scene, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    make(scene, tmp_path, Signals(7)).fit()
+    make(scene, tmp_path, Signals(7), checkpoint_iterations=(3,)).fit()
+    start = load_checkpoint(tmp_path / "chkpnt3.pth")
     path = tmp_path / "chkpnt7.pth"
     before = path.read_bytes()
     save = torch.save
@@ -260,7 +262,7 @@ def test_a_second_ctrl_c_during_a_save_leaves_the_old_file(
 
     monkeypatch.setattr(gs.training.checkpoint.torch, "save", interrupted_save)
     with pytest.raises(KeyboardInterrupt):
-        make(scene, tmp_path, Signals(7)).fit()
+        make(scene, tmp_path, Signals(7), start=start).fit()
     assert path.read_bytes() == before
     assert not [name for name in os.listdir(tmp_path) if "tmp" in name]
 

@@ -231,7 +231,7 @@ def test_wide_features(place, assert_close):
     want_records = scene.records.double().requires_grad_()
     want_features = features.detach().double().requires_grad_()
     want, want_alphas, _ = dense(
-        want_records, want_features.view(-1, 30, D).expand(2, 30, D), *SIZE
+        want_records, want_features.view(-1, 30, D).expand(2, 30, D), 29, 18
     )
     assert_close("colors", colors, want, 1e-5)
     v_colors, v_alphas = torch.randn_like(colors), torch.randn_like(alphas)
