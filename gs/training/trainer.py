@@ -38,8 +38,9 @@ from .memory import peak_memory
 from .optimizer import build_optimizer, load_optimizer_state, optimizer_state, update_learning_rates
 from .run_files import write_run_files
 from .run_folder import RunFolder
+from .same_run import changed_settings, check_scene, rates_changed, scene_entry
 from .sampler import CameraSampler
-from .start import add_aged_moments, changed_settings
+from .start import add_aged_moments
 from .step import Stepper
 from .strategy import Strategy, final_keep
 from .tracker import Tracker
@@ -103,6 +104,7 @@ class Trainer:
                 scene.points, scene.colors, sh_degree=config.sh_degree, device=self.device
             )
         else:
+            check_scene(start, scene, self.settings)
             self.gaussians = Gaussians.from_state(start, self.device)
         for strategy in self.strategies:
             strategy.setup(
@@ -263,6 +265,7 @@ class Trainer:
             "sampler": self.sampler.state_dict(),
             "rng": {"seed": self.seed},
             "extent": self.scene.extent,
+            "scene": scene_entry(self.scene),
             "config": self.settings,
             "tracker": self.tracker.state_dict(),
         }
@@ -299,9 +302,11 @@ class Trainer:
         optimizer = state["optimizer"]
         if self.step == self.config.post_start:
             optimizer = add_aged_moments(state, self.gaussians)
-        changes = changed_settings(state.get("config") or {}, self.settings)
+        before = state.get("config") or {}
+        changes = changed_settings(before, self.settings)
         if changes:
             logger.warning(f"settings differ from the checkpoint's: {', '.join(changes)}")
+        if rates_changed(before, self.settings):
             optimizer = {**optimizer, "lrs": {}}
         load_optimizer_state(self.optimizer, optimizer)
         self.seed = self.stepper.seed = state.get("rng", {}).get("seed", self.seed)
