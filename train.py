@@ -30,7 +30,8 @@ from gs.logs import show_log
 from gs.report.sections import write_report
 from gs.training.memory import keep_freed_memory
 from gs.training.run_folder import RunFolder
-from gs.training.start import PostRates, in_scene, load_start, with_model_degree
+from gs.training.same_run import with_start
+from gs.training.start import PostRates, in_scene, load_start
 from gs.training.strategy import Strategy
 from gs.training.trainer import Trainer
 from pruning import METHODS
@@ -49,7 +50,7 @@ def build_trainer(config: Config[Any, Any]) -> Trainer:
     resolve_device(train.device)
     check_writable(train.model_path)
     start = load_start(train, method, METHODS)
-    train = with_model_degree(train, start)
+    train = with_start(train, start)
     RunFolder.of(train, start, config.scene.source_path).check()
     where = vars(config.scene).copy()
     source = where.pop("source_path")

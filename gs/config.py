@@ -73,6 +73,8 @@ class TrainConfig:
     start_checkpoint: Path | None = None
     """Go on from this checkpoint: of this project, of Inria's 3DGS, or of a method's published
     code. One from the end of its schedule is post-trained, as --start_ply."""
+    other_scene: bool = False
+    """Go on from the checkpoint though its views, split or image sizes were others."""
     start_ply: Path | None = None
     """Post-train this finished model: no densification, 5000 iterations counted from 30000."""
     post_start: Annotated[Suppress[int | None], COUNT] = None

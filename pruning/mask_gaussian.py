@@ -132,11 +132,23 @@ class MaskGaussianConfig(MethodConfig):
 
     @classmethod
     def hand_over(cls, state: State, successor: str) -> State:
-        """Masks go on being learned, or the Gaussians with p <= FINAL_THRESHOLD go with them."""
+        """Masks go on being learned, or go with the Gaussians that the run would not have saved.
+
+        Published checkpoints do not say whom their run saved: those with p > FINAL_THRESHOLD count.
+        """
         if successor == METHOD or "mask_logits" not in state["params"]:
             return state
+        given = (state.get("config") or {}).get("pruning") or {}
+        is_sampled = given.get("final_mask") == "sample"
+        share = given.get("final_threshold", FINAL_THRESHOLD)
+        if not isinstance(share, float):
+            raise SplatrimError(f"the checkpoint is damaged: its final_threshold is {share!r:.40}")
+        rule = cls(final_mask="sample" if is_sampled else "threshold", final_threshold=share)
+        strategy = rule.build(densify_until=0)
+        seed = (state.get("strategies") or {}).get(strategy.name, {}).get("seed")
+        strategy.seed = seed if isinstance(seed, int) else 0
         logits = state["params"]["mask_logits"]
-        keep = torch.sigmoid(logits[:, 0] - logits[:, 1]) > FINAL_THRESHOLD
+        keep = strategy.kept_at_the_end(logits, state["rows"]["ids"])
         if not bool(keep.any()):
             raise SplatrimError("the masks of the model drop every Gaussian: nothing to train")
         return without_added(state, keep)
@@ -233,9 +245,16 @@ class MaskGaussian(Strategy):
 
     @torch.no_grad()
     def final_keep(self, gaussians: Gaussians) -> Tensor:  # [N] bool
-        logits = gaussians.params["mask_logits"]  # [N, 2]
+        return self.kept_at_the_end(gaussians.params["mask_logits"], gaussians.rows["ids"])
+
+    def kept_at_the_end(
+        self,
+        logits: Tensor,  # [N, 2]
+        ids: Tensor,  # [N] int32
+    ) -> Tensor:  # [N] bool
+        """Which Gaussians the saved model has."""
         if self.config.final_mask == "sample":
-            return sample_masks(logits, self.final_seed, gaussians.rows["ids"]) > 0.5
+            return sample_masks(logits, self.final_seed, ids) > 0.5
         share = self.config.final_threshold
         return logits[:, 0] - logits[:, 1] > math.log(share / (1.0 - share))
 

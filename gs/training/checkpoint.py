@@ -31,7 +31,7 @@ from ..data.foreign import recognise
 from ..errors import SplatrimError
 from ..files import atomic_write
 from ..run_settings import SETTINGS
-from ..schema import Mismatch
+from ..schema import Mismatch, maybe
 from .checkpoint_inria import import_inria, is_inria
 from .checkpoint_schema import NEEDED, check_archive, check_contents, check_state
 
@@ -125,12 +125,12 @@ def peek_checkpoint(path: str | Path) -> tuple[int, dict[str, Any]] | None:
         return obj[1], {}
     if not isinstance(obj, dict) or type(obj.get("step")) is not int:
         return None
-    settings = obj.get("config") or {}
+    settings = obj.get("config")
     try:
-        SETTINGS(settings, "config")
+        maybe(SETTINGS)(settings, "config")
     except Mismatch:
         return None
-    return obj["step"], settings
+    return obj["step"], settings or {}
 
 
 def _checked(path: Path, obj: Any) -> dict[str, Any]:

@@ -25,6 +25,7 @@ from ..model.specs import PUBLISHED, published_specs
 from ..run_settings import SETTINGS
 from ..schema import Mismatch, anything, fields, integer, listed, mapped, maybe, number, text
 from .finite import not_finite
+from .same_run import check_entry
 from .tracker import HISTORY_COLUMNS
 
 NEEDED = (
@@ -49,6 +50,7 @@ _ENTRIES = fields(
         "active_sh_degree": integer(0, 3),
         "extent": number(1e-30, 1e30),
         "run": maybe(text),
+        "scene": maybe(check_entry),
         "params": mapped(anything),
         "rows": mapped(anything),
         "shared": maybe(mapped(anything)),

@@ -45,6 +45,8 @@ class RunState:
     world_offset: Sequence[float] | None = None
     """What was subtracted from the world's coordinates; None where the settings say it."""
     tracker: Part | None = None
+    scene: Part | None = None
+    """What identifies the scene (gs.training.same_run)."""
     run: str | None = None
     """Name of the run (gs.training.run_folder)."""
 

@@ -15,7 +15,6 @@ fine-tuning from iteration 30000 to 35000 (LightGaussian, MaskGaussian):
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, Protocol
@@ -264,30 +263,3 @@ def _set_rate(group: dict[str, Any], rate: float) -> None:
         group["lr"].fill_(rate)
     else:
         group["lr"] = rate
-
-
-def changed_settings(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
-    """Settings of method, optimizer and densifier that a resumed run has and its start had not.
-
-    Both as config.json has them; no name is in two parts, and one may have moved to another part
-    since. Given as "opacity_lr 0.1 (was 0.05)".
-    """
-    parts = ("optim", "densify", "pruning")
-    old, new = (
-        {name: value for part in parts for name, value in settings.get(part, {}).items()}
-        for settings in (before, now)
-    )
-    return [
-        f"{name} {value} (was {old[name]})"
-        for name, value in new.items()
-        if name in old and _plain(old[name]) != _plain(value)
-    ]
-
-
-def _plain(value: Any) -> Any:
-    return list(value) if isinstance(value, tuple) else value
-
-
-def with_model_degree(config: TrainConfig, start: dict[str, Any] | None) -> TrainConfig:
-    """The settings with the SH degree that the model to start from has."""
-    return config if start is None else dataclasses.replace(config, sh_degree=start["sh_degree"])

@@ -48,8 +48,9 @@ from .optimizer import build_optimizer, learning_rates, load_optimizer_state, op
 from .run_files import write_run_files
 from .run_folder import RunFolder
 from .run_state import RunState
+from .same_run import changed_settings, check_scene, rates_changed, scene_entry
 from .sampler import CameraSampler
-from .start import State, add_aged_moments, changed_settings
+from .start import State, add_aged_moments
 from .step import Stepper
 from .strategy import M, Strategy, final_keep
 from .tracker import Tracker
@@ -115,6 +116,8 @@ class Trainer(Generic[M]):
         self.stop_requested = False
         self.n_rendered = 0  # rows that the last iteration began with
         self.observers = (*default_observers(config), *observers)
+        if start is not None:
+            check_scene(start, scene, self.settings)
         if model is None:
             # M is Gaussians where no model is given
             model = cast(M, _first_model(config, scene, start, self.device))
@@ -265,6 +268,7 @@ class Trainer(Generic[M]):
             sampler=self.sampler.state_dict(),
             rng={"seed": self.seed},
             extent=self.scene.extent,
+            scene=scene_entry(self.scene),
             config=self.settings,
             tracker=self.tracker.state_dict(),
         ).to_dict()
@@ -304,6 +308,7 @@ class Trainer(Generic[M]):
         changes = changed_settings(state.config, self.settings)
         if changes:
             logger.warning(f"settings differ from the checkpoint's: {', '.join(changes)}")
+        if rates_changed(state.config, self.settings):
             optimizer = {**optimizer, "lrs": {}}
         load_optimizer_state(self.optimizer, optimizer)
         self.seed = self.stepper.seed = state.rng.get("seed", self.seed)

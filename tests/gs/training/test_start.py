@@ -23,11 +23,10 @@ from gs.training.start import (
     Origin,
     PostRates,
     add_aged_moments,
-    changed_settings,
     find_origin,
     load_start,
 )
-from pruning import METHODS
+from pruning import METHODS, MaskGaussian, MaskGaussianConfig
 
 MASK_LOGITS = ParameterSpec("mask_logits", (2,), lr=0.01, order=35)
 
@@ -148,6 +147,38 @@ def test_what_stays_of_a_finished_checkpoint(tmp_path: Path) -> None:
         got, moments = other["optimizer"][name], want["optimizer"][name]
         assert torch.equal(got["exp_avg_sq"], moments["exp_avg_sq"][rows]), name
         assert float(got["step"]) == 30_000
+
+
+@pytest.mark.parametrize(
+    ("settings", "kept"),
+    [
+        ({}, lambda p: p > 0.8),
+        ({"final_threshold": 0.6}, lambda p: p > 0.6),
+        ({"final_threshold": 0.99}, lambda p: p > 0.99),
+        ({"final_mask": "sample"}, None),
+    ],
+)
+def test_a_finished_run_hands_over_what_it_would_have_saved(
+    tmp_path: Path, settings: dict[str, Any], kept: Callable[..., torch.Tensor] | None
+) -> None:
+    """By its own final rule, whatever this run's is."""
+    run = MaskGaussian(MaskGaussianConfig(**settings), densify_until=0)
+    run.seed = 5
+    strategies = {"mask_gaussian": run.state_dict()}
+    done = state(30_000, masks=True, config={"pruning": settings}, strategies=strategies)
+    done["params"]["mask_logits"][:, 0] = torch.tensor([9.0, -0.5, 0.5, 2.0, 0.1, 7.0])
+    save_checkpoint(tmp_path / "chkpnt.pth", done)
+    start_config = config(tmp_path, start_checkpoint=tmp_path / "chkpnt.pth", post_start=30_000)
+    start = load_start(start_config, "opacity", METHODS)
+    assert start is not None
+    finished = model(masks=True)
+    finished.params["mask_logits"].data.copy_(done["params"]["mask_logits"])
+    keep = run.final_keep(finished)
+    assert 0 < int(keep.sum()) < N
+    assert start["rows"]["ids"].tolist() == keep.nonzero()[:, 0].tolist()
+    if kept is not None:
+        logits = done["params"]["mask_logits"]
+        assert torch.equal(keep, kept(torch.sigmoid(logits[:, 0] - logits[:, 1])))
 
 
 @pytest.mark.parametrize("method", ["lp-3dgs", "mask-gaussian", "3dgs"])
@@ -284,25 +315,3 @@ def test_short_post_training_decays_as_often() -> None:
         assert (rates.phase(step) is None) == (step % 8 == 0)
         seen.append(optimizer.param_groups[-1]["lr"])
     assert len(set(seen)) == 13 and seen[6:8] == pytest.approx([0.001, 0.00095])
-
-
-def test_changed_settings_are_named() -> None:
-    before = {
-        "optim": {"opacity_lr": 0.05},
-        "densify": {"min_opacity": 0.005},
-        "pruning": {"lambda_mask": 0.0005, "kept": [1, 2]},
-        "seed": 0,
-    }
-    now = {
-        "optim": {"opacity_lr": 0.025, "added": 1},
-        "densify": {"min_opacity": 0.005},
-        "pruning": {"lambda_mask": 0.1, "kept": (1, 2)},
-        "seed": 1,
-    }
-    assert changed_settings(before, now) == [
-        "opacity_lr 0.025 (was 0.05)",
-        "lambda_mask 0.1 (was 0.0005)",
-    ]
-    assert changed_settings({}, now) == []
-    # a setting that stood in another part
-    assert changed_settings({"optim": {"lambda_mask": 0.2}}, now) == ["lambda_mask 0.1 (was 0.2)"]
