@@ -77,7 +77,7 @@ def check_state(state: Mapping[str, Any], step: int, good: Path | None) -> None:
     Raises:
         SplatrimError: A parameter, moment or row buffer is not finite, or there are no rows.
     """
-    if len(state["params"]["means"]) == 0:
+    if any(len(x) == 0 for x in state["params"].values()):
         raise SplatrimError(f"iteration {step}: no Gaussian is left, so none is saved{_left(good)}")
     tensors = {**state["params"], **state["rows"], **state.get("shared", {})}
     for name, moments in state["optimizer"].items():

@@ -44,8 +44,14 @@ MCMC = MCMCConfig(
     min_opacity=0.05,
     initial_opacity=0.1,
 )
+# a low threshold: a model that keeps no Gaussian is not saved
 MASKS = MaskGaussianConfig(
-    lambda_mask=1.0, mask_from_iter=3, mask_until_iter=26, mask_prune_iter=14, mask_lr=0.4
+    lambda_mask=1.0,
+    mask_from_iter=3,
+    mask_until_iter=26,
+    mask_prune_iter=14,
+    mask_lr=0.4,
+    final_threshold=0.05,
 )
 N_STEPS = 32
 
