@@ -175,14 +175,18 @@ def parse(
         SystemExit: from tyro, for --help and for unknown or malformed flags.
     """
     args = _without_foreign(args)
-    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     for name in ("--method", "--preset", "--schedule", "--densifier", "--recipe"):
         first.add_argument(name)
     first.add_argument("--iterations", type=int)
     first.add_argument("--demo", action="store_true")
     for name in ("--start_ply", "--start_checkpoint"):
         first.add_argument(name, name.replace("_", "-"), type=Path)
-    given = {k: v for k, v in vars(first.parse_known_args(args)[0]).items() if v is not None}
+    try:
+        found = first.parse_known_args(args)[0]
+    except argparse.ArgumentError as error:
+        raise SplatrimError(str(error)) from error
+    given = {k: v for k, v in vars(found).items() if v is not None}
     iterations = given.pop("iterations", None)
     origin = find_origin(given.pop("start_ply", None), given.pop("start_checkpoint", None))
     choice = Choice(**{"method": next(iter(methods)), **given})
@@ -199,10 +203,13 @@ def parse(
 
 def _without_foreign(args: list[str]) -> list[str]:
     """The command line without flags that scripts made for Inria's program carry along."""
-    foreign = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    foreign = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     for name, has_value in FOREIGN.items():
         foreign.add_argument(f"--{name}", action="append" if has_value else "count")
-    found, rest = foreign.parse_known_args(args)
+    try:
+        found, rest = foreign.parse_known_args(args)
+    except argparse.ArgumentError as error:
+        raise SplatrimError(str(error)) from error
     names = [f"--{name}" for name, value in vars(found).items() if value]
     if names:
         logger.warning(f"flags that change nothing here are left out: {', '.join(names)}")

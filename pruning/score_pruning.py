@@ -138,17 +138,20 @@ class ScorePruning(Strategy):
         n_left = int(keep.sum())
         logger.info(f"iteration {step}: kept {n_left} of {len(gaussians)} Gaussians by score")
         if config.save_scores and ctx.model_path is not None:
-            save_scores(ctx.model_path / "scores.npz", gaussians, scores)
-            write_pruning(
-                ctx.model_path / "pruning.json",
-                step,
-                gaussians,
-                scores,
-                n_left,
-                ctx.cameras,
-                ctx.images,
-                white_background=ctx.white_background,
-            )
+            try:
+                save_scores(ctx.model_path / "scores.npz", gaussians, scores)
+                write_pruning(
+                    ctx.model_path / "pruning.json",
+                    step,
+                    gaussians,
+                    scores,
+                    n_left,
+                    ctx.cameras,
+                    ctx.images,
+                    white_background=ctx.white_background,
+                )
+            except SplatrimError as error:  # a full disk; the run itself goes on
+                logger.warning(str(error))
         keep_rows(gaussians, ctx.optimizer, keep)
 
     def state_dict(self) -> dict[str, Any]:

@@ -303,6 +303,8 @@ def main() -> None:
     parser.add_argument("folder", type=Path, help="folder to create")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
+    if args.seed < 0:
+        raise SplatrimError(f"--seed must be at least 0, not {args.seed}")
     write_demo_scene(args.folder, seed=args.seed)
     print(f"wrote {args.folder}")
 

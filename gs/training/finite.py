@@ -111,9 +111,12 @@ def explained(
         yield
     except NoneLeft as error:
         at = step() + 1
+        bad = not_finite(gaussians.to_tensors())
+        causes = bad or _causes(gaussians, strategies, at)
+        remedy = REMEDY if bad else "prune less"
         raise SplatrimError(
-            f"iteration {at}: pruning would leave none of {len(gaussians)} Gaussians"
-            f" ({_causes(gaussians, strategies, at)}): prune less{_left(good())}"
+            f"iteration {at}: pruning would leave none of {len(gaussians)} Gaussians ({causes}):"
+            f" {remedy}{_left(good())}"
         ) from error
     except LossNotFinite as error:
         bad = not_finite(gaussians.to_tensors())
@@ -133,8 +136,7 @@ def _causes(gaussians: Model, strategies: Sequence[Strategy[Any]], step: int) ->
         rows = strategy.prune_rows(step, gaussians)
         if rows is not None and bool(rows.any()):
             causes.append(f"{strategy.name} drops {int(rows.sum())}")
-    bad = not_finite(gaussians.to_tensors())
-    return ", ".join([*causes, bad] if bad else causes)
+    return ", ".join(causes)
 
 
 def _left(good: Path | None) -> str:

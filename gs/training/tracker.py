@@ -49,10 +49,10 @@ class Tracker:
         """Start the log, the TensorBoard events and the bar, at iteration `first_step`."""
         try:
             self._log_file = LogFile(folder / "train.log")
+            logger.addHandler(self._log_file)
         except OSError as error:
-            raise SplatrimError(f"cannot write into {folder}: {error.strerror}") from error
+            logger.warning(f"there is no {folder / 'train.log'}: {error.strerror or error}")
         self._events = EventLog(folder, first_step)
-        logger.addHandler(self._log_file)
         logger.setLevel(logging.INFO)  # train.log has everything; the terminal has its own level
         self._bar = tqdm(
             total=self.iterations,

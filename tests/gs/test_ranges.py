@@ -90,6 +90,13 @@ def test_flags_are_refused_by_name(flags: str) -> None:
         train.parse(["-s", "scene", *flags.split()])
 
 
+@pytest.mark.parametrize("flags", ["--iterations x", "--iterations 1e3", "--port", "--method"])
+def test_flags_without_a_number(flags: str) -> None:
+    with pytest.raises(SplatrimError, match=f"^argument {flags.split()[0]}: ") as caught:
+        train.parse(["-s", "scene", *flags.split()])
+    assert "\n" not in str(caught.value)
+
+
 @pytest.mark.parametrize("budget", ["nanx", "infx", "1e308x", "0.5x", "-3", "1e5", "x", "9" * 5000])
 def test_budgets_are_numbers(budget: str) -> None:
     with pytest.raises(SplatrimError, match="--budget"):

@@ -334,3 +334,12 @@ def test_scores_are_written_on_request(scene: Scene, tmp_path: Path) -> None:
 def test_nothing_is_written_unasked(scene: Scene, tmp_path: Path) -> None:
     make(scene, tmp_path, TINY[3], iterations=5).fit()
     assert not (tmp_path / "scores.npz").exists() and not (tmp_path / "pruning.json").exists()
+
+
+def test_scores_that_cannot_be_written_end_nothing(
+    scene: Scene, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "scores.npz").mkdir()
+    make(scene, tmp_path, dataclasses.replace(TINY[3], save_scores=True), iterations=5).fit()
+    assert "cannot write" in caplog.text and "scores.npz" in caplog.text
+    assert (tmp_path / "point_cloud" / "iteration_5" / "point_cloud.ply").is_file()

@@ -10,7 +10,9 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from gs.errors import SplatrimError
 from gs.training.event_log import EventLog
+from gs.training.tracker import Tracker
 
 FULL_DISK = """
 import logging, resource, sys, torch
@@ -67,3 +69,22 @@ def test_no_place_for_events(tmp_path: Path, caplog: pytest.LogCaptureFixture) -
         log.scalar("loss", 0.25, 3)
         log.close()
     assert len(caplog.records) == 1
+
+
+def test_no_place_for_the_log(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (tmp_path / "train.log").mkdir()
+    with Tracker(3, quiet=True) as tracker:
+        tracker.open(tmp_path, 1)
+        tracker.info("trained")
+    assert "there is no " in caplog.text and "trained" in caplog.text
+
+
+def test_a_history_that_has_a_later_chance_fails_nothing(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "history.json").mkdir()
+    tracker = Tracker(3, quiet=True)
+    tracker.write_history(tmp_path / "history.json", last=False)
+    assert "cannot write" in caplog.text
+    with pytest.raises(SplatrimError, match="cannot write .*history.json"):
+        tracker.write_history(tmp_path / "history.json")
