@@ -2,6 +2,7 @@
 
 import functools
 import importlib.util
+import os
 
 import torch
 from torch import Tensor
@@ -13,13 +14,21 @@ def has_triton() -> bool:
     return importlib.util.find_spec("triton") is not None
 
 
+def interprets() -> bool:
+    """Whether Triton interprets its kernels, which then take tensors of any device."""
+    return os.environ.get("TRITON_INTERPRET", "0") == "1"
+
+
 def uses_triton(backend: str, x: Tensor) -> bool:
     """Whether a call on `x` goes to the kernels: "auto" takes them for float32 on CUDA.
 
     Raises:
-        ValueError: the backend is unknown.
+        ValueError: the backend is unknown; or it is "triton", x is not on a GPU, and kernels are
+            not interpreted.
     """
     if backend not in ("auto", "triton", "reference"):
         raise ValueError(f"backend: expected 'auto', 'triton' or 'reference', got {backend!r}")
+    if backend == "triton" and not x.is_cuda and not interprets():
+        raise ValueError(f"backend 'triton': expected CUDA tensors, got a tensor on {x.device}")
     fast = x.is_cuda and x.dtype == torch.float32
     return backend == "triton" or (backend == "auto" and fast and has_triton())

@@ -111,6 +111,13 @@ def spoil_memory(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
 
 
 @pytest.fixture
+def interpreted() -> None:
+    """For tests that give tensors on the CPU to kernels."""
+    if torch.cuda.is_available():
+        pytest.skip("kernels are not interpreted where there is a CUDA device")
+
+
+@pytest.fixture
 def one_thread() -> Iterator[None]:
     """For tiny images: more threads would only wait for each other."""
     threads = torch.get_num_threads()

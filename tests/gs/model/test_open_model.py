@@ -150,6 +150,7 @@ def test_row_edits_take_an_added_parameter_along(scene: Scene) -> None:
     torch.testing.assert_close(exposure.detach(), torch.zeros(3), atol=1e-6, rtol=0)
 
 
+@pytest.mark.usefixtures("interpreted")
 def test_the_kernel_steps_added_and_shared_parameters(monkeypatch: pytest.MonkeyPatch) -> None:
     results: list[dict[str, Tensor]] = []
     for kernel in (False, True):

@@ -36,6 +36,7 @@ def model(n: int = 12, *, masks: bool = True, seed: int = 0) -> Gaussians:
 def implementation(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """All tests with both optimizers: on the CPU, the kernel is interpreted."""
     if request.param == "kernel":
+        request.getfixturevalue("interpreted")
         monkeypatch.setattr(gs.training.optimizer, "uses_triton", lambda backend, x: True)
     return request.param
 

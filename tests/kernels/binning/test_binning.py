@@ -34,7 +34,7 @@ def poisoned(spoil_memory: Callable[[int], None]) -> None:
     spoil_memory(0x7F7F)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["M", "tiles_x", "tiles_y"])
 def _spans_kernel(records_ptr, spans_ptr, first_ptr, M, tiles_x, tiles_y, BLOCK: tl.constexpr):
     i = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     mask = i < M

@@ -24,7 +24,7 @@ DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 N = 70
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["N"])
 def _sh_kernel(
     dirs_ptr,  # [N, 3] unit
     coeffs_ptr,  # [N, 48]
