@@ -4,20 +4,28 @@ STAMP := $(VENV)/.installed
 RUN := $(VENV)/bin/python
 SCENE ?= output/demo_scene
 OUT ?= output/demo
+# processes that test; each has one thread, as images are tiny
+WORKERS ?= 2
 
-.PHONY: demo test lint clean
+.PHONY: demo test lint mutants clean
 
 demo: $(STAMP)
 	$(RUN) train.py --demo -s $(SCENE) -m $(OUT) --overwrite
 
 test: $(STAMP)
 	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check -q .
 	$(VENV)/bin/pyright --pythonpath $(RUN)
-	$(RUN) -m pytest -q
+	OMP_NUM_THREADS=1 $(RUN) -m pytest -q -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 lint: $(STAMP)
 	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check -q .
 	$(VENV)/bin/pyright --pythonpath $(RUN)
+
+# by hand: an hour or two on two cores
+mutants: $(STAMP)
+	$(RUN) tests/mutation
 
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)

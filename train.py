@@ -21,6 +21,7 @@ from gs.cli import Config, describe
 from gs.config import resolve_device, resume_command
 from gs.data.demo import write_demo_scene
 from gs.data.scene import load_scene
+from gs.data.undistort import FOLDER as UNDISTORTED
 from gs.errors import run_cli
 from gs.evaluation.metrics import compute_metrics
 from gs.evaluation.render import render_views
@@ -30,7 +31,7 @@ from gs.report.sections import write_report
 from gs.training.memory import keep_freed_memory
 from gs.training.run_folder import RunFolder
 from gs.training.same_run import with_start
-from gs.training.start import PostRates, load_start
+from gs.training.start import PostRates, in_scene, load_start
 from gs.training.strategy import Strategy
 from gs.training.trainer import Trainer
 from pruning import METHODS
@@ -62,15 +63,22 @@ def build_trainer(config: Config[Any, Any]) -> Trainer:
         strategies += [PostRates(config.optim, start=train.post_start, iterations=iterations)]
     # last, as a pruner may set the rate of its own parameter
     strategies += [config.pruning.build(densify_until=config.densify.densify_until_iter)]
+    scene = load_scene(
+        source,
+        **where,
+        seed=train.seed,
+        cache=train.model_path / UNDISTORTED,
+        world_offset=None if start is None else start.get("world_offset"),
+    )
     return Trainer(
         train,
-        load_scene(source, **where, seed=train.seed),
+        scene,
         strategies=strategies,
         optim=config.optim,
         method=method,
         white_background=config.scene.white_background,
         settings=describe(dataclasses.replace(config, train=train)),
-        start=start,
+        start=None if start is None else in_scene(start, scene.world_offset),
     )
 
 

@@ -3,8 +3,8 @@
 pytest bench/bench_binning.py              through pytest-benchmark, synchronised
 python -m bench.bench_binning [NAME ...]   a table of GPU and host times, and of bytes per entry
 
-`depth` sorts rows by depth and adds up their tiles and bins, `tiles` expands them into bins and
-makes the list of every tile.
+`depth` sorts rows by depth and adds up their entries and members, `tiles` expands them into bins
+and makes the list of every tile.
 """
 
 import argparse
@@ -17,52 +17,41 @@ import triton
 
 from bench.bench_projection import microseconds
 from bench.scenes import NAMES, Workload, load
-from kernels.binning import BinCounts, DepthOrder, TileLists, depth_order, isect_tiles
-from kernels.constants import TILE_SIZE
-from kernels.projection import Projected, project
-
-SLACK = 1.125  # room beyond what is needed, as the pipeline leaves
+from kernels import Capacity, RasterInputs, RenderSettings, TileLists, bin_tiles, project
+from kernels.binning import ListsLayout, isect_tiles
+from kernels.binning.depth_order import DepthOrder, Members, depth_order
+from kernels.runtime.capacity import SPARE
 
 
 class Stages(NamedTuple):
     """Both stages of one workload, ready to call."""
 
-    depth: Callable[[], tuple[DepthOrder, BinCounts]]
+    depth: Callable[[], tuple[DepthOrder, Members]]
     tiles: Callable[[], TileLists]
     n_rows: int
     n_entries: int
 
 
 def prepare(w: Workload) -> Stages:
-    """The stages behind a projection with as much room as the pipeline makes."""
+    """The stages behind a projection of the capacity that the pipeline takes."""
 
-    def projected(max_rows: int | None) -> Projected:
-        return project(
-            w.means, w.quats, w.scales, w.opacities, w.sh, None, w.viewmats, w.Ks,
-            w.width, w.height, sh_degree=3, max_rows=max_rows,
-        )  # fmt: skip
-
+    inputs = RasterInputs(w.means, w.quats, w.scales, w.opacities, w.sh, w.viewmats, w.Ks)
+    settings = RenderSettings(w.width, w.height, sh_degree=3)
     with torch.no_grad():
-        n_rows = int(projected(None).workspace[0])
-        p = projected(int(SLACK * n_rows) + 1)
-    size = (-(-w.width // TILE_SIZE), -(-w.height // TILE_SIZE))
-    depth_order(p.depth_keys, p.tile_counts, p.workspace, 1)
-    n_entries, capacity = int(p.workspace[3]), int(SLACK * int(p.workspace[1])) + 1
+        n_rows = int(project(inputs, settings).workspace[0])
+        p = project(inputs, settings, Capacity(int(SPARE * n_rows) + 1, 0))
+    counts = bin_tiles(p).counts
+    assert counts is not None
+    n_entries, capacity = int(counts[3]), int(SPARE * int(counts[1])) + 1
     words = torch.zeros_like(p.workspace)
 
-    def depth() -> tuple[DepthOrder, BinCounts]:
+    def depth() -> tuple[DepthOrder, Members]:
         # the running sums begin at zero
         return depth_order(p.depth_keys, p.tile_counts, words.zero_(), capacity)
 
-    order, bins = depth()
-
-    def tiles() -> TileLists:
-        return isect_tiles(
-            p.records, p.gaussian_ids, order, bins, capacity, 1, len(w.means), *size,
-            with_slots=False,
-        )  # fmt: skip
-
-    return Stages(depth, tiles, n_rows, n_entries)
+    order, members = depth()
+    layout = ListsLayout(1, p.tiles_x, p.tiles_y, capacity, with_slots=False)
+    return Stages(depth, lambda: isect_tiles(p, order, members, layout), n_rows, n_entries)
 
 
 @pytest.mark.parametrize("workload", NAMES, indirect=True)

@@ -17,11 +17,9 @@ import triton
 
 from bench.bench_projection import microseconds
 from bench.scenes import NAMES, Workload, load
-from kernels.binning import depth_order, isect_tiles
-from kernels.blending import Blend, blend_bwd, blend_fwd
+from kernels import RasterInputs, RenderSettings, bin_tiles, project
+from kernels.blending import blend_bwd, blend_fwd, blend_settings
 from kernels.constants import TILE_SIZE
-from kernels.projection import project
-from kernels.projection.record import COLOR
 
 VARIANTS: dict[str, dict[str, bool]] = {
     "default": {},
@@ -41,31 +39,21 @@ class Stages(NamedTuple):
 
 def prepare(w: Workload, variant: str) -> Stages:
     """Forward and backward of a variant on the lists of a workload."""
+    flags: dict[str, Any] = {"mask_gradient": False, "deterministic": False, "exact": False}
+    flags |= VARIANTS[variant]
+    masks = flags.pop("mask_gradient")
+    settings = RenderSettings(w.width, w.height, sh_degree=3, **flags)
+    inputs = RasterInputs(w.means, w.quats, w.scales, w.opacities, w.sh, w.viewmats, w.Ks)
     with torch.no_grad():
-        p = project(
-            w.means, w.quats, w.scales, w.opacities, w.sh, None, w.viewmats, w.Ks,
-            w.width, w.height, sh_degree=3,
-        )  # fmt: skip
-    tiles_x, tiles_y = -(-w.width // TILE_SIZE), -(-w.height // TILE_SIZE)
-    words = torch.zeros_like(p.workspace)
-    depth_order(p.depth_keys, p.tile_counts, words, 1)
-    n_entries, capacity = int(words[3]), max(int(words[1]), 1)
-    depth, bins = depth_order(p.depth_keys, p.tile_counts, p.workspace, capacity)
-    flags = {"mask_gradient": False, "deterministic": False, "exact": False} | VARIANTS[variant]
-    lists = isect_tiles(
-        p.records, None, depth, bins, capacity, 1, len(w.means), tiles_x, tiles_y,
-        with_slots=flags["deterministic"],
-    )  # fmt: skip
-    args = Blend(
-        w.width, w.height, tiles_x, tiles_y, p.rows, None, depth, lists, COLOR.value, 3,
-        shared=False, colors_only=True, absgrad=False, **flags,
-    )  # fmt: skip
-    colors, alphas = blend_fwd(p.records, None, None, args)
-    v_colors = torch.rand_like(colors)
+        p = project(inputs, settings)
+        lists = bin_tiles(p, deterministic=settings.deterministic)
+    s = blend_settings(settings, 1, len(w.means), None, masks)
+    images = blend_fwd(p.values, lists, s, None, None)
+    v_colors = torch.rand_like(images[0])
     return Stages(
-        lambda: blend_fwd(p.records, None, None, args),
-        lambda: blend_bwd(p.records, None, colors, alphas, v_colors, None, args),
-        n_entries,
+        lambda: blend_fwd(p.values, lists, s, None, None),
+        lambda: blend_bwd(p.values, lists, s, None, p.rows, images, v_colors, None),
+        int(lists.offsets[-1]),
     )
 
 
@@ -97,9 +85,10 @@ def main() -> None:
             row = [
                 f"{what} {gpu:7.1f} us (host {host:5.1f}), {1e3 * gpu / pairs:5.2f} ns"
                 for what, (gpu, host) in (
-                    ("forward", microseconds(s.forward)), ("backward", microseconds(s.backward))
+                    ("forward", microseconds(s.forward)),
+                    ("backward", microseconds(s.backward)),
                 )
-            ]  # fmt: skip
+            ]
             print(
                 f"{name:12} {variant:13} {s.n_entries:9} entries  {'  '.join(row)} per 1000 pairs"
             )

@@ -34,8 +34,11 @@ def test_add_gradient_norms(timed: Callable[..., Any], n: int, backend: str) -> 
     v = torch.randn(1, n, 2, device="cuda", generator=g)
     radii = torch.randint(-1, 9, v.shape, device="cuda", generator=g, dtype=torch.int32)
     sums, views = torch.zeros(n, device="cuda"), torch.zeros(n, device="cuda")
-    size = {"width": 1296, "height": 840}
-    timed(lambda: add_gradient_norms(v, radii, sums, views, backend=backend, **size), n=n)
+
+    def add() -> None:
+        add_gradient_norms(v, radii, sums, views, width=1296, height=840, backend=backend)
+
+    timed(add, n=n)
 
 
 def model(n: int) -> StepContext:
@@ -47,10 +50,14 @@ def model(n: int) -> StepContext:
 
     gaussians = Gaussians.from_tensors(
         {
-            "means": normal(3), "quats": normal(4), "scales": normal(3) - 5.3,
-            "opacities": 2.0 * normal(), "sh0": normal(1, 3), "shN": normal(15, 3),
+            "means": normal(3),
+            "quats": normal(4),
+            "scales": normal(3) - 5.3,
+            "opacities": 2.0 * normal(),
+            "sh0": normal(1, 3),
+            "shN": normal(15, 3),
         }
-    )  # fmt: skip
+    )
     gaussians.rows[GRADIENTS] = (normal() > 1.28).float()
     gaussians.rows[VIEWS] = torch.ones(n, device="cuda")
     optimizer = build_optimizer(gaussians, OptimConfig(), extent=EXTENT)

@@ -17,7 +17,8 @@ import torch
 import triton
 
 from bench.scenes import NAMES, Workload, load
-from kernels.projection import Projected, project
+from kernels import RasterInputs, RenderSettings, project
+from kernels.projection.records import Projected
 
 BANDWIDTH = 4.3e12  # bytes per second, an H200's measured copy
 REPEATS = 20
@@ -25,24 +26,36 @@ REPEATS = 20
 
 def prepare(w: Workload, layout: str) -> tuple[Callable[[], Projected], list[torch.Tensor]]:
     """The forward to time, and the tensors whose gradients count."""
-    common: dict[str, Any] = {"near_plane": 0.2, "sh_degree": 3}
-    rest = (w.viewmats, w.Ks, w.width, w.height)
+    cameras = (w.viewmats, w.Ks)
+    settings = RenderSettings(w.width, w.height, 0.2, sh_degree=3)
     if layout == "joint":
-        means, quats, scales, opacities, sh = leaves = w.parameters()
-        return lambda: project(means, quats, scales, opacities, sh, None, *rest, **common), leaves
+        leaves = list(w.parameters())
+        means, quats, scales, opacities, sh = leaves
+        inputs = RasterInputs(means, quats, scales, opacities, sh, *cameras)
+        return lambda: project(inputs, settings), leaves
     raw = w._replace(scales=w.scales.log(), opacities=torch.logit(w.opacities, eps=1e-6))
     means, quats, scales, opacities, sh = raw.parameters()
     sh0 = sh[:, :1].detach().clone().requires_grad_()
     shN = sh[:, 1:].detach().clone().requires_grad_()
     logits = torch.randn(len(means), 2, device=means.device).requires_grad_()
     leaves = [means, quats, scales, opacities, sh0, shN, logits]
-    options = common | {"raw": True, "mask_logits": logits, "mask_seed": 2**40 + 1}
-    return lambda: project(means, quats, scales, opacities, sh0, shN, *rest, **options), leaves
+    inputs = RasterInputs(
+        means,
+        quats,
+        scales,
+        opacities,
+        sh0,
+        *cameras,
+        shN,
+        mask_logits=logits,
+        mask_seed=2**40 + 1,
+    )
+    return lambda: project(inputs, settings._replace(raw=True)), leaves
 
 
 def backward_of(out: Projected, leaves: list[torch.Tensor]) -> Callable[[], object]:
     """The backward alone."""
-    outputs = (out.means2d, out.records)
+    outputs = (out.means2d, out.values)
     v_outputs = tuple(torch.randn_like(x) for x in outputs)
     return lambda: torch.autograd.grad(outputs, leaves, v_outputs, retain_graph=True)
 
@@ -105,9 +118,10 @@ def main() -> None:
             seen = int((out.radii > 0).all(-1).sum())
             limits = [1e6 * b / BANDWIDTH for b in necessary_bytes(len(w.means), seen)]
             forward, backward = microseconds(f), microseconds(backward_of(out, leaves))
-            row = [f"{t:7.1f} ({m:6.1f}, {h:5.1f})" for (t, h), m in zip(
-                (forward, backward), limits, strict=True
-            )]  # fmt: skip
+            row = [
+                f"{t:7.1f} ({m:6.1f}, {h:5.1f})"
+                for (t, h), m in zip((forward, backward), limits, strict=True)
+            ]
             print(f"{name:12} {layout:9} {len(w.means):8} {seen / len(w.means):5.2f}", *row)
 
 

@@ -1,8 +1,9 @@
-"""README's tables from saved figures: speed from bench_rasterization.py, methods from sweep.py.
+"""Tables of the documentation, written from saved figures.
 
-python -m bench.report bench/results/FILE.json [--write README.md]
+python -m bench.report bench/results/FILE.json [--write README.md docs/results.md]
 
-A file with "about" is of the first kind. Each table stands between two comments of its own.
+A file with "about" is of bench_rasterization, any other of bench.sweep. Each table stands between
+two comments of its own: speed, methods, and summary, the few methods that README shows.
 """
 
 import argparse
@@ -19,19 +20,28 @@ OTHERS = {
     "exact": "exact",
     "deterministic": "deterministic",
 }
+SUMMARY_SCENE = "bonsai"
+SUMMARY = (
+    "3dgs",
+    "mask-gaussian:beta",
+    "mask-gaussian:gamma",
+    "lp-3dgs:radsplat",
+    "mask-gaussian+recipe=fast",
+    "mask-gaussian+recipe=fast+iterations=30000",
+    "post:mask-gaussian",
+)
 
 
-def table(saved: dict[str, Any]) -> str:
-    """Markdown: one row per workload."""
+def speed(saved: dict[str, Any]) -> str:
+    """Markdown of the rasterizer's times: one row per workload."""
     about = saved["about"]
     rows: dict[str, dict[str, dict[str, Any]]] = {}
     for row in saved["rows"]:
         rows.setdefault(row["workload"], {})[row["variant"]] = row
     others = [k for k in OTHERS if all(f"splatrim, {k}" in v for v in rows.values())]
-    heads = [
-        "workload", "Gaussians", "gsplat f+b", "splatrim f+b", "ratio", "in one thread", "ratio",
-        "forward", "ratio", "GPU busy", *(OTHERS[k] for k in others), "memory, gsplat / splatrim",
-    ]  # fmt: skip
+    heads = ["workload", "Gaussians", "gsplat f+b", "splatrim f+b", "ratio"]
+    heads += ["in one thread", "ratio", "forward", "ratio", "GPU busy"]
+    heads += [*(OTHERS[k] for k in others), "memory, gsplat / splatrim"]
     lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
     for name, variants in rows.items():
         ours, rival = variants["splatrim"], variants.get("gsplat")
@@ -58,6 +68,45 @@ def table(saved: dict[str, Any]) -> str:
     return "\n".join([note, "", *lines])
 
 
+def summary(rows: list[dict[str, Any]]) -> str:
+    """Markdown of a few methods on one scene."""
+    found = {row["method"]: row for row in rows if row["scene"] == SUMMARY_SCENE}
+    heads = ("Method", "PSNR", "Gaussians", "fewer", "size", "training")
+    lines = [f"| {' | '.join(heads)} |", "|---|" + "---:|" * (len(heads) - 1)]
+    for name in SUMMARY:
+        row = found[name]
+        deviation = f" ± {row['psnr_std']:.2f}" if row["psnr_std"] is not None else ""
+        cells = (
+            f"`{name}`",
+            f"{row['psnr']:.2f}{deviation}",
+            f"{row['n_gaussians']:,.0f}",
+            f"{row['ratio']:.0%}" if row["ratio"] else "",
+            f"{row['ply_bytes'] / 1e6:.0f} MB",
+            f"{row['train_seconds']:.1f} s" if row["times_comparable"] else "-",
+        )
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def tables(saved: dict[str, Any]) -> dict[str, str]:
+    """The tables of a file by name."""
+    if "about" in saved:
+        return {"speed": speed(saved)}
+    methods = markdown(saved["rows"]).replace("## ", "#### ").strip()
+    return {"methods": methods, "summary": summary(saved["rows"])}
+
+
+def write(page: Path, made: dict[str, str]) -> None:
+    """Put each table between its comments, where the page has them."""
+    text = page.read_text()
+    for name, table in made.items():
+        begin, end = f"<!-- {name} -->", f"<!-- /{name} -->"
+        if begin in text:
+            head, rest = text.split(begin)
+            text = f"{head}{begin}\n{table}\n{end}{rest.split(end)[1]}"
+    page.write_text(text)
+
+
 def _ratio(ours: dict[str, Any], rival: dict[str, Any] | None, key: str) -> str:
     return f"{ours[key] / rival[key]:.2f}" if rival else "-"
 
@@ -65,19 +114,13 @@ def _ratio(ours: dict[str, Any], rival: dict[str, Any] | None, key: str) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("file", type=Path)
-    parser.add_argument("--write", type=Path)
+    parser.add_argument("--write", type=Path, nargs="+", default=())
     arguments = parser.parse_args()
-    saved = json.loads(arguments.file.read_text())
-    is_speed = "about" in saved
-    text = table(saved) if is_speed else markdown(saved["rows"]).replace("## ", "#### ").strip()
-    begin, end = (f"<!-- {slash}{'speed' if is_speed else 'methods'} -->" for slash in ("", "/"))
-    if arguments.write is None:
-        print(text)
-        return
-    page = arguments.write.read_text()
-    head, rest = page.split(begin)
-    _, tail = rest.split(end)
-    arguments.write.write_text(f"{head}{begin}\n{text}\n{end}{tail}")
+    made = tables(json.loads(arguments.file.read_text()))
+    for page in arguments.write:
+        write(page, made)
+    if not arguments.write:
+        print("\n\n".join(made.values()))
 
 
 if __name__ == "__main__":

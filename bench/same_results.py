@@ -21,6 +21,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeAlias
@@ -106,7 +107,7 @@ CASES: dict[str, Case] = {
 
 
 def run_cases(
-    tree: Path, work: Path, *, device: str, only: Iterable[str] = ()
+    tree: Path, work: Path, *, device: str, only: Iterable[str] = (), at_once: int = 1
 ) -> dict[str, Fingerprint]:
     """Train the cases, and those that they start from, and take their fingerprints.
 
@@ -115,6 +116,7 @@ def run_cases(
         work: Folder for the scene ("scene", written if absent) and what trainings leave.
         device: As train.py's.
         only: Names of CASES; empty for all.
+        at_once: How many trainings run at a time.
 
     Raises:
         SplatrimError: there is no such case, or a command fails.
@@ -126,11 +128,8 @@ def run_cases(
     scene = work / "scene"
     if not scene.exists():
         _run(tree, ["-m", "gs.data.demo", str(scene)])
-    done: dict[str, Fingerprint] = {}
 
-    def train(name: str) -> None:
-        if name in done:
-            return
+    def train(name: str) -> Fingerprint:
         case, out = CASES[name], work / name
         words = ["train.py", "-s", str(scene), "-m", str(out), "--device", device]
         words += [*SHARED.split(), *case.flags.split(), "--iterations", str(case.iterations)]
@@ -139,15 +138,20 @@ def run_cases(
             words += ["--densifier", case.densifier, *DENSIFY[case.densifier].split()]
         if case.start is not None:
             flag, (origin, file) = case.start[0], case.start[1].split(":")
-            train(origin)
             words += [flag, str(work / origin / file)]
         _run(tree, words)
-        done[name] = fingerprint(out, case.iterations)
-        figures = "{n_gaussians:,} Gaussians, loss {loss}".format_map(done[name])
+        found = fingerprint(out, case.iterations)
+        figures = "{n_gaussians:,} Gaussians, loss {loss}".format_map(found)
         print(f"{name}: {figures}", flush=True)
+        return found
 
-    for name in wanted:
-        train(name)
+    starts = {name: case.start[1].split(":")[0] for name, case in CASES.items() if case.start}
+    first = dict.fromkeys(starts.get(name, name) for name in wanted)
+    then = [name for name in wanted if name not in first]
+    done: dict[str, Fingerprint] = {}
+    with ThreadPoolExecutor(at_once) as pool:
+        for names in (list(first), then):
+            done |= zip(names, pool.map(train, names), strict=True)
     return {name: done[name] for name in wanted}
 
 
@@ -236,6 +240,7 @@ def main() -> None:
     parser.add_argument("--tree", type=Path, default=Path(), help="checkout that trains: here")
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
     parser.add_argument("--only", nargs="+", default=[], help="these cases alone", metavar="CASE")
+    parser.add_argument("--at_once", type=int, default=1, help="trainings that run at a time")
     parser.add_argument("--work", type=Path, help="keep scene and trainings in this folder")
     args = parser.parse_args()
     if args.compare:
@@ -243,7 +248,9 @@ def main() -> None:
     check_writable(args.out.parent)
     with tempfile.TemporaryDirectory() as folder:
         work = (args.work or Path(folder)).absolute()
-        cases = run_cases(args.tree.absolute(), work, device=args.device, only=args.only)
+        cases = run_cases(
+            args.tree.absolute(), work, device=args.device, only=args.only, at_once=args.at_once
+        )
         images = sorted((work / "scene" / "images").iterdir())
         scene = hashlib.sha256(b"".join(image.read_bytes() for image in images))
     made = {"torch": torch.__version__, "device": args.device, "scene": scene.hexdigest()[:16]}

@@ -124,8 +124,9 @@ def fits(rows: dict[str, list[dict[str, Any]]]) -> dict[str, Fit]:
 
 def markdown(about: dict[str, Any], rows: dict[str, list[dict[str, Any]]]) -> str:
     """A table per series with its line."""
-    parts = [f"Training iterations on {about['device']}, torch {about['torch']}; "
-             f"`{about['command']}`."]  # fmt: skip
+    parts = [
+        f"Training iterations on {about['device']}, torch {about['torch']}; `{about['command']}`."
+    ]
     lines_of = fits(rows)
     for name, points in rows.items():
         _, title, _, _, one = SERIES[name]
@@ -227,9 +228,7 @@ def main(args: Sequence[str] | None = None) -> None:
     arguments = parser.parse_args(args)
     device = resolve_device(arguments.device)
     about = about_machine(device, "python -m bench.scaling")
-    how = {
-        "method": arguments.method, "graphs": not arguments.no_graph, "steps": arguments.steps,
-    }  # fmt: skip
+    how = {"method": arguments.method, "graphs": not arguments.no_graph, "steps": arguments.steps}
     try:
         if arguments.memory_limit is not None:
             if device.type != "cuda":

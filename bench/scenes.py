@@ -38,10 +38,14 @@ class Workload(NamedTuple):
     width: int
     height: int
 
-    def parameters(self) -> list[Tensor]:
+    def parameters(self) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         """Means, quats, scales, opacities and SH as leaves that require gradients."""
-        leaves = (self.means, self.quats, self.scales, self.opacities, self.sh)
-        return [t.clone().requires_grad_() for t in leaves]
+
+        def leaf(x: Tensor) -> Tensor:
+            return x.clone().requires_grad_()
+
+        geometry = leaf(self.means), leaf(self.quats), leaf(self.scales)
+        return *geometry, leaf(self.opacities), leaf(self.sh)
 
 
 def data_root() -> Path:
@@ -52,11 +56,8 @@ def data_root() -> Path:
 def load(name: str, device: str = "cuda") -> Workload:
     """A workload by name; FileNotFoundError where its data is absent."""
     made = garden(name, *GARDEN[name]) if name in GARDEN else _bonsai(name)
-    return made._replace(**{
-        field: value.to(device)
-        for field, value in made._asdict().items()
-        if isinstance(value, Tensor)
-    })  # fmt: skip
+    fields = made._asdict().items()
+    return made._replace(**{k: x.to(device) for k, x in fields if isinstance(x, Tensor)})
 
 
 def garden(name: str, repeats: int, width: int, height: int, factor: float) -> Workload:
@@ -100,6 +101,8 @@ def _bonsai(name: str) -> Workload:
     view[:3] = torch.from_numpy(image.cam_from_world().matrix()).float()
     sh = torch.zeros(len(data["means"]), 16, 3)
     sh[:, :1] = torch.from_numpy(data["sh0"].astype(np.float32))
-    tensors = (torch.from_numpy(data[k]) for k in ("means", "quats", "scales", "opacities"))
+    means, quats, scales, opacities = (
+        torch.from_numpy(data[k]) for k in ("means", "quats", "scales", "opacities")
+    )
     width, height = camera.width * factor, camera.height * factor
-    return Workload(name, *tensors, sh, view[None], K[None], width, height)
+    return Workload(name, means, quats, scales, opacities, sh, view[None], K[None], width, height)

@@ -64,8 +64,9 @@ WARM_UP, STEPS, SPANS = 30, 20, 5
 STAGES = {
     "projection": r"project_fwd_kernel",
     "sort": r"[Rr]adix|[Ss]ort|sweep_kernel|histograms_kernel|_order_kernel",
-    "binning": r"_accumulate_kernel|expand_kernel|count_chunks_kernel|place_kernel|[Ss]can",
-    "blend forward": r"_blend_fwd_kernel",
+    "binning": r"_row_keys_kernel|_accumulate_kernel|expand_kernel|count_chunks_kernel"
+    r"|place_kernel|[Ss]can",
+    "blend forward": r"blend_fwd_kernel",
     "loss": r"ssim|photometric|_loss|conv_|convolve|depthwise",
     "blend backward": r"blend_bwd_kernel|sum_rows_kernel",
     "projection backward": r"project_bwd_kernel|_spread_kernel",

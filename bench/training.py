@@ -13,7 +13,6 @@ import math
 import statistics
 import time
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -29,6 +28,7 @@ from gs.evaluation.views import quantize
 from gs.model.gaussians import Gaussians
 from gs.model.rates import OptimConfig
 from gs.model.renderer import render
+from gs.training.run_state import RunState
 from gs.training.trainer import Trainer
 from pruning import METHODS
 
@@ -117,33 +117,33 @@ def build_trainer(
     points = torch.rand(4, 3)
     scene = Scene([camera], [], points, points, extent=4.0, source=folder, kind="colmap")
     config = TrainConfig(
-        folder / "out", device=str(device), test_iterations=(), save_iterations=(), quiet=True,
+        folder / "out",
+        device=str(device),
+        test_iterations=(),
+        save_iterations=(),
+        quiet=True,
         cuda_graphs=graphs,
-    )  # fmt: skip
+    )
     densify = DensifyConfig()
     pruner = METHODS[method].preset(next(iter(METHODS[method].PRESETS)))
     rates = [field.name for field in dataclasses.fields(pruner) if field.name.endswith("_lr")]
     pruner = dataclasses.replace(pruner, **dict.fromkeys(rates, 0.0))
-    start: dict[str, Any] = {
-        "method": "3dgs",
-        "step": (DENSIFYING_STEP if densifying else FIRST_STEP) - 1,
-        "params": tensors,
-        "rows": {"ids": torch.arange(len(w.means), dtype=torch.int32)},
-        "next_id": len(w.means),
-        "active_sh_degree": math.isqrt(w.sh.shape[1]) - 1,
-        "optimizer": {},
-        "strategies": {},
-    }
+    start = RunState(
+        method="3dgs",
+        step=(DENSIFYING_STEP if densifying else FIRST_STEP) - 1,
+        params=tensors,
+        rows={"ids": torch.arange(len(w.means), dtype=torch.int32)},
+        next_id=len(w.means),
+        active_sh_degree=math.isqrt(w.sh.shape[1]) - 1,
+    )
     return Trainer(
         config,
         scene,
-        strategies=[
-            densify.build(), pruner.build(densify_until=densify.densify_until_iter)
-        ],
+        strategies=[densify.build(), pruner.build(densify_until=densify.densify_until_iter)],
         optim=FROZEN,
         method=method,
-        start=start,
-    )  # fmt: skip
+        start=start.to_dict(),
+    )
 
 
 def run_steps(trainer: Trainer, count: int) -> None:

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from .model.gaussians import Gaussians as Gaussians
     from .model.histograms import Histogram as Histogram
     from .model.histograms import unit_histogram as unit_histogram
+    from .model.model import Model as Model
+    from .model.model import Splats as Splats
     from .model.ply import load_ply as load_ply
     from .model.ply import save_ply as save_ply
     from .model.rates import OptimConfig as OptimConfig
@@ -31,6 +33,7 @@ if TYPE_CHECKING:
     from .model.renderer import render as render
     from .model.rows import keep_rows as keep_rows
     from .model.specs import ParameterSpec as ParameterSpec
+    from .model.view import View as View
     from .ranges import AT_LEAST_ONE as AT_LEAST_ONE
     from .ranges import COUNT as COUNT
     from .ranges import INNER_SHARE as INNER_SHARE
@@ -47,6 +50,8 @@ if TYPE_CHECKING:
     from .schema import listed as listed
     from .schema import read_checked as read_checked
     from .seeds import derive_seed as derive_seed
+    from .training.observer import Observer as Observer
+    from .training.observer import Run as Run
     from .training.start import POST_ITERATIONS as POST_ITERATIONS
     from .training.start import State as State
     from .training.start import without_added as without_added
@@ -71,6 +76,8 @@ _HOME = {
     "Gaussians": "model.gaussians",
     "Histogram": "model.histograms",
     "unit_histogram": "model.histograms",
+    "Model": "model.model",
+    "Splats": "model.model",
     "load_ply": "model.ply",
     "save_ply": "model.ply",
     "OptimConfig": "model.rates",
@@ -79,6 +86,7 @@ _HOME = {
     "RenderOutput": "model.renderer",
     "keep_rows": "model.rows",
     "ParameterSpec": "model.specs",
+    "View": "model.view",
     "AT_LEAST_ONE": "ranges",
     "COUNT": "ranges",
     "INNER_SHARE": "ranges",
@@ -95,6 +103,8 @@ _HOME = {
     "read_checked": "schema",
     "find_model": "run_record",
     "derive_seed": "seeds",
+    "Observer": "training.observer",
+    "Run": "training.observer",
     "POST_ITERATIONS": "training.start",
     "State": "training.start",
     "without_added": "training.start",

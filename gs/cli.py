@@ -58,8 +58,10 @@ class Method(Heritage, Protocol):
 
 
 DENSIFIERS: dict[str, type[DensifierConfig]] = {
-    "default": DensifyConfig, "taming": TamingConfig, "mcmc": MCMCConfig,
-}  # fmt: skip
+    "default": DensifyConfig,
+    "taming": TamingConfig,
+    "mcmc": MCMCConfig,
+}
 
 D = TypeVar("D", bound=DensifierConfig)
 P = TypeVar("P", bound=Method)

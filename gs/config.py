@@ -10,7 +10,7 @@ import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import torch
 from tyro.conf import Suppress, arg
@@ -26,7 +26,8 @@ class SceneConfig:
     """Which images are trained on."""
 
     source_path: Annotated[Path, arg(aliases=("-s",))]
-    """Folder of a COLMAP scene (images/, sparse/0/) or a Blender one (transforms_train.json)."""
+    """Folder of a COLMAP scene (images/, sparse/0/), a Blender one (transforms_train.json) or a
+    nerfstudio one (transforms.json)."""
     images: Annotated[str | None, arg(aliases=("-i",))] = None
     """Sub-folder with the images; None is the scene's own."""
     resolution: Annotated[int, arg(aliases=("-r",)), ITERATION] = -1
@@ -34,9 +35,12 @@ class SceneConfig:
     white_background: Annotated[bool, arg(aliases=("-w",))] = False
     """Render and composite over white instead of black."""
     eval: bool = False
-    """Keep every 8th image (or a Blender scene's test set) for testing."""
+    """Keep every 8th image (or the test set that the scene names) for testing."""
     init_points: Annotated[int | None, AT_LEAST_ONE] = None
     """Start from this many random points instead of the scene's point cloud."""
+    distortion: Literal["undistort", "refuse"] = "undistort"
+    """undistort: remove the distortion of lenses while images are decoded, and keep the results in
+    the output folder. refuse: train on pinhole cameras only."""
 
     def __post_init__(self) -> None:
         check_ranges(self)

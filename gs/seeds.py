@@ -3,7 +3,6 @@
 _MASK64 = (1 << 64) - 1
 
 
-
 def derive_seed(seed: int, *keys: int | str) -> int:
     """A well-mixed seed in [0, 2^31) from a run's seed and any keys, e.g. ("mask", iteration).
 
@@ -20,7 +19,6 @@ def derive_seed(seed: int, *keys: int | str) -> int:
             if key in (0, -1):
                 break
     return state >> 33
-
 
 
 def _splitmix64(x: int) -> int:

@@ -1,8 +1,9 @@
 """Rasterization of 3D Gaussians with masks, and its loss, in Triton and in plain PyTorch."""
 
 import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from .arguments import Capacity, Counts, RasterInputs, RenderSettings
 from .backend import uses_triton
 from .densification import add_gradient_norms, add_langevin_noise, add_regularizer_gradients
 from .masks import sampled_in_any
@@ -14,35 +15,49 @@ from .photometric import (
 )
 from .rasterization import rasterization
 from .reference.masks import logistic_noise, philox, sample_masks, uniform
+from .runtime.cache import caches
 
 if TYPE_CHECKING:
     from .adam import FusedAdam
+    from .binning import TileLists, bin_tiles
+    from .blending import blend
     from .masks.kernel import split_seed
-    from .pipeline import rasterize
-    from .runtime.capacity import Room
+    from .projection import project
+    from .projection.records import Records
     from .runtime.launch import warm_up
 
 _NEED_TRITON = {
     "FusedAdam": ".adam",
-    "Room": ".runtime.capacity",
-    "rasterize": ".pipeline",
+    "Records": ".projection.records",
+    "TileLists": ".binning",
+    "bin_tiles": ".binning",
+    "blend": ".blending",
+    "project": ".projection",
     "split_seed": ".masks.kernel",
     "warm_up": ".runtime.launch",
 }
 
 __all__ = [
+    "Capacity",
+    "Counts",
     "FusedAdam",
-    "Room",
+    "RasterInputs",
+    "Records",
+    "RenderSettings",
+    "TileLists",
     "add_gradient_norms",
     "add_langevin_noise",
     "add_regularizer_gradients",
+    "bin_tiles",
+    "blend",
+    "caches",
     "logistic_noise",
     "philox",
     "photometric_gradient",
     "photometric_loss",
     "photometric_values",
+    "project",
     "rasterization",
-    "rasterize",
     "sample_masks",
     "sampled_in_any",
     "split_seed",
@@ -53,7 +68,7 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> object:
     """What needs Triton is imported only when asked for."""
     if name in _NEED_TRITON:
         value = getattr(importlib.import_module(_NEED_TRITON[name], __name__), name)

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from .arguments import RasterInputs, RenderSettings
 from .rasterization import choose_backend
 from .validation import check, check_same
 
@@ -101,35 +102,51 @@ class GaussianRasterizer(nn.Module):
         colors = shs if shs is not None else colors_precomp
         masks = masks if masks is None else masks.reshape(-1)
         check(
-            {"N": n}, opacities=(opacities, "N"), scales=(scales, "N 3"),
+            {"N": n},
+            opacities=(opacities, "N"),
+            scales=(scales, "N 3"),
             rotations=(rotations, "N 4"),
             colors=(colors, "N K 3" if shs is not None else "N 3"),
-        )  # fmt: skip
+        )
         assert colors is not None
         if shs is not None and shs.shape[1] < (s.sh_degree + 1) ** 2:
-            needed = (s.sh_degree + 1) ** 2
+            least = (s.sh_degree + 1) ** 2
             raise ValueError(
-                f"shs: sh_degree={s.sh_degree} needs {needed} coefficients, got {shs.shape[1]}"
+                f"shs: sh_degree={s.sh_degree} needs {least} coefficients, got {shs.shape[1]}"
             )
         if masks is not None:
             check({"N": n}, masks=(masks, "N"))
         check_same(
-            "means3D", means3D=means3D, opacities=opacities, scales=scales, rotations=rotations,
-            colors=colors, covars=covars, masks=masks,
-        )  # fmt: skip
+            "means3D",
+            means3D=means3D,
+            opacities=opacities,
+            scales=scales,
+            rotations=rotations,
+            colors=colors,
+            covars=covars,
+            masks=masks,
+        )
 
         found: dict[str, Tensor] = {}
         if means2D is not None and means2D.requires_grad:
             check({"N": n}, means2D=(means2D, "N 3"))
             means3D = _ScreenGradient.apply(means3D, means2D, found, s.image_width, s.image_height)
-        image, _, info = choose_backend("auto", means3D)(
-            means3D, rotations, scales, opacities, colors,
-            s.viewmatrix.T.to(means3D)[None], _intrinsics(s, means3D)[None],
-            s.image_width, s.image_height,
-            near_plane=NEAR_PLANE, sh_degree=s.sh_degree if shs is not None else None,
-            backgrounds=s.bg.to(means3D).reshape(1, 3), masks=masks,
-            covars=covars, normalize_quats=False,
-        )  # fmt: skip
+        inputs = RasterInputs(
+            means3D,
+            rotations,
+            scales,
+            opacities,
+            colors,
+            s.viewmatrix.T.to(means3D)[None],
+            _intrinsics(s, means3D)[None],
+            covars=covars,
+            masks=masks,
+            backgrounds=s.bg.to(means3D).reshape(1, 3),
+        )
+        degree = None if shs is None else s.sh_degree
+        size = s.image_width, s.image_height
+        settings = RenderSettings(*size, NEAR_PLANE, sh_degree=degree, normalize_quats=False)
+        image, _, info = choose_backend("auto", means3D)(inputs, settings)
         if info["means2d"].requires_grad:
             # A hook on the tensor and not the tensor itself: that would be a reference cycle.
             info["means2d"].register_hook(lambda v_means2d: found.update(grad=v_means2d))

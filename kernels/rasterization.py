@@ -1,22 +1,24 @@
-"""The public rasterizer: checks its arguments once and calls a backend."""
+"""The public rasterizer: checks its arguments once per kind of call and calls a backend."""
 
-import functools
 import itertools
-from typing import Any
+from collections.abc import Hashable
+from typing import Any, NamedTuple, Protocol, SupportsIndex
 
 import torch
 from torch import Tensor
 
+from .arguments import Capacity, RasterInputs, RenderSettings
 from .backend import uses_triton
 from .constants import EPS2D, FAR_PLANE, MAX_SH_DEGREE, NEAR_PLANE
 from .reference.rasterization import rasterize as rasterize_reference
+from .runtime.cache import Table, caches
 from .validation import check, check_same
 
 RENDER_MODES = ("RGB", "D", "ED", "RGB+D", "RGB+ED")
 
 # gsplat's keywords that are not ours, and the values at which they change nothing here.
-_ANY_BOOL, _ANY_INT = (True, False), int
-_GSPLAT_KEYWORDS: dict[str, Any] = {
+_ANY_BOOL, _ANY_INT = (True, False), (int,)
+_GSPLAT_KEYWORDS: dict[str, tuple[object, ...]] = {
     "radius_clip": (0.0,),
     "packed": _ANY_BOOL,
     "tile_size": _ANY_INT,
@@ -65,7 +67,10 @@ def rasterization(
     deterministic: bool = False,
     precision: str = "default",
     backend: str = "auto",
-    **gsplat_keywords: Any,
+    colors_rest: Tensor | None = None,  # [N, K - 1, 3]
+    raw: bool = False,
+    capacity: Capacity | None = None,
+    **gsplat_keywords: object,
 ) -> tuple[Tensor, Tensor, dict[str, Any]]:
     """Render N Gaussians into C pinhole cameras, differentiably in every float argument.
 
@@ -103,6 +108,14 @@ def rasterization(
         precision: "default" gradients (RMS error about 2e-4 per tensor), or "exact" to float32
             rounding with the Triton backend.
         backend: "triton" (CUDA), "reference" (PyTorch, anywhere) or "auto".
+        colors_rest: SH coefficients above degree 0, with `colors` [N, 1, 3] the rest of them.
+        raw: `scales` are logarithms and `opacities` logits; exp and sigmoid are fused.
+        capacity: How many records and list entries to make room for, in place of what was learnt
+            from earlier calls (Triton backend). Nothing is copied to the host or waited for, so
+            that the call and its backward can be captured in a CUDA graph. `info["counts"]` [2]
+            int32 on the device says how many rows and entries the scene has: images and gradients
+            are right only where both are within the capacity. Entries of rows beyond it are not
+            counted.
         gsplat_keywords: gsplat's further keywords, at values that change nothing.
 
     Returns:
@@ -110,7 +123,7 @@ def rasterization(
         tile_size, radii [C, N, 2] int32 (half extents in pixels, 0 = culled), means2d [C, N, 2]
         (retains .grad), depths [C, N], conics [C, N, 3], tiles_per_gauss [C, N], n_isects,
         n_nonfinite (Gaussians culled for NaN or infinite parameters), masks [N] (or None), and
-        if asked contrib_max, contrib_sum, contrib_count, contrib_top [N], over all cameras.
+        on request contrib_max, contrib_sum, contrib_count, contrib_top [N], over all cameras.
 
     Raises:
         ValueError: an argument has a wrong shape, dtype, device or value.
@@ -121,134 +134,132 @@ def rasterization(
         _check_gsplat_keywords(gsplat_keywords)
     if type(width) is not int or type(height) is not int or width < 1 or height < 1:
         width, height = _size("width", width), _size("height", height)
-    if precision not in ("default", "exact"):
-        raise ValueError(f"precision: expected 'default' or 'exact', got {precision!r}")
-    arguments = (
-        means, quats, scales, opacities, colors, viewmats, Ks, backgrounds, masks, mask_logits,
-        mask_ids, mask_seed if isinstance(mask_seed, Tensor) else None, sh_degree, render_mode,
-        rasterize_mode,
-    )  # fmt: skip
-    signature = tuple([
-        x if x is None
-        else (x.shape, x.dtype, x.device) if isinstance(x, Tensor)
-        else x if isinstance(x, int | str) else type(x)
-        for x in arguments
-    ])  # fmt: skip
-    shapes = _accepted.get(signature)
-    if shapes is None:
-        _validate(*arguments)
-        if len(_accepted) > 256:
-            _accepted.clear()
-        shapes = _accepted[signature] = next(_names)
-    if masks is not None and masks.dim() != 1:
-        masks = masks.reshape(-1)
-    if mask_logits is not None and mask_logits.dim() == 2 and mask_logits.shape[1] == 1:
-        mask_logits = mask_logits.reshape(-1)
-
-    run = choose_backend(backend, means)
-    if not isinstance(mask_seed, Tensor):
-        mask_seed = int(mask_seed)
-    elif run is rasterize_reference:
-        low, high = mask_seed.tolist()
-        mask_seed = (high << 32) | (low & 0xFFFFFFFF)
-    # the reference is always exact
-    options: dict[str, Any] = {}
-    if run is not rasterize_reference:
-        options = {"exact": precision == "exact", "shapes": shapes}
-    return run(
-        means, quats, scales, opacities, colors, viewmats, Ks, width, height,
-        near_plane=near_plane, far_plane=far_plane, eps2d=eps2d, sh_degree=sh_degree,
-        backgrounds=backgrounds, render_mode=render_mode,
-        antialiased=rasterize_mode == "antialiased", absgrad=absgrad, masks=masks,
-        mask_logits=mask_logits, mask_seed=mask_seed, mask_ids=mask_ids,
-        contributions=contributions, deterministic=deterministic, **options,
-    )  # fmt: skip
-
-
-# Signatures that were found valid, and a number that stands for each: checking takes longer than a
-# small scene's kernels.
-_accepted: dict[tuple[Any, ...], int] = {}
-_names = itertools.count()
-
-
-def _validate(
-    means: Any,
-    quats: Any,
-    scales: Any,
-    opacities: Any,
-    colors: Any,
-    viewmats: Any,
-    Ks: Any,
-    backgrounds: Any,
-    masks: Any,
-    mask_logits: Any,
-    mask_ids: Any,
-    mask_seed: Any,
-    sh_degree: Any,
-    render_mode: Any,
-    rasterize_mode: Any,
-) -> None:
-    """Raise ValueError for the first argument of `rasterization` that cannot be."""
-    if render_mode not in RENDER_MODES:
-        raise ValueError(f"render_mode: expected one of {RENDER_MODES}, got {render_mode!r}")
-    if rasterize_mode not in ("classic", "antialiased"):
+    antialiased = rasterize_mode == "antialiased"
+    if not antialiased and rasterize_mode != "classic":
         raise ValueError(
             f"rasterize_mode: expected 'classic' or 'antialiased', got {rasterize_mode!r}"
         )
-    dims = check(
-        means=(means, "N 3"), quats=(quats, "N 4"), scales=(scales, "N 3"),
-        opacities=(opacities, "N"), viewmats=(viewmats, "C 4 4"), Ks=(Ks, "C 3 3"),
+    exact = precision == "exact"
+    if not exact and precision != "default":
+        raise ValueError(f"precision: expected 'default' or 'exact', got {precision!r}")
+    settings = RenderSettings(
+        width, height, float(near_plane), float(far_plane), float(eps2d), sh_degree, render_mode,
+        antialiased, raw, True, absgrad, contributions, deterministic, exact,
     )  # fmt: skip
+    if masks is not None and _is_column(masks):
+        masks = masks.reshape(-1)
+    if mask_logits is not None and _is_column(mask_logits):
+        mask_logits = mask_logits.reshape(-1)
+    words, seed = (mask_seed, 0) if isinstance(mask_seed, Tensor) else (None, int(mask_seed))
+    inputs = RasterInputs(
+        means, quats, scales, opacities, colors, viewmats, Ks, colors_rest, None, backgrounds,
+        masks, mask_logits, mask_ids, words, seed,
+    )  # fmt: skip
+    kind = _kind_of(inputs, settings, backend)
+    return kind.rasterize(inputs, settings, capacity, kind.name)
+
+
+class Rasterize(Protocol):
+    """`rasterize` of a backend."""
+
+    def __call__(
+        self,
+        inputs: RasterInputs,
+        settings: RenderSettings,
+        capacity: Capacity | None = None,
+        kind: Hashable = None,
+    ) -> tuple[Tensor, Tensor, dict[str, Any]]: ...
+
+
+class _Kind(NamedTuple):
+    """Calls that were found valid: checking takes longer than a small scene's kernels."""
+
+    rasterize: Rasterize
+    name: int  # stands for all that makes the kind: quicker to compare
+
+
+_kinds = caches.add(Table[Hashable, _Kind]())
+_names = itertools.count()
+
+
+def _kind_of(inputs: RasterInputs, settings: RenderSettings, backend: str) -> _Kind:
+    try:
+        key = (inputs.signature(), settings, backend)
+        return _kinds[key]
+    except (AttributeError, KeyError, TypeError):
+        _validate(inputs, settings)
+        kind = _Kind(choose_backend(backend, inputs.means), next(_names))
+        _kinds[inputs.signature(), settings, backend] = kind
+        return kind
+
+
+def _validate(x: RasterInputs, settings: RenderSettings) -> None:
+    """Raise ValueError for the first argument of `rasterization` that cannot be."""
+    if settings.render_mode not in RENDER_MODES:
+        raise ValueError(
+            f"render_mode: expected one of {RENDER_MODES}, got {settings.render_mode!r}"
+        )
+    dims = check(
+        means=(x.means, "N 3"),
+        quats=(x.quats, "N 4"),
+        scales=(x.scales, "N 3"),
+        opacities=(x.opacities, "N"),
+        viewmats=(x.viewmats, "C 4 4"),
+        Ks=(x.Ks, "C 3 3"),
+    )
     if dims["C"] == 0:
         raise ValueError("viewmats: expected at least one camera, got [0, 4, 4]")
-    dims["D"] = _check_colors(colors, sh_degree, dims)
-    if backgrounds is not None:
-        check(dims, backgrounds=(backgrounds, "C D"))
-    _check_masks(masks, mask_logits, mask_ids, dims)
-    check_same(
-        "means", means=means, quats=quats, scales=scales, opacities=opacities, colors=colors,
-        viewmats=viewmats, Ks=Ks, backgrounds=backgrounds, masks=masks, mask_logits=mask_logits,
-    )  # fmt: skip
-    for name, x in (("mask_ids", mask_ids), ("mask_seed", mask_seed)):
-        if x is not None and x.device != means.device:
-            raise ValueError(f"{name}: expected on {means.device} as means, got {x.device}")
-    if mask_seed is not None:
-        check(mask_seed=(mask_seed, "2"))
-        if mask_seed.dtype != torch.int32:
-            raise ValueError(f"mask_seed: expected an integer or int32, got {mask_seed.dtype}")
+    dims["D"] = _check_colors(x.colors, x.colors_rest, settings.sh_degree, dims)
+    if x.backgrounds is not None:
+        check(dims, backgrounds=(x.backgrounds, "C D"))
+    _check_masks(x, dims)
+    floats = x._asdict()
+    for name in ("mask_ids", "mask_words", "mask_seed"):
+        del floats[name]
+    check_same("means", **floats)
+    for name, given in (("mask_ids", x.mask_ids), ("mask_seed", x.mask_words)):
+        if given is not None and given.device != x.means.device:
+            raise ValueError(f"{name}: expected on {x.means.device} as means, got {given.device}")
+    if x.mask_words is not None:
+        check(mask_seed=(x.mask_words, "2"))
+        if x.mask_words.dtype != torch.int32:
+            raise ValueError(f"mask_seed: expected an integer or int32, got {x.mask_words.dtype}")
 
 
-def choose_backend(backend: str, means: Tensor) -> Any:
+def choose_backend(backend: str, means: Tensor) -> Rasterize:
     """The function `rasterize` of a backend; "auto" takes Triton for float32 on CUDA."""
     if not uses_triton(backend, means):
         return rasterize_reference
     if means.dtype != torch.float32:
         raise ValueError(f"backend 'triton': expected float32, got {means.dtype}")
-    return _triton_backend()
-
-
-@functools.cache
-def _triton_backend() -> Any:
     # Triton is not everywhere, and nothing else needs it.
     from .pipeline import rasterize  # pyright: ignore[reportMissingImports]
 
     return rasterize
 
 
-def _size(name: str, value: Any) -> int:
-    if not hasattr(value, "__index__") or value.__index__() < 1:
+def _size(name: str, value: object) -> int:
+    if not isinstance(value, SupportsIndex) or value.__index__() < 1:
         raise ValueError(f"{name}: expected a positive integer, got {value!r}")
     return value.__index__()
 
 
-def _check_colors(colors: Tensor, sh_degree: int | None, dims: dict[str, int]) -> int:
+def _check_colors(
+    colors: Tensor, rest: Tensor | None, sh_degree: int | None, dims: dict[str, int]
+) -> int:
     """The number of colour channels."""
     if sh_degree is None:
+        if rest is not None:
+            raise ValueError("colors_rest: given without sh_degree")
         spec = "C N D" if isinstance(colors, Tensor) and colors.dim() == 3 else "N D"
         return check(dims, colors=(colors, spec))["D"]
     if sh_degree not in range(MAX_SH_DEGREE + 1):
         raise ValueError(f"sh_degree: expected 0 to {MAX_SH_DEGREE}, got {sh_degree!r}")
-    bands = check(dims, colors=(colors, "N K 3"))["K"]
+    if rest is None:
+        bands = check(dims, colors=(colors, "N K 3"))["K"]
+    else:
+        check(dims, colors=(colors, "N 1 3"))
+        bands = 1 + check(dims, colors_rest=(rest, "N K 3"))["K"]
     if bands < (sh_degree + 1) ** 2:
         raise ValueError(
             f"colors: sh_degree={sh_degree} needs {(sh_degree + 1) ** 2} coefficients, got {bands}"
@@ -256,27 +267,28 @@ def _check_colors(colors: Tensor, sh_degree: int | None, dims: dict[str, int]) -
     return 3
 
 
-def _check_masks(
-    masks: Tensor | None, mask_logits: Tensor | None, mask_ids: Tensor | None, dims: dict[str, int]
-) -> None:
-    """Masks [N] or [N, 1] and logits [N], [N, 1] or [N, 2], of which at most one is given."""
-    if masks is not None and mask_logits is not None:
+def _is_column(x: Tensor) -> bool:
+    return getattr(x, "ndim", 1) == 2 and x.shape[1] == 1
+
+
+def _check_masks(x: RasterInputs, dims: dict[str, int]) -> None:
+    """Masks [N] and logits [N] or [N, 2], of which at most one is given."""
+    if x.masks is not None and x.mask_logits is not None:
         raise ValueError("masks and mask_logits: give only one of them")
-    if masks is not None:
-        check(dims, masks=(masks, "N 1" if getattr(masks, "ndim", 1) == 2 else "N"))
-    if mask_logits is not None:
-        pair = getattr(mask_logits, "ndim", 1) == 2
-        columns = "1" if pair and mask_logits.shape[1] == 1 else "2"
-        check(dims, mask_logits=(mask_logits, f"N {columns}" if pair else "N"))
-    if mask_ids is not None:
-        check(dims, mask_ids=(mask_ids, "N"))
-        if mask_ids.dtype not in (torch.int32, torch.int64):
-            raise ValueError(f"mask_ids: expected int32, got {mask_ids.dtype}")
-        if mask_logits is None:
+    if x.masks is not None:
+        check(dims, masks=(x.masks, "N"))
+    if x.mask_logits is not None:
+        pair = getattr(x.mask_logits, "ndim", 1) == 2
+        check(dims, mask_logits=(x.mask_logits, "N 2" if pair else "N"))
+    if x.mask_ids is not None:
+        check(dims, mask_ids=(x.mask_ids, "N"))
+        if x.mask_ids.dtype not in (torch.int32, torch.int64):
+            raise ValueError(f"mask_ids: expected int32, got {x.mask_ids.dtype}")
+        if x.mask_logits is None:
             raise ValueError("mask_ids: given without mask_logits")
 
 
-def _check_gsplat_keywords(keywords: dict[str, Any]) -> None:
+def _check_gsplat_keywords(keywords: dict[str, object]) -> None:
     for name, value in keywords.items():
         if name not in _GSPLAT_KEYWORDS:
             raise TypeError(f"rasterization() got an unexpected keyword argument {name!r}")
@@ -284,7 +296,7 @@ def _check_gsplat_keywords(keywords: dict[str, Any]) -> None:
         if neutral is _ANY_INT:
             accepted = isinstance(value, int)
         else:
-            # gsplat's enumerations are told by the name of the value.
+            # gsplat's enumerations are known by the name of the value.
             value = value if isinstance(value, Tensor) else getattr(value, "name", value)
             accepted = any(value is v or (v is not None and value == v) for v in neutral)
         if not accepted:

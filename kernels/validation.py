@@ -1,12 +1,10 @@
 """Shape, dtype and device checks with named dimensions."""
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
 
-def check(dims: dict[str, int] | None = None, **tensors: tuple[Any, str]) -> dict[str, int]:
+def check(dims: dict[str, int] | None = None, **tensors: tuple[object, str]) -> dict[str, int]:
     """Check shapes such as `means=(means, "N 3")` and return the size of every name.
 
     Args:

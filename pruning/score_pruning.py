@@ -141,9 +141,15 @@ class ScorePruning(Strategy):
             try:
                 save_scores(ctx.model_path / "scores.npz", gaussians, scores)
                 write_pruning(
-                    ctx.model_path / "pruning.json", step, gaussians, scores, n_left, ctx.cameras,
-                    ctx.images, white_background=ctx.white_background,
-                )  # fmt: skip
+                    ctx.model_path / "pruning.json",
+                    step,
+                    gaussians,
+                    scores,
+                    n_left,
+                    ctx.cameras,
+                    ctx.images,
+                    white_background=ctx.white_background,
+                )
             except SplatrimError as error:  # a full disk; the run itself goes on
                 logger.warning(str(error))
         keep_rows(gaussians, ctx.optimizer, keep)

@@ -1,5 +1,6 @@
 """Fixtures that the whole suite shares."""
 
+import gc
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -23,7 +24,51 @@ from gs.model.renderer import render  # noqa: E402
 REPO = Path(__file__).resolve().parents[1]
 
 
+def pytest_configure() -> None:
+    if os.environ.get("TRITON_INTERPRET") == "1":
+        _prepare_once_per_launch()
+
+
+def pytest_collection_finish() -> None:
+    # what is imported stays: the collector need not go through it again and again
+    gc.collect()
+    gc.freeze()
+
+
+def _prepare_once_per_launch() -> None:
+    """Take from Triton's interpreter a third of its time, which it spends to no effect.
+
+    It turns the functions of triton.language into those that compute, anew in every call of a
+    device function, and back when the launch ends. Once per device function and launch does the
+    same.
+    """
+    from triton.runtime import interpreter
+
+    if not hasattr(interpreter, "_LangPatchScope"):  # a Triton that prepares in another way
+        return
+    prepare, prepared = interpreter._patch_lang, set[Callable[..., Any]]()
+
+    def prepare_once(fn: Callable[..., Any]) -> Any:
+        if fn in prepared:
+            return None
+        scope = prepare(fn)
+        if not prepared:  # the kernel itself, whose scope is closed when the launch ends
+            restore = scope.restore
+
+            def end() -> None:
+                prepared.clear()
+                restore()
+
+            scope.restore = end
+        prepared.add(fn)
+        return scope
+
+    interpreter._patch_lang = prepare_once
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    # the longest file first: of several workers, none is left alone with it at the end
+    items.sort(key=lambda item: item.path.name != "test_compile.py")
     if torch.cuda.is_available():
         return
     skip = pytest.mark.skip(reason="needs a CUDA device")
@@ -136,9 +181,14 @@ def scene(write_scene: Callable[..., Scene], turned_view: Callable[[float], Tens
 def write_published() -> Callable[[Path, dict[str, Any]], None]:
     """Write a named state as the original code does, or MaskGaussian's where there are masks."""
     groups = {
-        "xyz": "means", "f_dc": "sh0", "f_rest": "shN", "opacity": "opacities",
-        "mask": "mask_logits", "scaling": "scales", "rotation": "quats",
-    }  # fmt: skip
+        "xyz": "means",
+        "f_dc": "sh0",
+        "f_rest": "shN",
+        "opacity": "opacities",
+        "mask": "mask_logits",
+        "scaling": "scales",
+        "rotation": "quats",
+    }
     order = ("xyz", "f_dc", "f_rest", "scaling", "rotation", "opacity", "mask")
     statistics = ("max_radii", "densify_gradients", "densify_views")
 
@@ -148,9 +198,12 @@ def write_published() -> Callable[[Path, dict[str, Any]], None]:
         column = lambda x: x.view(-1, 1) if x.dim() == 1 else x  # noqa: E731
         leaves = {k: nn.Parameter(column(params[name].clone())) for k, name in names.items()}
         adam = torch.optim.Adam(
-            [{"params": [x], "lr": optimizer["lrs"][names[k]], "name": k}
-             for k, x in leaves.items()], eps=1e-15,
-        )  # fmt: skip
+            [
+                {"params": [x], "lr": optimizer["lrs"][names[k]], "name": k}
+                for k, x in leaves.items()
+            ],
+            eps=1e-15,
+        )
         for k, x in leaves.items():
             if names[k] in optimizer:
                 adam.state[x] = {key: column(m) for key, m in optimizer[names[k]].items()}
@@ -158,9 +211,13 @@ def write_published() -> Callable[[Path, dict[str, Any]], None]:
         n = len(params["means"])
         maximum, *sums = (state["rows"].get(name, torch.zeros(n)) for name in statistics)
         entries = (
-            state["active_sh_degree"], *(leaves[k] for k in order if k in leaves), maximum,
-            *map(column, sums), adam.state_dict(), state["extent"],
-        )  # fmt: skip
+            state["active_sh_degree"],
+            *(leaves[k] for k in order if k in leaves),
+            maximum,
+            *map(column, sums),
+            adam.state_dict(),
+            state["extent"],
+        )
         torch.save((entries, state["step"]), path)
 
     return write

@@ -14,12 +14,12 @@ import torch
 
 import train
 from gs.cli import describe
+from gs.data.camera import NEAR_PLANE
 from gs.densification.adaptive import MAX_RELATIVE_SCALE, N_CHILDREN, RESET_OPACITY, rotate, split
 from gs.densification.mcmc import STEEPNESS, THRESHOLD
 from gs.densification.taming import EDGE_WEIGHT, ERROR_WEIGHT, LOSS_WEIGHT, PRUNED_SHARE, WEIGHTS
 from gs.losses import photometric_loss, ssim
 from gs.model.gaussians import Gaussians
-from gs.model.renderer import NEAR_PLANE
 from gs.training.optimizer import build_optimizer
 from kernels import rasterization
 
@@ -113,9 +113,16 @@ TAMING = {
     "score_views": 10,
 }
 TAMING_WEIGHTS = {
-    "gradient": 25, "opacity": 100, "depth": 5, "extent": 10, "volume": 25, "pixels": 0.1,
-    "weights": 50, "saliency": 10, "distance": 50,
-}  # fmt: skip
+    "gradient": 25,
+    "opacity": 100,
+    "depth": 5,
+    "extent": 10,
+    "volume": 25,
+    "pixels": 0.1,
+    "weights": 50,
+    "saliency": 10,
+    "distance": 50,
+}
 
 # Kheradmand et al. (2024)
 MONTE_CARLO = {
@@ -139,29 +146,40 @@ def settings(line: str) -> dict[str, Any]:
     return known | {name: value for part in parts for name, value in part.items()}
 
 
-@pytest.mark.parametrize("line, want", [
-    ("--method 3dgs", GAUSSIAN_SPLATTING),
-    ("--preset published-beta", GAUSSIAN_SPLATTING | MASK_GAUSSIAN),
-    ("--preset published-alpha", GAUSSIAN_SPLATTING | ALPHA),
-    ("--preset published-gamma", GAUSSIAN_SPLATTING | GAMMA),
-    ("--start_ply a.ply --preset published-post", GAUSSIAN_SPLATTING | POST),
-    ("--method lp-3dgs --preset published-radsplat", GAUSSIAN_SPLATTING | LP_3DGS),
-    ("--method lp-3dgs --preset published-mini-splatting",
-     GAUSSIAN_SPLATTING | LP_3DGS | {"score": "mini-splatting", "sh_degree_from_iter": 15_000}),
-    ("--method radsplat", GAUSSIAN_SPLATTING | RADSPLAT),
-    ("--method radsplat --preset light", RADSPLAT | {"threshold": 0.25}),
-    ("--method radsplat --preset zip-nerf", RADSPLAT | {"threshold": 0.005}),
-    ("--method radsplat --preset zip-nerf-light", RADSPLAT | {"threshold": 0.03}),
-    ("--method mini-splatting", GAUSSIAN_SPLATTING | MINI_SPLATTING),
-    ("--method mini-splatting --preset indoor", MINI_SPLATTING | {"metric": "indoor"}),
-    ("--method light-gaussian", GAUSSIAN_SPLATTING | LIGHT_GAUSSIAN),
-    ("--method light-gaussian --preset two-step",
-     LIGHT_GAUSSIAN | {"prune_iterations": [16_000, 24_000], "ratio": 0.5, "decay": 0.8}),
-    ("--start_ply a.ply --method light-gaussian",
-     {"prune_iterations": [30_001], "ratio": 0.66, "decay": 1.0, "v_pow": 0.1}),
-    ("--method 3dgs --densifier taming", TAMING),
-    ("--method 3dgs --densifier mcmc --initial_scale 0.1", MONTE_CARLO),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "line, want",
+    [
+        ("--method 3dgs", GAUSSIAN_SPLATTING),
+        ("--preset published-beta", GAUSSIAN_SPLATTING | MASK_GAUSSIAN),
+        ("--preset published-alpha", GAUSSIAN_SPLATTING | ALPHA),
+        ("--preset published-gamma", GAUSSIAN_SPLATTING | GAMMA),
+        ("--start_ply a.ply --preset published-post", GAUSSIAN_SPLATTING | POST),
+        ("--method lp-3dgs --preset published-radsplat", GAUSSIAN_SPLATTING | LP_3DGS),
+        (
+            "--method lp-3dgs --preset published-mini-splatting",
+            GAUSSIAN_SPLATTING
+            | LP_3DGS
+            | {"score": "mini-splatting", "sh_degree_from_iter": 15_000},
+        ),
+        ("--method radsplat", GAUSSIAN_SPLATTING | RADSPLAT),
+        ("--method radsplat --preset light", RADSPLAT | {"threshold": 0.25}),
+        ("--method radsplat --preset zip-nerf", RADSPLAT | {"threshold": 0.005}),
+        ("--method radsplat --preset zip-nerf-light", RADSPLAT | {"threshold": 0.03}),
+        ("--method mini-splatting", GAUSSIAN_SPLATTING | MINI_SPLATTING),
+        ("--method mini-splatting --preset indoor", MINI_SPLATTING | {"metric": "indoor"}),
+        ("--method light-gaussian", GAUSSIAN_SPLATTING | LIGHT_GAUSSIAN),
+        (
+            "--method light-gaussian --preset two-step",
+            LIGHT_GAUSSIAN | {"prune_iterations": [16_000, 24_000], "ratio": 0.5, "decay": 0.8},
+        ),
+        (
+            "--start_ply a.ply --method light-gaussian",
+            {"prune_iterations": [30_001], "ratio": 0.66, "decay": 1.0, "v_pow": 0.1},
+        ),
+        ("--method 3dgs --densifier taming", TAMING),
+        ("--method 3dgs --densifier mcmc --initial_scale 0.1", MONTE_CARLO),
+    ],
+)
 def test_settings(line: str, want: dict[str, Any]) -> None:
     got = settings(line)
     if "--start_ply" in line:  # nothing is densified after the start
@@ -188,10 +206,16 @@ def test_adam() -> None:
     for group in optimizer.param_groups:
         assert (tuple(group["betas"]), group["eps"]) == ((0.9, 0.999), 1e-15)
     rates = {group["name"]: float(group["lr"]) for group in optimizer.param_groups}
-    assert rates == pytest.approx({
-        "means": 2 * 0.00016, "sh0": 0.0025, "shN": 0.0025 / 20, "opacities": 0.05,
-        "scales": 0.005, "quats": 0.001,
-    })  # fmt: skip
+    assert rates == pytest.approx(
+        {
+            "means": 2 * 0.00016,
+            "sh0": 0.0025,
+            "shN": 0.0025 / 20,
+            "opacities": 0.05,
+            "scales": 0.005,
+            "quats": 0.001,
+        }
+    )
 
 
 def test_initial_gaussians() -> None:
@@ -253,10 +277,17 @@ def test_rasterizer_numbers() -> None:
 
     def render(opacity: float, z: float = 1.0) -> tuple[torch.Tensor, dict[str, Any]]:
         _, alphas, info = rasterization(
-            torch.tensor([[0.0, 0, z]]).double(), torch.tensor([[1.0, 0, 0, 0]]).double(),
-            torch.full((1, 3), 0.01).double(), opacity * one, torch.ones(1, 3).double(),
-            torch.eye(4).double()[None], K[None], 17, 17, near_plane=0.2,
-        )  # fmt: skip
+            torch.tensor([[0.0, 0, z]]).double(),
+            torch.tensor([[1.0, 0, 0, 0]]).double(),
+            torch.full((1, 3), 0.01).double(),
+            opacity * one,
+            torch.ones(1, 3).double(),
+            torch.eye(4).double()[None],
+            K[None],
+            17,
+            17,
+            near_plane=0.2,
+        )
         return alphas[0, ..., 0], info
 
     alphas, info = render(1.0)

@@ -1,5 +1,6 @@
 """Wrong input through the command line: one sentence, a non-zero exit, nothing written or lost."""
 
+import io
 import os
 import resource
 import shlex
@@ -100,7 +101,8 @@ def test_camera_with_distortion(scene: Path, tmp_path: Path) -> None:
             camera.params = [fx, fx, 24.0, 18.0, 0.1, 0.0, 0.0, 0.0]
 
     edit(scene, distort)
-    refuses(tmp_path, f"-s {scene} -m {tmp_path}/out", "OPENCV", "image_undistorter")
+    line = f"-s {scene} -m {tmp_path}/out --distortion refuse"
+    refuses(tmp_path, line, "OPENCV", "image_undistorter")
 
 
 def test_no_points(scene: Path, tmp_path: Path) -> None:
@@ -183,16 +185,21 @@ def test_models_that_cannot_be_post_trained(scene: Path, tmp_path: Path) -> None
     refuses(tmp_path, line, "model.ply", "no Gaussians")
 
 
-def test_nan_in_a_saved_model(scene: Path, tmp_path: Path) -> None:
+def test_nan_in_a_saved_model(
+    scene: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     out = tmp_path / "out"
     make_checkpoint(scene, out, "--eval")
     path = out / "point_cloud" / "iteration_4" / "point_cloud.ply"
-    with path.open("rb") as file:
-        ply = PlyData.read(file, mmap=False)
+    ply = PlyData.read(io.BytesIO(path.read_bytes()))  # a mapped file could not be written to
     ply["vertex"].data["opacity"][[0, 7]] = np.nan
     ply.write(str(path))
+    gs.evaluation.render.main(["-m", str(out), "--quiet"])
+    assert "2 of " in caplog.text and "(property opacity: 2) and are left out" in caplog.text
+    ply["vertex"].data["opacity"] = np.nan
+    ply.write(str(path))
     before = contents(tmp_path)
-    with pytest.raises(SplatrimError, match=r"opacity"):
+    with pytest.raises(SplatrimError, match=r"opacity.*none is left"):
         gs.evaluation.render.main(["-m", str(out), "--quiet"])
     assert contents(tmp_path) == before
 

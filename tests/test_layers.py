@@ -1,6 +1,7 @@
-"""Imports point one way, between packages and between the rooms within each."""
+"""Imports point one way, and files keep their measures: length, layout, no rule switched off."""
 
 import ast
+import re
 import sys
 from collections.abc import Iterator
 from graphlib import CycleError, TopologicalSorter
@@ -11,6 +12,7 @@ import pytest
 
 import gs
 import kernels
+import pruning
 
 OWN = {"train", "pruning", "gs", "kernels", "bench", "tests"}
 MAY_IMPORT = {"kernels": set(), "gs": {"kernels"}, "pruning": {"gs", "kernels"}}
@@ -19,6 +21,7 @@ MAY_IMPORT = {"kernels": set(), "gs": {"kernels"}, "pruning": {"gs", "kernels"}}
 FLOORS: dict[str, list[set[str]]] = {
     "kernels": [
         {"constants", "validation", "backend"},
+        {"arguments"},
         {"device", "reference"},
         {"runtime"},
         {"masks", "sorting", "photometric", "adam"},
@@ -40,7 +43,7 @@ FLOORS: dict[str, list[set[str]]] = {
         {"data"},
         {"model"},
         {"evaluation"},
-        {"training", "report"},
+        {"training", "report", "viewer"},
         {"densification"},
         {"cli", "render", "metrics"},
     ],
@@ -169,3 +172,39 @@ def test_nothing_imports_train(repo: Path) -> None:
         if module.split(".")[0] == "train"
     ]
     assert not wrong, wrong
+
+
+@pytest.mark.parametrize("package", [kernels, gs, pruning], ids=lambda package: package.__name__)
+def test_every_public_name_can_be_had(package: ModuleType) -> None:
+    assert len(package.__all__) == len(set(package.__all__)) > 0
+    missing = [name for name in package.__all__ if not hasattr(package, name)]
+    assert not missing, missing
+
+
+# Lines of a file, layouts by hand in all files, and files that switch off one of pyright's rules.
+MOST_LINES, MOST_SKIPS, MOST_SWITCHES = 400, 65, 11
+
+
+def _sources(repo: Path) -> Iterator[tuple[Path, str]]:
+    """Every Python file of the project, and its text."""
+    yield Path("train.py"), (repo / "train.py").read_text()
+    for folder in ("kernels", "gs", "pruning", "bench", "tests"):
+        for path in sorted((repo / folder).rglob("*.py")):
+            yield path.relative_to(repo), path.read_text()
+
+
+def test_no_file_is_long(repo: Path) -> None:
+    long = {str(path): n for path, text in _sources(repo) if (n := text.count("\n")) > MOST_LINES}
+    assert not long, long
+
+
+def test_few_lines_are_laid_out_by_hand(repo: Path) -> None:
+    marks = {str(path): len(re.findall(r"# fmt: ?skip", text)) for path, text in _sources(repo)}
+    kept = {path: n for path, n in marks.items() if n}
+    assert sum(kept.values()) <= MOST_SKIPS, kept
+
+
+def test_no_file_switches_off_a_rule_of_pyright(repo: Path) -> None:
+    comment = re.compile(r"^\s*# pyright: ", re.MULTILINE)
+    switches = [str(path) for path, text in _sources(repo) if comment.search(text)]
+    assert len(switches) <= MOST_SWITCHES, switches

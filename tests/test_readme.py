@@ -1,5 +1,6 @@
-"""The README's two programs run as they are printed, and its links and flags exist."""
+"""README's programs run as printed; links, files, flags and tables of the documentation hold."""
 
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ import torch
 from PIL import Image
 
 import train
+from bench.report import tables, write
 from gs.data.demo import write_demo_scene
 from gs.data.scene import load_scene
 from gs.model.gaussians import Gaussians
@@ -66,18 +68,52 @@ def test_render_ply(readme: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert torch.isfinite(names["out"].colors).all() and alphas.max() > 0.5
 
 
-def test_files_that_it_names_exist(readme: str, repo: Path) -> None:
-    named = re.findall(r"`((?:kernels|gs|pruning|bench|tests)/[\w/.]*|train\.py|Makefile)`", readme)
-    named += re.findall(r"\]\((?!https?:|#)([^)#]+)\)", readme)
-    assert len(named) > 10
+PAGES = ("README.md", "CONTRIBUTING.md", "docs/usage.md", "docs/methods.md", "docs/results.md")
+
+
+def _anchor(title: str) -> str:
+    """A heading's anchor, as GitHub makes it."""
+    return re.sub(r"[^\w -]", "", title.strip().lower()).replace(" ", "-")
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_files_and_headings_that_a_page_names_exist(repo: Path, page: str) -> None:
+    text, folder = (repo / page).read_text(), (repo / page).parent
+    named = re.findall(r"`((?:kernels|gs|pruning|bench|tests)/[\w/.]*|train\.py|Makefile)`", text)
     assert not [name for name in named if not (repo / name).exists()]
+    links = re.findall(r"\]\((?!https?:)([^)#]*)(?:#([^)]+))?\)", text)
+    for file, heading in links:
+        target = folder / file if file else repo / page
+        assert target.exists(), file
+        if heading:
+            titles = re.findall(r"^#+ (.*)$", target.read_text(), re.MULTILINE)
+            assert heading in map(_anchor, titles), f"{file}#{heading}"
+    assert named or links
 
 
-def test_flags_of_the_table_exist(readme: str, capsys: pytest.CaptureFixture[str]) -> None:
-    table = readme.partition("<!-- flags -->")[2].partition("<!-- /flags -->")[0]
+def test_readme_fits_on_a_few_screens(readme: str) -> None:
+    assert len(readme.splitlines()) <= 250
+
+
+def test_flags_of_the_table_exist(repo: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    usage = (repo / "docs" / "usage.md").read_text()
+    table = usage.partition("<!-- flags -->")[2].partition("<!-- /flags -->")[0]
     flags = set(re.findall(r"`(--?[a-z_]+)", table))
     assert len(flags) > 15
     with pytest.raises(SystemExit):
         train.parse(["--help"])
     known = set(re.findall(r"(?<![\w-])--?[a-z_]+", capsys.readouterr().out))
     assert not flags - known
+
+
+@pytest.mark.parametrize("name", ["methods_h200", "rasterization_h200"])
+def test_tables_are_those_of_the_saved_figures(repo: Path, tmp_path: Path, name: str) -> None:
+    made = tables(json.loads((repo / "bench" / "results" / f"{name}.json").read_text()))
+    shown = 0
+    for page in (repo / "README.md", repo / "docs" / "results.md"):
+        copy = tmp_path / page.name
+        copy.write_text(page.read_text())
+        write(copy, made)
+        assert copy.read_text() == page.read_text()
+        shown += sum(f"<!-- {table} -->" in page.read_text() for table in made)
+    assert shown == len(made)

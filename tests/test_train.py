@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 import torch
 
+import kernels
 import train
 from gs.config import resume_command
 from gs.data.demo import write_demo_scene
@@ -193,10 +194,19 @@ def test_a_run_leaves_a_complete_folder(scene: Path, tmp_path: Path) -> None:
     train.main(["-s", str(scene), "-m", str(out), "--eval", "--iterations", "12", "--quiet"])
     config = json.loads((out / "config.json").read_text())
     want = {
-        "source_path": str(scene), "model_path": str(out), "images": None, "resolution": -1,
-        "white_background": False, "eval": True, "sh_degree": 3, "init_points": None,
-        "iterations": 12, "method": "mask-gaussian", "preset": "beta", "seed": 0,
-    }  # fmt: skip
+        "source_path": str(scene),
+        "model_path": str(out),
+        "images": None,
+        "resolution": -1,
+        "white_background": False,
+        "eval": True,
+        "sh_degree": 3,
+        "init_points": None,
+        "iterations": 12,
+        "method": "mask-gaussian",
+        "preset": "beta",
+        "seed": 0,
+    }
     assert {key: config[key] for key in want} == want
     assert config["pruning"]["mask_until_iter"] == 12
     names = {path.name for path in out.iterdir()}
@@ -279,8 +289,9 @@ def test_settings_of_post_training() -> None:
     assert (pruning.mask_from_iter, pruning.mask_until_iter) == (30_000, 35_000)
     assert pruning.lambda_mask * pruning.lambda_mask_factor == pytest.approx(0.02)
     # the published command's weight, and its length
-    config = parse("-s x --start-ply any.ply --preset published-post --lambda_mask 0.15"
-                   " --iterations 32500")  # fmt: skip
+    config = parse(
+        "-s x --start-ply any.ply --preset published-post --lambda_mask 0.15 --iterations 32500"
+    )
     pruning = config.pruning
     assert pruning.lambda_mask * pruning.lambda_mask_factor == pytest.approx(0.03)
     assert (pruning.mask_until_iter, pruning.mask_prune_iter) == (32_500, 0)
@@ -311,8 +322,9 @@ def test_a_finished_ply_is_post_trained_and_resumed(
 
     # the run goes on as post-training, with the bytes of the uninterrupted one
     again = tmp_path / "again"
-    command = resume_command([*args, "--start_ply", str(finished_ply)], again,
-                             out / "chkpnt30025.pth")  # fmt: skip
+    command = resume_command(
+        [*args, "--start_ply", str(finished_ply)], again, out / "chkpnt30025.pth"
+    )
     assert "--start_ply" not in command
     train.main(shlex.split(command)[2:])
     file = Path("point_cloud") / "iteration_30040" / "point_cloud.ply"
@@ -378,8 +390,8 @@ def test_kernels_train_as_the_reference_does(
 
     by_kernels = [psnr(run) for run in range(8)]
     monkeypatch.setattr("kernels.backend.has_triton", lambda: False)
-    for name in ("kernels.rasterize", "kernels.pipeline.rasterize"):
-        monkeypatch.setattr(name, None)  # not to be called
+    monkeypatch.setattr("kernels.pipeline.rasterize", None)  # not to be called
+    kernels.caches.clear()  # the backend of a kind of call is remembered
     by_reference = [psnr(run) for run in range(4)]
     error = sum(statistics.variance(x) / len(x) for x in (by_kernels, by_reference)) ** 0.5
     difference = statistics.mean(by_kernels) - statistics.mean(by_reference)

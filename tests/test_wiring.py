@@ -82,9 +82,7 @@ class Loop:
         share = min(step / 10, 1.0)
         means = self.extent * 2e-3 ** (1 - share) * 1e-4**share
         late = min(max((step - 2.5) / 7.5, 0.0), 1.0)
-        return {
-            "means": means, "mask_logits": 0.9, **{k: x * 0.3**late for k, x in RATES.items()}
-        }  # fmt: skip
+        return {"means": means, "mask_logits": 0.9, **{k: x * 0.3**late for k, x in RATES.items()}}
 
     def backward(self, step: int) -> dict[str, Tensor]:
         """Gradients of the iteration, and statistics for the densifier."""
@@ -99,11 +97,20 @@ class Loop:
             seed = derive_seed(SEED, "mask", step)
             masked = {"mask_logits": p["mask_logits"], "mask_seed": seed, "mask_ids": self.ids}
         colors, _, info = rasterization(
-            p["means"], p["quats"], p["scales"].exp(), p["opacities"].sigmoid(),
-            torch.cat([p["sh0"], p["shN"]], 1), camera.viewmat[None], camera.K[None],
-            camera.width, camera.height, near_plane=0.2, sh_degree=self.degree,
-            backgrounds=self.background(step)[None], **masked,
-        )  # fmt: skip
+            p["means"],
+            p["quats"],
+            p["scales"].exp(),
+            p["opacities"].sigmoid(),
+            torch.cat([p["sh0"], p["shN"]], 1),
+            camera.viewmat[None],
+            camera.K[None],
+            camera.width,
+            camera.height,
+            near_plane=0.2,
+            sh_degree=self.degree,
+            backgrounds=self.background(step)[None],
+            **masked,
+        )
         loss = 0.6 * (colors[0] - truth).abs().mean() + 0.4 * (1 - ssim(colors[0], truth))
         if masked and 3 <= step <= 8:
             loss = loss + 0.35 * info["masks"].mean().square()
@@ -151,11 +158,10 @@ class Loop:
         generator = torch.Generator().manual_seed(derive_seed(SEED, "split", step))
         noise = torch.randn(2, len(parents), 3, generator=generator)
         w, x, y, z = torch.nn.functional.normalize(self.p["quats"][parents], dim=-1).unbind(-1)
-        R = torch.stack([
-            1 - 2 * (y * y + z * z), 2 * (x * y - w * z), 2 * (x * z + w * y),
-            2 * (x * y + w * z), 1 - 2 * (x * x + z * z), 2 * (y * z - w * x),
-            2 * (x * z - w * y), 2 * (y * z + w * x), 1 - 2 * (x * x + y * y),
-        ], -1).reshape(-1, 3, 3)  # fmt: skip
+        first = (1 - 2 * (y * y + z * z), 2 * (x * y - w * z), 2 * (x * z + w * y))
+        second = (2 * (x * y + w * z), 1 - 2 * (x * x + z * z), 2 * (y * z - w * x))
+        third = (2 * (x * z - w * y), 2 * (y * z + w * x), 1 - 2 * (x * x + y * y))
+        R = torch.stack([*first, *second, *third], -1).reshape(-1, 3, 3)
         offsets = torch.einsum("nij,cnj->cni", R, noise * scales[parents])
         sources = torch.cat([stay, clones, parents, parents])
         n_stay, n_new = len(stay), len(sources) - len(stay)
@@ -258,9 +264,16 @@ def test_monte_carlo_with_every_setting_away_from_its_default(source: Path, tmp_
         loop.adam(step, grads)
         seed = torch.tensor([derive_seed(SEED, "step", step), 0], dtype=torch.int32)
         add_langevin_noise(
-            loop.p["means"], loop.p["quats"], loop.p["scales"], loop.p["opacities"], loop.ids,
-            seed=seed, lr=torch.tensor([loop.rates(step)["means"]]), noise_lr=4e3,
-            steepness=100.0, threshold=0.005,
-        )  # fmt: skip
+            loop.p["means"],
+            loop.p["quats"],
+            loop.p["scales"],
+            loop.p["opacities"],
+            loop.ids,
+            seed=seed,
+            lr=torch.tensor([loop.rates(step)["means"]]),
+            noise_lr=4e3,
+            steepness=100.0,
+            threshold=0.005,
+        )
     trainer.fit()
     close(trainer, loop, start)

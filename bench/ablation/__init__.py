@@ -68,9 +68,13 @@ def plan(config: AblationConfig, extra: Sequence[str] = ()) -> tuple[SweepConfig
     if not config.scene.is_dir():
         raise SplatrimError(f"no such scene: {config.scene}")
     sweep = SweepConfig(
-        (config.scene,), out=config.out, seeds=config.seeds, iterations=config.iterations,
-        resolution=config.resolution, device=config.device,
-    )  # fmt: skip
+        (config.scene,),
+        out=config.out,
+        seeds=config.seeds,
+        iterations=config.iterations,
+        resolution=config.resolution,
+        device=config.device,
+    )
     baseline = [] if config.skip_baseline else [parse_method(BASELINE)]
     return sweep, [
         make_job(sweep, config.scene, method, seed, extra)

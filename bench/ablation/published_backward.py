@@ -20,9 +20,6 @@ One program of one warp takes one tile entry by entry: front to back for each pi
 T_end, then back to front. Columns of its gradients are those of kernels.projection.record.
 """
 
-# Triton types its device functions as returning nothing.
-# pyright: reportGeneralTypeIssues=false
-
 import contextlib
 from collections.abc import Iterator
 
@@ -33,7 +30,8 @@ from torch import Tensor
 
 import kernels.blending
 from gs.errors import SplatrimError
-from kernels.blending import Blend
+from kernels import TileLists
+from kernels.blending import BlendSettings, Features
 from kernels.blending.pairs import ALPHA_MAX, ALPHA_MIN, LOG2E, T_MIN, tile_pixels
 from kernels.device.intrinsics import ex2
 from kernels.projection.ellipse import LN2
@@ -146,13 +144,14 @@ def _published_bwd_kernel(
 
 
 def published_bwd(
-    records: Tensor,  # [R, 16]
-    features: Tensor | None,
-    colors: Tensor,  # [C, H, W, 3]
-    alphas: Tensor,  # [C, H, W, 1]
+    values: Tensor,  # [R, 16]
+    lists: TileLists,
+    s: BlendSettings,
+    features: Features | None,
+    rows: Tensor | None,
+    images: tuple[Tensor, Tensor],  # [C, H, W, 3], [C, H, W, 1]
     v_colors: Tensor,  # [C, H, W, 3]
     v_alphas: Tensor | None,  # [C, H, W, 1]
-    args: Blend,
 ) -> tuple[Tensor, None]:
     """As kernels.blending.blend_bwd, with the published recursion.
 
@@ -163,20 +162,30 @@ def published_bwd(
         SplatrimError: something else than colours is blended, or absolute or deterministic
             gradients are asked for.
     """
-    if features is not None or not args.colors_only or args.absgrad or args.deterministic:
+    if features is not None or not s.colors_only or s.absgrad or s.deterministic:
         raise SplatrimError(
             "published gradients are those of SH colours alone, neither absolute nor deterministic"
         )
-    lists = args.lists
-    v_records = torch.zeros_like(records)
+    layout, v_values = lists.layout, torch.zeros_like(values)
     launch(
-        _published_bwd_kernel, (args.rows.shape[0] * args.tiles_x * args.tiles_y,),
-        records, lists.flatten_ids, lists.offsets, lists.tile_order,
-        colors, alphas, v_colors, v_alphas, v_records,
-        args.width, args.height, args.tiles_x, args.tiles_y,
-        ALPHA_GRADIENT=v_alphas is not None, num_warps=1,
-    )  # fmt: skip
-    return v_records, None
+        _published_bwd_kernel,
+        (layout.n_tiles,),
+        values,
+        lists.flatten_ids,
+        lists.offsets,
+        lists.tile_order,
+        *images,
+        v_colors,
+        v_alphas,
+        v_values,
+        s.width,
+        s.height,
+        layout.tiles_x,
+        layout.tiles_y,
+        ALPHA_GRADIENT=v_alphas is not None,
+        num_warps=1,
+    )
+    return v_values, None
 
 
 @contextlib.contextmanager

@@ -33,7 +33,7 @@ from gs.evaluation.render import render_views
 from gs.files import read_json, write_json
 from gs.run_record import find_model, saved_checkpoints
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 BASELINE = "3dgs"
 RESULT, RECORD, LOG = "sweep_result.json", "sweep_run.json", "sweep_train.log"
 
@@ -180,7 +180,7 @@ class Runner:
         if torch.cuda.is_available():
             torch.cuda.empty_cache()  # the next training may need it
         figures = {name.lower(): value for name, value in scores[f"ours_{iteration}"].items()}
-        return _about(job) | figures | {
+        measured = {
             "n_gaussians": stats["n_gaussians"],
             "ply_bytes": ply.stat().st_size,
             "train_seconds": timing.get("train_seconds"),
@@ -194,7 +194,8 @@ class Runner:
             "torch": torch.__version__,
             "times_comparable": self.n_parallel == 1,
             "args": list(job.args),
-        }  # fmt: skip
+        }
+        return _about(job) | figures | measured
 
 
 def _current(device: str) -> contextlib.AbstractContextManager[Any]:

@@ -20,13 +20,30 @@ from gs.report.charts import compact
 
 BASELINE = "3dgs"
 AVERAGED = (
-    "psnr", "difference", "ssim", "lpips", "n_gaussians", "ratio", "ply_bytes", "train_seconds",
-    "peak_memory_mb", "fps",
-)  # fmt: skip
+    "psnr",
+    "difference",
+    "ssim",
+    "lpips",
+    "n_gaussians",
+    "ratio",
+    "ply_bytes",
+    "train_seconds",
+    "peak_memory_mb",
+    "fps",
+)
 COLUMNS = (
-    "Method", "PSNR", "to 3dgs", "SSIM", "LPIPS", "Gaussians", "ratio", "size, MB", "training",
-    "peak memory, MB", "frames/s",
-)  # fmt: skip
+    "Method",
+    "PSNR",
+    "to 3dgs",
+    "SSIM",
+    "LPIPS",
+    "Gaussians",
+    "ratio",
+    "size, MB",
+    "training",
+    "peak memory, MB",
+    "frames/s",
+)
 MEAN_OF_SCENES = "Mean of all scenes"
 
 Row = dict[str, Any]
@@ -63,7 +80,7 @@ def summarize(runs: Sequence[Row]) -> list[Row]:
     for (scene, method), members in groups.items():
         done = [run for run in members if "error" not in run]
         values = [run["psnr"] for run in done]
-        rows.append({
+        row = {
             "scene": scene,
             "method": method,
             "n_seeds": len(done),
@@ -72,7 +89,8 @@ def summarize(runs: Sequence[Row]) -> list[Row]:
             "times_comparable": all(run.get("times_comparable", True) for run in done),
             "devices": sorted({run["device"] for run in done if run.get("device")}),
             "errors": [f"seed {run['seed']}: {run['error']}" for run in members if "error" in run],
-        })  # fmt: skip
+        }
+        rows.append(row)
     return rows
 
 
@@ -86,10 +104,9 @@ def mean_of_scenes(rows: Sequence[Row]) -> list[Row]:
         members = [row for row in rows if row["method"] == method and row["n_seeds"]]
         if len(members) == len(scenes):
             comparable = all(row["times_comparable"] for row in members)
-            means.append({
-                "scene": MEAN_OF_SCENES, "method": method, "n_seeds": 0, **_means(members),
-                "psnr_std": None, "times_comparable": comparable, "errors": [],
-            })  # fmt: skip
+            mean = {"scene": MEAN_OF_SCENES, "method": method, "n_seeds": 0, **_means(members)}
+            mean |= {"psnr_std": None, "times_comparable": comparable, "errors": []}
+            means.append(mean)
     return means
 
 
@@ -128,10 +145,16 @@ def plot(rows: Sequence[Row], path: Path) -> None:
         for row in (row for row in done if row["scene"] == scene):
             i = methods.index(row["method"])
             keys[row["method"]] = axes.errorbar(
-                row["n_gaussians"], row["psnr"], yerr=row["psnr_std"], color=f"C{i % 10}",
-                marker="osD^vPX"[i // 10 % 7], markersize=8, linestyle="none", capsize=3,
+                row["n_gaussians"],
+                row["psnr"],
+                yerr=row["psnr_std"],
+                color=f"C{i % 10}",
+                marker="osD^vPX"[i // 10 % 7],
+                markersize=8,
+                linestyle="none",
+                capsize=3,
                 label=row["method"],
-            )  # fmt: skip
+            )
         axes.set_title(scene, fontsize=11)
         axes.set_xlabel("Gaussians")
         axes.set_ylabel("PSNR, dB")
@@ -143,9 +166,13 @@ def plot(rows: Sequence[Row], path: Path) -> None:
     if keys:
         shown = [name for name in methods if name in keys]
         figure.legend(
-            [keys[name] for name in shown], shown, loc="outside lower center",
-            ncols=min(2 * across, len(shown)), frameon=False, fontsize=9,
-        )  # fmt: skip
+            [keys[name] for name in shown],
+            shown,
+            loc="outside lower center",
+            ncols=min(2 * across, len(shown)),
+            frameon=False,
+            fontsize=9,
+        )
     with atomic_write(path) as file:
         figure.savefig(file, format="png", dpi=150)
 

@@ -1,11 +1,18 @@
 """A camera of a scene, and the cameras.json that viewers read."""
 
+from __future__ import annotations
+
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from .undistort import Undistortion
+
+NEAR_PLANE = 0.2  # Inria's
 
 
 @dataclass(frozen=True)
@@ -29,7 +36,13 @@ class Camera:
     original_height: int
     """Height that the scene's own description gives."""
     file_size: tuple[int, int] | None = None
-    """Width and height of the file on disk; None: the original size."""
+    """Width and height of the file on disk, upright where `upright`; None: the original size."""
+    near: float = NEAR_PLANE
+    """Depth up to which nothing is drawn, in world units."""
+    upright: bool = False
+    """Whether the file is turned as its EXIF orientation says."""
+    undistortion: Undistortion | None = None
+    """What makes the file's pixels those of a pinhole camera."""
 
     @property
     def position(self) -> Tensor:  # [3] float32
@@ -46,7 +59,7 @@ def cameras_json(train: list[Camera], test: list[Camera]) -> list[dict[str, Any]
     """Describe the cameras in the layout of 3DGS's cameras.json.
 
     Test cameras come first, then the train cameras; `rotation` is camera to world, focal lengths
-    are pixels of the original resolution.
+    and the principal point (cx, cy) are pixels of the original resolution; near is the near plane.
     """
     return [
         {
@@ -58,6 +71,9 @@ def cameras_json(train: list[Camera], test: list[Camera]) -> list[dict[str, Any]
             "rotation": camera.viewmat[:3, :3].T.tolist(),
             "fy": float(camera.K[1, 1]) * camera.original_height / camera.height,
             "fx": float(camera.K[0, 0]) * camera.original_width / camera.width,
+            "cx": float(camera.K[0, 2]) * camera.original_width / camera.width,
+            "cy": float(camera.K[1, 2]) * camera.original_height / camera.height,
+            "near": camera.near,
         }
         for index, camera in enumerate([*test, *train])
     ]

@@ -4,6 +4,8 @@
 something. The same seed gives the same bytes.
 """
 
+from __future__ import annotations
+
 import argparse
 import os
 import shutil
@@ -11,14 +13,18 @@ import tempfile
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-import pycolmap
 from numpy import ndarray
 from PIL import Image
 
 from ..errors import SplatrimError, run_cli
+from .lens import Lens
 from .raycast import Solid, Stage, Texture, trace
+
+if TYPE_CHECKING:
+    import pycolmap
 
 FIELD_OF_VIEW = 62.0  # degrees, horizontally
 LOOK_AT = (0.0, 0.0, 0.62)
@@ -82,14 +88,8 @@ def write_demo_scene(
             names = [f"view_{index:03d}.png" for index in range(views)]
             for name, (image, _) in zip(names, shots, strict=True):
                 Image.fromarray(image).save(part / "images" / name)
-            camera = pycolmap.Camera(
-                model="PINHOLE",
-                width=width,
-                height=height,
-                params=[focal, focal, width / 2, height / 2],
-                camera_id=1,
-            )
-            model = _reconstruction(camera, names, poses, np.concatenate(xyz), np.concatenate(rgb))
+            lens = Lens("PINHOLE", width, height, (focal, focal, width / 2, height / 2))
+            model = _reconstruction(lens, names, poses, np.concatenate(xyz), np.concatenate(rgb))
             model.write_binary(str(part / "sparse" / "0"))
             part.replace(folder)
         finally:
@@ -229,12 +229,18 @@ def _light_samples(rng: np.random.Generator) -> ndarray:  # [SUPERSAMPLES^2, LIG
 
 
 def _reconstruction(
-    camera: pycolmap.Camera,
+    lens: Lens,
     names: list[str],
     poses: list[ndarray],  # [3, 4] each
     xyz: ndarray,  # [M, 3]
     rgb: ndarray,  # [M, 3] uint8
 ) -> pycolmap.Reconstruction:
+    # half a second that a run on any other scene does not need
+    import pycolmap
+
+    camera = pycolmap.Camera(
+        model=lens.model, width=lens.width, height=lens.height, params=lens.params, camera_id=1
+    )
     model = pycolmap.Reconstruction()
     model.add_camera_with_trivial_rig(camera)
     for index, (name, pose) in enumerate(zip(names, poses, strict=True), start=1):

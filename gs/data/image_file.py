@@ -1,25 +1,62 @@
 """Image files: their size without decoding, and their pixels at the training resolution."""
 
+import struct
+import zlib
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageOps
 
 from ..errors import SplatrimError
+from .undistort import Undistortion
 
 # What Pillow raises on a file that is damaged, foreign or absurdly large.
-UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError)
+UNREADABLE = (
+    OSError,
+    SyntaxError,
+    ValueError,
+    TypeError,
+    EOFError,
+    LookupError,
+    AttributeError,
+    OverflowError,
+    MemoryError,
+    RuntimeError,
+    AssertionError,
+    ZeroDivisionError,
+    struct.error,
+    zlib.error,
+    Image.DecompressionBombError,
+)
+ORIENTATION = 0x0112  # EXIF's tag
+ROWS_AT_ONCE = 256  # composited together: bounds the memory of large images
 
 
-def image_size(path: Path, name: str) -> tuple[int, int]:
-    """Width and height from the header of an image; `name` is how errors call it."""
+def image_size(path: Path, name: str, *, upright: bool = False) -> tuple[int, int]:
+    """Width and height from the header of an image; `name` is how errors call it.
+
+    Args:
+        upright: After turning it as EXIF says.
+    """
     try:
         with Image.open(path) as image:
-            return image.size
+            width, height = image.size
+            turned = upright and image.getexif().get(ORIENTATION, 1) in (5, 6, 7, 8)
+            return (height, width) if turned else (width, height)
     except FileNotFoundError:
         raise SplatrimError(f"image {name} is missing: no file {path}") from None
     except UNREADABLE as error:
-        raise SplatrimError(f"image {name} cannot be read ({path}): {error}") from None
+        raise _unreadable(path, name, error) from None
+
+
+def orientation(path: Path, name: str) -> int:
+    """EXIF's orientation of an image, 1 (as it lies in the file) to 8."""
+    try:
+        with Image.open(path) as image:
+            value = image.getexif().get(ORIENTATION, 1)
+    except UNREADABLE as error:
+        raise _unreadable(path, name, error) from None
+    return value if value in range(1, 9) else 1
 
 
 def check_size(name: str, size: tuple[int, int], expected: tuple[int, int]) -> None:
@@ -37,33 +74,74 @@ def decode(
     expected: tuple[int, int],
     size: tuple[int, int],
     white_background: bool,
+    *,
+    upright: bool = False,
+    undistortion: Undistortion | None = None,
 ) -> np.ndarray:  # [H, W, 3] uint8
     """Decode an image, composite its alpha over white or black, resize it (bicubic).
+
+    16-bit grey becomes 8-bit.
 
     Args:
         path: The file.
         name: How errors call it.
-        expected: Width and height that the file must have.
+        expected: Width and height that the file must have, upright where that is asked for.
         size: Width and height to return.
         white_background: White behind transparent pixels, else black.
+        upright: Turn it as EXIF says.
+        undistortion: Applied before resizing.
     """
     try:
+        kept = undistortion and undistortion.kept_at(path, "white" if white_background else "black")
+        if kept and kept.is_file():
+            with Image.open(kept) as image:
+                return _resized(image.convert("RGB"), size)
         with Image.open(path) as image:
+            if upright:
+                image = ImageOps.exif_transpose(image)
             check_size(name, image.size, expected)
-            if image.mode[0] in "IF":
-                raise SplatrimError(
-                    f"image {name} has pixels of type {image.mode}: convert it to 8-bit channels"
-                )
-            if "A" in image.mode or "a" in image.mode or "transparency" in image.info:
-                # Composited before resizing, so that hidden colours do not bleed into the edges.
-                rgba = np.asarray(image.convert("RGBA"), dtype=np.float32)
-                alpha = rgba[..., 3:] / 255
-                rgb = rgba[..., :3] * alpha + (255.0 if white_background else 0.0) * (1 - alpha)
-                flat = Image.fromarray(np.rint(rgb).astype(np.uint8))
-            else:
-                flat = image.convert("RGB")
-            return np.array(flat if flat.size == size else flat.resize(size))
+            flat = _composite(_eight_bits(image, name), white_background)
+        if undistortion is not None:
+            pixels = undistortion.apply(np.asarray(flat))
+            if kept:
+                undistortion.keep(pixels, kept)
+            flat = Image.fromarray(pixels)
+        return _resized(flat, size)
     except FileNotFoundError:
         raise SplatrimError(f"image {name} is missing: no file {path}") from None
     except UNREADABLE as error:
-        raise SplatrimError(f"image {name} cannot be read ({path}): {error}") from None
+        raise _unreadable(path, name, error) from None
+
+
+def _resized(image: Image.Image, size: tuple[int, int]) -> np.ndarray:
+    return np.array(image if image.size == size else image.resize(size))
+
+
+def _eight_bits(image: Image.Image, name: str) -> Image.Image:
+    if image.mode[0] not in "IF":
+        return image
+    values = np.asarray(image)
+    if image.mode == "F" or values.min() < 0 or values.max() > 65535:
+        raise SplatrimError(
+            f"image {name} has pixels of type {image.mode}: convert it to 8-bit channels"
+        )
+    return Image.fromarray(((values.astype(np.uint32) * 255 + 32767) // 65535).astype(np.uint8))
+
+
+def _composite(image: Image.Image, white_background: bool) -> Image.Image:
+    if not ("A" in image.mode or "a" in image.mode or "transparency" in image.info):
+        return image.convert("RGB")
+    # before resizing, so that hidden colours do not bleed into the edges
+    rgba = np.asarray(image.convert("RGBA"))
+    flat = np.empty((*rgba.shape[:2], 3), np.uint8)
+    for start in range(0, len(rgba), ROWS_AT_ONCE):
+        rows = rgba[start : start + ROWS_AT_ONCE].astype(np.float32)
+        alpha = rows[..., 3:] / 255
+        rgb = rows[..., :3] * alpha + (255.0 if white_background else 0.0) * (1 - alpha)
+        flat[start : start + ROWS_AT_ONCE] = np.rint(rgb)
+    return Image.fromarray(flat)
+
+
+def _unreadable(path: Path, name: str, error: BaseException) -> SplatrimError:
+    reason = " ".join(str(error).split()) or type(error).__name__
+    return SplatrimError(f"image {name} cannot be read ({path}): {reason[:200]}")

@@ -104,7 +104,8 @@ class ImageLoader:
         for camera in self.cameras:
             if camera.image_path is None:
                 raise SplatrimError(f"camera {camera.image_name} has no image")
-            size = image_size(camera.image_path, camera.image_name)
+            path, name = camera.image_path, camera.image_name
+            size = image_size(path, name, upright=camera.upright)
             check_size(camera.image_name, size, camera.expected_file_size)
 
     @property
@@ -165,6 +166,8 @@ class ImageLoader:
             camera.expected_file_size,
             size,
             self.white_background,
+            upright=camera.upright,
+            undistortion=camera.undistortion,
         )
         image = torch.from_numpy(pixels)
         if self.device.type == "cuda":

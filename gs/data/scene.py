@@ -1,20 +1,30 @@
 """Reading a scene from its folder: cameras, train and test split, initial points."""
 
+import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from ..errors import SplatrimError
-from . import blender, colmap
-from .camera import Camera, camera_extent
+from . import colmap, transforms
+from .camera import NEAR_PLANE, Camera, camera_extent
+from .geo import Offset, check_positions, find_offset, sound_points
+from .posed import PosedImage, make_cameras, shifted
 from .resolution import check_resolution
+from .visibility import near_plane
 
 TEST_EVERY = 8
 BLENDER_POINTS = 100_000
 BLENDER_BOX = 1.3
 COLMAP_BOX = 3.0
+DISTORTION = ("undistort", "refuse")
+
+logger = logging.getLogger("splatrim")
 
 
 @dataclass(frozen=True)
@@ -31,7 +41,16 @@ class Scene:
     """1.1 times the largest distance of a train camera to the mean centre, in world units."""
     source: Path
     kind: str
-    """ "colmap" or "blender"."""
+    """ "colmap", "blender" (transforms_train.json) or "nerfstudio" (transforms.json)."""
+    world_offset: Offset = (0.0, 0.0, 0.0)
+    """Add it to positions for those of the scene's files: zero unless they were large."""
+    near: float = NEAR_PLANE
+    """Near plane of all its cameras, in world units."""
+
+    @property
+    def record(self) -> dict[str, Any]:
+        """What a run's config.json says of how the scene was read."""
+        return {"world_offset": list(self.world_offset), "near_plane": self.near}
 
 
 def load_scene(
@@ -42,22 +61,30 @@ def load_scene(
     eval: bool = False,
     white_background: bool = False,
     init_points: int | None = None,
+    distortion: str = "undistort",
     seed: int = 0,
+    cache: Path | None = None,
+    world_offset: Sequence[float] | None = None,
+    near: float | None = None,
 ) -> Scene:
-    """Read a COLMAP scene (sparse/0 or sparse) or a Blender one (transforms_train.json).
+    """Read a COLMAP scene (sparse/0 and the like), or one of transforms*.json.
 
     Args:
         source: The scene's folder.
-        images: Folder of the images of a COLMAP scene; default "images". The images of
-            "images_N" are N times smaller than the cameras say.
+        images: Folder of the images; default: the first usual one that has them ("images").
         resolution: 1, 2, 4, 8: divide by that. -1: images wider than 1600 pixels become 1600
             wide. Other values: the width to train at.
-        eval: Hold out test cameras: every 8th by name (COLMAP), those of transforms_test.json
-            (Blender). Otherwise every camera is a train camera.
+        eval: Hold out test cameras: those of transforms_test.json, those that transforms.json
+            lists, else every 8th by name. Otherwise every camera is a train camera.
         white_background: Not read here: images are composited by `ImageLoader`.
         init_points: Start from so many random points instead of the scene's: in [-1.3, 1.3]^3
-            (Blender; default 100,000), within 3 extents of the cameras' mean (COLMAP).
+            (Blender; 100,000 where it has none), within 3 extents of the cameras' mean (others).
+        distortion: "undistort" removes the distortion of lenses, "refuse" raises.
         seed: Seed of the random points.
+        cache: Folder that keeps undistorted images.
+        world_offset: What to subtract from coordinates, as a run recorded it; None: nothing, or
+            what makes large coordinates small. [3]
+        near: Near plane as a run recorded it; None: 0.2, or less where points are nearer.
 
     Raises:
         SplatrimError: The folder, its description or an image's header is missing or broken.
@@ -68,41 +95,97 @@ def load_scene(
     check_resolution(resolution)
     if init_points is not None and init_points < 1:
         raise SplatrimError(f"--init_points {init_points}: at least one point is needed")
+    if distortion not in DISTORTION:
+        raise SplatrimError(f"--distortion {distortion}: choose {' or '.join(DISTORTION)}")
 
-    model = colmap.find_model(source)
-    if model is not None:
-        kind = "colmap"
-        cameras, points, colors = colmap.read(source, model, images, resolution)
-        cameras.sort(key=_split_key)
-        test = cameras[::TEST_EVERY] if eval else []
-        train = [c for i, c in enumerate(cameras) if i % TEST_EVERY] if eval else cameras
-    elif (source / blender.TRAIN).is_file():
-        kind = "blender"
-        train, test = blender.read(source, resolution, eval)
-        points = colors = torch.zeros(0, 3)
-        init_points = init_points or BLENDER_POINTS
+    kind, found = _read(source, images, eval, need_points=init_points is None)
+    posed = [*found.train, *(found.test or [])]
+    if not posed:
+        raise SplatrimError(f"{source} has no camera to train on (0 held out for test)")
+    check_positions(posed)
+    sound = sound_points(posed, found.xyz)
+    rows = np.cumsum(sound) - 1
+    xyz, rgb = found.xyz[sound], found.rgb[sound]
+    offset = find_offset(posed, xyz) if world_offset is None else _checked_offset(world_offset)
+    if any(offset):
+        shift = np.array(offset)
+        xyz = xyz - shift
+        if world_offset is None:
+            logger.info(f"coordinates are large: {list(offset)} is subtracted from them")
     else:
-        raise SplatrimError(
-            f"{source} is not a scene: it holds neither sparse/0 (COLMAP) "
-            f"nor {blender.TRAIN} (Blender)"
-        )
+        shift = np.zeros(3)
+
+    def placed(image: PosedImage) -> PosedImage:
+        seen = image.seen[sound[image.seen]]
+        return shifted(image, shift, rows[seen])
+
+    moved = [placed(image) for image in posed]
+    near = near_plane(moved, xyz) if near is None else near
+    cameras = make_cameras(
+        moved, resolution, distortion=distortion, remedy=found.remedy, cache=cache, near=near
+    )
+    train, test = _split(cameras, None if found.test is None else len(found.train), eval)
     if not train:
         raise SplatrimError(f"{source} has no camera to train on ({len(test)} held out for test)")
 
     extent = camera_extent(train)
-    if init_points is not None:
+    points, colors = torch.from_numpy(xyz).float(), torch.from_numpy(rgb).float()
+    if init_points is None and len(points) == 0:
         if kind == "colmap":
+            raise SplatrimError(
+                f"the point cloud of {source} is missing or empty: "
+                "start from random points with --init_points 100000"
+            )
+        init_points = BLENDER_POINTS
+        logger.info(f"{source} has no point cloud: {init_points} random points are the start")
+    if init_points is not None:
+        centre, box = torch.zeros(3), BLENDER_BOX
+        if kind != "blender" or any(offset):
             centre = torch.stack([camera.position for camera in train]).mean(dim=0)
             box = COLMAP_BOX * extent
-        else:
-            centre, box = torch.zeros(3), BLENDER_BOX
         points, colors = random_points(init_points, centre, box, seed)
-    elif len(points) == 0:
-        raise SplatrimError(
-            f"the point cloud of {source} is missing or empty: "
-            "start from random points with --init_points 100000"
-        )
-    return Scene(train, test, points, colors, extent, source, kind)
+    return Scene(train, test, points, colors, extent, source, kind, offset, near)
+
+
+def _read(
+    source: Path, images: str | None, eval: bool, *, need_points: bool
+) -> tuple[str, colmap.SourceScene]:
+    """The kind of a scene and what its files say."""
+    model = colmap.find_model(source)
+    root = model is not None and model.relative_to(source).parts[:1] != ("colmap",)
+    if (source / transforms.TRAIN).is_file() and not root:
+        return "blender", transforms.read(source, images, eval, need_points=need_points)
+    # nerfstudio's own description goes before the model that it was made from
+    if (source / transforms.SINGLE).is_file() and not root:
+        return "nerfstudio", transforms.read(source, images, eval, need_points=need_points)
+    if model is not None:
+        return "colmap", colmap.read(source, model, images)
+    raise SplatrimError(
+        f"{source} is not a scene: it holds neither sparse/0 (COLMAP) "
+        f"nor {transforms.TRAIN} (Blender) nor {transforms.SINGLE} (nerfstudio)"
+    )
+
+
+def _split(
+    cameras: list[Camera], n_train: int | None, eval: bool
+) -> tuple[list[Camera], list[Camera]]:
+    """Train and test cameras: as the scene's files say, else every 8th by name is for test."""
+    if n_train is not None:
+        return cameras[:n_train], cameras[n_train:]
+    cameras = sorted(cameras, key=_split_key)
+    if not eval:
+        return cameras, []
+    return [c for i, c in enumerate(cameras) if i % TEST_EVERY], cameras[::TEST_EVERY]
+
+
+def _checked_offset(offset: Sequence[float]) -> Offset:
+    try:
+        x, y, z = map(float, offset)
+    except (TypeError, ValueError):
+        x = y = z = float("nan")
+    if not np.isfinite([x, y, z]).all():
+        raise SplatrimError(f"the recorded world_offset is damaged: {offset!r:.80}")
+    return x, y, z
 
 
 def random_points(

@@ -170,7 +170,7 @@ class DefaultDensifier(Strategy):
     def after_backward(self, step: int, ctx: StepContext) -> None:
         if step >= self.config.densify_until_iter:
             return
-        add_statistics(ctx.gaussians, ctx.out.info, skip=ctx.out.info.get("skip"))
+        add_statistics(ctx.gaussians, ctx.out.info, skip=ctx.skip)
         if self.config.densifies_at(step):
             self.densify(step, ctx)
             if self.config.reorder:

@@ -133,20 +133,31 @@ class MCMCDensifier(Strategy):
         if opacities.grad is None or scales.grad is None:
             raise ValueError("regularisers need the gradients of opacities and scales")
         add_regularizer_gradients(
-            opacities, scales, opacities.grad, scales.grad,
-            lambda_opacity=self.config.lambda_opacity, lambda_scale=self.config.lambda_scale,
-        )  # fmt: skip
+            opacities,
+            scales,
+            opacities.grad,
+            scales.grad,
+            lambda_opacity=self.config.lambda_opacity,
+            lambda_scale=self.config.lambda_scale,
+        )
 
     def after_step(self, step: int, ctx: StepContext) -> None:
         if step == ctx.iterations:  # the optimizer has left it out, too
             return
         params = ctx.gaussians.params
         add_langevin_noise(
-            params["means"], params["quats"], params["scales"], params["opacities"],
-            ctx.gaussians.rows["ids"], seed=ctx.device_seed, lr=ctx.means_lr,
-            noise_lr=self.config.noise_lr, steepness=STEEPNESS, threshold=THRESHOLD,
-            skip=ctx.out.info.get("skip"),
-        )  # fmt: skip
+            params["means"],
+            params["quats"],
+            params["scales"],
+            params["opacities"],
+            ctx.gaussians.rows["ids"],
+            seed=ctx.device_seed,
+            lr=ctx.means_lr,
+            noise_lr=self.config.noise_lr,
+            steepness=STEEPNESS,
+            threshold=THRESHOLD,
+            skip=ctx.skip,
+        )
 
     @torch.no_grad()
     def densify(self, step: int, ctx: StepContext) -> None:
@@ -166,9 +177,11 @@ class MCMCDensifier(Strategy):
         if n_dead + n_new:
             weights = torch.where(stay & ~dead, opacities, 0.0)
             sources = draw_sources(
-                weights, gaussians.rows["ids"], n_dead + n_new,
+                weights,
+                gaussians.rows["ids"],
+                n_dead + n_new,
                 seed=derive_seed(self.seed, "mcmc", step),
-            )  # fmt: skip
+            )
             share(gaussians, ctx.optimizer, sources, min_opacity=config.min_opacity)
             copy_rows(gaussians, ctx.optimizer, rows_where(dead, n_dead), sources[:n_dead])
         else:
@@ -185,8 +198,10 @@ class MCMCDensifier(Strategy):
             gaussians.next_id = first + n_new
         self.n_last = len(gaussians)
         self._counts = {
-            "n_relocated": float(n_dead), "n_added": float(n_new), "n_pruned": float(n_gone),
-        }  # fmt: skip
+            "n_relocated": float(n_dead),
+            "n_added": float(n_new),
+            "n_pruned": float(n_gone),
+        }
 
     def limit(self) -> int:
         """The number of Gaussians that may be reached now."""

@@ -51,7 +51,7 @@ from kernels import rasterization, uniform
 
 from ..losses import photometric_loss, to_float
 from ..model.gaussians import Gaussians
-from ..model.renderer import NEAR_PLANE, render
+from ..model.renderer import render
 from ..ranges import AT_LEAST_ONE
 from ..seeds import derive_seed
 from ..training.strategy import StepContext, rows_to_prune
@@ -169,9 +169,12 @@ class TamingDensifier(DefaultDensifier):
         if step > config.opacity_reset_interval:
             weak |= grown.get_scales().amax(-1) > MAX_RELATIVE_SCALE * ctx.extent
         drop = draw(
-            weak, 1.0 / scores.clamp_min(MIN_SCORE), math.ceil(PRUNED_SHARE * int(weak.sum())),
-            seed=derive_seed(self.seed, "taming prune", step), ids=grown.rows["ids"],
-        )  # fmt: skip
+            weak,
+            1.0 / scores.clamp_min(MIN_SCORE),
+            math.ceil(PRUNED_SHARE * int(weak.sum())),
+            seed=derive_seed(self.seed, "taming prune", step),
+            ids=grown.rows["ids"],
+        )
         others = rows_to_prune(step, grown, ctx.strategies)
         grown.keep(~drop if others is None else ~(drop | others), ctx.optimizer)
         for name in (GRADIENTS, VIEWS):
@@ -189,9 +192,13 @@ class TamingDensifier(DefaultDensifier):
         generator = torch.Generator().manual_seed(derive_seed(self.seed, "taming views", step))
         views = torch.randperm(len(ctx.cameras), generator=generator)[: self.config.score_views]
         return accumulate_scores(
-            ctx.gaussians, ctx.cameras, ctx.images, views.tolist(), gradients,
+            ctx.gaussians,
+            ctx.cameras,
+            ctx.images,
+            views.tolist(),
+            gradients,
             white_background=ctx.white_background,
-        )  # fmt: skip
+        )
 
     def _draw_growth(
         self,
@@ -285,10 +292,10 @@ def saliency(colors: Tensor, truth: Tensor) -> Tensor:  # two of [H, W, 3] -> [H
 
 def edges(image: Tensor) -> Tensor:  # [H, W, 3] -> [H, W]
     """8 times a pixel minus its neighbours, clipped to 0..1 by channel, and their mean."""
-    padded = functional.pad(image.permute(2, 0, 1)[None], (1, 1, 1, 1), mode="replicate")
-    return (9.0 * image.permute(2, 0, 1) - 9.0 * functional.avg_pool2d(padded, 3, 1)[0]).clamp(
-        0, 1
-    ).mean(0)  # fmt: skip
+    channels = image.permute(2, 0, 1)
+    padded = functional.pad(channels[None], (1, 1, 1, 1), mode="replicate")
+    differences = 9.0 * channels - 9.0 * functional.avg_pool2d(padded, 3, 1)[0]
+    return differences.clamp(0, 1).mean(0)
 
 
 def sum_over_pixels(gaussians: Gaussians, camera: Camera, values: Tensor) -> Tensor:
@@ -300,10 +307,17 @@ def sum_over_pixels(gaussians: Gaussians, camera: Camera, values: Tensor) -> Ten
     with torch.enable_grad():
         colors = torch.ones(len(gaussians), 1, device=device, requires_grad=True)
         image, _, _ = rasterization(
-            params["means"].detach(), params["quats"].detach(), gaussians.get_scales().detach(),
-            gaussians.get_opacities().detach(), colors, camera.viewmat[None].to(device),
-            camera.K[None].to(device), camera.width, camera.height, near_plane=NEAR_PLANE,
-        )  # fmt: skip
+            params["means"].detach(),
+            params["quats"].detach(),
+            gaussians.get_scales().detach(),
+            gaussians.get_opacities().detach(),
+            colors,
+            camera.viewmat[None].to(device),
+            camera.K[None].to(device),
+            camera.width,
+            camera.height,
+            near_plane=camera.near,
+        )
         (sums,) = torch.autograd.grad((image[0, ..., 0] * values).sum(), colors)
     return sums[:, 0]
 

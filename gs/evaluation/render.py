@@ -21,14 +21,15 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ..config import resolve_device
-from ..data.camera import Camera
+from ..data.camera import NEAR_PLANE, Camera
 from ..data.loader import ImageLoader
 from ..data.scene import Scene, load_scene
+from ..data.undistort import FOLDER as UNDISTORTED
 from ..errors import SplatrimError
 from ..files import atomic_write, check_writable, write_json
 from ..logs import show_log
 from ..model.gaussians import Gaussians
-from ..model.ply import load_ply
+from ..model.ply import load_ply, read_offset
 from ..model.renderer import RenderOutput, render
 from ..ranges import ITERATION, check_ranges
 from ..run_record import find_model
@@ -104,7 +105,7 @@ def render_views(
     check_writable(model_path)
     where = resolve_device(device)
     gaussians = Gaussians.from_tensors({name: x.to(where) for name, x in load_ply(ply).items()})
-    scene = _load_scene(settings, source_path, images, resolution)
+    scene = _load_scene(settings, source_path, images, resolution, model_path, read_offset(ply))
     white = bool(settings.get("white_background", False))
     background = torch.full((3,), float(white), device=where)
     stats: dict[str, Any] = {
@@ -150,6 +151,8 @@ def _load_scene(
     source_path: str | Path | None,
     images: str | None,
     resolution: int | None,
+    model_path: Path,
+    world_offset: tuple[float, float, float],
 ) -> Scene:
     source = source_path or settings.get("source_path")
     if not source:
@@ -161,7 +164,19 @@ def _load_scene(
         eval=bool(settings.get("eval", False)),
         white_background=bool(settings.get("white_background", False)),
         init_points=1,  # the points play no part here
+        distortion=str(settings.get("distortion", "undistort")),
+        cache=model_path / UNDISTORTED,
+        world_offset=world_offset,
+        near=_near_plane(settings),
     )
+
+
+def _near_plane(settings: dict[str, Any]) -> float:
+    """That of the training; the published one where a run does not say."""
+    near = settings.get("near_plane", NEAR_PLANE)
+    if not isinstance(near, (int, float)) or not 0 <= near < float("inf"):
+        raise SplatrimError(f"the run's near_plane is damaged: {near!r:.80}")
+    return float(near)
 
 
 def _render_split(

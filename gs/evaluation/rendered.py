@@ -82,5 +82,3 @@ def is_current(folder: Path, method: str, stats: dict[str, Any]) -> bool:
         return True
     marks = {method_name(i): mark for i, mark in record.models.items()}
     return method in marks and stats.get(method, {}).get("model", "") == marks[method]
-
-

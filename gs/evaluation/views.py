@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ..data.camera import Camera
 from ..losses import l1, ssim, to_float
-from ..model.gaussians import Gaussians
+from ..model.model import Model
 from ..model.renderer import RenderOutput, render
 
 MIN_MSE = 1e-12  # PSNR of equal images is 120 dB and not infinite
@@ -63,7 +63,7 @@ def psnr(a: Tensor, b: Tensor) -> Tensor:  # two of one shape -> []
 
 @torch.no_grad()
 def evaluate_views(
-    gaussians: Gaussians,
+    model: Model,
     cameras: Sequence[Camera],
     images: Images,
     background: Tensor | None = None,  # [3]
@@ -76,7 +76,7 @@ def evaluate_views(
     """Render views and compare them with their images.
 
     Args:
-        gaussians: The model; all of its SH degrees that are active are used.
+        model: The model; all of its SH degrees that are active are used.
         cameras: The views.
         images: Their ground truth, by the same index.
         background: Colour behind the Gaussians; None is black. [3]
@@ -90,7 +90,7 @@ def evaluate_views(
     for position, index in enumerate(indices):
         images.prefetch([*indices[position + 1 : position + 3]])
         camera = cameras[index]
-        out = render_view(gaussians, camera, background=background, **raster_kwargs)
+        out = render_view(model, camera, background=background, **raster_kwargs)
         rendering, truth = quantize(out.colors), images[index]
         a, b = to_float(rendering), to_float(truth)
         values.append(torch.stack([psnr(a, b), ssim(a, b), l1(a, b)]))

@@ -6,24 +6,33 @@ Binary little-endian float32, one vertex per Gaussian:
 
 Normals are zero; f_rest is channel-major (all red coefficients, then green, then blue); opacity is
 a logit, scales are logarithms, rot is an unnormalised quaternion (w, x, y, z).
+
+A model whose scene was shifted while loading (gs.data.geo) says by how much in a comment,
+`comment world_offset X Y Z`: add it to x, y, z for coordinates of the world.
 """
 
-import shutil
-import tempfile
+import logging
+import math
 from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from plyfile import PlyData, PlyElement, PlyParseError
 from torch import Tensor
 
+from ..data.foreign import recognise, recognise_ply
+from ..data.ply_table import read_header, read_table
 from ..errors import SplatrimError
 from ..files import atomic_write
 
 # coefficients of degrees 1 to d and all three channels, by number of f_rest properties
 _SH_DEGREES = {0: 0, 9: 1, 24: 2, 45: 3}
+_OFFSET = "world_offset"
+MAX_LOG_SCALE = 80.0  # e^89 is infinite in float32
+MIN_QUATERNION = 1e-12  # norm below which a rotation cannot be told
+
+logger = logging.getLogger("splatrim")
 
 
 def property_names(n_rest: int) -> list[str]:
@@ -38,13 +47,19 @@ def property_names(n_rest: int) -> list[str]:
     ]
 
 
-def save_ply(path: str | Path, tensors: dict[str, Tensor]) -> None:
+def save_ply(
+    path: str | Path,
+    tensors: dict[str, Tensor],
+    *,
+    world_offset: tuple[float, float, float] = (0.0, 0.0, 0.0),
+) -> None:
     """Write Gaussians to `path`, atomically.
 
     Args:
         path: The file; missing folders are made.
         tensors: means [N,3], quats [N,4] (w,x,y,z), scales [N,3] (log), opacities [N] (logit),
             sh0 [N,1,3], shN [N,K-1,3]; other names have no place in the format.
+        world_offset: What was subtracted from the world's coordinates; a comment where not zero.
 
     Raises:
         ValueError: a tensor is missing or has another shape.
@@ -85,18 +100,19 @@ def save_ply(path: str | Path, tensors: dict[str, Tensor]) -> None:
     # joined where they are: on a GPU in no time, and copied to the host once
     joined = torch.cat([c.detach().float() for c in columns], dim=1)
     table = np.ascontiguousarray(joined.cpu().numpy(), "<f4")
-    dtype = np.dtype([(name, "<f4") for name in property_names(3 * k)])
-    vertices = table.view(dtype).reshape(n)
-    header = PlyData([PlyElement.describe(vertices, "vertex")], byte_order="<").header
+    lines = ["ply", "format binary_little_endian 1.0", *offset_comments(world_offset)]
+    lines += [f"element vertex {n}"]
+    lines += [f"property float {name}" for name in property_names(3 * k)]
     with atomic_write(path) as file:
-        file.write(header.encode("ascii") + b"\n")
+        file.write("\n".join([*lines, "end_header", ""]).encode("ascii"))
         file.write(table.data)
 
 
 def load_ply(path: str | Path, *, others: Iterable[str] = ()) -> dict[str, Tensor]:
     """Read Gaussians of any SH degree from 0 to 3, in the parameters' names and float32.
 
-    Properties may come in any order; unknown ones are ignored.
+    Properties may come in any order; unknown ones are ignored. Rows with values that are not finite
+    are left out and quaternions of zero become (1, 0, 0, 0), both with a warning that counts them.
 
     Args:
         path: The file.
@@ -107,7 +123,8 @@ def load_ply(path: str | Path, *, others: Iterable[str] = ()) -> dict[str, Tenso
         shN [N,K-1,3], and which of the others there are, on the CPU.
 
     Raises:
-        SplatrimError: not a readable .ply, a property is missing, or a value is not finite.
+        SplatrimError: not a readable .ply, another format (named where it is known), a property is
+            missing, or no row is finite.
     """
     path = Path(path)
     vertices = _read_vertices(path)
@@ -116,9 +133,11 @@ def load_ply(path: str | Path, *, others: Iterable[str] = ()) -> dict[str, Tenso
     wanted = [name for name in property_names(n_rest) if name not in ("nx", "ny", "nz")]
     missing = [name for name in wanted if name not in names]
     if missing:
+        what = recognise_ply(read_header(path))
+        reason = f"property {missing[0]} is missing"
+        reason += f" (and {len(missing) - 1} more)" if len(missing) > 1 else ""
         raise SplatrimError(
-            f"{path} is not a file of Gaussians: property {missing[0]} is missing"
-            + (f" (and {len(missing) - 1} more)" if len(missing) > 1 else "")
+            f"{path} is not a file of Gaussians: {reason}" + (f"; it is {what}" if what else "")
         )
     if n_rest not in _SH_DEGREES:
         raise SplatrimError(
@@ -127,15 +146,13 @@ def load_ply(path: str | Path, *, others: Iterable[str] = ()) -> dict[str, Tenso
     widths = {other: sum(f"{other}_{i}" in names for i in range(len(names))) for other in others}
     widths = {other: width for other, width in widths.items() if width}
     wanted += [f"{other}_{i}" for other, width in widths.items() for i in range(width)]
-    n = len(vertices)
-    table = np.empty((n, len(wanted)), np.float32)
-    for i, name in enumerate(wanted):
-        try:
+    table = np.empty((len(vertices), len(wanted)), np.float32)
+    with np.errstate(over="ignore", invalid="ignore"):
+        for i, name in enumerate(wanted):
             table[:, i] = vertices[name]
-        except (TypeError, ValueError) as error:
-            raise SplatrimError(f"{path}: property {name} is not a number") from error
-    _refuse_non_finite(path, table, wanted)
+    table = _sound_rows(path, table, wanted)
 
+    n = len(table)
     values = torch.from_numpy(table)
     sizes = {"means": 3, "sh0": 3, "shN": n_rest, "opacities": 1, "scales": 3, "quats": 4}
     sizes |= widths
@@ -162,32 +179,65 @@ def load_opacities(path: str | Path) -> Tensor:  # [N] in 0..1
     return torch.from_numpy(vertices["opacity"].astype(np.float32)).sigmoid()
 
 
+def offset_comments(world_offset: tuple[float, float, float]) -> list[str]:
+    """The header lines that tell an offset; none for zero."""
+    return [f"comment {_OFFSET} {' '.join(map(repr, world_offset))}"] if any(world_offset) else []
+
+
+def read_offset(path: str | Path) -> tuple[float, float, float]:
+    """What was subtracted from the world's coordinates, by a .ply's comment; zero without one.
+
+    Raises:
+        SplatrimError: not a readable .ply, or the comment is damaged.
+    """
+    path = Path(path)
+    for comment in read_header(path).comments:
+        word, *numbers = comment.split()[:4] or [""]
+        if word == _OFFSET:
+            try:
+                x, y, z = map(float, numbers)
+            except ValueError:
+                x = y = z = math.nan
+            if not math.isfinite(x + y + z):
+                raise SplatrimError(f"{path} has a damaged comment: {comment[:80]}")
+            return x, y, z
+    return 0.0, 0.0, 0.0
+
+
 def _read_vertices(path: Path) -> NDArray[np.void]:
-    if not path.is_file():
-        raise SplatrimError(f"no such file: {path}")
     try:
-        # plyfile is fast with a memory map alone (0.9 s instead of 22 for 400,000 Gaussians), and
-        # what another process cuts short while it is mapped would crash this one: map a copy
-        with open(path, "rb") as file, tempfile.TemporaryFile() as copy:
-            shutil.copyfileobj(file, copy, 1 << 24)
-            copy.seek(0)
-            return np.array(PlyData.read(copy)["vertex"].data)
-    except OSError as error:
-        raise SplatrimError(f"cannot read {path}: {error.strerror or error}") from error
-    except KeyError as error:
-        raise SplatrimError(f"{path} is not a file of Gaussians: it has no vertices") from error
-    except (PlyParseError, ValueError, MemoryError, OverflowError) as error:
-        raise SplatrimError(f"{path} is not a complete .ply file: {error}") from error
+        header = read_header(path)
+    except SplatrimError as error:
+        what = recognise(path)
+        raise SplatrimError(f"{error}; it is {what}") if what else error from None
+    if header.element("vertex") is None:
+        raise SplatrimError(f"{path} is not a file of Gaussians: it has no vertices")
+    return read_table(path)
 
 
-def _refuse_non_finite(path: Path, table: NDArray[np.float32], names: list[str]) -> None:
+def _sound_rows(path: Path, table: NDArray[np.float32], names: list[str]) -> NDArray[np.float32]:
+    """The rows that are finite, activated too; each with a rotation. What is mended is told."""
     finite = np.isfinite(table)
-    if finite.all():
-        return
-    bad = (~finite).sum(axis=0)
-    worst = int(bad.argmax())
-    rows = int((~finite).any(axis=1).sum())
-    raise SplatrimError(
-        f"{path}: {rows} of {len(table)} Gaussians have NaN or infinite values "
-        f"(property {names[worst]}: {int(bad[worst])})"
-    )
+    scales = slice(names.index("scale_0"), names.index("scale_0") + 3)
+    finite[:, scales] &= table[:, scales] <= MAX_LOG_SCALE
+    sound = finite.all(axis=1)
+    if not sound.all():
+        bad = (~finite).sum(axis=0)
+        worst = int(bad.argmax())
+        counts = (
+            f"{int((~sound).sum())} of {len(table)} Gaussians have NaN or infinite values "
+            f"(property {names[worst]}: {int(bad[worst])})"
+        )
+        if not sound.any():
+            raise SplatrimError(f"{path}: {counts}, and none is left")
+        logger.warning(f"{path}: {counts} and are left out")
+        table = table[sound]
+    rotation = slice(names.index("rot_0"), names.index("rot_0") + 4)
+    zero = np.linalg.norm(table[:, rotation].astype(np.float64), axis=1) < MIN_QUATERNION
+    if zero.any():
+        logger.warning(
+            f"{path}: {int(zero.sum())} of {len(table)} Gaussians have a quaternion of zero, "
+            "and get no rotation"
+        )
+        table[zero, rotation] = (1, 0, 0, 0)
+    return table

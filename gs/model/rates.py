@@ -8,9 +8,7 @@ from typing import Annotated
 
 from ..ranges import AT_LEAST_ONE, NOT_NEGATIVE, POSITIVE, SHARE, check_ranges
 
-_SCALED_RATES = (
-    "position_lr_init", "position_lr_final", "feature_lr", "scaling_lr", "rotation_lr",
-)  # fmt: skip
+_SCALED_RATES = ("position_lr_init", "position_lr_final", "feature_lr", "scaling_lr", "rotation_lr")
 
 
 @dataclass(frozen=True)

@@ -1,21 +1,16 @@
-"""From the model and a camera to an image: one call of `kernels.rasterization`."""
+"""From a model and a camera to an image: one call of `kernels.rasterization`."""
 
 from __future__ import annotations
 
-from functools import lru_cache
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor
 
-from kernels import rasterization, uses_triton
+from kernels import rasterization
 
-from .gaussians import Gaussians
-
-if TYPE_CHECKING:
-    from ..data.camera import Camera
-
-NEAR_PLANE = 0.2  # Inria's
+from ..data.camera import Camera
+from .model import Model, Splats
+from .view import View, view_of
 
 
 class RenderOutput(NamedTuple):
@@ -30,59 +25,52 @@ class RenderOutput(NamedTuple):
 
 
 def render(
-    gaussians: Gaussians,
-    camera: Camera,
+    model: Model | Splats,
+    camera: Camera | View,
     *,
     background: Tensor | None = None,  # [3]; None: black
     sh_degree: int | None = None,  # None: the model's active degree
     opacities: Tensor | None = None,  # [N] in 0..1; None: the model's
-    camera_tensors: tuple[Tensor, Tensor] | None = None,  # [1, 4, 4], [1, 3, 3]
     **raster_kwargs: Any,
 ) -> RenderOutput:
     """Render one view, differentiable in the model's parameters.
 
     Args:
-        gaussians: The model.
+        model: What to draw.
         camera: The view, at the resolution to render.
         background: Colour behind the Gaussians, on the model's device. [3]
         sh_degree: Highest SH degree to use.
         opacities: In place of the model's. A factor on opacity is not the same as `masks`, a
             factor on alpha after the 1/255 test: here a faint Gaussian also reaches fewer pixels,
             and the clamp at 0.99 comes after the factor. [N]
-        camera_tensors: viewmats and Ks on the device, in place of the camera's own.
         **raster_kwargs: Further keywords of `kernels.rasterization`: masks, render_mode, ...
     """
-    viewmats, Ks = camera_tensors or _camera_tensors(camera, gaussians.device)
-    params = gaussians.params
-    cameras = viewmats, Ks, camera.width, camera.height
-    keywords = {
-        "near_plane": NEAR_PLANE,
-        "sh_degree": gaussians.active_sh_degree if sh_degree is None else sh_degree,
-        "backgrounds": None if background is None else background[None],
-    } | raster_kwargs
-    backend = keywords.pop("backend", "auto")
-    if uses_triton(backend, params["means"]):
-        from kernels import rasterize
-
-        # activations and the two parts of the SH coefficients are fused into the kernels
-        keywords["antialiased"] = keywords.pop("rasterize_mode", "classic") == "antialiased"
-        keywords["exact"] = keywords.pop("precision", "default") == "exact"
-        raw = opacities is None
-        colors, alphas, info = rasterize(
-            params["means"], params["quats"], params["scales"] if raw else gaussians.get_scales(),
-            params["opacities"] if opacities is None else opacities, params["sh0"], *cameras,
-            colors_rest=params["shN"], raw=raw, **keywords,
-        )  # fmt: skip
+    if isinstance(camera, View):
+        view = camera
     else:
-        colors, alphas, info = rasterization(
-            params["means"], params["quats"], gaussians.get_scales(),
-            gaussians.get_opacities() if opacities is None else opacities, gaussians.get_sh(),
-            *cameras, backend=backend, **keywords,
-        )  # fmt: skip
+        device = model.means.device if isinstance(model, Splats) else model.device
+        view = view_of(camera, device)
+    s = model if isinstance(model, Splats) else model.splats(view)
+    if opacities is not None:
+        scales = s.scales.exp() if s.raw else s.scales
+        s = s._replace(scales=scales, opacities=opacities, raw=False)
+    keywords: dict[str, Any] = {
+        "near_plane": view.near,
+        "sh_degree": s.sh_degree if sh_degree is None else sh_degree,
+        "backgrounds": None if background is None else background[None],
+        "colors_rest": s.colors_rest,
+        "raw": s.raw,
+    } | raster_kwargs
+    colors, alphas, info = rasterization(
+        s.means,
+        s.quats,
+        s.scales,
+        s.opacities,
+        s.colors,
+        view.viewmats,
+        view.Ks,
+        view.width,
+        view.height,
+        **keywords,
+    )
     return RenderOutput(colors.squeeze(0), alphas.squeeze(0), info)
-
-
-@lru_cache(maxsize=8192)
-def _camera_tensors(camera: Camera, device: torch.device) -> tuple[Tensor, Tensor]:
-    """viewmat [1,4,4] and K [1,3,3] on the device, copied once per camera and not per step."""
-    return camera.viewmat[None].to(device), camera.K[None].to(device)

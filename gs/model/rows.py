@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import SplatrimError
-from .gaussians import Gaussians
+from .model import Model
 
 
 class NoneLeft(SplatrimError):
@@ -24,7 +24,7 @@ class NoneLeft(SplatrimError):
 
 @torch.no_grad()
 def keep_rows(
-    gaussians: Gaussians,
+    gaussians: Model,
     optimizer: torch.optim.Optimizer | None,
     keep: Tensor,  # [N] bool
 ) -> None:
@@ -39,7 +39,7 @@ def keep_rows(
 
 @torch.no_grad()
 def gather_rows(
-    gaussians: Gaussians,
+    gaussians: Model,
     optimizer: torch.optim.Optimizer | None,
     sources: Tensor,  # [M] int64
     *,
@@ -79,7 +79,7 @@ def gather_rows(
 
 @torch.no_grad()
 def replace_values(
-    gaussians: Gaussians,
+    gaussians: Model,
     optimizer: torch.optim.Optimizer | None,
     name: str,
     values: Tensor,  # [N, ...]
@@ -95,7 +95,7 @@ def replace_values(
 
 @torch.no_grad()
 def copy_rows(
-    gaussians: Gaussians,
+    gaussians: Model,
     optimizer: torch.optim.Optimizer | None,
     rows: Tensor,  # [M] int64
     sources: Tensor,  # [M] int64
@@ -124,7 +124,7 @@ def copy_rows(
 
 @torch.no_grad()
 def clear_moments(
-    gaussians: Gaussians,
+    gaussians: Model,
     optimizer: torch.optim.Optimizer | None,
     rows: Tensor,  # [M] int64
 ) -> None:
@@ -143,7 +143,7 @@ def _pop_moments(optimizer: torch.optim.Optimizer | None, parameter: Tensor) -> 
 
 
 def _install(
-    gaussians: Gaussians,
+    gaussians: Model,
     optimizer: torch.optim.Optimizer | None,
     name: str,
     values: Tensor,

@@ -45,8 +45,12 @@ def published_specs(n_rest: int) -> tuple[ParameterSpec, ...]:
     """The parameters of 3DGS with `n_rest` coefficients of higher SH bands, in Inria's order."""
     return (
         ParameterSpec(
-            "means", (3,), lambda c, extent, step: position_lr(c, extent, step),
-            order=0, exported=True, scheduled=True,
+            "means",
+            (3,),
+            lambda c, extent, step: position_lr(c, extent, step),
+            order=0,
+            exported=True,
+            scheduled=True,
         ),
         _published("sh0", (1, 3), lambda c, extent, step: c.feature_lr, 10),
         _published(
@@ -55,7 +59,7 @@ def published_specs(n_rest: int) -> tuple[ParameterSpec, ...]:
         _published("opacities", (), lambda c, extent, step: c.opacity_lr, 30),
         _published("scales", (3,), lambda c, extent, step: c.scaling_lr, 40),
         _published("quats", (4,), lambda c, extent, step: c.rotation_lr, 50),
-    )  # fmt: skip
+    )
 
 
 def _published(name: str, tail: tuple[int, ...], lr: Rate, order: int) -> ParameterSpec:

@@ -248,9 +248,7 @@ def _decades(low: float, high: float) -> list[float]:
 
 def _finite(x: Sequence[float], y: Sequence[float]) -> list[tuple[float, float]]:
     pairs = zip(x, y, strict=False)
-    return [
-        (a, b) for a, b in pairs if b is not None and math.isfinite(a) and math.isfinite(b)
-    ]  # fmt: skip
+    return [(a, b) for a, b in pairs if b is not None and math.isfinite(a) and math.isfinite(b)]
 
 
 def _thin(points: list[tuple[float, float]]) -> list[tuple[float, float]]:

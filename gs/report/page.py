@@ -18,9 +18,16 @@ LOSSLESS_PIXELS = 120_000  # up to this size PNG; larger images become JPEG
 
 # nine stops of matplotlib's "magma" (CC0)
 ERROR_COLORS = (
-    "#000004", "#1c1044", "#4f127b", "#812581", "#b5367a",
-    "#e55964", "#fb8761", "#fec287", "#fcfdbf",
-)  # fmt: skip
+    "#000004",
+    "#1c1044",
+    "#4f127b",
+    "#812581",
+    "#b5367a",
+    "#e55964",
+    "#fb8761",
+    "#fec287",
+    "#fcfdbf",
+)
 
 _CSP = (
     "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'; "

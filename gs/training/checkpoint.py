@@ -28,6 +28,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..data.foreign import recognise
 from ..errors import SplatrimError
 from ..files import atomic_write
 from ..run_settings import SETTINGS
@@ -85,12 +86,15 @@ def save_checkpoint(path: str | Path, state: dict[str, Any]) -> None:
         torch.save(plain, file)
 
 
-def load_checkpoint(path: str | Path, *, method: str | None = None) -> dict[str, Any]:
+def load_checkpoint(
+    path: str | Path, *, method: str | None = None, gaussians: bool = True
+) -> dict[str, Any]:
     """Read a checkpoint, of this project or of the published codes; all tensors on the CPU.
 
     Args:
         path: The file.
         method: The method that wants to go on from it, or None to accept any.
+        gaussians: The model is one of Gaussians; False for another (gs.model.model).
 
     Returns:
         The named state of the module's docstring.
@@ -102,7 +106,7 @@ def load_checkpoint(path: str | Path, *, method: str | None = None) -> dict[str,
     obj = _load_restricted(path)
     state = import_inria(obj, source=str(path)) if is_inria(obj) else _checked(path, obj)
     try:
-        check_state(state)
+        check_state(state, gaussians=gaussians)
     except Mismatch as error:
         raise SplatrimError(f"{path} is damaged: {error}") from error
     if method is not None and state["method"] != method:
@@ -135,7 +139,9 @@ def peek_checkpoint(path: str | Path) -> tuple[int, dict[str, Any]] | None:
 
 def _checked(path: Path, obj: Any) -> dict[str, Any]:
     if not isinstance(obj, dict) or not _is(obj.get("format"), FORMAT):
-        raise SplatrimError(f"{path} is not a training checkpoint")
+        what = recognise(path)
+        reason = f"; it is {what}" if what else ""
+        raise SplatrimError(f"{path} is not a training checkpoint{reason}")
     version = obj.get("version")
     if not _is(version, FORMAT_VERSION):
         shown = version if isinstance(version, (int, str)) else type(version).__name__

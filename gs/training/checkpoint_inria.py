@@ -19,6 +19,7 @@ from torch import Tensor
 
 from ..errors import SplatrimError
 from ..model.specs import published_specs
+from .run_state import RunState
 
 # published names of the optimizer's groups, in their order, and the parameters here
 _GROUPS = {
@@ -82,25 +83,20 @@ def import_inria(obj: Any, *, source: str = "the checkpoint") -> dict[str, Any]:
     if any(len(x) != n for x in params.values()):
         raise SplatrimError(f"{source} is damaged: its tensors differ in their number of Gaussians")
     try:
-        return {
-            "format": "splatrim",
-            "version": 1,
-            "method": "3dgs",
-            "step": int(step),
-            "params": params,
-            "rows": rows,
-            "next_id": n,
-            "active_sh_degree": int(entries[0]),
-            "sh_degree": math.isqrt(params["shN"].shape[1] + 1) - 1,
-            "optimizer": _import_adam(adam, params, source),
-            "strategies": {},
-            "sampler": {},
-            "rng": {},
-            "extent": float(extent),
-            "config": {},
-        }
+        state = RunState(
+            method="3dgs",
+            step=int(step),
+            params=params,
+            rows=rows,
+            next_id=n,
+            active_sh_degree=int(entries[0]),
+            sh_degree=math.isqrt(params["shN"].shape[1] + 1) - 1,
+            optimizer=_import_adam(adam, params, source),
+            extent=float(extent),
+        )
     except (TypeError, ValueError, LookupError, AttributeError, RuntimeError) as error:
         raise SplatrimError(f"{source} is damaged: {error}") from error
+    return {"format": "splatrim", "version": 1, **state.to_dict()}
 
 
 def _rows(name: str, x: Tensor, source: str) -> Tensor:

@@ -12,7 +12,7 @@ They raise `Mismatch`, the second half of a sentence.
 from __future__ import annotations
 
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -57,9 +57,7 @@ _ENTRIES = fields(
         "config": maybe(SETTINGS),
         "rng": maybe(fields({"seed": _SEED})),
         "sampler": maybe(
-            fields(
-                {"n_cameras": integer(1), "seed": _SEED, "epoch": _COUNTS, "position": _COUNTS}
-            )
+            fields({"n_cameras": integer(1), "seed": _SEED, "epoch": _COUNTS, "position": _COUNTS})
         ),
         "tracker": maybe(
             fields(
@@ -139,12 +137,17 @@ def _check_tensor(x: Tensor) -> None:
         raise Mismatch(f"it holds a tensor of {x.dim()} dimensions")
 
 
-def check_state(state: Mapping[str, Any]) -> None:
-    """Check the named state of a checkpoint, of this project or translated from another's."""
+def check_state(state: Mapping[str, Any], *, gaussians: bool = True) -> None:
+    """Check the named state of a checkpoint, of this project or translated from another's.
+
+    Args:
+        state: As gs.training.checkpoint describes it.
+        gaussians: The model is one of Gaussians, and so has the parameters of 3DGS.
+    """
     _ENTRIES(state, "")
     params, rows = state["params"], state["rows"]
     shared = state.get("shared") or {}
-    n = _check_params(params, state["sh_degree"])
+    n = _check_params(params, state["sh_degree"], PUBLISHED if gaussians else ())
     if state["active_sh_degree"] > state["sh_degree"]:
         raise Mismatch(f"active_sh_degree: expected 0 to {state['sh_degree']}")
     _check_rows(rows, n, state["next_id"])
@@ -159,19 +162,23 @@ def check_state(state: Mapping[str, Any]) -> None:
         raise Mismatch("sampler.position: expected a number below n_cameras")
 
 
-def _check_params(params: Mapping[str, Any], sh_degree: int) -> int:
+def _check_params(params: Mapping[str, Any], sh_degree: int, needed: Iterable[str]) -> int:
     """Check the model's parameters; their number of rows."""
-    missing = [name for name in PUBLISHED if name not in params]
+    missing = [name for name in needed if name not in params]
     if missing:
         raise Mismatch(f"params.{missing[0]} is missing")
+    if not params:
+        raise Mismatch("it has no parameters")
     for name, x in params.items():
         _check_floats(f"params.{name}", x)
         if x.dim() == 0:
             raise Mismatch(f"params.{name}: expected a row per Gaussian, got one number")
-    n = len(params["means"])
+    n = len(next(iter(params.values())))
     if n == 0:
         raise Mismatch("it holds no Gaussians")
-    shapes = {s.name: (n, *s.tail) for s in published_specs((sh_degree + 1) ** 2 - 1)}
+    shapes = (
+        {s.name: (n, *s.tail) for s in published_specs((sh_degree + 1) ** 2 - 1)} if needed else {}
+    )
     for name, x in params.items():
         wanted = shapes.get(name, (n, *x.shape[1:]))
         if tuple(x.shape) != wanted:

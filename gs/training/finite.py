@@ -15,10 +15,11 @@ import torch
 from torch import Tensor
 
 from ..errors import SplatrimError
+from ..model.gaussians import Gaussians
 from ..model.rows import NoneLeft
 
 if TYPE_CHECKING:
-    from ..model.gaussians import Gaussians
+    from ..model.model import Model
     from .strategy import Strategy
 
 REMEDY = "lower the learning rates, or go on from an earlier checkpoint with other settings"
@@ -48,7 +49,7 @@ def not_finite(tensors: Mapping[str, Tensor]) -> str:
     return f"numbers are not finite in {', '.join(bad[:SHOWN])}{more}" if bad else ""
 
 
-def check_model(model: Gaussians, n_before: int, step: int, good: Path | None) -> None:
+def check_model(model: Model, n_before: int, step: int, good: Path | None) -> None:
     """Refuse to save a model that is empty or not finite.
 
     Args:
@@ -76,7 +77,7 @@ def check_state(state: Mapping[str, Any], step: int, good: Path | None) -> None:
     Raises:
         SplatrimError: A parameter, moment or row buffer is not finite, or there are no rows.
     """
-    if len(state["params"]["means"]) == 0:
+    if any(len(x) == 0 for x in state["params"].values()):
         raise SplatrimError(f"iteration {step}: no Gaussian is left, so none is saved{_left(good)}")
     tensors = {**state["params"], **state["rows"], **state.get("shared", {})}
     for name, moments in state["optimizer"].items():
@@ -90,8 +91,8 @@ def check_state(state: Mapping[str, Any], step: int, good: Path | None) -> None:
 
 @contextlib.contextmanager
 def explained(
-    gaussians: Gaussians,
-    strategies: Sequence[Strategy],
+    gaussians: Model,
+    strategies: Sequence[Strategy[Any]],
     step: Callable[[], int],
     good: Callable[[], Path | None],
 ) -> Iterator[None]:
@@ -125,10 +126,12 @@ def explained(
 
 
 @torch.no_grad()
-def _causes(gaussians: Gaussians, strategies: Sequence[Strategy], step: int) -> str:
+def _causes(gaussians: Model, strategies: Sequence[Strategy[Any]], step: int) -> str:
     """What speaks against a model's Gaussians."""
-    opacities = gaussians.get_opacities()
-    causes = [f"their opacities go up to {float(opacities.max()):.2g}"]
+    causes: list[str] = []
+    if isinstance(gaussians, Gaussians):
+        highest = float(gaussians.get_opacities().max())
+        causes.append(f"their opacities go up to {highest:.2g}")
     for strategy in strategies:
         rows = strategy.prune_rows(step, gaussians)
         if rows is not None and bool(rows.any()):

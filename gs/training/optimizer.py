@@ -12,16 +12,17 @@ import torch
 
 from kernels import uses_triton
 
-from ..model.gaussians import Gaussians
+from ..model.model import Model
 from ..model.rates import OptimConfig, annealing
 from ..model.specs import ParameterSpec
+from .run_state import Part
 
 BETAS = (0.9, 0.999)
 EPS = 1e-15  # gradients of one Gaussian are tiny: torch's 1e-8 would swallow them
 
 
 def build_optimizer(
-    gaussians: Gaussians,
+    gaussians: Model,
     config: OptimConfig,
     *,
     extent: float,
@@ -47,23 +48,32 @@ def build_optimizer(
         for spec in sorted(specs, key=lambda spec: spec.order)
         if tensors[spec.name].requires_grad
     ]
-    if uses_triton("auto", gaussians.params["means"]):
+    if uses_triton("auto", next(iter(gaussians.params.values()))):
         from kernels import FusedAdam
 
         return FusedAdam(groups, lr=0.0, betas=BETAS, eps=EPS)
     return torch.optim.Adam(groups, lr=0.0, betas=BETAS, eps=EPS, fused=True)
 
 
-def update_learning_rates(
+def learning_rates(
     optimizer: torch.optim.Optimizer, config: OptimConfig, *, extent: float, step: int
-) -> None:
-    """Set the learning rates of iteration `step`, as far as they are scheduled or annealed."""
+) -> dict[str, float]:
+    """Learning rates of iteration `step` by parameter: scheduled or annealed, else as they are."""
     anneals = config.anneal_to != 1.0
+    rates: dict[str, float] = {}
     for group in optimizer.param_groups:
         spec: ParameterSpec = group["spec"]
+        rates[spec.name] = group["lr"]
         if spec.scheduled or (spec.anneals and anneals):
             share = annealing(config, step) if spec.anneals else 1.0
-            group["lr"] = share * spec.rate(config, extent, step)
+            rates[spec.name] = share * spec.rate(config, extent, step)
+    return rates
+
+
+def set_learning_rates(optimizer: torch.optim.Optimizer, rates: Mapping[str, float]) -> None:
+    """Give every parameter its learning rate."""
+    for group in optimizer.param_groups:
+        group["lr"] = rates[group["name"]]
 
 
 def learning_rate(optimizer: torch.optim.Optimizer, name: str) -> float:
@@ -71,12 +81,12 @@ def learning_rate(optimizer: torch.optim.Optimizer, name: str) -> float:
     return float(_group(optimizer, name)["lr"])
 
 
-def optimizer_state(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+def optimizer_state(optimizer: torch.optim.Optimizer) -> Part:
     """State by parameter name, plus learning rates: {"means": {"step", "exp_avg", ...}, "lrs"}.
 
     Tensors share memory with the optimizer. A parameter that never stepped has no entry.
     """
-    state: dict[str, Any] = {"lrs": {g["name"]: float(g["lr"]) for g in optimizer.param_groups}}
+    state: Part = {"lrs": {g["name"]: float(g["lr"]) for g in optimizer.param_groups}}
     for group in optimizer.param_groups:
         moments = optimizer.state.get(group["params"][0])
         if moments:

@@ -11,6 +11,7 @@ from torch import Tensor
 from ..data.camera import cameras_json
 from ..data.scene import Scene
 from ..files import atomic_write, write_json, write_text
+from ..model.ply import offset_comments
 
 # What Inria's tools look for in cfg_args, with the values of a run that does not say.
 CFG_ARGS = {
@@ -38,13 +39,16 @@ def write_run_files(folder: Path, scene: Scene, settings: dict[str, Any]) -> Non
     known["images"] = known["images"] or CFG_ARGS["images"]
     write_text(folder / "cfg_args", str(argparse.Namespace(**known)))
     write_json(folder / "cameras.json", cameras_json(scene.train, scene.test))
-    write_points(folder / "input.ply", scene.points, scene.colors)
+    offset = scene.world_offset
+    write_points(folder / "input.ply", scene.points, scene.colors, world_offset=offset)
 
 
 def write_points(
     path: Path,
     points: Tensor,  # [M, 3]
     colors: Tensor,  # [M, 3] in 0..1
+    *,
+    world_offset: tuple[float, float, float] = (0.0, 0.0, 0.0),
 ) -> None:
     """Write a coloured point cloud with zero normals, as 3DGS's input.ply."""
     fields = [(name, "<f4") for name in ("x", "y", "z", "nx", "ny", "nz")]
@@ -57,4 +61,6 @@ def write_points(
     for channel, name in enumerate(("red", "green", "blue")):
         vertices[name] = rgb[:, channel]
     with atomic_write(path) as file:
-        PlyData([PlyElement.describe(vertices, "vertex")], byte_order="<").write(file)
+        comments = [line.removeprefix("comment ") for line in offset_comments(world_offset)]
+        elements = [PlyElement.describe(vertices, "vertex")]
+        PlyData(elements, byte_order="<", comments=comments).write(file)

@@ -1,10 +1,9 @@
 """The order of training cameras: one permutation of all of them per epoch."""
 
-from typing import Any
-
 import torch
 
 from ..seeds import derive_seed
+from .run_state import Part
 
 
 class CameraSampler:
@@ -45,7 +44,7 @@ class CameraSampler:
         names = ("n_cameras", "seed", "epoch", "position")
         return {name: getattr(self, name) for name in names}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: Part) -> None:
         """Go on where `state` stood; a state of another number of cameras starts a new epoch."""
         same = state.get("n_cameras") == self.n_cameras
         self.seed = int(state.get("seed", self.seed))

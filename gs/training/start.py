@@ -15,7 +15,7 @@ fine-tuning from iteration 30000 to 35000 (LightGaussian, MaskGaussian):
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable, Mapping
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, Protocol
 
@@ -25,10 +25,12 @@ from torch import Tensor
 from ..config import PUBLISHED_ITERATIONS, TrainConfig
 from ..errors import SplatrimError
 from ..model.gaussians import Gaussians
-from ..model.ply import load_ply
+from ..model.model import Model
+from ..model.ply import load_ply, read_offset
 from ..model.rates import OptimConfig
 from ..model.specs import PUBLISHED, ParameterSpec
 from .checkpoint import load_checkpoint, peek_checkpoint
+from .run_state import RunState
 from .strategy import StepContext, Strategy
 
 POST_ITERATIONS = 5000  # after PUBLISHED_ITERATIONS; other lengths in proportion
@@ -118,10 +120,13 @@ def load_start(
         return None
     for heir in methods.values():
         state = heir.adopt(state)
+    if state.get("world_offset") is None:
+        state = {**state, "world_offset": (state.get("config") or {}).get("world_offset")}
     step, post_start = state["step"], config.post_start
     if step >= config.iterations:
-        raise SplatrimError(f"{path} is at iteration {step} of {config.iterations}:"
-                            " give more --iterations")  # fmt: skip
+        raise SplatrimError(
+            f"{path} is at iteration {step} of {config.iterations}: give more --iterations"
+        )
     if post_start == step:
         former = methods.get(state["method"])
         given = without_added(state) if former is None else former.hand_over(state, method)
@@ -141,16 +146,28 @@ def _ply_state(path: Path, others: Iterable[str]) -> State:
     if n == 0:
         raise SplatrimError(f"{path} holds no Gaussians")
     degree = Gaussians.from_tensors({name: params[name] for name in PUBLISHED}).sh_degree
-    return {
-        "method": "3dgs",
-        "step": PUBLISHED_ITERATIONS,
-        "params": params,
-        "rows": {"ids": torch.arange(n, dtype=torch.int32)},
-        "next_id": n,
-        "active_sh_degree": degree,
-        "sh_degree": degree,
-        "optimizer": {},
-    }
+    offset = read_offset(path)
+    state = RunState(
+        method="3dgs",
+        step=PUBLISHED_ITERATIONS,
+        params=params,
+        rows={"ids": torch.arange(n, dtype=torch.int32)},
+        next_id=n,
+        active_sh_degree=degree,
+        sh_degree=degree,
+        world_offset=offset if any(offset) else None,
+    )
+    return state.to_dict()
+
+
+def in_scene(state: State, world_offset: Sequence[float]) -> State:
+    """The state with its positions in a scene whose coordinates are smaller by `world_offset`."""
+    shift = torch.tensor(world_offset, dtype=torch.float64)
+    shift -= torch.tensor(state.get("world_offset") or (0.0, 0.0, 0.0), dtype=torch.float64)
+    if not bool(shift.any()):
+        return state
+    means = (state["params"]["means"].double() - shift).float()
+    return {**state, "params": {**state["params"], "means": means}}
 
 
 def finished(state: State) -> State:
@@ -191,9 +208,9 @@ def without_added(state: State, keep: Tensor | None = None) -> State:  # keep [N
     }
 
 
-def add_aged_moments(state: dict[str, Any], gaussians: Gaussians) -> dict[str, Any]:
+def add_aged_moments(state: RunState, gaussians: Model) -> dict[str, Any]:
     """The optimizer's state with zero moments, at the model's age, for parameters it lacks."""
-    step = torch.tensor(float(state["step"]))
+    step = torch.tensor(float(state.step))
     added = {
         name: {
             "step": step,
@@ -201,9 +218,9 @@ def add_aged_moments(state: dict[str, Any], gaussians: Gaussians) -> dict[str, A
             "exp_avg_sq": torch.zeros_like(parameter),
         }
         for name, parameter in gaussians.params.items()
-        if name not in state["params"]
+        if name not in state.params
     }
-    return {**added, **state["optimizer"]}
+    return {**added, **state.optimizer}
 
 
 class PostRates(Strategy):

@@ -3,9 +3,10 @@
 One iteration, 1-based, in Inria's order:
 
     learning rates, SH degree
-    before_render   -> keywords of kernels.rasterization (masks, mask_logits, contributions, ...)
-    device_inputs   -> those of them that are integers and differ from step to step (seeds)
+    device_inputs   -> integers that differ from step to step (seeds): keywords of the rendering
+    before_render   -> its other keywords (masks, mask_logits, contributions, ...)
     render
+    after_render    -> the colours that the loss sees (exposure)
     loss            -> a term added to the photometric loss
     backward, test, save
     after_backward  -> densify and prune; rows may change from here on (gs.model.rows edits them)
@@ -13,7 +14,8 @@ One iteration, 1-based, in Inria's order:
     after_step
 
 A densifier is a strategy like any other and comes first in `StepContext.strategies`; when it prunes
-it also removes what `prune_rows` of the others names (see `rows_to_prune`).
+it also removes what `prune_rows` of the others names (see `rows_to_prune`). Strategies change
+training; what only looks on is an observer (gs.training.observer).
 """
 
 from __future__ import annotations
@@ -22,37 +24,45 @@ from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Generic
 
 import torch
 from torch import Tensor
+from typing_extensions import TypeVar
 
+from ..model.gaussians import Gaussians
+from ..model.model import Model
 from .optimizer import learning_rate
 
 if TYPE_CHECKING:
     from ..data.camera import Camera
     from ..evaluation.views import Images
-    from ..model.gaussians import Gaussians
     from ..model.histograms import Histogram
     from ..model.renderer import RenderOutput
-    from .captured_steps import Frame
+    from .run_state import Part
+    from .step_inputs import StepInputs
+
+M = TypeVar("M", bound=Model, default=Gaussians)
+"""The model that is trained."""
 
 
 @dataclass
-class StepContext:
-    """What an iteration shows to its strategies after the backward pass."""
+class StepContext(Generic[M]):
+    """What an iteration shows to its strategies once it has rendered."""
 
-    gaussians: Gaussians
+    gaussians: M
     optimizer: torch.optim.Optimizer
     out: RenderOutput
-    """This iteration's rendering; `out.info` has radii [C,N,2] and means2d [C,N,2] with `.grad`."""
+    """This iteration's rendering; `out.info` has radii [C,N,2] and means2d [C,N,2], after backward
+    with `.grad`."""
     camera: Camera
+    """That of the image; a captured step must take `inputs.view`."""
     extent: float
     """Radius of the training cameras, scene units."""
     iterations: int
     """Length of the run; `step == iterations` is the last one."""
     white_background: bool = False
-    strategies: Sequence[Strategy] = field(default_factory=tuple)
+    strategies: Sequence[Strategy[M]] = field(default_factory=tuple)
     cameras: Sequence[Camera] = field(default_factory=tuple)
     """All training cameras."""
     images: Images | None = None
@@ -61,59 +71,72 @@ class StepContext:
     """The run's output folder."""
     step_seed: int = 0
     """Of this iteration alone; a captured step must take `device_seed`."""
-    frame: Frame | None = None
-    """Where a captured step finds what differs from step to step; None in an eager one."""
+    inputs: StepInputs | None = None
+    """What differs from step to step: the view, the background, ..."""
+    skip: Tensor | None = None
+    """Not 0 where a captured step must change nothing; None in an eager one. [1] int32"""
 
     @cached_property
     def device_seed(self) -> Tensor:  # [2] int32
         """Low and high word of `step_seed` on the device."""
-        if self.frame is not None:
-            return self.frame.integers["step_seed"]
+        if self.inputs is not None and self.inputs.seed is not None:
+            return self.inputs.seed
         words = [self.step_seed, 0]  # derive_seed gives 31 bits
         return torch.tensor(words, dtype=torch.int32, device=self.gaussians.device)
 
     @cached_property
     def means_lr(self) -> Tensor:  # [1] float32
         """Learning rate of positions in this iteration, on the device."""
-        if self.frame is not None:
-            return self.frame.means_lr
+        if self.inputs is not None and self.inputs.means_lr is not None:
+            return self.inputs.means_lr
         rate = learning_rate(self.optimizer, "means")
         return torch.tensor([rate], device=self.gaussians.device)
 
 
-class Strategy:
+class Strategy(Generic[M]):
     """Does nothing. Subclasses override what they need; every hook may be called on any device."""
 
     name: str = "strategy"
     """Key of this strategy's state in a checkpoint and of its scalars in the log."""
 
-    def setup(self, gaussians: Gaussians, *, extent: float, iterations: int, seed: int) -> None:
+    def setup(self, gaussians: M, *, extent: float, iterations: int, seed: int) -> None:
         """Add parameters (`add_parameter`, `add_shared`) and row buffers (`gaussians.rows`), once.
 
         Called before the optimizer is built. On a resumed run the buffers are there already: leave
         them as they are. Parameters are added all the same, and take the checkpoint's values.
         """
 
-    def before_render(self, step: int, gaussians: Gaussians) -> dict[str, Any]:
-        """Keywords for `kernels.rasterization` in this iteration."""
-        return {}
-
     def device_inputs(self, step: int) -> dict[str, int]:
-        """Further keywords for `kernels.rasterization`: integers that differ from step to step.
+        """Keywords for `kernels.rasterization` that are integers and differ from step to step.
 
         The same names in every iteration. A captured step gets each from the device, as its low and
         high 32 bits ([2] int32).
         """
         return {}
 
-    def loss(self, step: int, gaussians: Gaussians, out: RenderOutput) -> Tensor | None:
+    def before_render(self, step: int, gaussians: M) -> dict[str, Any]:
+        """Further keywords for `kernels.rasterization` in this iteration."""
+        return {}
+
+    def after_render(self, step: int, colors: Tensor, ctx: StepContext[M]) -> Tensor:  # [H, W, 3]
+        """The colours that the loss compares with the image, differentiable: `colors` or others.
+
+        Args:
+            step: The iteration.
+            colors: Of the rendering, as strategies before this one left them. [H, W, 3]
+            ctx: `ctx.inputs.view.exposure` is the image's row in a table of exposures, on the
+                device.
+        """
+        return colors
+
+    def loss(self, step: int, gaussians: M, out: RenderOutput) -> Tensor | None:
         """A scalar added to the photometric loss, or None."""
         return None
 
-    def after_backward(self, step: int, ctx: StepContext) -> None:
+    def after_backward(self, step: int, ctx: StepContext[M]) -> None:
         """Gradients are there, the optimizer has not stepped: densify and prune here."""
 
-    def after_step(self, step: int, ctx: StepContext) -> None:
+    def after_step(self, step: int, ctx: StepContext[M]) -> None:
         """The optimizer has stepped."""
 
     def phase(self, step: int) -> Hashable | None:
@@ -124,11 +147,12 @@ class Strategy:
         the host (rows, values, other tensors) and runs eagerly.
         """
         cls = type(self)
-        hooks = ("before_render", "device_inputs", "loss", "after_backward", "after_step")
+        hooks = ("device_inputs", "before_render", "after_render", "loss")
+        hooks += ("after_backward", "after_step")
         plain = all(getattr(cls, hook) is getattr(Strategy, hook) for hook in hooks)
         return "nothing" if plain else None
 
-    def prune_rows(self, step: int, gaussians: Gaussians) -> Tensor | None:  # [N] bool
+    def prune_rows(self, step: int, gaussians: M) -> Tensor | None:  # [N] bool
         """Rows to remove when the densifier prunes, or None for none."""
         return None
 
@@ -136,24 +160,24 @@ class Strategy:
         """Values for TensorBoard, by name. Asked only when logged, so it may synchronise."""
         return {}
 
-    def histograms(self, gaussians: Gaussians) -> dict[str, Histogram]:
+    def histograms(self, gaussians: M) -> dict[str, Histogram]:
         """Histograms over the Gaussians by name: entries of history.json that the report draws."""
         return {}
 
-    def final_keep(self, gaussians: Gaussians) -> Tensor | None:  # [N] bool
+    def final_keep(self, gaussians: M) -> Tensor | None:  # [N] bool
         """Rows of the exported and tested model, or None for all."""
         return None
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> Part:
         """All that a bit-exact resume needs beyond parameters and rows: plain values, tensors."""
         return {}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: Part) -> None:
         """Restore what `state_dict` gave."""
 
 
 def rows_to_prune(
-    step: int, gaussians: Gaussians, strategies: Sequence[Strategy]
+    step: int, gaussians: M, strategies: Sequence[Strategy[M]]
 ) -> Tensor | None:  # [N] bool
     """Union of every strategy's `prune_rows`, or None when nobody names any."""
     union: Tensor | None = None
@@ -164,7 +188,7 @@ def rows_to_prune(
     return union
 
 
-def final_keep(gaussians: Gaussians, strategies: Sequence[Strategy]) -> Tensor | None:  # [N] bool
+def final_keep(gaussians: M, strategies: Sequence[Strategy[M]]) -> Tensor | None:  # [N] bool
     """Rows that every strategy keeps in the exported model, or None for all."""
     keep: Tensor | None = None
     for strategy in strategies:

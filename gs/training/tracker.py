@@ -21,6 +21,7 @@ from ..files import write_json
 from ..logs import LogFile
 from .event_log import EventLog
 from .finite import LossNotFinite
+from .run_state import Part
 
 LOG_INTERVAL = 10  # iterations between updates; what is logged is the mean over them
 HISTORY_COLUMNS = ("step", "loss", "psnr", "n_gaussians", "n_used", "seconds")
@@ -54,9 +55,14 @@ class Tracker:
         self._events = EventLog(folder, first_step)
         logger.setLevel(logging.INFO)  # train.log has everything; the terminal has its own level
         self._bar = tqdm(
-            total=self.iterations, initial=first_step - 1, disable=self.quiet, unit="it",
-            dynamic_ncols=True, smoothing=0.1, desc="train",
-        )  # fmt: skip
+            total=self.iterations,
+            initial=first_step - 1,
+            disable=self.quiet,
+            unit="it",
+            dynamic_ncols=True,
+            smoothing=0.1,
+            desc="train",
+        )
         self._started = self._last_log = time.perf_counter()
 
     @property
@@ -180,7 +186,7 @@ class Tracker:
                 raise
             logger.warning(str(error))
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> Part:
         self.flush()
         return {
             "history": {name: list(values) for name, values in self.history.items()},
@@ -188,7 +194,7 @@ class Tracker:
             "seconds": self.seconds,
         }
 
-    def load_state_dict(self, state: dict[str, Any], device: torch.device) -> None:
+    def load_state_dict(self, state: Part, device: torch.device) -> None:
         self.history = {name: list(values) for name, values in state["history"].items()}
         sums = state.get("sums")
         self._sums = None if sums is None else torch.tensor(sums, device=device)

@@ -1,7 +1,13 @@
 """The training loop: one image per iteration, in the order of Inria's published loop.
 
-    learning rates -> SH degree -> camera -> before_render -> render -> loss -> backward
-    -> log, test -> save -> after_backward (densify, prune) -> optimizer -> after_step -> checkpoint
+    learning rates -> SH degree -> camera
+    forward_backward    before_render -> render -> after_render -> loss -> backward
+    observers' report   test -> save
+    update              after_backward (densify, prune) -> optimizer -> after_step
+    observers' on_step  log -> checkpoint
+
+gs.training.step takes the step: in these two parts or, where nothing is to be reported and steps
+are alike, at once as a captured graph.
 
 Iterations count from 1. Everything random is drawn from the run's seed and a counter, or has its
 state in the checkpoint, so that a resumed run goes on exactly as an uninterrupted one.
@@ -15,7 +21,7 @@ import signal
 import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, cast
 
 import torch
 from torch import Tensor
@@ -24,9 +30,11 @@ from ..config import TrainConfig, resolve_device
 from ..data.camera import Camera
 from ..data.loader import ImageLoader
 from ..data.scene import Scene
+from ..data.visibility import check_points, check_sight
 from ..evaluation.views import evaluate_views, mean_scores
 from ..model.gaussians import Gaussians
 from ..model.histograms import Histogram
+from ..model.model import Model
 from ..model.ply import save_ply
 from ..model.rates import OptimConfig
 from ..run_record import checkpoint_file, model_file
@@ -35,25 +43,26 @@ from .checkpoint import save_checkpoint
 from .checkpoint_schema import check_like
 from .finite import check_model, check_state, explained
 from .memory import peak_memory
-from .optimizer import build_optimizer, load_optimizer_state, optimizer_state, update_learning_rates
+from .observer import Observer, default_observers
+from .optimizer import build_optimizer, learning_rates, load_optimizer_state, optimizer_state
 from .run_files import write_run_files
 from .run_folder import RunFolder
+from .run_state import RunState
 from .same_run import changed_settings, check_scene, rates_changed, scene_entry
 from .sampler import CameraSampler
-from .start import add_aged_moments
+from .start import State, add_aged_moments
 from .step import Stepper
-from .strategy import Strategy, final_keep
+from .strategy import M, Strategy, final_keep
 from .tracker import Tracker
 
 PREFETCH = 4  # images decoded ahead
-EVALUATION_AHEAD = 1000  # iterations before an evaluation, its images begin to be decoded
 LOGGED_TRAIN_VIEWS = range(5, 30, 5)  # evaluated beside the test views, as in Inria's log
 LOGGED_IMAGES = 5  # test views that go to TensorBoard
 
 logger = logging.getLogger("splatrim")
 
 
-class Trainer:
+class Trainer(Generic[M]):
     """Trains one model on one scene.
 
     Args:
@@ -66,8 +75,12 @@ class Trainer:
         settings: What config.json shall say.
         start: A checkpoint's state (gs.training.checkpoint) to go on from, or a finished model
             (gs.training.start).
+        model: What to train, on the device of the run and, where there is a `start`, with its
+            values; None: Gaussians, of `start` or at the scene's points.
+        observers: Called after those that every run has (gs.training.observer), in this order.
 
-    Building a trainer writes nothing; `fit` does.
+    Building a trainer writes nothing; `fit` does. `evaluate`, `save` and `checkpoint` may be called
+    at any time after.
     """
 
     def __init__(
@@ -75,18 +88,20 @@ class Trainer:
         config: TrainConfig,
         scene: Scene,
         *,
-        strategies: Sequence[Strategy] = (),
+        strategies: Sequence[Strategy[M]] = (),
         optim: OptimConfig | None = None,
         method: str = "3dgs",
         white_background: bool = False,
         settings: dict[str, Any] | None = None,
-        start: dict[str, Any] | None = None,
+        start: State | None = None,
+        model: M | None = None,
+        observers: Sequence[Observer] = (),
     ) -> None:
         self.config, self.scene, self.method = config, scene, method
         self.strategies = tuple(strategies)
         self.optim = optim or OptimConfig()
         self.white_background = white_background
-        self.settings = settings or {}
+        self.settings = {**(settings or {}), **scene.record}
         self.device = resolve_device(config.device)
         self.cameras = [*scene.train, *scene.test]
         self.images = ImageLoader(
@@ -99,13 +114,14 @@ class Trainer:
         self.step = 0
         self.seed = config.seed
         self.stop_requested = False
-        if start is None:
-            self.gaussians = Gaussians.from_points(
-                scene.points, scene.colors, sh_degree=config.sh_degree, device=self.device
-            )
-        else:
+        self.n_rendered = 0  # rows that the last iteration began with
+        self.observers = (*default_observers(config), *observers)
+        if start is not None:
             check_scene(start, scene, self.settings)
-            self.gaussians = Gaussians.from_state(start, self.device)
+        if model is None:
+            # M is Gaussians where no model is given
+            model = cast(M, _first_model(config, scene, start, self.device))
+        self.gaussians = model
         for strategy in self.strategies:
             strategy.setup(
                 self.gaussians,
@@ -115,21 +131,18 @@ class Trainer:
             )
         self.gaussians.check_complete()
         self.optimizer = build_optimizer(self.gaussians, self.optim, extent=scene.extent)
-        context = {
-            "extent": scene.extent,
-            "iterations": config.iterations,
-            "white_background": white_background,
-            "strategies": self.strategies,
-            "cameras": scene.train,
-            "images": self.images,
-            "model_path": config.model_path,
-        }
         self.stepper = Stepper(
-            config, self.gaussians, self.optimizer, self.strategies, self.images, self.tracker,
-            context=context, report=self._report, white_background=white_background,
-        )  # fmt: skip
+            config,
+            scene,
+            self.gaussians,
+            self.optimizer,
+            self.strategies,
+            self.images,
+            self.tracker,
+            white_background=white_background,
+        )
         if start is not None:
-            self._restore(start)
+            self._restore(RunState.from_dict(start))
 
     def fit(self) -> Path | None:
         """Train to the end.
@@ -164,41 +177,30 @@ class Trainer:
     def train_step(self, step: int) -> None:
         """Iteration `step`, counted from 1."""
         self.stepper.settle()
-        update_learning_rates(self.optimizer, self.optim, extent=self.scene.extent, step=step)
+        extent = self.scene.extent
+        rates = learning_rates(self.optimizer, self.optim, extent=extent, step=step)
         if self.config.sh_degree_grows_at(step):
             self.gaussians.one_up_sh_degree()
         index = self.sampler.next()
         self.images.prefetch(self.sampler.upcoming(PREFETCH))
-        if self._evaluates(step + EVALUATION_AHEAD):
-            self.images.prefetch(range(len(self.scene.train), len(self.cameras)))
-        n_rendered = len(self.gaussians)
-        self.stepper.take(step, index)
+        self.n_rendered = len(self.gaussians)
+        due = [observer for observer in self.observers if observer.is_due(step)]
+        if due or not self.stepper.replay(step, index, rates):
+            computed = self.stepper.forward_backward(step, index)
+            for observer in due:
+                observer.report(self, step)
+            self.stepper.update(step, computed, rates)
+            del computed
         self.step = step
-        if self.tracker.is_due(step):
-            scalars: dict[str, float | Tensor] = {}
-            for strategy in self.strategies:
-                scalars |= strategy.scalars(step)
-            self.tracker.log(step, n_rendered, scalars)
-        if step in self.config.checkpoint_iterations:
-            self.checkpoint(step)
-
-    def _evaluates(self, step: int) -> bool:
-        return step == self.config.iterations or step in self.config.test_iterations
-
-    @torch.no_grad()
-    def _report(self, step: int) -> None:
-        """Evaluate and save what is due, before anything is pruned."""
-        last = step == self.config.iterations
-        if self._evaluates(step):
-            self.evaluate(step)
-        if last or step in self.config.save_iterations:
-            self.save(step)
+        for observer in self.observers:
+            observer.on_step(self, step)
 
     @torch.no_grad()
     def evaluate(self, step: int) -> dict[str, float]:
         """PSNR by split ("test", "train") of the model as it would be saved now."""
         model, n_train = self.exported(), len(self.scene.train)
-        self.tracker.histogram("scene/opacity_histogram", model.get_opacities(), step)
+        opacities = model.to_ply()["opacities"].sigmoid()
+        self.tracker.histogram("scene/opacity_histogram", opacities, step)
         splits = {
             "test": range(n_train, len(self.cameras)),
             "train": [i for i in LOGGED_TRAIN_VIEWS if i < n_train],
@@ -228,8 +230,9 @@ class Trainer:
         return results
 
     @torch.no_grad()
-    def exported(self) -> Gaussians:
+    def exported(self) -> Model:
         """The model as it is saved and tested: exported parameters of rows that all keep."""
+        self.stepper.settle()
         return self.gaussians.exported(final_keep(self.gaussians, self.strategies))
 
     def save(self, step: int) -> Path:
@@ -237,7 +240,7 @@ class Trainer:
         path = model_file(self.config.model_path, step)
         model = self.exported()
         check_model(model, len(self.gaussians), step, self.folder.latest())
-        save_ply(path, model.to_tensors())
+        save_ply(path, model.to_ply(), world_offset=self.scene.world_offset)
         self.folder.add_model(step)
         self.tracker.info(
             f"iteration {step}: saved {len(model)} of {len(self.gaussians)} Gaussians"
@@ -250,25 +253,25 @@ class Trainer:
         self.stepper.settle()
         gaussians = self.gaussians
         path = checkpoint_file(self.config.model_path, step)
-        state = {
-            "run": self.folder.run,
-            "method": self.method,
-            "step": step,
-            "params": gaussians.to_tensors(),
-            "rows": gaussians.rows,
-            "shared": gaussians.shared.state_dict(),
-            "next_id": gaussians.next_id,
-            "active_sh_degree": gaussians.active_sh_degree,
-            "sh_degree": gaussians.sh_degree,
-            "optimizer": optimizer_state(self.optimizer),
-            "strategies": {s.name: s.state_dict() for s in self.strategies},
-            "sampler": self.sampler.state_dict(),
-            "rng": {"seed": self.seed},
-            "extent": self.scene.extent,
-            "scene": scene_entry(self.scene),
-            "config": self.settings,
-            "tracker": self.tracker.state_dict(),
-        }
+        state = RunState(
+            run=self.folder.run,
+            method=self.method,
+            step=step,
+            params=gaussians.to_tensors(),
+            rows=gaussians.rows,
+            shared=gaussians.shared.state_dict(),
+            next_id=gaussians.next_id,
+            active_sh_degree=gaussians.active_sh_degree,
+            sh_degree=gaussians.sh_degree,
+            optimizer=optimizer_state(self.optimizer),
+            strategies={s.name: s.state_dict() for s in self.strategies},
+            sampler=self.sampler.state_dict(),
+            rng={"seed": self.seed},
+            extent=self.scene.extent,
+            scene=scene_entry(self.scene),
+            config=self.settings,
+            tracker=self.tracker.state_dict(),
+        ).to_dict()
         check_state(state, step, self.folder.latest())
         save_checkpoint(path, state)
         self.folder.add_checkpoint(step)
@@ -296,29 +299,28 @@ class Trainer:
     def _background(self, step: int | None) -> Tensor:  # [3]
         return torch.tensor(self.stepper.background_color(step), device=self.device)
 
-    def _restore(self, state: dict[str, Any]) -> None:
+    def _restore(self, state: RunState) -> None:
         """Take over all but the model, which is there already."""
-        self.step = int(state["step"])
-        optimizer = state["optimizer"]
+        self.step = state.step
+        optimizer = state.optimizer
         if self.step == self.config.post_start:
             optimizer = add_aged_moments(state, self.gaussians)
-        before = state.get("config") or {}
-        changes = changed_settings(before, self.settings)
+        changes = changed_settings(state.config, self.settings)
         if changes:
             logger.warning(f"settings differ from the checkpoint's: {', '.join(changes)}")
-        if rates_changed(before, self.settings):
+        if rates_changed(state.config, self.settings):
             optimizer = {**optimizer, "lrs": {}}
         load_optimizer_state(self.optimizer, optimizer)
-        self.seed = self.stepper.seed = state.get("rng", {}).get("seed", self.seed)
-        known = state["strategies"]
+        self.seed = self.stepper.seed = state.rng.get("seed", self.seed)
         for strategy in self.strategies:
-            if strategy.name in known:
-                check_like(strategy.name, known[strategy.name], strategy.state_dict())
-                strategy.load_state_dict(known[strategy.name])
-        if state.get("sampler"):
-            self.sampler.load_state_dict(state["sampler"])
-        if state.get("tracker"):
-            self.tracker.load_state_dict(state["tracker"], self.device)
+            if strategy.name in state.strategies:
+                known = state.strategies[strategy.name]
+                check_like(strategy.name, known, strategy.state_dict())
+                strategy.load_state_dict(known)
+        if state.sampler:
+            self.sampler.load_state_dict(state.sampler)
+        if state.tracker:
+            self.tracker.load_state_dict(state.tracker, self.device)
 
     @contextlib.contextmanager
     def _stop_on_signal(self) -> Iterator[None]:
@@ -341,6 +343,18 @@ class Trainer:
         finally:
             for number, handler in previous.items():
                 signal.signal(number, handler)
+
+
+def _first_model(
+    config: TrainConfig, scene: Scene, start: State | None, device: torch.device
+) -> Gaussians:
+    if start is not None:
+        check_sight(scene.train, start["params"]["means"], "Gaussians")
+        return Gaussians.from_state(start, device)
+    points, colors = scene.points, scene.colors
+    check_points(points)
+    check_sight(scene.train, points, "starting points")
+    return Gaussians.from_points(points, colors, sh_degree=config.sh_degree, device=device)
 
 
 def _device_name(device: torch.device) -> str:

@@ -17,17 +17,14 @@ number with where the parameters end. Learning rate and step count arrive as num
 so that a CUDA graph can be replayed with others.
 """
 
-# Triton types its device functions as returning nothing.
-# pyright: reportGeneralTypeIssues=false
-
 import inspect
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+from torch.optim.optimizer import ParamsT
 
 from ..runtime.launch import launch
 
@@ -57,10 +54,21 @@ def _update(p, g, m, v, step_size, root_bias, weight1, beta2, weight2, eps):
 
 @triton.jit
 def _step_block(
-    p_ptr, g_ptr, m_ptr, v_ptr, base, n_valid,
-    step_size, root_bias, weight1, beta2, weight2, eps,
-    FULL: tl.constexpr, BLOCK: tl.constexpr,
-):  # fmt: skip
+    p_ptr,
+    g_ptr,
+    m_ptr,
+    v_ptr,
+    base,
+    n_valid,
+    step_size,
+    root_bias,
+    weight1,
+    beta2,
+    weight2,
+    eps,
+    FULL: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
     """Update n_valid elements from `base`."""
     i = tl.arange(0, BLOCK)
     mask = None if FULL else i < n_valid
@@ -111,14 +119,38 @@ def _adam_kernel(
         n_valid = tl.where(tl.load(skip_ptr) == 0, n_valid, 0)
     if n_valid == BLOCK:
         _step_block(
-            p_ptr, g_ptr, m_ptr, v_ptr, base, n_valid,
-            step_size, root_bias, weight1, beta2, weight2, eps, True, BLOCK,
-        )  # fmt: skip
+            p_ptr,
+            g_ptr,
+            m_ptr,
+            v_ptr,
+            base,
+            n_valid,
+            step_size,
+            root_bias,
+            weight1,
+            beta2,
+            weight2,
+            eps,
+            True,
+            BLOCK,
+        )
     elif n_valid > 0:
         _step_block(
-            p_ptr, g_ptr, m_ptr, v_ptr, base, n_valid,
-            step_size, root_bias, weight1, beta2, weight2, eps, False, BLOCK,
-        )  # fmt: skip
+            p_ptr,
+            g_ptr,
+            m_ptr,
+            v_ptr,
+            base,
+            n_valid,
+            step_size,
+            root_bias,
+            weight1,
+            beta2,
+            weight2,
+            eps,
+            False,
+            BLOCK,
+        )
 
 
 def adam_step(
@@ -166,10 +198,8 @@ def adam_step(
             ends.append(end)
             tails.append(n - (programs - 1) * BLOCK)
         tensors = [x for column in zip(*addresses, strict=True) for x in column]
-        launch(
-            _adam_kernel, (end,), *tensors, rates, skip, *ends, *tails, first, *weights, eps,
-            BLOCK=BLOCK,
-        )  # fmt: skip
+        numbers = (*ends, *tails, first, *weights, eps)
+        launch(_adam_kernel, (end,), *tensors, rates, skip, *numbers, BLOCK=BLOCK)
 
 
 def _check(
@@ -221,7 +251,7 @@ class FusedAdam(torch.optim.Adam):
 
     def __init__(
         self,
-        params: Any,
+        params: ParamsT,
         lr: float = 1e-3,
         betas: tuple[float, float] = (0.9, 0.999),
         eps: float = 1e-8,
@@ -231,10 +261,10 @@ class FusedAdam(torch.optim.Adam):
     @torch.no_grad()
     def step(  # pyright: ignore[reportIncompatibleMethodOverride]
         self,
-        closure: Callable[[], Any] | None = None,
+        closure: Callable[[], float] | None = None,
         *,
         skip: Tensor | None = None,  # [1] or []
-    ) -> Any:
+    ) -> float | None:
         """One step of all parameters that have a gradient; `skip` as in `adam_step`.
 
         Steps are counted on the host, so a skipped one counts too: `advance(-1)` takes it back.
@@ -298,7 +328,7 @@ class FusedAdam(torch.optim.Adam):
             if p.grad is not None:
                 self._state(p)["step"].add_(steps)
 
-    def __setstate__(self, state: dict[str, Any]) -> None:
+    def __setstate__(self, state: dict[str, object]) -> None:
         super().__setstate__(state)
         for group in self.param_groups:  # may come from torch.optim.Adam with other choices
             group |= {"foreach": None, "capturable": False, "fused": None}

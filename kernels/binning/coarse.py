@@ -1,21 +1,18 @@
-r"""First level of binning: Gaussians in depth order into bins of 4x4 tiles.
+r"""First level of binning: records in depth order become members of bins of 4x4 tiles.
 
-In each row of bins a Gaussian has an entry for every bin from the first to the last in which it
-touches a tile, as projection counted them. Entry s of the (Gaussian, bin) list belongs to the
-first rank r with cumulative[r] > s, and to the j-th bin of that Gaussian, j = s - cumulative[r -
-1], counted along its rows. Every lane finds its own entry, so one huge Gaussian costs no more than
-as many small ones, and all writes are contiguous. With the row of the bin it knows the spans of
-its four rows of tiles, and notes which of the bin's tiles are touched in 16 bits, tile (x, y) of
-the bin in bit 4 y + x. (A bin between touched ones may have none: a needle can pass between the
-centres of two rows of pixels.)
+In each row of bins a record is a member of every bin from the first to the last in which it
+touches a tile, as projection counted them. Member s belongs to the first rank r with
+cumulative[r] > s, and to the j-th bin of that record, j = s - cumulative[r - 1], counted along its
+rows of bins. Every lane finds its own member, so one huge Gaussian costs no more than as many small
+ones, and all writes are contiguous. With the row of the bin it knows the spans of its four rows of
+tiles, and notes which of the bin's tiles are touched in 16 bits, tile (x, y) of the bin in bit
+4 y + x. (A bin between touched ones may have none: a needle can pass between the centres of two
+rows of pixels.)
 
-    keys [capacity] int32: bin, and without tables the hits from bit 16 on
-    rows [capacity] int32: what is sorted with them; with tables that is the place s, by which rows,
-    hits and first_slots [capacity] are then found
+    keys [members] int32: bin, and without tables the hits from bit 16 on
+    rows [members] int32: what is sorted with them; with tables that is the place s, by which rows,
+    hits and first_slots [members] are then found
 """
-
-# Triton types its device functions as returning nothing.
-# pyright: reportGeneralTypeIssues=false
 
 import triton
 import triton.language as tl
@@ -33,31 +30,31 @@ from ..projection.ellipse import (
 from ..projection.record import RECORD_SIZE
 
 BIN_TILES = tl.constexpr(16)
-BLOCK = tl.constexpr(64)  # entries per program
+BLOCK = tl.constexpr(64)  # members per program
 
 
-@triton.jit(do_not_specialize=["R", "N", "capacity", "tiles_x", "tiles_y"])
+@triton.jit(do_not_specialize=["R", "N", "members", "tiles_x", "tiles_y"])
 def expand_kernel(
     records_ptr,  # [R, 16]
     gaussian_ids_ptr,  # [R], or None with one camera
     order_ptr,  # [R]
-    cumulative_ptr,  # [R] of bins
-    n_bins_ptr,  # [1], its last
-    block_ranks_ptr,  # [blocks] rank of each program's first entry
+    cumulative_ptr,  # [R] of members
+    n_members_ptr,  # [1], its last
+    block_ranks_ptr,  # [blocks] rank of each program's first member
     counts_ptr,  # [3, R]; last row: bins in the first four rows of bins, in bytes
-    tile_cumulative_ptr,  # [R], with tables
-    keys_ptr,  # [capacity] out
-    rows_ptr,  # [capacity] out
-    hits_ptr,  # [capacity] out, with tables
-    first_slots_ptr,  # [capacity] out, with tables: slot of the entry's first tile
+    entry_cumulative_ptr,  # [R], with tables
+    keys_ptr,  # [members] out
+    rows_ptr,  # [members] out
+    hits_ptr,  # [members] out, with tables
+    first_slots_ptr,  # [members] out, with tables: slot of the member's first entry
     R,
     N,
-    capacity,
+    members,  # capacity
     tiles_x,
     tiles_y,
     TABLES: tl.constexpr,
 ):
-    n = tl.minimum(tl.load(n_bins_ptr), capacity)
+    n = tl.minimum(tl.load(n_members_ptr), members)
     start = tl.program_id(0) * BLOCK
     if start >= n:
         return
@@ -84,7 +81,7 @@ def expand_kernel(
     bin_x = tl.zeros([BLOCK], tl.int32)
     bin_y = tl.zeros([BLOCK], tl.int32)
     hits = tl.zeros([BLOCK], tl.int32)
-    before = tl.zeros([BLOCK], tl.int32)  # tiles of the Gaussian before those of the entry
+    before = tl.zeros([BLOCK], tl.int32)  # entries of the record before those of the member
     y = first_row >> SIDE_BITS
     if not TABLES:
         # most find their row of bins without a look at those before it
@@ -130,7 +127,7 @@ def expand_kernel(
     bins_y = (tiles_y + (SIDE - 1)) // SIDE
     key = (camera * bins_y + bin_y) * bins_x + bin_x
     if TABLES:
-        before += tl.load(tile_cumulative_ptr + rank - 1, mask=exists & (rank > 0), other=0)
+        before += tl.load(entry_cumulative_ptr + rank - 1, mask=exists & (rank > 0), other=0)
         tl.store(hits_ptr + s, hits.to(tl.int16), mask=exists)
         tl.store(first_slots_ptr + s, before, mask=exists)
     else:

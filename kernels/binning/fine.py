@@ -1,7 +1,7 @@
-r"""Second level of binning: the list of every tile, from entries (Gaussian, bin) sorted by bin.
+r"""Second level of binning: the list of every tile, from members sorted by bin.
 
-The sorted entries are cut into chunks, one for a program of one warp, and these into PARTS of 32.
-A lane holds an entry of each part, whose hits among the 16 tiles of its bin are 16 bits. Spread
+The sorted members are cut into chunks, one for a program of one warp, and these into PARTS of 32.
+A lane holds a member of each part, whose hits among the 16 tiles of its bin are 16 bits. Spread
 over the bytes of two int64, the bits of all lanes are counted and ranked by one sum or cumulative
 sum each:
 
@@ -11,17 +11,14 @@ sum each:
 3. place_kernel adds up the words of the chunks before its own that hold the same bin, nearest
    first, until it meets one that knows the sum of all before itself (device/running_sum.py; here
    nothing is ever waited for, because every chunk's own counts are there from the first launch),
-   and writes each entry's row into the lists of the tiles it hits.
+   and writes each member's row into the lists of the tiles it hits.
 
-A bin of many entries is as many chunks, so that long lists do not stall.
+A bin of many members is as many chunks, so that long lists do not stall.
 
 One launch for all three (device/grid_barrier.py) is slower: 2,112 programs of one warp wait long
 for each other, and fewer have too few loads on their way. Lists of garden-x1, H200, from sorted
 depths on: 0.084 ms instead of 0.072, of bonsai at 800x533 0.061 instead of 0.056.
 """
-
-# Triton types its device functions as returning nothing.
-# pyright: reportGeneralTypeIssues=false
 
 import triton
 import triton.language as tl
@@ -31,7 +28,7 @@ from ..projection.ellipse import SIDE
 from .coarse import BIN_TILES
 
 CLASSES = tl.constexpr(64)  # of list lengths
-LANES = tl.constexpr(32)  # entries of a part of a chunk: a warp
+LANES = tl.constexpr(32)  # members of a part of a chunk: a warp
 NEVER = tl.constexpr(2147483647)
 
 
@@ -46,7 +43,7 @@ def _bytes_of(bits):
 
 @triton.jit
 def _load_chunk(keys_ptr, values_ptr, hits_ptr, start, n, PARTS: tl.constexpr):
-    """Bins, hits and values of sorted entries in parts; NEVER and none past the end."""
+    """Bins, hits and values of sorted members in parts; NEVER and none past the end."""
     parts = ()
     for part in tl.static_range(PARTS):
         s = start + part * LANES + tl.arange(0, LANES)
@@ -75,7 +72,7 @@ def _next_bin(parts, b, PARTS: tl.constexpr):
 
 @triton.jit
 def _continues(keys_ptr, hits_ptr, start, b):
-    """Whether the entry before a chunk has bin b, too."""
+    """Whether the member before a chunk has bin b, too."""
     same = start < 0
     if start > 0:
         previous = tl.load(keys_ptr + start - 1)
@@ -105,20 +102,20 @@ def _counts(words0, words1):
     return ((word >> ((k & 7) * 8).to(tl.int64)) & 255).to(tl.int32)
 
 
-@triton.jit(do_not_specialize=["capacity", "tiles_x", "tiles_y"])
+@triton.jit(do_not_specialize=["members", "tiles_x", "tiles_y"])
 def count_chunks_kernel(
-    keys_ptr,  # [capacity] sorted
-    values_ptr,  # [capacity]
-    hits_ptr,  # [capacity] by value, or None where keys hold the hits
-    n_bins_ptr,  # [1] entries
+    keys_ptr,  # [members] sorted
+    values_ptr,  # [members]
+    hits_ptr,  # [members] by value, or None where keys hold the hits
+    n_members_ptr,  # [1]
     tile_counts_ptr,  # [n_tiles] in and out
     words_ptr,  # [n_chunks, 16] out
-    capacity,
+    members,  # capacity
     tiles_x,
     tiles_y,
     PARTS: tl.constexpr,
 ):
-    n = tl.minimum(tl.load(n_bins_ptr), capacity)
+    n = tl.minimum(tl.load(n_members_ptr), members)
     start = tl.program_id(0) * (PARTS * LANES)
     if start >= n:
         return
@@ -219,9 +216,12 @@ def _popcount16(x):
 
 @triton.jit
 def _place_part(
-    hits, value, low, high, bases, rows_ptr, first_slots_ptr, flatten_ids_ptr, slots_ptr, room
-):  # fmt: skip
-    """Write a part's entries of one bin; counts of the parts before it, and after it, in bytes."""
+    hits, value, low, high, bases, rows_ptr, first_slots_ptr, flatten_ids_ptr, slots_ptr, capacity
+):
+    """Write the entries of a part's members of one bin.
+
+    low and high hold the counts of the parts before it in bytes; returns them with its own.
+    """
     own_low = _bytes_of(hits & 255)
     own_high = _bytes_of(hits >> 8)
     rank_low = low + tl.cumsum(own_low, 0) - own_low
@@ -235,32 +235,32 @@ def _place_part(
     for t in tl.static_range(16):
         ranks = rank_low if t < 8 else rank_high
         place = ((ranks >> ((t & 7) * 8)) & 255).to(tl.int32) + bases[t]
-        hit = ((hits >> t) & 1 != 0) & (place < room)
+        hit = ((hits >> t) & 1 != 0) & (place < capacity)
         tl.store(flatten_ids_ptr + place, row, mask=hit)
         if slots_ptr is not None:
             at_slot = slot + _popcount16(hits & ((1 << t) - 1))
-            tl.store(slots_ptr + place, tl.minimum(at_slot, room - 1), mask=hit)
+            tl.store(slots_ptr + place, tl.minimum(at_slot, capacity - 1), mask=hit)
     return low + tl.sum(own_low, 0), high + tl.sum(own_high, 0)
 
 
-@triton.jit(do_not_specialize=["capacity", "room", "n_tiles", "n_order", "tiles_x", "tiles_y"])
+@triton.jit(do_not_specialize=["members", "capacity", "n_tiles", "n_order", "tiles_x", "tiles_y"])
 def place_kernel(
-    keys_ptr,  # [capacity] sorted
-    values_ptr,  # [capacity]
-    hits_ptr,  # [capacity] by value, or None where keys hold the hits
-    rows_ptr,  # [capacity] by value, or None where values are rows
-    first_slots_ptr,  # [capacity] by value, or None
-    n_bins_ptr,  # [1] entries
+    keys_ptr,  # [members] sorted
+    values_ptr,  # [members]
+    hits_ptr,  # [members] by value, or None where keys hold the hits
+    rows_ptr,  # [members] by value, or None where values are rows
+    first_slots_ptr,  # [members] by value, or None
+    n_members_ptr,  # [1]
     words_ptr,  # [n_chunks, 16] in and out
     offsets_ptr,  # [n_tiles + 1]
     class_counts_ptr,  # [2, CLASSES] tiles of each class; places taken, 0 before
-    flatten_ids_ptr,  # [room] out
-    slots_ptr,  # [room] out, or None
+    flatten_ids_ptr,  # [capacity] out
+    slots_ptr,  # [capacity] out, or None
     tile_order_ptr,  # [n_tiles] out
-    capacity,
-    room,
+    members,  # capacities: of members
+    capacity,  # and of entries
     n_tiles,
-    n_order,  # programs that order tiles; the others place entries
+    n_order,  # programs that order tiles; the others place members
     tiles_x,
     tiles_y,
     PARTS: tl.constexpr,
@@ -273,7 +273,7 @@ def place_kernel(
         _order_tiles(offsets_ptr, class_counts_ptr, tile_order_ptr, tile, n_tiles)
         return
     chunk = pid - n_order
-    n = tl.minimum(tl.load(n_bins_ptr), capacity)
+    n = tl.minimum(tl.load(n_members_ptr), members)
     start = chunk * (PARTS * LANES)
     if start >= n:
         return
@@ -302,8 +302,16 @@ def place_kernel(
             here = bins == b
             if tl.max(here.to(tl.int32), 0) > 0:
                 low, high = _place_part(
-                    tl.where(here, hits, 0), value, low, high, bases, rows_ptr, first_slots_ptr,
-                    flatten_ids_ptr, slots_ptr, room
-                )  # fmt: skip
+                    tl.where(here, hits, 0),
+                    value,
+                    low,
+                    high,
+                    bases,
+                    rows_ptr,
+                    first_slots_ptr,
+                    flatten_ids_ptr,
+                    slots_ptr,
+                    capacity,
+                )
         before = tl.zeros([BIN_TILES], tl.int32)
         following = _next_bin(parts, b, PARTS)

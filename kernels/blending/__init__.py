@@ -17,369 +17,355 @@ over channels.
     colors [C H W D], alphas [C H W 1] float32
 """
 
-# Triton types its device functions as returning nothing.
-# pyright: reportGeneralTypeIssues=false
-
-from collections.abc import Callable
+from collections.abc import Hashable
 from typing import Any, NamedTuple
 
 import torch
-import triton
-import triton.language as tl
 from torch import Tensor
 
-from ..binning import DepthOrder, TileLists
+from ..arguments import RenderSettings
+from ..binning import DepthOrder, ListsLayout, TileLists
 from ..projection.record import (
     ABSGRAD,
     COLOR,
+    DEPTH_FEATURE,
     MEAN,
     RECORD_SIZE,
     record_absgrads,
+    record_depths,
     record_features,
     spread,
     spread_pairs,
 )
+from ..projection.records import Records
 from ..runtime.autograd import apply, once_differentiable
 from ..runtime.launch import empty, launch, zeros
-from ..runtime.recording import Results, repeat
+from ..runtime.recording import Results, run_recorded
 from .backward import blend_bwd_kernel, sum_rows_kernel
-from .pairs import (
-    CHUNK,
-    PIXELS,
-    T_MIN,
-    TILE,
-    block_max,
-    chunk_alphas,
-    feature,
-    feature_rows,
-    load_chunk,
-    load_ids,
-    per_quad,
-    quads,
-    tile_axes,
-    tile_pixels,
-    transmittances,
-)
+from .forward import blend_fwd_kernel
 
-NONE: Any = None  # in place of tensors that are kept elsewhere
 GROUP = 4  # channels per launch
 
 
-@triton.jit
-def _add(total, w, feature):
-    f = quads(feature)
-    total += w[0] * f[0]
-    total += w[1] * f[1]
-    total += w[2] * f[2]
-    return total + w[3] * f[3]
-
-
-@triton.jit(do_not_specialize=["W", "H", "tiles_x", "tiles_y", "N", "stride", "D", "first"])
-def _blend_fwd_kernel(
-    records_ptr,  # [R, 16]
-    features_ptr,  # [R, stride], [C, N, stride] or [N, stride]
-    gaussian_ids_ptr,  # [R], or None where features lie in rows
-    flatten_ids_ptr,  # [I]
-    offsets_ptr,  # [C * TH * TW + 1]
-    tile_order_ptr,  # [C * TH * TW]
-    backgrounds_ptr,  # [C, D]
-    colors_ptr,  # [C, H, W, D] out
-    alphas_ptr,  # [C, H, W] out
-    W,
-    H,
-    tiles_x,
-    tiles_y,
-    N,
-    stride,
-    D,
-    first,
-    CHANNELS: tl.constexpr,
-    SHARED: tl.constexpr,
-    BACKGROUND: tl.constexpr,
-    IN_RECORDS: tl.constexpr,  # features are the colours of records
-):
-    tile = tl.load(tile_order_ptr + tl.program_id(0))
-    camera, xi, yi, inside, pixel = tile_pixels(tile, W, H, tiles_x, tiles_y)
-    centre_x, centre_y, x, y = tile_axes(tile, tiles_x, tiles_y)
-    run = per_quad(tl.where(inside, 1.0, 0.0))  # transmittance, going on below the stop
-    opaque = tl.zeros([TILE, TILE, 4], tl.float32)
-    c0 = opaque
-    c1 = opaque
-    c2 = opaque
-    c3 = opaque
-    i = tl.load(offsets_ptr + tile)
-    hi = tl.load(offsets_ptr + tile + 1)
-    alive = 1.0
-    ids = load_ids(flatten_ids_ptr, i, hi)
-    ahead = load_chunk(records_ptr, ids, i, hi, IN_RECORDS)
-    ids = load_ids(flatten_ids_ptr, i + CHUNK, hi)
-    while (i < hi) & (alive >= T_MIN):
-        rows, there, mx, my, A, B, C, lo, m, f = ahead
-        ahead = load_chunk(records_ptr, ids, i + CHUNK, hi, IN_RECORDS)
-        ids = load_ids(flatten_ids_ptr, i + 2 * CHUNK, hi)
-        _, rest = chunk_alphas(mx, my, A, B, C, lo, m, centre_x, centre_y, x, y)
-        w, _, run, _ = transmittances(rest, run, T_MIN)
-        opaque += (w[0] + w[1]) + (w[2] + w[3])
-        if IN_RECORDS:
-            c0 = _add(c0, w, f[0])
-            c1 = _add(c1, w, f[1])
-            c2 = _add(c2, w, f[2])
-        else:
-            at = feature_rows(gaussian_ids_ptr, rows, there, N, SHARED)
-            c0 = _add(c0, w, feature(features_ptr, at, there, stride, D, 0, first))
-            if CHANNELS > 1:
-                c1 = _add(c1, w, feature(features_ptr, at, there, stride, D, 1, first))
-            if CHANNELS > 2:
-                c2 = _add(c2, w, feature(features_ptr, at, there, stride, D, 2, first))
-            if CHANNELS > 3:
-                c3 = _add(c3, w, feature(features_ptr, at, there, stride, D, 3, first))
-        alive = block_max(run)
-        i += CHUNK
-    opaque = tl.reshape(tl.sum(opaque, 2), [PIXELS])
-    c0 = tl.reshape(tl.sum(c0, 2), [PIXELS])
-    c1 = tl.reshape(tl.sum(c1, 2), [PIXELS])
-    c2 = tl.reshape(tl.sum(c2, 2), [PIXELS])
-    c3 = tl.reshape(tl.sum(c3, 2), [PIXELS])
-    end = 1.0 - opaque
-    if BACKGROUND:
-        b = backgrounds_ptr + camera * D + first
-        c0 += end * tl.load(b)
-        if CHANNELS > 1:
-            c1 += end * tl.load(b + 1)
-        if CHANNELS > 2:
-            c2 += end * tl.load(b + 2)
-        if CHANNELS > 3:
-            c3 += end * tl.load(b + 3)
-    out = colors_ptr + pixel * D + first
-    tl.store(out, c0, mask=inside)
-    if CHANNELS > 1:
-        tl.store(out + 1, c1, mask=inside)
-    if CHANNELS > 2:
-        tl.store(out + 2, c2, mask=inside)
-    if CHANNELS > 3:
-        tl.store(out + 3, c3, mask=inside)
-    tl.store(alphas_ptr + pixel, opaque, mask=inside)
-
-
-ListsIn = Callable[[Tensor], TileLists]  # of a buffer that holds lists
-
-
-class Blend(NamedTuple):
-    """What a call of rasterize_to_pixels needs besides differentiable tensors."""
+class BlendSettings(NamedTuple):
+    """Numbers and flags of blending; hashable."""
 
     width: int
     height: int
-    tiles_x: int
-    tiles_y: int
-    rows: Tensor  # [C, N] of projection/
-    gaussian_ids: Tensor | None  # [R], where features lie with their Gaussians
-    depth: DepthOrder | None  # for deterministic gradients
-    lists: TileLists
-    first_column: int  # of the features within records, when they come from there
+    n_cameras: int
+    n_gaussians: int
     n_features: int
-    shared: bool  # features [N, D] are those of all cameras
-    colors_only: bool  # features are the colours of records: range known, products in fp16
-    mask_gradient: bool
-    absgrad: bool
-    deterministic: bool
-    exact: bool
-    kind: int | None = None  # stands for all of this but the tensors: runtime/recording.py
+    first_column: int = 0  # of the features within records, when they come from there
+    shared: bool = False  # features [N, D] are those of all cameras
+    colors_only: bool = False  # the colours of records: range known, products in fp16
+    mask_gradient: bool = True
+    absgrad: bool = False
+    deterministic: bool = False
+    exact: bool = False
 
 
-def _features(records: Tensor, features: Tensor | None, args: Blend) -> tuple[Tensor, int]:
-    """Features tensor and its row stride."""
+class Features(NamedTuple):
+    """What to blend in place of the columns of records."""
+
+    values: Tensor  # [R, D] by row, or [C, N, D] or [N, D] by Gaussian
+    gaussian_ids: Tensor | None = None  # [R], by which to find them where they do not lie in rows
+
+
+def blend_settings(
+    s: RenderSettings, n_cameras: int, n_gaussians: int, features: Tensor | None, masks: bool
+) -> BlendSettings:
+    """How to blend the records of a rendering; `masks`: their gradient is asked for."""
+    depth = s.has_depth
+    if features is not None:
+        first_column, n_features = 0, features.shape[-1] + depth
+    elif s.has_colors:
+        first_column, n_features = COLOR.value, 3 + depth
+    else:
+        first_column, n_features = DEPTH_FEATURE.value, 1
+    return BlendSettings(
+        s.width, s.height, n_cameras, n_gaussians, n_features, first_column,
+        shared=features is not None and features.dim() == 2 and not depth,
+        colors_only=features is None and not depth, mask_gradient=masks,
+        absgrad=s.absgrad, deterministic=s.deterministic, exact=s.exact,
+    )  # fmt: skip
+
+
+def features_of(
+    features: Tensor | None, values: Tensor, gaussian_ids: Tensor | None, has_depth: bool
+) -> Features | None:
+    """Features [N, D] or [C, N, D] of Gaussians, as blending takes them.
+
+    With depth they are gathered by row, and the depth stands behind them.
+    """
     if features is None:
-        return records[:, args.first_column :], RECORD_SIZE.value
-    return features, features.shape[-1]
+        return None
+    if not has_depth:
+        return Features(features, gaussian_ids)
+    assert gaussian_ids is not None
+    D, ids = features.shape[-1], gaussian_ids.long()
+    by_row = features[ids % len(features)] if features.dim() == 2 else features.view(-1, D)[ids]
+    return Features(_with_depth(by_row, values))
 
 
-def _groups(n: int) -> range:
-    return range(0, n, GROUP)
+def _with_depth(features: Tensor, values: Tensor) -> Tensor:
+    return torch.cat([features, record_depths(values)[:, None]], 1)
+
+
+def background_of(backgrounds: Tensor | None, s: RenderSettings) -> Tensor | None:
+    """Backgrounds [C, D] with nothing behind the depth, or None."""
+    if backgrounds is None or not s.has_colors:
+        return None
+    if s.has_depth:
+        return torch.cat([backgrounds, backgrounds.new_zeros(len(backgrounds), 1)], -1)
+    return backgrounds.contiguous()
+
+
+def expected_depth(image: Tensor, alphas: Tensor) -> Tensor:
+    """Divide the last channel by alpha; 0 where alpha is 0."""
+    nothing = alphas <= 0
+    depth = torch.where(nothing, 0.0, image[..., -1:] / torch.where(nothing, 1.0, alphas))
+    return torch.cat([image[..., :-1], depth], -1)
+
+
+def _table(values: Tensor, features: Features | None, s: BlendSettings) -> tuple[Tensor, int]:
+    """Features and their row stride."""
+    if features is None:
+        return values[:, s.first_column :], RECORD_SIZE.value
+    return features.values, features.values.shape[-1]
 
 
 def blend_fwd(
-    records: Tensor, features: Tensor | None, backgrounds: Tensor | None, args: Blend
+    values: Tensor,
+    lists: TileLists,
+    s: BlendSettings,
+    features: Features | None,
+    backgrounds: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
     """Images [C, H, W, D] and alphas [C, H, W, 1]; they carry no gradient."""
-    C, N = args.rows.shape
-    W, H, D = args.width, args.height, args.n_features
-    colors = empty((C, H, W, D), torch.float32, records.device)
-    alphas = empty((C, H, W, 1), torch.float32, records.device)
-    lists = args.lists
-    table, stride = _features(records, features, args)
-    for first in _groups(D):
+    C, N, W, H, D = s.n_cameras, s.n_gaussians, s.width, s.height, s.n_features
+    tiles_x, tiles_y = lists.layout.tiles_x, lists.layout.tiles_y
+    colors = empty((C, H, W, D), torch.float32, values.device)
+    alphas = empty((C, H, W, 1), torch.float32, values.device)
+    table, stride = _table(values, features, s)
+    ids = None if features is None else features.gaussian_ids
+    for first in range(0, D, GROUP):
         launch(
-            _blend_fwd_kernel, (C * args.tiles_x * args.tiles_y,),
-            records, table, args.gaussian_ids, lists.flatten_ids, lists.offsets, lists.tile_order,
-            backgrounds, colors, alphas,
-            W, H, args.tiles_x, args.tiles_y, N, stride, D, first,
-            CHANNELS=min(GROUP, D - first), SHARED=args.shared, BACKGROUND=backgrounds is not None,
-            IN_RECORDS=args.colors_only, num_warps=1,
+            blend_fwd_kernel, (C * tiles_x * tiles_y,),
+            values, table, ids, lists.flatten_ids, lists.offsets, lists.tile_order,
+            backgrounds, colors, alphas, W, H, tiles_x, tiles_y, N, stride, D, first,
+            CHANNELS=min(GROUP, D - first), SHARED=s.shared, BACKGROUND=backgrounds is not None,
+            IN_RECORDS=s.colors_only, num_warps=1,
         )  # fmt: skip
     return colors, alphas
 
 
 def blend_bwd(
-    records: Tensor,
-    features: Tensor | None,
-    colors: Tensor,
-    alphas: Tensor,
+    values: Tensor,
+    lists: TileLists,
+    s: BlendSettings,
+    features: Features | None,
+    rows: Tensor | None,  # [C, N], where features lie with their Gaussians
+    images: tuple[Tensor, Tensor],  # of blend_fwd
     v_colors: Tensor,
     v_alphas: Tensor | None,
-    args: Blend,
 ) -> tuple[Tensor, Tensor | None]:
-    """Gradients of records and features."""
-    C, N = args.rows.shape
-    W, H, D = args.width, args.height, args.n_features
-    lists, depth = args.lists, args.depth
-    v_records = zeros(records.shape, torch.float32, records.device)
-    v_features = None if features is None else torch.zeros_like(features)
-    table, stride = _features(records, features, args)
-    wide_absgrad = args.absgrad and D > GROUP
-    passes = [(first, False) for first in _groups(D)] + [(0, True)] * wide_absgrad
+    """Gradients of the records, MEAN and ABSGRAD included, and of the features."""
+    C, N, W, H, D = s.n_cameras, s.n_gaussians, s.width, s.height, s.n_features
+    tiles_x, tiles_y = lists.layout.tiles_x, lists.layout.tiles_y
+    v_values = zeros(values.shape, torch.float32, values.device)
+    v_features = None if features is None else torch.zeros_like(features.values)
+    table, stride = _table(values, features, s)
+    ids = None if features is None else features.gaussian_ids
+    wide_absgrad = s.absgrad and D > GROUP
+    passes = [(first, False) for first in range(0, D, GROUP)] + [(0, True)] * wide_absgrad
     for first, absgrad_only in passes:
         more = absgrad_only or first > 0
-        rows = torch.zeros_like(records) if more else v_records
-        entries = rows
-        if args.deterministic:
-            entries = torch.zeros(len(lists.flatten_ids), RECORD_SIZE.value, device=records.device)
+        v_pass = torch.zeros_like(values) if more else v_values
+        entries = v_pass
+        if s.deterministic:
+            entries = torch.zeros(len(lists.flatten_ids), RECORD_SIZE.value, device=values.device)
         channels = 1 if absgrad_only else min(GROUP, D - first)
         launch(
-            blend_bwd_kernel, (C * args.tiles_x * args.tiles_y,),
-            records, table, args.gaussian_ids, lists.flatten_ids, lists.slots, lists.offsets,
-            lists.tile_order, colors, alphas, v_colors, v_alphas, entries,
-            W, H, args.tiles_x, args.tiles_y, N, stride, D, first,
-            COLUMN=args.first_column or COLOR.value, CHANNELS=channels, SHARED=args.shared,
-            ALPHA_GRADIENT=v_alphas is not None and first == 0, MASK_GRADIENT=args.mask_gradient,
-            ABSGRAD=absgrad_only or (args.absgrad and not wide_absgrad),
-            ABSGRAD_ONLY=absgrad_only, DETERMINISTIC=args.deterministic,
-            PRODUCT=args.colors_only, SPLIT=args.exact, num_warps=1,
+            blend_bwd_kernel, (C * tiles_x * tiles_y,),
+            values, table, ids, lists.flatten_ids, lists.slots, lists.offsets,
+            lists.tile_order, *images, v_colors, v_alphas, entries,
+            W, H, tiles_x, tiles_y, N, stride, D, first,
+            COLUMN=s.first_column or COLOR.value, CHANNELS=channels, SHARED=s.shared,
+            ALPHA_GRADIENT=v_alphas is not None and first == 0, MASK_GRADIENT=s.mask_gradient,
+            ABSGRAD=absgrad_only or (s.absgrad and not wide_absgrad),
+            ABSGRAD_ONLY=absgrad_only, DETERMINISTIC=s.deterministic,
+            PRODUCT=s.colors_only, SPLIT=s.exact, num_warps=1,
         )  # fmt: skip
-        if args.deterministic:
-            assert depth is not None
-            launch(
-                sum_rows_kernel, (records.shape[0],), entries, depth.order, depth.cumulative, rows,
-                entries.shape[0],
-                BLOCK=16, num_warps=1,
-            )  # fmt: skip
+        if s.deterministic:
+            assert lists.depth is not None
+            args = (entries, *lists.depth, v_pass, entries.shape[0])
+            launch(sum_rows_kernel, (values.shape[0],), *args, BLOCK=16, num_warps=1)
         if absgrad_only:
-            record_absgrads(v_records).copy_(record_absgrads(rows))
+            record_absgrads(v_values).copy_(record_absgrads(v_pass))
             continue
         if v_features is not None:
-            columns = record_features(rows, COLOR, channels)
-            if args.gaussian_ids is not None:
-                columns = spread(columns, args.rows)
-                columns = columns.sum(0) if args.shared else columns
+            columns = record_features(v_pass, COLOR, channels)
+            if ids is not None:
+                assert rows is not None
+                columns = spread(columns, rows)
+                columns = columns.sum(0) if s.shared else columns
             v_features[..., first : first + channels] = columns
             # they are no gradients of what records hold there
-            record_features(rows, COLOR, GROUP).zero_()
+            record_features(v_pass, COLOR, GROUP).zero_()
             if more:
-                v_records += rows
-    return v_records, v_features
+                v_values += v_pass
+    return v_values, v_features
 
 
-class _RasterizeToPixels(torch.autograd.Function):
+class _How(NamedTuple):
+    """What a backward needs besides the tensors that it saves."""
+
+    layout: ListsLayout
+    depth: DepthOrder | None  # for deterministic gradients
+    settings: BlendSettings
+    gaussian_ids: Tensor | None  # of features
+    rows: Tensor | None
+    kind: Hashable
+
+
+class _Blend(torch.autograd.Function):
     """Hands on what `blend_fwd` has made, and makes it differentiable."""
 
     @staticmethod
     def forward(
         ctx: Any,
-        means2d: Tensor,  # [C, N, 2] carries the gradient of the pixel means
-        records: Tensor,  # [R, 16]
+        means2d: Tensor | None,  # [C, N, 2] carries the gradient of the pixel means
+        values: Tensor,  # [R, 16]
         features: Tensor | None,  # [R, D], [C, N, D] or [N, D]
         backgrounds: Tensor | None,  # [C, D]
-        rest: tuple[Blend, ListsIn, Tensor, Tensor, tuple[Tensor, Tensor]],
+        made: tuple[tuple[Tensor, Tensor], Tensor],  # images, and the buffer of the lists
+        how: _How,
     ) -> tuple[Tensor, Tensor]:
-        ctx.args, ctx.lists_in, ctx.rows, lists, made = rest
+        images, buffer = made
         # Saved, the lists are freed before the gradients of parameters are made.
-        ctx.save_for_backward(records, features, *made, lists)
-        ctx.means2d = means2d if ctx.args.absgrad else None
+        ctx.save_for_backward(values, features, *images, buffer)
+        ctx.how = how
+        ctx.means2d = means2d if how.settings.absgrad else None
         ctx.set_materialize_grads(False)
-        return made
+        return images
 
     @staticmethod
     @once_differentiable
     def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
         ctx: Any, v_colors: Tensor | None, v_alphas: Tensor | None
-    ) -> Any:
-        records, features, colors, alphas, lists = ctx.saved_tensors
+    ) -> tuple[Tensor | None, ...]:
+        values, table, colors, alphas, buffer = ctx.saved_tensors
         if v_colors is None and v_alphas is None:
-            return None, None, None, None, None
+            return None, None, None, None, None, None
         v_colors = torch.zeros_like(colors) if v_colors is None else v_colors.contiguous()
         v_alphas = None if v_alphas is None else v_alphas.contiguous()
-        args, rows = ctx.args, ctx.rows
-        needs_means2d = ctx.needs_input_grad[0]
+        how: _How = ctx.how
+        s, rows = how.settings, how.rows
+        needs_means2d, _, _, needs_backgrounds, *_ = ctx.needs_input_grad
 
         def run() -> Results:
-            v_records, v_features = blend_bwd(
-                records, features, colors, alphas, v_colors, v_alphas,
-                args._replace(rows=rows, lists=ctx.lists_in(lists)),
-            )  # fmt: skip
-            v_means2d = spread_pairs(rows, v_records, MEAN) if needs_means2d else None
-            v_absolute = spread_pairs(rows, v_records, ABSGRAD) if args.absgrad else None
-            return v_means2d, v_records, v_features, v_absolute
+            lists = how.layout.lists_in(buffer, how.depth)
+            features = None if table is None else Features(table, how.gaussian_ids)
+            images = colors, alphas
+            v_values, v_features = blend_bwd(
+                values, lists, s, features, rows, images, v_colors, v_alphas
+            )
+            v_means2d = v_absolute = None
+            if rows is not None and needs_means2d:
+                v_means2d = spread_pairs(rows, v_values, MEAN)
+            if rows is not None and s.absgrad:
+                v_absolute = spread_pairs(rows, v_values, ABSGRAD)
+            return v_means2d, v_values, v_features, v_absolute
 
-        if args.kind is None:
-            v_means2d, v_records, v_features, v_absolute = run()
+        if how.kind is None:
+            v_means2d, v_values, v_features, v_absolute = run()
         else:
-            kind = (args.kind, blend_bwd, needs_means2d, v_alphas is None)
-            inputs = (records, colors, alphas, v_colors, v_alphas, rows, lists)
-            v_means2d, v_records, v_features, v_absolute = repeat(kind, inputs, run)
+            kind = (how.kind, blend_bwd, needs_means2d, v_alphas is None)
+            inputs = (values, colors, alphas, v_colors, v_alphas, rows, buffer)
+            v_means2d, v_values, v_features, v_absolute = run_recorded(kind, inputs, run)
         v_backgrounds = None
-        if ctx.needs_input_grad[3]:
+        if needs_backgrounds:
             v_backgrounds = (v_colors * (1.0 - alphas)).sum((1, 2))
         if ctx.means2d is not None:
             ctx.means2d.absgrad = v_absolute
-        return v_means2d, v_records, v_features, v_backgrounds, None
+        return v_means2d, v_values, v_features, v_backgrounds, None, None
 
 
-def differentiable_pixels(
-    means2d: Tensor,
-    records: Tensor,
-    features: Tensor | None,
+def differentiable_blend(
+    images: tuple[Tensor, Tensor],
+    values: Tensor,
+    buffer: Tensor,
+    layout: ListsLayout,
+    depth: DepthOrder | None,
+    settings: BlendSettings,
+    features: Features | None,
     backgrounds: Tensor | None,
-    args: Blend,
-    lists_in: ListsIn,
-    rows: Tensor,
-    lists: Tensor,
-    made: tuple[Tensor, Tensor],
+    means2d: Tensor | None = None,
+    rows: Tensor | None = None,
+    kind: Hashable = None,
 ) -> tuple[Tensor, Tensor]:
     """The results of `blend_fwd` as part of autograd's graph.
 
-    Args are those of rasterize_to_pixels; `rows` and lists_in(lists) stand for those in `args`.
+    Args:
+        images: Of blend_fwd.
+        values: Records.
+        buffer: In which the lists lie.
+        layout: Of the lists.
+        depth: For deterministic gradients.
+        settings: As blend_fwd had them.
+        features: As blend_fwd had them.
+        backgrounds: As blend_fwd had them.
+        means2d: Gets the gradient of MEAN in place of `values`, and absgrad. [C, N, 2]
+        rows: Of the records of every camera and Gaussian, with means2d. [C, N]
+        kind: Stands for shapes and flags, where the backward can be recorded.
     """
     if not torch.is_grad_enabled():
-        return made
-    return apply(
-        _RasterizeToPixels, means2d, records, features, backgrounds,
-        (args, lists_in, rows, lists, made),
-    )  # fmt: skip
+        return images
+    table, ids = (None, None) if features is None else features
+    how = _How(layout, depth, settings, ids, rows, kind)
+    return apply(_Blend, means2d, values, table, backgrounds, (images, buffer), how)
 
 
-def rasterize_to_pixels(
-    means2d: Tensor,  # [C, N, 2]
-    records: Tensor,  # [R, 16]
-    features: Tensor | None,  # [R, D], [C, N, D] or [N, D]
-    backgrounds: Tensor | None,  # [C, D]
-    args: Blend,
+def blend(
+    records: Records,
+    lists: TileLists,
+    settings: RenderSettings,
+    *,
+    features: Tensor | None = None,  # [R, D]
+    backgrounds: Tensor | None = None,  # [C, D]
 ) -> tuple[Tensor, Tensor]:  # [C, H, W, D], [C, H, W, 1]
-    """Blend tile lists into images.
+    """Blend tile lists into images: the third stage of a rendering.
+
+    Differentiable in the records' values, features and backgrounds. Inputs are float32 and not
+    validated here.
 
     Args:
-        means2d: The pixel means again, so that their gradient has a tensor to live on. Values come
-            from `records`.
-        records: Of projection.
-        features: What to blend in place of the colours in `records`, by row, or with
-            `args.gaussian_ids` by Gaussian.
-        backgrounds: Composited behind all features.
-        args: Image and tile sizes, lists, flags.
+        records: Of `project`, or from elsewhere.
+        lists: Of `bin_tiles`, of the same records.
+        settings: render_mode, absgrad, deterministic, exact count; sizes are the records'.
+        features: What to blend in place of the records' colours, by row.
+        backgrounds: Composited behind the colours; depth has none.
 
     Returns:
-        Images and alphas. Gradients reach means2d (column MEAN), records, features, backgrounds.
+        Images (depth last) and alphas. The gradient of `values` has MEAN and, with `absgrad`, the
+        sums of absolute gradients of MEAN in the columns ABSGRAD.
+
+    Raises:
+        ValueError: deterministic gradients of lists that were not made for them.
     """
-    made = blend_fwd(records, features, backgrounds, args)
-    lists = args.lists
-    return differentiable_pixels(
-        means2d, records, features, backgrounds, args._replace(rows=NONE, lists=NONE),
-        lambda _: lists, args.rows, lists.buffer, made,
-    )  # fmt: skip
+    if settings.deterministic and lists.slots is None:
+        raise ValueError("lists: settings.deterministic needs bin_tiles(..., deterministic=True)")
+    values, table = records.values, None
+    settings = settings._replace(width=records.width, height=records.height)
+    if not settings.has_colors:
+        features = None
+    if features is not None:
+        table = Features(_with_depth(features, values) if settings.has_depth else features)
+    s = blend_settings(settings, records.n_cameras, records.n_gaussians, features, True)
+    s = s._replace(shared=False)
+    background = background_of(backgrounds, settings)
+    images = blend_fwd(values.detach(), lists, s, table, background)
+    image, alphas = differentiable_blend(
+        images, values, lists.buffer, lists.layout, lists.depth, s, table, background
+    )
+    return expected_depth(image, alphas) if settings.expects_depth else image, alphas

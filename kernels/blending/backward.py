@@ -25,9 +25,6 @@ step in registers. With it left out, mask gradients are free: v_m is the first o
     Deterministic mode writes one row per list entry instead, summed by sum_rows_kernel.
 """
 
-# Triton types its device functions as returning nothing.
-# pyright: reportGeneralTypeIssues=false
-
 import triton
 import triton.language as tl
 
@@ -285,9 +282,15 @@ def blend_bwd_kernel(
             v_m -= clipped * unscale
         # columns MEAN to DEPTH
         v_geometry = join8(
-            m * (A * hx + B * hy), m * (B * hx + C * hy), m * hxx * -0.5, -m * hxy,
-            m * hyy * -0.5, m * s0 * LN2, v_m, tl.zeros([CHUNK], tl.float32),
-        )  # fmt: skip
+            m * (A * hx + B * hy),
+            m * (B * hx + C * hy),
+            m * hxx * -0.5,
+            -m * hxy,
+            m * hyy * -0.5,
+            m * s0 * LN2,
+            v_m,
+            tl.zeros([CHUNK], tl.float32),
+        )
         if ABSGRAD_ONLY:
             pass
         elif DETERMINISTIC:

@@ -8,9 +8,6 @@ of a tile first: integers add up to the same in any order, so all four are the s
     contrib_max [N], contrib_sum [N] float32; contrib_count [N], contrib_top [N] int64
 """
 
-# Triton types its device functions as returning nothing.
-# pyright: reportGeneralTypeIssues=false
-
 import torch
 import triton
 import triton.language as tl
@@ -18,6 +15,7 @@ from torch import Tensor
 
 from ..binning import TileLists
 from ..runtime.launch import launch
+from . import BlendSettings
 from .pairs import (
     CHUNK,
     PIXELS,
@@ -96,40 +94,43 @@ def _contributions_kernel(
 
 
 def contributions(
-    records: Tensor,  # [R, 16]
+    values: Tensor,  # [R, 16]
     gaussian_ids: Tensor,  # [R]
     lists: TileLists,
-    C: int,
-    N: int,
-    width: int,
-    height: int,
-    tiles_x: int,
-    tiles_y: int,
+    settings: BlendSettings,
 ) -> dict[str, Tensor]:
     """Scores of every Gaussian over all cameras, on the device.
 
     Args:
-        records: Of projection.
+        values: Records of projection.
         gaussian_ids: Camera N + Gaussian of each row.
         lists: Tile lists of binning/.
-        C: Cameras.
-        N: Gaussians.
-        width: Image width in pixels.
-        height: Image height in pixels.
-        tiles_x: Tiles in a row of the image.
-        tiles_y: Rows of tiles.
+        settings: Sizes.
 
     Returns:
         contrib_max [N] and contrib_sum [N] float32, contrib_count [N] and contrib_top [N] int64.
     """
-    largest = torch.zeros(N, device=records.device)
-    counts = torch.zeros(3, N, dtype=torch.int64, device=records.device)
+    N, layout = settings.n_gaussians, lists.layout
+    largest = torch.zeros(N, device=values.device)
+    counts = torch.zeros(3, N, dtype=torch.int64, device=values.device)
     launch(
-        _contributions_kernel, (C * tiles_x * tiles_y,),
-        records, gaussian_ids, lists.flatten_ids, lists.offsets,
-        largest, counts[0], counts[1], counts[2],
-        width, height, tiles_x, tiles_y, N, num_warps=1,
-    )  # fmt: skip
+        _contributions_kernel,
+        (layout.n_tiles,),
+        values,
+        gaussian_ids,
+        lists.flatten_ids,
+        lists.offsets,
+        largest,
+        counts[0],
+        counts[1],
+        counts[2],
+        settings.width,
+        settings.height,
+        layout.tiles_x,
+        layout.tiles_y,
+        N,
+        num_warps=1,
+    )
     return {
         "contrib_max": largest,
         "contrib_sum": (counts[0].double() / UNIT.value).float(),

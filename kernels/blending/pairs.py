@@ -15,9 +15,6 @@ twice as many of these as of comparisons and selections. Records are loaded a ch
 one per lane until their coefficients are known.
 """
 
-# Triton types its device functions as returning nothing.
-# pyright: reportGeneralTypeIssues=false
-
 import math
 
 import triton

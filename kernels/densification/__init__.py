@@ -3,7 +3,7 @@
 These functions check their arguments once and call a backend.
 """
 
-from typing import Any
+from types import ModuleType
 
 import torch
 from torch import Tensor
@@ -54,7 +54,7 @@ def add_gradient_norms(
         )
     if skip is not None and (skip.numel() != 1 or skip.dtype != torch.int32):
         raise ValueError(f"skip: expected one int32, got {list(skip.shape)} {skip.dtype}")
-    run: Any = reference_norms
+    run: ModuleType = reference_norms
     if uses_triton(backend, v_means2d):
         from . import gradient_norms as run
     run.add_gradient_norms(v_means2d, radii, gradients, views, width, height, skip)
@@ -151,7 +151,7 @@ def _check_floats(**tensors: Tensor) -> None:
             raise ValueError(f"{name}: expected contiguous float32, got {x.dtype}")
 
 
-def _backend(backend: str, x: Tensor) -> Any:
+def _backend(backend: str, x: Tensor) -> ModuleType:
     if uses_triton(backend, x):
         from . import langevin
 

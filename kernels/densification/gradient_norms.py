@@ -11,9 +11,6 @@ image position in pixels, which W/2 and H/2 turn into NDC (Kerbl et al. 2023, se
 A lane owns a Gaussian and walks through the cameras. Where `skip` is not 0, nothing is added.
 """
 
-# Triton types its device functions as returning nothing.
-# pyright: reportGeneralTypeIssues=false
-
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -73,7 +70,6 @@ def add_gradient_norms(
     skip: Tensor | None,
 ) -> None:
     C, N, _ = v_means2d.shape
-    launch(
-        _gradient_norms_kernel, (-(-N // BLOCK),), v_means2d, radii.contiguous(), gradients, views,
-        skip, C, N, *v_means2d.stride(), 0.5 * width, 0.5 * height, BLOCK=BLOCK,
-    )  # fmt: skip
+    memory = (v_means2d, radii.contiguous(), gradients, views, skip)
+    numbers = (C, N, *v_means2d.stride(), 0.5 * width, 0.5 * height)
+    launch(_gradient_norms_kernel, (-(-N // BLOCK),), *memory, *numbers, BLOCK=BLOCK)

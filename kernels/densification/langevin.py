@@ -22,9 +22,6 @@ A lane owns a Gaussian. Seed and learning rate lie in memory, so that a CUDA gra
 with others. Where `skip` is not 0, no mean moves.
 """
 
-# Triton types its device functions as returning nothing.
-# pyright: reportGeneralTypeIssues=false
-
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -143,10 +140,9 @@ def add_langevin_noise(
     skip: Tensor | None,
 ) -> None:
     N = len(means)
-    launch(
-        _langevin_kernel, (-(-N // BLOCK),), means, quats, scales, opacities, ids, seed, lr, skip,
-        N, noise_lr, steepness, threshold, BLOCK=BLOCK,
-    )  # fmt: skip
+    memory = (means, quats, scales, opacities, ids, seed, lr, skip)
+    numbers = (N, noise_lr, steepness, threshold)
+    launch(_langevin_kernel, (-(-N // BLOCK),), *memory, *numbers, BLOCK=BLOCK)
 
 
 def add_regularizer_gradients(
@@ -158,7 +154,6 @@ def add_regularizer_gradients(
     lambda_scale: float,
 ) -> None:
     N = len(opacities)
-    launch(
-        _regularizer_kernel, (-(-N // BLOCK),), opacities, scales, v_opacities, v_scales,
-        N, lambda_opacity / max(N, 1), lambda_scale / max(3 * N, 1), BLOCK=BLOCK,
-    )  # fmt: skip
+    memory = (opacities, scales, v_opacities, v_scales)
+    numbers = (N, lambda_opacity / max(N, 1), lambda_scale / max(3 * N, 1))
+    launch(_regularizer_kernel, (-(-N // BLOCK),), *memory, *numbers, BLOCK=BLOCK)

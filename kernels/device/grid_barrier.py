@@ -7,9 +7,6 @@ multiprocessor, as long as two launches are apart on the GPU; with 1,056 program
 4 us, however they wait.
 """
 
-# Triton types its device functions as returning nothing.
-# pyright: reportGeneralTypeIssues=false
-
 import functools
 
 import torch

@@ -42,9 +42,13 @@ def step(x, threshold: tl.constexpr):
         bits = tl.full((), threshold, tl.float32).to(tl.int32, bitcast=True)
         below = (bits - 1).to(tl.float32, bitcast=True)
         return tl.inline_asm_elementwise(
-            "fma.rn.ftz.sat.f32 $0, $1, $2, $3;", "=f,f,f,f", [x, 2.0**100, below * -(2.0**100)],
-            dtype=tl.float32, is_pure=True, pack=1,
-        )  # fmt: skip
+            "fma.rn.ftz.sat.f32 $0, $1, $2, $3;",
+            "=f,f,f,f",
+            [x, 2.0**100, below * -(2.0**100)],
+            dtype=tl.float32,
+            is_pure=True,
+            pack=1,
+        )
 
 
 @triton.jit
@@ -54,9 +58,13 @@ def mul_sat(x, y):
         return tl.minimum(tl.maximum(x * y, 0.0), 1.0)
     else:
         return tl.inline_asm_elementwise(
-            "mul.rn.ftz.sat.f32 $0, $1, $2;", "=f,f,f", [x, y], dtype=tl.float32, is_pure=True,
+            "mul.rn.ftz.sat.f32 $0, $1, $2;",
+            "=f,f,f",
+            [x, y],
+            dtype=tl.float32,
+            is_pure=True,
             pack=1,
-        )  # fmt: skip
+        )
 
 
 @triton.jit

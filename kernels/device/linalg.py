@@ -4,7 +4,7 @@ A vjp is the transpose of the derivative: it takes v_<output> and returns v_<inp
 matrices are their upper triangle (xx, xy, yy); the gradient of xy counts both off-diagonal entries.
 """
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import triton
 import triton.language as tl
@@ -13,17 +13,17 @@ import triton.language as tl
 class Vec3(NamedTuple):
     """Three blocks (or scalars) as a vector."""
 
-    x: Any
-    y: Any
-    z: Any
+    x: tl.tensor
+    y: tl.tensor
+    z: tl.tensor
 
 
 class Sym2(NamedTuple):
     """Upper triangle of a symmetric 2x2 matrix."""
 
-    xx: Any
-    xy: Any
-    yy: Any
+    xx: tl.tensor
+    xy: tl.tensor
+    yy: tl.tensor
 
 
 class Mat3(NamedTuple):

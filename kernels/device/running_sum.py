@@ -12,9 +12,6 @@ programs at once, until they find one that did not. The sums do not depend on ti
 before the launch.
 """
 
-# Triton types its device functions as returning nothing.
-# pyright: reportGeneralTypeIssues=false
-
 import triton
 import triton.language as tl
 

@@ -6,9 +6,6 @@ program into one block of the rows' first floats, one of their second floats and
 are aligned to 16 bytes can as well be read by fours, without an exchange.
 """
 
-# Triton types its device functions as returning nothing.
-# pyright: reportGeneralTypeIssues=false
-
 import triton
 import triton.language as tl
 

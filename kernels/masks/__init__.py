@@ -1,7 +1,7 @@
 """Which Gaussians survive repeated draws of their mask: checks arguments and calls a backend."""
 
 from collections.abc import Sequence
-from typing import Any
+from types import ModuleType
 
 from torch import Tensor
 
@@ -33,7 +33,7 @@ def sampled_in_any(
         raise ValueError(f"mask_logits and ids: expected [N] or [N 2], and [N], got {shapes}")
     if not seeds:
         raise ValueError("seeds: expected at least one")
-    run: Any = reference
+    run: ModuleType = reference
     if uses_triton(backend, mask_logits):
         from . import kernel as run
     return run.sampled_in_any(mask_logits, seeds, ids)

@@ -10,9 +10,6 @@ an integer argument of Triton changes its type, and so recompiles, with its size
 keeps its arguments, so there the two words lie in memory.
 """
 
-# Triton types its device functions as returning nothing.
-# pyright: reportGeneralTypeIssues=false
-
 from collections.abc import Sequence
 
 import torch
@@ -88,11 +85,9 @@ def sampled_in_any(mask_logits: Tensor, seeds: Sequence[int], ids: Tensor) -> Te
     N, device = len(mask_logits), mask_logits.device
     kept = torch.empty(N, dtype=torch.uint8, device=device)
     words = torch.tensor([split_seed(seed) for seed in seeds], dtype=torch.int32, device=device)
-    launch(
-        _sampled_in_any_kernel, (-(-N // BLOCK),),
-        mask_logits.detach().contiguous(), ids.to(torch.int32).contiguous(), words, kept,
-        N, len(seeds), LOGITS=mask_logits.dim(), BLOCK=BLOCK,
-    )  # fmt: skip
+    memory = (mask_logits.detach().contiguous(), ids.to(torch.int32).contiguous(), words, kept)
+    grid, sizes, columns = (-(-N // BLOCK),), (N, len(seeds)), mask_logits.dim()
+    launch(_sampled_in_any_kernel, grid, *memory, *sizes, LOGITS=columns, BLOCK=BLOCK)
     return kept.view(torch.bool)
 
 

@@ -6,7 +6,7 @@ kernels/photometric/kernel.py is the Triton backend, kernels/reference/photometr
 one.
 """
 
-from typing import Any
+from types import ModuleType
 
 import torch
 from torch import Tensor
@@ -100,7 +100,7 @@ def structural_similarity(
     return reference.ssim(a, b)
 
 
-def _prepare(backend: str, colors: Tensor, target: Tensor) -> tuple[Any, Tensor, Tensor]:
+def _prepare(backend: str, colors: Tensor, target: Tensor) -> tuple[ModuleType, Tensor, Tensor]:
     """The module of a backend, and the images as it takes them."""
     if colors.dim() != 3 or colors.shape[2] != 3 or colors.shape != target.shape:
         raise ValueError(

@@ -19,9 +19,6 @@ half, row of the pair] in float16. Images of widths that 4 does not divide have 
 and stored in smaller vectors, by the same lanes.
 """
 
-# Triton types its device functions as returning nothing.
-# pyright: reportGeneralTypeIssues=false
-
 import functools
 import math
 
@@ -149,9 +146,12 @@ def _weights(weights_ptr, INDEX: tl.constexpr):
 @triton.jit
 def all_weights(weights_ptr):
     return (
-        _weights(weights_ptr, 0), _weights(weights_ptr, 1), _weights(weights_ptr, 2),
-        _weights(weights_ptr, 3), _weights(weights_ptr, 4),
-    )  # fmt: skip
+        _weights(weights_ptr, 0),
+        _weights(weights_ptr, 1),
+        _weights(weights_ptr, 2),
+        _weights(weights_ptr, 3),
+        _weights(weights_ptr, 4),
+    )
 
 
 @triton.jit

@@ -29,9 +29,6 @@ asynchronous copies of stored maps 55; vertical neighbours on one SM, or loops u
     partials [4 n] float32: sums of 1 - S, |a - b|, and |.| and square of clamp(a, 0, 1) - b
 """
 
-# Triton types its device functions as returning nothing.
-# pyright: reportGeneralTypeIssues=false
-
 import functools
 from typing import Any
 
@@ -344,18 +341,14 @@ def photometric(
     if gradient:
         maps = torch.empty(48 * -(-H // 2) * -(-3 * W // 4), dtype=torch.float16, device=device)
         v_colors = torch.empty_like(colors)
-    launch(
-        _ssim_maps_kernel, (n,),
-        colors, target, weights, maps, partials, H, W, bands, blocks, n,
-        num_warps=1, maxnreg=MAPS_REGISTERS, **constants,
-    )  # fmt: skip
+    memory, size = (colors, target, weights, maps, partials), (H, W, bands, blocks, n)
+    constants |= {"num_warps": 1, "maxnreg": MAPS_REGISTERS}
+    launch(_ssim_maps_kernel, (n,), *memory, *size, **constants)
     blocks, segments = _segments(H, W, _programs_on(device, GRADIENT_WARPS))
-    launch(
-        _ssim_gradient_kernel, (1 + bands * segments if gradient else 1,),
-        colors, target, weights, maps, partials, values, v_colors,
-        1.0 / (3 * H * W), lambda_dssim, H, W, bands, blocks, n,
-        num_warps=1, maxnreg=GRADIENT_REGISTERS, **constants,
-    )  # fmt: skip
+    grid = (1 + bands * segments if gradient else 1,)
+    factors, size = (1.0 / (3 * H * W), lambda_dssim), (H, W, bands, blocks, n)
+    constants |= {"maxnreg": GRADIENT_REGISTERS}
+    launch(_ssim_gradient_kernel, grid, *memory, values, v_colors, *factors, *size, **constants)
     return values, v_colors
 
 

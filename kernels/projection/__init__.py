@@ -25,31 +25,36 @@ Only visible pairs of camera and Gaussian get a row, numbered in ascending camer
 running sum over programs (device/running_sum.py), so that a tie in depth keeps that order. Rows
 beyond the capacity R are not written; rows beyond the visible ones sort last and touch no tile.
 
-    means2d [C N 2] float32, radii [C N 2] int32, rows [C N] int32: the row, or -1 records [R 16]
-    float32: projection/record.py depth_keys, gaussian_ids (camera N + Gaussian) [R] int32
+    means2d [C N 2] float32, radii [C N 2] int32, rows [C N] int32: the row, or -1
+    records [R 16] float32: projection/record.py
+    depth_keys, gaussian_ids (camera N + Gaussian) [R] int32
     tile_counts [3 R] int32: of tiles, of bins (binning/coarse.py), and of these in the first four
-    rows workspace int32, zeros before: 0 rows, 1 intersections (by binning/), 2 Gaussians that
-    are
-                                   not finite, 4.. words of running sums
+        rows of bins
+    workspace int32, zeros before: 0 rows, 1 entries needed and 3 entries (by binning/), 2 Gaussians
+        that are not finite, 4.. words of running sums
 """
 
-import functools
 import weakref
+from collections.abc import Hashable
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from .. import constants
+from ..arguments import Capacity, RasterInputs, RenderSettings
+from ..constants import TILE_SIZE
 from ..device.running_sum import scan_programs
-from ..masks.kernel import split_seed
 from ..runtime.autograd import apply, once_differentiable
+from ..runtime.cache import caches
 from ..runtime.launch import empty, launch, zeros
 from ..runtime.packed import Layout
-from ..runtime.recording import KINDS, Results, Scalar, repeat
+from ..runtime.recording import Results, run_recorded
 from .backward import project_bwd_kernel
 from .forward import project_fwd_kernel
-from .record import RECORD_SIZE
+from .inputs import FloatGradients, FloatInputs, ProjectionInputs, gather_inputs, row_stride
+from .record import MEAN, RECORD_SIZE, spread_pairs
+from .records import Projected
 
 FWD_BLOCK = 64  # Gaussians per program, one per lane
 FWD_WARPS = 2
@@ -58,335 +63,226 @@ TAIL_BLOCK = 1024  # rows per program of those that are left over
 BWD_BLOCK = 64
 BWD_WARPS = 2
 
-TILE = constants.TILE_SIZE
-N_COUNTERS = 4  # int32 of the workspace before its running sums
+N_COUNTS = 4  # int32 of the workspace before its running sums
+RADII, TILE_COUNTS, COUNTS = range(3)  # of integers_layout
+ROWS, ENTRIES_NEEDED, NONFINITE, ENTRIES = range(N_COUNTS)  # of counts
 
 
-class Projected(NamedTuple):
-    """What projection hands on; see the module for rows and projection/record.py for records."""
-
-    means2d: Tensor  # [C, N, 2] pixels, 0 where culled
-    records: Tensor  # [R, 16]
-    masks: Tensor | None  # [N] as given or as drawn
-    radii: Tensor  # [C, N, 2] int32 half extents in pixels, 0 = culled
-    rows: Tensor  # [C, N] int32, -1 = culled or without room
-    depth_keys: Tensor  # [R] int32 bits of z, those of infinity in rows left over
-    tile_counts: Tensor  # [3, R] int32: of tiles, of bins, of bins by row
-    gaussian_ids: Tensor | None  # [R] int32, camera N + Gaussian
-    workspace: Tensor  # int32
-    counters: Tensor  # [4] int32, for those of the workspace once lists are made
-    told: Tensor  # in which radii, tile_counts and counters lie: told_layout
-
-
-class Inputs(NamedTuple):
-    """Contiguous tensors; see `project`."""
-
-    means: Tensor
-    quats: Tensor | None
-    scales: Tensor | None
-    covars: Tensor | None
-    opacities: Tensor
-    sh0: Tensor | None
-    shN: Tensor | None
-    viewmats: Tensor
-    masks: Tensor | None
-    mask_logits: Tensor | None
-    Ks: Tensor
-    mask_ids: Tensor | None
-    seed: Tensor | None  # in place of
-    seed_low: Scalar
-    seed_high: Scalar
-
-
-class Settings(NamedTuple):
-    """Numbers and flags of `project`."""
-
-    width: int
-    height: int
-    near_plane: float
-    far_plane: float
-    eps2d: float
-    degree: int  # -1: no spherical harmonics
-    antialiased: bool
-    raw: bool
-    normalize: bool
-    max_rows: int
-    with_ids: bool
-
-
-_NO_SEED = Scalar(0), Scalar(0)
-
-
-def gather_inputs(
-    means: Tensor,
-    quats: Tensor | None,
-    scales: Tensor | None,
-    covars: Tensor | None,
-    opacities: Tensor,
-    sh0: Tensor | None,
-    shN: Tensor | None,
-    viewmats: Tensor,
-    Ks: Tensor,
-    masks: Tensor | None,
-    mask_logits: Tensor | None,
-    mask_seed: int | Tensor,
-    mask_ids: Tensor | None,
-) -> Inputs:
-    """Arguments of `project` as kernels take them."""
-    if covars is not None:
-        quats, scales, covars = None, None, covars.contiguous()
-    else:
-        assert quats is not None and scales is not None
-        quats, scales = quats.contiguous(), scales.contiguous()
-    (low, high), seed = _NO_SEED, None
-    if isinstance(mask_seed, Tensor):
-        seed = mask_seed
-    elif mask_logits is not None:
-        low, high = map(Scalar, split_seed(mask_seed))
-    return Inputs(
-        means.contiguous(), quats, scales, covars, opacities.contiguous(),
-        _packed_rows(sh0), _packed_rows(shN), viewmats.contiguous(),
-        None if masks is None else masks.contiguous(),
-        None if mask_logits is None else mask_logits.contiguous(),
-        Ks.contiguous(), mask_ids, seed, low, high,
-    )  # fmt: skip
-
-
-def row_stride(sh: Tensor | None) -> int:
-    return 0 if sh is None else sh.stride(0)
-
-
-def _packed_rows(sh: Tensor | None) -> Tensor | None:
-    """Coefficients [N, K, 3] whose rows are contiguous; the rows may be spaced."""
-    if sh is None or sh.shape[1] == 0:
-        return None
-    return sh if sh.stride(2) == 1 and sh.stride(1) == 3 else sh.contiguous()
-
-
-RADII, TILE_COUNTS, COUNTERS = range(3)  # of told_layout
-
-
-@functools.lru_cache(KINDS)
-def told_layout(C: int, N: int, R: int) -> Layout:
+@caches.remembered
+def integers_layout(C: int, N: int, R: int) -> Layout:
     """Where the integers lie that outlive binning, but no gradient needs."""
-    return Layout((C, N, 2), (3, R), (N_COUNTERS,))
+    return Layout((C, N, 2), (3, R), (N_COUNTS,))
 
 
-def project_fwd(x: Inputs, s: Settings) -> Projected:
-    """Project; results carry no gradient before `differentiable_projection`."""
-    N, C, R, device = x.means.shape[0], x.viewmats.shape[0], s.max_rows, x.means.device
+def project_fwd(x: ProjectionInputs, s: RenderSettings, R: int, with_ids: bool) -> Projected:
+    """R rows of records, which carry no gradient; `project` documents arguments and results."""
+    N, C, device, f = x.n_gaussians, x.n_cameras, x.Ks.device, x.floats
     n_blocks = -(-N // FWD_BLOCK)
-    layout = told_layout(C, N, R)
-    told = layout.make(device)
-    radii, tile_counts, counters = (layout.part(told, k) for k in range(3))
-    n_words = N_COUNTERS + 2 * (C * n_blocks + scan_programs(R))
+    layout = integers_layout(C, N, R)
+    integers = layout.make(device)
+    radii, tile_counts, counts = (layout.part(integers, k) for k in range(3))
+    n_words = N_COUNTS + 2 * (C * n_blocks + scan_programs(R))
     workspace = zeros((n_words,), torch.int32, device)
     means2d = empty((C, N, 2), torch.float32, device)
     rows = empty((C, N), torch.int32, device)
-    records = empty((R, RECORD_SIZE.value), torch.float32, device)
+    values = empty((R, RECORD_SIZE.value), torch.float32, device)
     depth_keys = empty((R,), torch.int32, device)
-    gaussian_ids = empty((R,), torch.int32, device) if s.with_ids else None
-    masks, logits = x.masks, 0
-    if x.mask_logits is not None:
-        masks, logits = empty((N,), torch.float32, device), x.mask_logits.dim()
+    gaussian_ids = empty((R,), torch.int32, device) if with_ids else None
+    masks, logits = f.masks, 0
+    if f.mask_logits is not None:
+        masks, logits = empty((N,), torch.float32, device), f.mask_logits.dim()
     launch(
         project_fwd_kernel, (C * n_blocks + -(-R // TAIL_BLOCK),),
-        x.means, x.quats, x.scales, x.covars, x.opacities, x.sh0, x.shN, x.viewmats, x.Ks,
-        masks, x.mask_logits, x.mask_ids, x.seed,
-        means2d, radii, rows, records, depth_keys, tile_counts, gaussian_ids, workspace,
+        f.means, f.quats, f.scales, f.covars, f.opacities, f.sh0, f.shN, f.viewmats, x.Ks,
+        masks, f.mask_logits, x.mask_ids, x.seed,
+        means2d, radii, rows, values, depth_keys, tile_counts, gaussian_ids, workspace,
         N, R, n_blocks, C * n_blocks,
         s.width, s.height, s.near_plane, s.far_plane, s.eps2d, x.seed_low, x.seed_high,
-        stride0=row_stride(x.sh0), strideN=row_stride(x.shN), DEGREE=s.degree,
-        LOGITS=logits, RAW=s.raw, ANTIALIASED=s.antialiased, NORMALIZE=s.normalize,
-        TILE=TILE, BLOCK=FWD_BLOCK, TAIL_BLOCK=TAIL_BLOCK,
+        stride0=row_stride(f.sh0), strideN=row_stride(f.shN), DEGREE=_degree(s),
+        LOGITS=logits, RAW=s.raw, ANTIALIASED=s.antialiased, NORMALIZE=s.normalize_quats,
+        TILE=TILE_SIZE, BLOCK=FWD_BLOCK, TAIL_BLOCK=TAIL_BLOCK,
         num_warps=FWD_WARPS, maxnreg=FWD_REGISTERS,
     )  # fmt: skip
     return Projected(
-        means2d, records, masks, radii, rows, depth_keys, tile_counts, gaussian_ids, workspace,
-        counters, told,
+        values, gaussian_ids, workspace[:1], C, N, s.width, s.height, means2d, masks, radii, rows,
+        depth_keys, tile_counts, workspace, counts, integers,
     )  # fmt: skip
 
 
+def _degree(s: RenderSettings) -> int:
+    """Of spherical harmonics; -1: none."""
+    return -1 if s.sh_degree is None else s.sh_degree
+
+
 def _project_bwd(
-    x: Inputs,
-    s: Settings,
-    needs: tuple[bool, ...],
+    x: ProjectionInputs,
+    s: RenderSettings,
+    like: FloatGradients,  # their shapes, where gradients are needed
     rows: Tensor,
     v_means2d: Tensor | None,
     v_records: Tensor,
     v_masks: Tensor | None,
-) -> Results:
-    """Gradients of the first ten inputs, where needed."""
-    N, C, device = x.means.shape[0], x.viewmats.shape[0], x.means.device
+) -> FloatGradients:
+    """Gradients of the inputs."""
+    N, C, device, f = x.n_gaussians, x.n_cameras, x.Ks.device, x.floats
     stride_v_means2d = 2 if v_means2d is None else v_means2d.stride(1)
 
-    def like(x: Tensor | None, needed: bool) -> Tensor | None:
+    def new(x: Tensor | None) -> Tensor | None:
         # Contiguous even where x has spaced rows.
-        return empty(x.shape, torch.float32, device) if needed and x is not None else None
+        return None if x is None else empty(x.shape, torch.float32, device)
 
-    v_means, v_opacities = like(x.means, True), like(x.opacities, True)
-    v_quats, v_scales, v_covars = (
-        like(x.quats, needs[1]), like(x.scales, needs[2]), like(x.covars, needs[3])
-    )  # fmt: skip
-    v_sh0, v_shN = like(x.sh0, needs[5]), like(x.shN, needs[6])
-    v_masks_in, v_logits = like(x.masks, needs[8]), like(x.mask_logits, needs[9])
+    v_means, v_opacities = new(f.means), new(f.opacities)
+    v_quats, v_scales, v_covars = new(like.quats), new(like.scales), new(like.covars)
+    v_sh0, v_shN = new(like.sh0), new(like.shN)
+    v_masks_in, v_logits = new(like.masks), new(like.mask_logits)
     n_programs = -(-N // BWD_BLOCK)
-    partials = empty((n_programs, C, 3, 4), torch.float32, device) if needs[7] else None
+    partials = None
+    if like.viewmats is not None:
+        partials = empty((n_programs, C, 3, 4), torch.float32, device)
     launch(
         project_bwd_kernel, (n_programs,),
-        x.means, x.quats, x.scales, x.covars, x.opacities, x.sh0, x.shN, x.viewmats, x.Ks,
-        x.mask_logits, x.mask_ids, x.seed, rows, v_means2d, v_records, v_masks,
+        f.means, f.quats, f.scales, f.covars, f.opacities, f.sh0, f.shN, f.viewmats, x.Ks,
+        f.mask_logits, x.mask_ids, x.seed, rows, v_means2d, v_records, v_masks,
         v_means, v_quats, v_scales, v_covars, v_opacities, v_sh0, v_shN, partials,
-        v_masks_in if needs[8] else v_logits,
+        v_logits if v_masks_in is None else v_masks_in,
         N, s.width, s.height, s.eps2d, x.seed_low, x.seed_high,
-        C=C, stride0=row_stride(x.sh0), strideN=row_stride(x.shN),
-        stride_v_means2d=stride_v_means2d, WIDTH0=0 if x.sh0 is None else 3 * x.sh0.shape[1],
-        WIDTHN=0 if x.shN is None else 3 * x.shN.shape[1],
-        DEGREE=s.degree, LOGITS=0 if x.mask_logits is None else x.mask_logits.dim(),
-        RAW=s.raw, ANTIALIASED=s.antialiased, NORMALIZE=s.normalize,
+        C=C, stride0=row_stride(f.sh0), strideN=row_stride(f.shN),
+        stride_v_means2d=stride_v_means2d, WIDTH0=0 if f.sh0 is None else 3 * f.sh0.shape[1],
+        WIDTHN=0 if f.shN is None else 3 * f.shN.shape[1],
+        DEGREE=_degree(s), LOGITS=0 if f.mask_logits is None else f.mask_logits.dim(),
+        RAW=s.raw, ANTIALIASED=s.antialiased, NORMALIZE=s.normalize_quats,
         BLOCK=BWD_BLOCK, num_warps=BWD_WARPS,
     )  # fmt: skip
     v_viewmats = None
     if partials is not None:
-        v_viewmats = torch.zeros_like(x.viewmats)
+        v_viewmats = torch.zeros_like(f.viewmats)
         v_viewmats[:, :3] = partials.sum(0)
-    return (
-        v_means, v_quats, v_scales, v_covars, v_opacities, v_sh0, v_shN, v_viewmats,
-        v_masks_in, v_logits,
-    )  # fmt: skip
+    return FloatGradients(
+        v_means,
+        v_quats,
+        v_scales,
+        v_covars,
+        v_opacities,
+        v_sh0,
+        v_shN,
+        v_viewmats,
+        v_masks_in,
+        v_logits,
+    )
+
+
+class _Made(NamedTuple):
+    """What `project_fwd` has made, and of what."""
+
+    inputs: ProjectionInputs
+    settings: RenderSettings
+    outputs: tuple[Tensor, Tensor, Tensor | None]
+    rows: Tensor
+    kind: Hashable
+    mean_in_records: bool
 
 
 class _Project(torch.autograd.Function):
     """Hands on what `project_fwd` has made, and makes it differentiable."""
 
     @staticmethod
-    def forward(ctx: Any, *arguments: Any) -> tuple[Tensor, Tensor, Tensor | None]:
-        x, settings, made, rows, kind = arguments[-1]
-        ctx.save_for_backward(*x[:N_TENSORS])
-        ctx.settings, ctx.rows, ctx.seed, ctx.kind = settings, rows, x[N_TENSORS:], kind
-        ctx.means2d, ctx.has_grad = weakref.ref(made[0]), False
+    def forward(ctx: Any, *floats_and_made: Any) -> tuple[Tensor, Tensor, Tensor | None]:
+        made: _Made = floats_and_made[-1]
+        x = made.inputs
+        ctx.save_for_backward(*x.floats, x.Ks, x.mask_ids, x.seed)
+        ctx.seeds = x.seed_low, x.seed_high
+        ctx.settings, ctx.rows, ctx.kind = made.settings, made.rows, made.kind
+        ctx.mean_in_records, ctx.n_rows = made.mean_in_records, made.outputs[1].shape[0]
+        ctx.means2d, ctx.has_grad = weakref.ref(made.outputs[0]), False
         ctx.set_materialize_grads(False)
-        return made
+        return made.outputs
 
     @staticmethod
     @once_differentiable
     def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
-        ctx: Any, *v_outputs: Tensor | None
+        ctx: Any, v_means2d: Tensor | None, v_values: Tensor | None, v_masks: Tensor | None
     ) -> tuple[Tensor | None, ...]:
-        v_means2d, v_records, v_masks = v_outputs
+        if v_values is not None:
+            v_values = v_values.contiguous()
+            if ctx.mean_in_records:
+                v_pairs = spread_pairs(ctx.rows, v_values, MEAN)
+                v_means2d = v_pairs if v_means2d is None else v_means2d + v_pairs
         means2d = ctx.means2d()
         if means2d is not None and v_means2d is not None and not means2d.retains_grad:
             # As retain_grad() would, but without a copy; to read .grad before is a warning.
             means2d.grad = means2d.grad + v_means2d if ctx.has_grad else v_means2d
             ctx.has_grad = True
-        x, s = Inputs(*ctx.saved_tensors, *ctx.seed), ctx.settings
-        needs = ctx.needs_input_grad[:N_FLOATS]
-        N, C = x.means.shape[0], x.viewmats.shape[0]
-        if v_records is None:
-            v_records = x.means.new_zeros(s.max_rows, RECORD_SIZE.value)
-        v_records = v_records.contiguous()
+        *floats, Ks, mask_ids, seed = ctx.saved_tensors
+        x = ProjectionInputs(FloatInputs(*floats), Ks, mask_ids, seed, *ctx.seeds)
+        N, C = x.n_gaussians, x.n_cameras
+        v_records = Ks.new_zeros(ctx.n_rows, RECORD_SIZE.value) if v_values is None else v_values
         v_masks = None if v_masks is None else v_masks.contiguous()
+        stride = None
         if v_means2d is not None:
             stride = v_means2d.stride(1)
             if v_means2d.stride(2) != 1 or (C > 1 and v_means2d.stride(0) != N * stride):
                 v_means2d = v_means2d.contiguous()
+                stride = v_means2d.stride(1)
+        *needed, _ = ctx.needs_input_grad
 
         def run() -> Results:
-            return _project_bwd(x, s, needs, ctx.rows, v_means2d, v_records, v_masks)
+            like = [x if need else None for x, need in zip(floats, needed, strict=True)]
+            v = v_means2d, v_records, v_masks
+            return _project_bwd(x, ctx.settings, FloatGradients(*like), ctx.rows, *v)
 
         if ctx.kind is None:
             return *run(), None
-        stride = None if v_means2d is None else v_means2d.stride(1)
-        kind = (ctx.kind, project_bwd_kernel, needs, stride, v_masks is None)
-        inputs = (*x, ctx.rows, v_means2d, v_records, v_masks)
-        return *repeat(kind, inputs, run), None
-
-
-N_FLOATS = 10  # of Inputs, which begin with what can have gradients
-N_TENSORS = 13  # then come numbers
+        kind = (ctx.kind, project_bwd_kernel, *needed, stride, v_masks is None)
+        inputs = (*x.floats, *x[1:], ctx.rows, v_means2d, v_records, v_masks)
+        return *run_recorded(kind, inputs, run), None
 
 
 def differentiable_projection(
-    x: Inputs,
-    s: Settings,
+    x: ProjectionInputs,
+    s: RenderSettings,
     means2d: Tensor,
-    records: Tensor,
+    values: Tensor,
     drawn: Tensor | None,
     rows: Tensor,
-    kind: int | None,
+    kind: Hashable = None,
+    *,
+    mean_in_records: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """Results of `project_fwd` (masks if they were drawn) as part of autograd's graph.
 
     Args:
         kind: Stands for shapes and flags: runtime/recording.py.
+        mean_in_records: The gradients of records count MEAN, too; else means2d alone carries it.
     """
     if not torch.is_grad_enabled():
-        return means2d, records, drawn
-    return apply(_Project, *x[:N_FLOATS], (x, s, (means2d, records, drawn), rows, kind))
+        return means2d, values, drawn
+    made = _Made(x, s, (means2d, values, drawn), rows, kind, mean_in_records)
+    return apply(_Project, *x.floats, made)
 
 
 def project(
-    means: Tensor,  # [N, 3]
-    quats: Tensor | None,  # [N, 4]
-    scales: Tensor | None,  # [N, 3]
-    opacities: Tensor,  # [N]
-    sh0: Tensor | None,  # [N, 1, 3], or [N, K, 3] without shN
-    shN: Tensor | None,  # [N, K - 1, 3]
-    viewmats: Tensor,  # [C, 4, 4]
-    Ks: Tensor,  # [C, 3, 3]
-    width: int,
-    height: int,
-    *,
-    near_plane: float = constants.NEAR_PLANE,
-    far_plane: float = constants.FAR_PLANE,
-    eps2d: float = constants.EPS2D,
-    sh_degree: int | None = None,
-    antialiased: bool = False,
-    masks: Tensor | None = None,  # [N]
-    mask_logits: Tensor | None = None,  # [N] or [N, 2] (keep, drop)
-    mask_seed: int | Tensor = 0,  # or [2] int32
-    mask_ids: Tensor | None = None,  # [N] int32
-    raw: bool = False,
-    covars: Tensor | None = None,  # [N, 3, 3]
-    normalize_quats: bool = True,
-    max_rows: int | None = None,
-    with_ids: bool = True,
+    inputs: RasterInputs, settings: RenderSettings, capacity: Capacity | None = None
 ) -> Projected:
-    """Project Gaussians into every camera; differentiable in all float inputs but Ks.
+    """Project Gaussians into every camera: the first stage of a rendering.
 
-    Arguments are those of `kernels.rasterization`, float32 and not validated here.
+    Differentiable in all float tensors but Ks. Inputs are float32 and not validated here.
 
     Args:
-        sh0: Spherical harmonics, all of them when shN is None. Rows may be spaced: no copy is made.
-        mask_seed: An integer, or the two words of sampling.split_seed on the device.
-        sh_degree: Degree that is evaluated; None leaves the colours of records at zero.
-        near_plane: Not negative.
-        raw: `scales` are logarithms and `opacities` logits; exp and sigmoid are fused.
-        covars: World covariances in place of quats and scales; with raw, opacities only are raw.
-        normalize_quats: False uses quaternions as they are.
-        max_rows: Rows R to make room for, at least 1; None: C N. `workspace` says how many there
-            should be.
-        with_ids: Also write `gaussian_ids`.
+        inputs: N Gaussians and C cameras. Without `sh_degree`, `colors` are not looked at and the
+            colours of records are zero.
+        settings: Sizes, planes, activations; render_mode counts in blending alone.
+        capacity: Of rows: R; None: C N. Rows beyond it are counted and not written.
 
     Returns:
-        Records and what binning needs. `masks` is differentiable when drawn from mask_logits.
+        Records for `bin_tiles` and `blend`. A gradient that comes to the columns MEAN of
+        `values` adds to that of `means2d`, and after the backward `means2d.grad` holds both.
     """
-    if sh_degree is None:
-        sh0 = shN = None
-    inputs = gather_inputs(
-        means, quats, scales, covars, opacities, sh0, shN, viewmats, Ks, masks, mask_logits,
-        mask_seed, mask_ids,
-    )  # fmt: skip
-    settings = Settings(
-        width, height, near_plane, far_plane, eps2d, -1 if sh_degree is None else sh_degree,
-        antialiased, raw, normalize_quats,
-        max(len(viewmats) * len(means), 1) if max_rows is None else max_rows, with_ids,
-    )  # fmt: skip
-    made = project_fwd(inputs, settings)
-    drawn = None if mask_logits is None else made.masks
-    means2d, records, drawn = differentiable_projection(
-        inputs, settings, made.means2d, made.records, drawn, made.rows, None
+    x = gather_inputs(inputs, settings)
+    R = max(x.n_cameras * x.n_gaussians, 1) if capacity is None else capacity.rows
+    made = project_fwd(x, settings, R, True)
+    drawn = None if inputs.mask_logits is None else made.masks
+    means2d, values, drawn = differentiable_projection(
+        x, settings, made.means2d, made.values, drawn, made.rows, mean_in_records=True
     )
-    return made._replace(
-        means2d=means2d, records=records, masks=masks if mask_logits is None else drawn
-    )
+    masks = inputs.masks if inputs.mask_logits is None else drawn
+    return replace(made, means2d=means2d, values=values, masks=masks)

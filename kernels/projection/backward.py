@@ -1,8 +1,5 @@
 """Backward kernel of projection: see projection/ for the equations."""
 
-# Triton types its device functions as returning nothing.
-# pyright: reportGeneralTypeIssues=false
-
 import triton
 import triton.language as tl
 
@@ -24,24 +21,26 @@ from ..device.linalg import (
 )
 from ..device.transpose import join4
 from ..masks.kernel import hard_mask_vjp, load_seed, logistic_noise
+from .cameras.pinhole import (
+    center_offset,
+    load_camera,
+    perspective,
+    perspective_vjp,
+    rows_times,
+    to_camera,
+)
 from .ellipse import LN2
 from .ewa import (
     blurred_conic,
-    center_offset,
     columns_times,
-    load_camera,
     load_covariance,
     load_ids,
     load_logit,
     load_quat,
     load_sh_tiles,
-    perspective,
-    perspective_vjp,
-    rows_times,
     split_sh,
     times3,
     times_columns,
-    to_camera,
 )
 from .record import load_gradient, split_gradient
 from .spherical_harmonics import (

@@ -107,3 +107,32 @@ def with_span(low, high, x0, x1):
     low = tl.where(touched, tl.minimum(low, x0 >> SIDE_BITS), low)
     high = tl.where(touched, tl.maximum(high, x1 >> SIDE_BITS), high)
     return low, high
+
+
+@triton.jit
+def count_tiles(visible, mx, my, A, B, C, t2, tiles_x, tiles_y):
+    """Tiles that each ellipse touches, bins as binning/coarse.py lists them, and how many of these
+    lie in each of the first four rows of bins, at most 255 in a byte."""
+    row, last = row_range(my, half_height(A, B, C, t2), tiles_y)
+    last = tl.where(visible, last, -1)
+    row = tl.where(visible, row, 0)
+    n = tl.zeros_like(row)
+    bins = tl.zeros_like(row)
+    widths = tl.zeros_like(row)
+    shift = tl.zeros_like(row)
+    low, high = no_bins(row)
+    for _ in range(tl.max(last - row, 0) + 1):
+        x0, x1 = row_span(row, mx, my, A, B, C, t2, tiles_x)
+        x1 = tl.where(row <= last, x1, x0 - 1)
+        n += tl.maximum(x1 - x0 + 1, 0)
+        low, high = with_span(low, high, x0, x1)
+        ends = (row % SIDE == SIDE - 1) | (row == last)
+        width = tl.where(ends, tl.maximum(high - low + 1, 0), 0)
+        bins += width
+        widths = widths | tl.where(shift < 32, tl.minimum(width, 255) << (shift & 31), 0)
+        shift += tl.where(ends, 8, 0)
+        none_low, none_high = no_bins(row)
+        low = tl.where(ends, none_low, low)
+        high = tl.where(ends, none_high, high)
+        row += 1
+    return n, bins, widths

@@ -1,8 +1,5 @@
 """Forward kernel of projection: see projection/ for the equations."""
 
-# Triton types its device functions as returning nothing.
-# pyright: reportGeneralTypeIssues=false
-
 import triton
 import triton.language as tl
 
@@ -10,21 +7,18 @@ from .. import constants
 from ..device.linalg import Vec3, add3, cross3, dot3, load3, normalize3, quat_to_rotmat
 from ..device.running_sum import OWN, RUNNING, publish, sum_before
 from ..masks.kernel import hard_mask, load_seed, logistic_noise
-from .ellipse import SIDE, cutoff, half_height, no_bins, row_range, row_span, with_span
+from .cameras.pinhole import center_offset, load_camera, perspective, to_camera
+from .ellipse import count_tiles, cutoff
 from .ewa import (
     CULLED_KEY,
     blurred_conic,
-    center_offset,
-    load_camera,
     load_covariance,
     load_ids,
     load_logit,
     load_quat,
     load_sh_tiles,
-    perspective,
     split_sh,
     times_columns,
-    to_camera,
 )
 from .record import store_record
 from .spherical_harmonics import sh_color
@@ -32,37 +26,8 @@ from .spherical_harmonics import sh_color
 ALPHA_MIN = tl.constexpr(constants.ALPHA_MIN)
 # Extents grow by this much, so that rounding never loses a pixel of the support.
 EXTENT_SLACK = tl.constexpr(1e-3)
-WINDOW = tl.constexpr(256)  # programs that are looked back at together
+PROJECTION_WINDOW = tl.constexpr(256)  # programs that are looked back at together
 ANCHOR = tl.constexpr(128)  # of so many programs one at least knows its running sum
-
-
-@triton.jit
-def count_tiles(visible, mx, my, A, B, C, t2, tiles_x, tiles_y):
-    """Tiles that each ellipse touches, bins as binning/coarse.py lists them, and how many of these
-    lie in each of the first four rows of bins, at most 255 in a byte."""
-    row, last = row_range(my, half_height(A, B, C, t2), tiles_y)
-    last = tl.where(visible, last, -1)
-    row = tl.where(visible, row, 0)
-    n = tl.zeros_like(row)
-    bins = tl.zeros_like(row)
-    widths = tl.zeros_like(row)
-    shift = tl.zeros_like(row)
-    low, high = no_bins(row)
-    for _ in range(tl.max(last - row, 0) + 1):
-        x0, x1 = row_span(row, mx, my, A, B, C, t2, tiles_x)
-        x1 = tl.where(row <= last, x1, x0 - 1)
-        n += tl.maximum(x1 - x0 + 1, 0)
-        low, high = with_span(low, high, x0, x1)
-        ends = (row % SIDE == SIDE - 1) | (row == last)
-        width = tl.where(ends, tl.maximum(high - low + 1, 0), 0)
-        bins += width
-        widths = widths | tl.where(shift < 32, tl.minimum(width, 255) << (shift & 31), 0)
-        shift += tl.where(ends, 8, 0)
-        none_low, none_high = no_bins(row)
-        low = tl.where(ends, none_low, low)
-        high = tl.where(ends, none_high, high)
-        row += 1
-    return n, bins, widths
 
 
 @triton.jit
@@ -78,7 +43,7 @@ def _finish_unseen(
     tl.store(rows_ptr + gaussian, -1, mask=inside)
     # It needs no running sum: only so many wait for it that later programs find one near.
     if (pid % ANCHOR == 0) | (pid == n_programs - 1):
-        first = sum_before(words_ptr, pid, WINDOW).to(tl.int32)
+        first = sum_before(words_ptr, pid, PROJECTION_WINDOW).to(tl.int32)
         publish(words_ptr, pid, first, RUNNING)
         if pid == n_programs - 1:
             tl.store(workspace_ptr, first)
@@ -162,7 +127,7 @@ def project_fwd_kernel(
     pid = tl.program_id(0)
     words_ptr = workspace_ptr.to(tl.pointer_type(tl.int64)) + 2
     if pid >= n_programs:
-        n_rows = sum_before(words_ptr, n_programs, WINDOW).to(tl.int32)
+        n_rows = sum_before(words_ptr, n_programs, PROJECTION_WINDOW).to(tl.int32)
         r = (pid - n_programs) * TAIL_BLOCK + tl.arange(0, TAIL_BLOCK)
         there = (r >= n_rows) & (r < R)
         _write_tail(depth_keys_ptr, tile_counts_ptr, gaussian_ids_ptr, r, R, there)
@@ -247,9 +212,16 @@ def project_fwd_kernel(
     gaussian = c.to(tl.int64) * N + i
     if n_rows == 0:
         _finish_unseen(
-            words_ptr, workspace_ptr, means2d_ptr, radii_ptr, rows_ptr, pid, n_programs,
-            gaussian, inside,
-        )  # fmt: skip
+            words_ptr,
+            workspace_ptr,
+            means2d_ptr,
+            radii_ptr,
+            rows_ptr,
+            pid,
+            n_programs,
+            gaussian,
+            inside,
+        )
         _count_nonfinite(workspace_ptr, inside, finite, c)
         return
     # Told before the colours are loaded, and known before tiles are counted, which takes long
@@ -270,7 +242,7 @@ def project_fwd_kernel(
         visible = visible & finite
         color = Vec3(tl.maximum(color.x, 0.0), tl.maximum(color.y, 0.0), tl.maximum(color.z, 0.0))
 
-    first = sum_before(words_ptr, pid, WINDOW).to(tl.int32)
+    first = sum_before(words_ptr, pid, PROJECTION_WINDOW).to(tl.int32)
     publish(words_ptr, pid, first + n_rows, RUNNING)
     if pid == n_programs - 1:
         tl.store(workspace_ptr, first + n_rows)

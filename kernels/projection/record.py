@@ -15,10 +15,7 @@ gradients of mx and my. COLOR and DEPTH_FEATURE hold the gradients of up to four
 Kernels use the constants, which are constexprs; what runs on the host uses the functions below.
 """
 
-# Triton types its device functions as returning nothing.
-# pyright: reportGeneralTypeIssues=false
-
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 import triton
@@ -47,11 +44,11 @@ class RecordGradient(NamedTuple):
     """Gradients of a record's columns, but for MEAN, which means2d carries."""
 
     conic: Sym2
-    log2_opacity: Any
-    mask: Any
-    depth: Any
+    log2_opacity: tl.tensor
+    mask: tl.tensor
+    depth: tl.tensor
     color: Vec3
-    depth_feature: Any
+    depth_feature: tl.tensor
 
 
 @triton.jit
@@ -151,9 +148,15 @@ def spread_pairs(
     C, N = rows.shape
     out = empty((C, N, 2), torch.float32, rows.device)
     launch(
-        _spread_kernel, (-(-C * N // SPREAD),), rows, v_records, out, C * N,
-        COLUMN=column.value, BLOCK=SPREAD,
-    )  # fmt: skip
+        _spread_kernel,
+        (-(-C * N // SPREAD),),
+        rows,
+        v_records,
+        out,
+        C * N,
+        COLUMN=column.value,
+        BLOCK=SPREAD,
+    )
     return out
 
 

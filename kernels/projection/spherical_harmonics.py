@@ -8,9 +8,6 @@ d vanishes when the caller goes through the normalisation. Constants and signs a
 Gaussian Splatting (Kerbl et al. 2023) and of every `.ply` that follows it.
 """
 
-# Triton types its device functions as returning nothing.
-# pyright: reportGeneralTypeIssues=false
-
 import triton
 import triton.language as tl
 

@@ -15,7 +15,11 @@ import torch
 from torch import Tensor
 
 from ..constants import ALPHA_MIN
-from .projection import SLACK
+from .projection import EXTENT_SLACK, Records
+
+# An image with more fragments than this is blended in bands of rows, and backward computes every
+# band again: a fragment costs about 100 bytes in either pass.
+MAX_FRAGMENTS = 6_000_000
 
 
 class Spans(NamedTuple):
@@ -50,7 +54,7 @@ def gaussian_spans(
     height: int,
 ) -> Spans:
     """The pixels of each Gaussian's support, row by row."""
-    reach = 2 * torch.log(opacities / ALPHA_MIN).clamp_min(0) * (1 + SLACK) + SLACK
+    reach = 2 * torch.log(opacities / ALPHA_MIN).clamp_min(0) * (1 + EXTENT_SLACK) + EXTENT_SLACK
     xy, yy = covars2d[:, 1], covars2d[:, 2]
     extent = (reach * yy).sqrt()
     first, counts = _pixels(means2d[:, 1] - extent, means2d[:, 1] + extent, height)
@@ -61,7 +65,7 @@ def gaussian_spans(
     mx, my, slope, inv_yy, reach, inv_a = table[owners].unbind(1)
     dy = rows.to(my.dtype) + 0.5 - my
     middle = mx + slope * dy
-    half = ((reach - dy * dy * inv_yy).clamp_min(0) * inv_a).sqrt() + SLACK
+    half = ((reach - dy * dy * inv_yy).clamp_min(0) * inv_a).sqrt() + EXTENT_SLACK
     starts, lengths = _pixels(middle - half, middle + half, width)
     return Spans(owners, rows, starts, lengths)
 
@@ -107,3 +111,19 @@ def tiles_per_gauss(
     high = torch.minimum(torch.floor((means2d + radius) / tile_size), last)
     tiles = (high - low + 1).clamp_min(0).prod(-1)
     return torch.where((radii > 0).all(-1), tiles, 0.0).to(torch.int32)
+
+
+@torch.no_grad()
+def bin_tiles(records: Records) -> list[list[Spans]]:
+    """The runs of pixels that every camera's records reach: the second stage of a rendering.
+
+    They stand for the kernels' tile lists and are exact to the pixel. Each camera's image is cut
+    into bands of rows with at most about MAX_FRAGMENTS pixels of Gaussians each.
+    """
+    width, height = records.width, records.height
+    lists = []
+    for c, view in enumerate(records.views):
+        p, means2d = view.projected, records.means2d[c].index_select(0, view.ids)
+        spans = gaussian_spans(means2d, p.covars2d, p.conics, p.opacities, width, height)
+        lists.append(split_rows(spans, height, MAX_FRAGMENTS))
+    return lists

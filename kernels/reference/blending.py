@@ -13,15 +13,19 @@ autograd: pixels with lists of similar length share a padded matrix, one row per
 transmittance is a cumulative product along it.
 """
 
+import functools
 from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
+from ..arguments import RenderSettings
 from ..constants import ALPHA_MAX, ALPHA_MIN, TRANSMITTANCE_MIN
 from .binning import Spans, span_fragments
 from .contributions import Contributions
+from .projection import Records, View
 from .sorting import sort_by_pixel
 
 
@@ -202,3 +206,113 @@ def composite(
 
 def _with_zero_row(table: Tensor) -> Tensor:
     return torch.cat([table, table.new_zeros(1, table.shape[1])])
+
+
+def blend(
+    records: Records,
+    lists: list[list[Spans]],
+    settings: RenderSettings,
+    *,
+    backgrounds: Tensor | None = None,  # [C, D]
+    contributions: Contributions | None = None,
+) -> tuple[Tensor, Tensor]:  # [C, H, W, D], [C, H, W, 1]
+    """Blend lists into images, differentiably: the third stage of a rendering.
+
+    Args:
+        records: Of `project`.
+        lists: Of `bin_tiles`, of the same records.
+        settings: render_mode, absgrad and deterministic count.
+        backgrounds: Composited behind the colours; depth has none.
+        contributions: Where to add up the weights.
+
+    Returns:
+        Images (depth last) and alphas; with `absgrad` the backward adds to means2d.absgrad.
+    """
+    absgrads = None
+    if settings.absgrad:
+        absgrads = torch.zeros_like(records.means2d)
+        records.means2d.absgrad = absgrads  # pyright: ignore[reportAttributeAccessIssue]
+    images, transmittances = [], []
+    for c, view in enumerate(records.views):
+        features = [] if view.colors is None else [view.colors]
+        if settings.has_depth:
+            features.append(view.projected.depths[:, None])
+        means2d = records.means2d[c].index_select(0, view.ids)
+        on_v_means2d = None
+        if absgrads is not None:
+            on_v_means2d = functools.partial(_add_absolute, absgrads[c], view.ids)
+        image, remaining = _blend_view(
+            view, lists[c], means2d, torch.cat(features, 1), records.width, records.height,
+            contributions, settings.deterministic, on_v_means2d,
+        )  # fmt: skip
+        images.append(image)
+        transmittances.append(remaining)
+    shape = len(records.views), records.height, records.width
+    image = torch.stack(images).reshape(*shape, -1)
+    remaining = torch.stack(transmittances).reshape(*shape, 1)
+    return _finish(image, remaining, backgrounds, settings), 1 - remaining
+
+
+def _blend_view(
+    view: View,
+    bands: list[Spans],
+    means2d: Tensor,  # [V, 2]
+    features: Tensor,  # [V, D]
+    width: int,
+    height: int,
+    scores: Contributions | None,
+    deterministic: bool,
+    on_v_means2d: Callable[[Tensor, Tensor], None] | None,
+) -> tuple[Tensor, Tensor]:
+    """Features [H W, D] and remaining transmittance [H W] of one image."""
+    conics, opacities, masks = view.projected.conics, view.projected.opacities, view.masks
+    target = None if scores is None else (scores, view.ids)
+    pixels, sums, remaining = [], [], []
+    for band in bands:
+        args = (band, means2d, conics, opacities, masks, width, height)
+        fragments = contributing_fragments(*args, contributions=target)
+        rows = buckets(fragments, dummy=means2d.shape[0])
+        options = (width, deterministic, on_v_means2d)
+        inputs = (rows, means2d, conics, opacities, features, masks, *options)
+        if len(bands) > 1 and torch.is_grad_enabled():
+            part = checkpoint(composite, *inputs, use_reentrant=False, preserve_rng_state=False)
+        else:
+            part = composite(*inputs)
+        pixels += [row.pixels for row in rows]
+        sums.append(part[0])
+        remaining.append(part[1])
+    where = torch.cat(pixels)
+    image = features.new_zeros(width * height, features.shape[1])
+    rest = features.new_ones(width * height)
+    return (
+        image.index_copy(0, where, torch.cat(sums)),
+        rest.index_copy(0, where, torch.cat(remaining)),
+    )
+
+
+def _add_absolute(absgrad: Tensor, ids: Tensor, index: Tensor, v_means2d: Tensor) -> None:
+    total = absgrad.new_zeros(ids.shape[0] + 1, 2).index_add_(0, index, v_means2d.abs())
+    absgrad.index_add_(0, ids, total[:-1])
+
+
+def _finish(
+    image: Tensor,  # [C, H, W, D]
+    remaining: Tensor,  # [C, H, W, 1]
+    backgrounds: Tensor | None,  # [C, D]
+    settings: RenderSettings,
+) -> Tensor:
+    """Put the background behind the colours and divide expected depths by alpha."""
+    parts = []
+    colors = image[..., :-1] if settings.has_depth else image
+    if settings.has_colors:
+        if backgrounds is not None:
+            colors = colors + remaining * backgrounds[:, None, None, :]
+        parts.append(colors)
+    if settings.has_depth:
+        depth = image[..., -1:]
+        if settings.expects_depth:
+            alpha = 1 - remaining
+            empty = alpha <= 0
+            depth = torch.where(empty, 0.0, depth / torch.where(empty, 1.0, alpha))
+        parts.append(depth)
+    return torch.cat(parts, dim=-1)

@@ -13,16 +13,24 @@ The support of a Gaussian is the ellipse where alpha >= 1/255, i.e. d^T conic d 
 half extents are sqrt(2 ln(255 o) cov2d_xx) and sqrt(2 ln(255 o) cov2d_yy).
 """
 
+import functools
+import logging
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ..arguments import RasterInputs, RenderSettings
 from ..constants import ALPHA_MIN, FOV_MARGIN
+from .masks import sample_masks
+from .sorting import sort_by_depth
+from .spherical_harmonics import spherical_harmonics
+
+logger = logging.getLogger("splatrim")
 
 # Extents grow by this much, so that rounding never loses a pixel of the support.
-SLACK = 1e-3
+EXTENT_SLACK = 1e-3
 
 
 class Projection(NamedTuple):
@@ -36,15 +44,39 @@ class Projection(NamedTuple):
     radii: Tensor  # [M, 2] int32 half extents in pixels, 0 = culled
 
 
+class View(NamedTuple):
+    """The V Gaussians that one camera sees, from front to back."""
+
+    ids: Tensor  # [V] int64 rows of the inputs
+    projected: Projection  # of these rows
+    colors: Tensor | None  # [V, D], None where only depth is rendered
+    masks: Tensor | None  # [V]
+    radii: Tensor  # [N, 2] int32, of all
+
+    def spread(self, values: Tensor) -> Tensor:
+        """Rows of the visible Gaussians among all N; zeros for the others."""
+        N = self.radii.shape[0]
+        return values.new_zeros(N, *values.shape[1:]).index_copy(0, self.ids, values)
+
+
+class Records(NamedTuple):
+    """What every camera sees of N Gaussians."""
+
+    views: list[View]
+    means2d: Tensor  # [C, N, 2]; images hang on it, so that its .grad is what they say together
+    masks: Tensor | None  # [N] as given or as drawn
+    nonfinite: Tensor  # [N] bool: Gaussians with NaN or infinite parameters, which are culled
+    width: int
+    height: int
+
+
 def quats_to_rotmats(quats: Tensor) -> Tensor:
     """Rotation matrices [M, 3, 3] of quaternions [M, 4] (w, x, y, z), used as they are."""
     w, x, y, z = quats.unbind(-1)
-    rows = [
-        1 - 2 * (y * y + z * z), 2 * (x * y - w * z), 2 * (x * z + w * y),
-        2 * (x * y + w * z), 1 - 2 * (x * x + z * z), 2 * (y * z - w * x),
-        2 * (x * z - w * y), 2 * (y * z + w * x), 1 - 2 * (x * x + y * y),
-    ]  # fmt: skip
-    return torch.stack(rows, dim=-1).reshape(*quats.shape[:-1], 3, 3)
+    first = (1 - 2 * (y * y + z * z), 2 * (x * y - w * z), 2 * (x * z + w * y))
+    second = (2 * (x * y + w * z), 1 - 2 * (x * x + z * z), 2 * (y * z - w * x))
+    third = (2 * (x * z - w * y), 2 * (y * z + w * x), 1 - 2 * (x * x + y * y))
+    return torch.stack([*first, *second, *third], dim=-1).reshape(*quats.shape[:-1], 3, 3)
 
 
 def projection(
@@ -114,7 +146,7 @@ def projection(
     with torch.no_grad():
         reach = 2 * torch.log(opacities / ALPHA_MIN).clamp_min(0)
         extents = torch.stack([(reach * xx).sqrt(), (reach * yy).sqrt()], dim=-1)
-        pixels = torch.ceil(extents * (1 + SLACK) + SLACK)
+        pixels = torch.ceil(extents * (1 + EXTENT_SLACK) + EXTENT_SLACK)
         size = means2d.new_tensor([width, height])
         kept = (z > near_plane) & (z < far_plane)
         # Comparisons with NaN are false, so these also cull whatever overflowed.
@@ -126,3 +158,124 @@ def projection(
         radii = torch.where(kept[:, None], pixels, 0.0).to(torch.int32)
     covars2d = torch.stack([xx, xy, yy], dim=-1)
     return Projection(means2d, z, conics, covars2d, opacities, radii)
+
+
+def project(x: RasterInputs, settings: RenderSettings) -> Records:
+    """Project Gaussians into every camera, differentiably: the first stage of a rendering.
+
+    Args:
+        x: N Gaussians and C cameras, float32 or float64.
+        settings: Sizes, planes, activations, spherical harmonics.
+    """
+    scales, opacities, colors = x.scales, x.opacities, x.colors
+    if settings.raw:
+        scales, opacities = None if scales is None else scales.exp(), opacities.sigmoid()
+    if x.colors_rest is not None:
+        colors = torch.cat([colors, x.colors_rest], 1)
+    quats = x.quats
+    if x.covars is not None:
+        scales, quats = x.means.new_zeros(len(x.means), 3), x.means.new_zeros(len(x.means), 4)
+    assert quats is not None and scales is not None
+    masks = x.masks
+    if x.mask_logits is not None:
+        lost = _nonfinite_rows([x.mask_logits])
+        logits = _without_rows(x.mask_logits, lost)
+        masks = _without_rows(sample_masks(logits, _seed(x), x.mask_ids), lost)
+    per_camera_colors = settings.sh_degree is None and colors.dim() == 3
+    if per_camera_colors:
+        colors = colors.transpose(0, 1)  # [N, C, D]
+
+    tensors = [x.means, quats, scales, opacities, colors]
+    optional = [t for t in (masks, x.covars, x.mask_logits) if t is not None]
+    broken = _nonfinite_rows([*tensors, *optional])
+    # Asking costs a synchronisation on CUDA, where the caller reads info["n_nonfinite"] instead.
+    if not broken.is_cuda and broken.any():
+        _warn_once("some Gaussians have NaN or infinite parameters and are not drawn")
+    means, quats, scales, opacities, colors = (_without_rows(t, broken) for t in tensors)
+    used_masks = None if masks is None else _without_rows(masks, broken)
+    covars = None if x.covars is None else _without_rows(x.covars, broken)
+    geometry = _Geometry(means, quats, scales, opacities, covars)
+
+    views = []
+    for viewmat, K in zip(x.viewmats, x.Ks, strict=True):
+        views.append(_view(geometry, broken, viewmat, K, settings))
+    means2d = torch.stack([view.spread(view.projected.means2d) for view in views])
+    for c, view in enumerate(views):
+        seen_colors = None
+        if settings.has_colors and settings.sh_degree is None:
+            source = colors[:, c] if per_camera_colors else colors
+            seen_colors = source.index_select(0, view.ids)
+        elif settings.has_colors and settings.sh_degree is not None:
+            degree = settings.sh_degree
+            seen_colors = _sh_colors(degree, means, colors, x.viewmats[c], view.ids)
+        seen_masks = None if used_masks is None else used_masks.index_select(0, view.ids)
+        views[c] = view._replace(colors=seen_colors, masks=seen_masks)
+    return Records(views, means2d, masks, broken, settings.width, settings.height)
+
+
+class _Geometry(NamedTuple):
+    """Shapes and places of Gaussians."""
+
+    means: Tensor
+    quats: Tensor
+    scales: Tensor
+    opacities: Tensor
+    covars: Tensor | None
+
+    def rows(self, index: Tensor) -> "_Geometry":
+        means, quats, scales, opacities = (t.index_select(0, index) for t in self[:4])
+        covars = None if self.covars is None else self.covars.index_select(0, index)
+        return _Geometry(means, quats, scales, opacities, covars)
+
+
+def _view(
+    geometry: _Geometry, broken: Tensor, viewmat: Tensor, K: Tensor, settings: RenderSettings
+) -> View:
+    """Project without gradients to see what is visible, and that again with gradients."""
+
+    def projected(g: _Geometry) -> Projection:
+        s = settings
+        return projection(
+            *g[:4], viewmat, K, s.width, s.height, near_plane=s.near_plane, far_plane=s.far_plane,
+            eps2d=s.eps2d, antialiased=s.antialiased, covars=g.covars,
+            normalize_quats=s.normalize_quats,
+        )  # fmt: skip
+
+    with torch.no_grad():
+        everything = projected(geometry)
+        radii = everything.radii * ~broken[:, None]
+        index = sort_by_depth(everything.depths, (radii > 0).all(-1))
+    return View(index, projected(geometry.rows(index)), None, None, radii)
+
+
+def _seed(x: RasterInputs) -> int:
+    if x.mask_words is None:
+        return x.mask_seed
+    low, high = x.mask_words.tolist()
+    return (high << 32) | (low & 0xFFFFFFFF)
+
+
+def _nonfinite_rows(tensors: list[Tensor]) -> Tensor:
+    """Which Gaussians [N] have a parameter that is NaN or infinite."""
+    bad = [~torch.isfinite(t.detach()) for t in tensors]
+    return torch.stack([b.flatten(1).any(1) if b.dim() > 1 else b for b in bad]).any(0)
+
+
+@functools.cache
+def _warn_once(message: str) -> None:
+    logger.warning(message)
+
+
+def _without_rows(tensor: Tensor, broken: Tensor) -> Tensor:
+    """Zeros in the broken rows, with zero gradients there."""
+    if not (broken.is_cuda or broken.any()):
+        return tensor
+    return torch.where(broken.reshape(-1, *[1] * (tensor.dim() - 1)), 0.0, tensor)
+
+
+def _sh_colors(
+    degree: int, means: Tensor, coeffs: Tensor, viewmat: Tensor, index: Tensor
+) -> Tensor:
+    center = -viewmat[:3, :3].T @ viewmat[:3, 3]
+    dirs = means.index_select(0, index) - center
+    return spherical_harmonics(degree, dirs, coeffs.index_select(0, index))

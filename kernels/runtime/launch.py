@@ -1,4 +1,4 @@
-"""Launches of compiled Triton kernels in a few microseconds.
+"""Launches compiled Triton kernels in a few microseconds.
 
 `kernel[grid](...)` specialises every argument, compares every global that a kernel reads and asks
 the driver about every pointer, which takes longer than most of these kernels run. Here a compiled
@@ -11,6 +11,7 @@ they go straight to its function in C.
 
 import contextlib
 import functools
+import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple, Protocol
@@ -23,6 +24,7 @@ from torch import Tensor
 from triton.runtime import cache
 
 from ..device.intrinsics import INTERPRET
+from .cache import Table, caches
 
 ZEROS = 64 if INTERPRET.value else 4096  # words per program that writes zeros
 
@@ -30,16 +32,28 @@ ZEROS = 64 if INTERPRET.value else 4096  # words per program that writes zeros
 class Start(NamedTuple):
     """call(x, y, z, stream, *before, *arguments that are not constexpr, *after)."""
 
-    call: Callable[..., Any]
-    before: tuple[Any, ...]
-    after: tuple[Any, ...]
+    call: Callable[..., object]
+    before: tuple[object, ...]
+    after: tuple[object, ...]
 
 
-_compiled: dict[tuple[Any, ...], Start] = {}
+_compiled = caches.add(Table[tuple[object, ...], Start](sys.maxsize))
+
+
+class Kernel(Protocol):
+    """A @triton.jit function, compiled or interpreted."""
+
+    @property
+    def fn(self) -> Any: ...
+
+    @property
+    def params(self) -> Sequence[Any]: ...
+
+    def __getitem__(self, grid: tuple[int, ...]) -> Callable[..., Any]: ...
 
 
 class Watcher(Protocol):
-    """Is told what is launched, and on which buffers."""
+    """Sees what is launched, and on which buffers."""
 
     def buffer(self, x: Tensor) -> None: ...
 
@@ -47,7 +61,7 @@ class Watcher(Protocol):
         """The next launch writes zeros and nothing else, to the last buffer."""
         ...
 
-    def launched(self, start: Start, grid: tuple[int, ...], args: Sequence[Any]) -> None: ...
+    def launched(self, start: Start, grid: tuple[int, ...], args: Sequence[object]) -> None: ...
 
 
 class _Watching(threading.local):
@@ -59,7 +73,7 @@ _watching = _Watching()
 
 @contextlib.contextmanager
 def watch(watcher: Watcher) -> Iterator[None]:
-    """Tell `watcher` of this thread's launches and buffers."""
+    """Let `watcher` see this thread's launches and buffers."""
     _watching.by = watcher
     try:
         yield
@@ -101,13 +115,13 @@ def _zero_kernel(
 
 
 def launch(
-    kernel: Any,
+    kernel: Kernel,
     grid: tuple[int, ...],
-    *args: Any,
+    *args: object,
     num_warps: int = 4,
     maxnreg: int | None = None,
     cooperative: bool = False,
-    **constants: Any,
+    **constants: object,
 ) -> None:
     """Run `kernel[grid](*args, **constants)` on the current device and stream.
 
@@ -147,9 +161,12 @@ def launch(
     if start is None:
         _check_integers(kernel, args)
         compiled = kernel[grid](
-            *args, **constants, num_warps=num_warps, maxnreg=maxnreg,
+            *args,
+            **constants,
+            num_warps=num_warps,
+            maxnreg=maxnreg,
             launch_cooperative_grid=cooperative,
-        )  # fmt: skip
+        )
         start = _compiled[key] = _starter(compiled, tuple(values))
     else:
         x, y, z = (*grid, 1, 1)[:3]
@@ -173,12 +190,12 @@ def warm_up(device: torch.device) -> None:
 
 
 def _interpret(
-    kernel: Any, constants: dict[str, Any], x: int, y: int, z: int, _: int, *args: Any
+    kernel: Any, constants: dict[str, object], x: int, y: int, z: int, _: int, *args: object
 ) -> None:
     kernel[(x, y, z)](*args, **constants)
 
 
-def _starter(compiled: Any, constants: tuple[Any, ...]) -> Start:
+def _starter(compiled: Any, constants: tuple[object, ...]) -> Start:
     """How to start a compiled kernel with as little Python as its launcher allows."""
     run, function, metadata = compiled.run, compiled.function, compiled.packed_metadata
     # Triton's hooks, for profilers of its own, are not called.
@@ -189,7 +206,7 @@ def _starter(compiled: Any, constants: tuple[Any, ...]) -> Start:
         if hasattr(run, "arg_annotations"):  # Triton 3.7
             last = (metadata, *hooks, None, None, run.arg_annotations, run.kernel_signature)
 
-            def call(x: int, y: int, z: int, stream: int, *args: Any) -> None:
+            def call(x: int, y: int, z: int, stream: int, *args: object) -> None:
                 in_c(x, y, z, stream, function, cooperative, False, *last, args)
 
             return Start(call, (), constants)
@@ -199,7 +216,7 @@ def _starter(compiled: Any, constants: tuple[Any, ...]) -> Start:
     return Start(run, (function, metadata, *hooks), constants)
 
 
-def _check_integers(kernel: Any, args: tuple[Any, ...]) -> None:
+def _check_integers(kernel: Kernel, args: tuple[object, ...]) -> None:
     for parameter, x in zip(kernel.params, args, strict=False):
         if isinstance(x, int) and not parameter.do_not_specialize:
-            raise TypeError(f"{kernel.__name__}: {parameter.name} must be do_not_specialize")
+            raise TypeError(f"{kernel.fn.__name__}: {parameter.name} must be do_not_specialize")

@@ -1,10 +1,12 @@
-"""What a rendering returns besides images."""
+"""What a rendering returns besides images: a dictionary that computes some entries when read."""
 
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, Generic, TypeVar
+
+Source = TypeVar("Source")
 
 
-class Info(dict[str, Any]):
+class Info(dict[str, Any], Generic[Source]):
     """A dictionary some of whose entries are computed when they are first read.
 
     radii, depths, conics, tiles_per_gauss, n_isects and n_nonfinite are kept by row or in a buffer
@@ -17,9 +19,12 @@ class Info(dict[str, Any]):
     """
 
     def __init__(
-        self, entries: dict[str, Any], source: Any, later: dict[str, Callable[[Any], Any]]
+        self,
+        entries: dict[str, object],
+        source: Source,
+        later: Mapping[str, Callable[[Source], object]],
     ) -> None:
-        super().__init__(entries | later)
+        super().__init__({**entries, **later})
         self._source, self._later = source, {**later}
 
     def __getitem__(self, key: str) -> Any:
@@ -27,7 +32,7 @@ class Info(dict[str, Any]):
             self[key] = self._later.pop(key)(self._source)
         return super().__getitem__(key)
 
-    def __setitem__(self, key: str, value: Any) -> None:
+    def __setitem__(self, key: str, value: object) -> None:
         self._later.pop(key, None)
         super().__setitem__(key, value)
 
@@ -35,22 +40,22 @@ class Info(dict[str, Any]):
         # With an __iter__ of its own, dict(info) and {**info} read every entry through the above.
         return super().__iter__()
 
-    def __or__(self, other: Any) -> Any:
-        return dict(self) | other
+    def __or__(self, other: Mapping[str, object]) -> dict[str, Any]:  # pyright: ignore
+        return {**dict(self), **other}
 
-    def copy(self) -> Any:
+    def copy(self) -> dict[str, Any]:
         return dict(self)
 
-    def get(self, key: str, default: Any = None) -> Any:
+    def get(self, key: str, default: object = None) -> Any:  # pyright: ignore
         return self[key] if key in self else default
 
-    def pop(self, key: str, *default: Any) -> Any:
+    def pop(self, key: str, *default: object) -> Any:  # pyright: ignore
         if key in self._later:
             self[key]
         return super().pop(key, *default)
 
-    def values(self) -> Any:
+    def values(self) -> list[object]:  # pyright: ignore
         return [self[key] for key in self]
 
-    def items(self) -> Any:
+    def items(self) -> list[tuple[str, object]]:  # pyright: ignore
         return [(key, self[key]) for key in self]

@@ -1,4 +1,4 @@
-"""Several tensors in one buffer, where making each costs the host more than writing it the GPU."""
+"""Packs several small tensors into one buffer: making one costs more than filling it."""
 
 import math
 

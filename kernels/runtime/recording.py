@@ -1,17 +1,19 @@
-"""Launches of a call, noted once and repeated for tensors of the same shapes.
+"""Records the kernel launches of a call and replays them for tensors of the same shapes.
 
 What a stage of the rasterizer does on the host, sizes, grids, allocations, follows from the shapes
-of its inputs and from flags alone. It takes longer than most kernels run. `repeat` watches the
-second call of a kind: which kernels `launch` starts, on which of the inputs and on which buffers
-from `empty` and `zeros`, and which of these buffers are results. Later calls of the kind make the
-results, one block for all other buffers, and start the same kernels: a few microseconds each.
+of its inputs and from flags alone. It takes longer than most kernels run. `run_recorded` records
+the second call of a kind: which kernels `launch` starts, on which of the inputs and on which
+buffers from `empty` and `zeros`, and which of these buffers are results. Later calls of the kind
+make the results and one block for all other buffers, and start the same kernels: a few microseconds
+each.
 
 Buffers that no two kernels need at the same time share their place in the block, which a stream's
-order allows. While a call is watched, nothing but launched kernels may write what kernels read; a
+order allows. While a call is recorded, nothing but launched kernels may write what kernels read. A
 kernel that reads memory of other origin, as a torch function returns it, is noticed, and then
 every call of the kind runs as it is written.
 """
 
+import functools
 import itertools
 import operator
 from collections.abc import Callable, Hashable, Sequence
@@ -21,17 +23,22 @@ import torch
 from torch import Tensor
 
 from ..device.intrinsics import INTERPRET
+from .cache import Table, caches
 from .launch import Start, watch, zero_grid
 
 ALIGNMENT = 256  # bytes, of buffers within a block
-_STREAM: Any = object()  # its place among arguments
-KINDS = 256  # remembered; then all are forgotten
+_STREAM = object()  # its place among arguments
+SEEN, NOT_RECORDED = 1, 2  # once, so that the next call is recorded; or that cannot be recorded
 
 Results = tuple[Any, ...]  # tensors or None
+Picker = Callable[[Sequence[Any]], tuple[Any, ...]]  # takes certain places of a sequence
 
 
 class Scalar(int):
     """A number that differs from call to call of a kind."""
+
+
+Inputs = Sequence[Tensor | Scalar | int | None]
 
 
 class _Place(NamedTuple):
@@ -45,7 +52,12 @@ class _Place(NamedTuple):
 class _Step(NamedTuple):
     start: Start
     grid: tuple[int, ...]
-    args: list[Any]  # some of them places
+    args: list[object]  # some of them places
+
+    def with_slots(self, number: Callable[[int], int]) -> "_Step":
+        """The same step for slots of other numbers."""
+        args = [x._replace(slot=number(x.slot)) if type(x) is _Place else x for x in self.args]
+        return self._replace(args=args)
 
 
 class _Made(NamedTuple):
@@ -60,18 +72,18 @@ class _Segment(NamedTuple):
     """Steps before each of which nothing need be made but before the first."""
 
     make: list[int]  # results, or the block behind them
-    constants: list[Any]  # arguments of all steps
+    constants: list[object]  # arguments of all steps
     places: list[_Place]  # and those that differ
-    slots: Callable[[Sequence[Any]], Sequence[Any]]
+    slots: Picker
     offsets: list[int]
-    calls: list[tuple[Callable[..., Any], Callable[[Sequence[Any]], Sequence[Any]]]]
+    calls: list[tuple[Callable[..., object], Picker]]
 
 
 def _segment(steps: list[_Step], make: list[int]) -> _Segment:
     """All arguments go into one list: the stream, constants, places. Each step picks its own."""
     places = list({x: None for step in steps for x in step.args if type(x) is _Place})
-    constants: list[Any] = []
-    picked: list[list[Any]] = []
+    constants: list[object] = []
+    picked: list[list[object]] = []
     for start, grid, args in steps:
         picked.append([])
         for x in (*(*grid, 1, 1)[:3], _STREAM, *start.before, *args, *start.after):
@@ -80,7 +92,7 @@ def _segment(steps: list[_Step], make: list[int]) -> _Segment:
             else:
                 constants.append(x)
                 picked[-1].append(len(constants))
-    number: dict[Any, int] = {x: 1 + len(constants) + k for k, x in enumerate(places)}
+    number: dict[object, int] = {x: 1 + len(constants) + k for k, x in enumerate(places)}
     number[_STREAM] = 0
     calls = [
         (step.start.call, _picker([x if type(x) is int else number[x] for x in places_of]))
@@ -90,45 +102,48 @@ def _segment(steps: list[_Step], make: list[int]) -> _Segment:
     return _Segment(make, constants, places, slots, offsets, calls)
 
 
-class Program:
-    """Kernels to start, one after the other; see `repeat`."""
+class Recording:
+    """Kernels to start, one after the other; see `run_recorded`."""
 
     def __init__(
         self,
-        inputs: Sequence[Any],
+        inputs: Inputs,
         steps: list[_Step],
         results: list[_Made | None],
         block: int,
         device: torch.device,
     ) -> None:
         self.n_steps, self.device = len(steps), device
-        self.tensors = [k for k, x in enumerate(inputs) if isinstance(x, Tensor)]
-        # The block comes behind the results, then None for those that are not made.
+        # Behind the tensors and Scalars among the inputs come the results, then the block.
+        tensors = [k for k, x in enumerate(inputs) if isinstance(x, Tensor)]
+        scalars = [k for k, x in enumerate(inputs) if isinstance(x, Scalar)]
+        self._tensors, self._scalars = _picker(tensors), _picker(scalars)
+        self._n_inputs = n_inputs = len(tensors) + len(scalars)
+        slots = [*tensors, *scalars, *range(len(inputs), len(inputs) + len(results) + 1)]
+        steps = [step.with_slots(slots.index) for step in steps]
         self.made = [*results, _Made(torch.Size([block]), (1,), torch.int32)]
         self.segments = []
         waiting, first = {k for k, made in enumerate(self.made) if made is not None}, 0
         make: list[int] = []
         for k, step in enumerate(steps):
-            needed = {x.slot - len(inputs) for x in step.args if type(x) is _Place} & waiting
-            if needed:
+            used = {x.slot - n_inputs for x in step.args if type(x) is _Place} & waiting
+            if used:
                 if k > first:
                     self.segments.append(_segment(steps[first:k], make))
-                first, make = k, sorted(needed)
-                waiting -= needed
+                first, make = k, sorted(used)
+                waiting -= used
         make += sorted(waiting - {len(results)})  # of no kernel
         self.segments.append(_segment(steps[first:], make))
 
-    def __call__(self, inputs: Sequence[Any]) -> Results | None:
+    def replay(self, inputs: Inputs) -> Results | None:
         """The results, or None where an input lies so that the kernels do not fit."""
-        base, bits = [*inputs], 0
-        for k in self.tensors:
-            base[k] = inputs[k].data_ptr()
-            bits |= base[k]
-        if bits & 15:
+        tensors = self._tensors(inputs)
+        addresses = [*map(Tensor.data_ptr, tensors)]
+        if functools.reduce(operator.or_, addresses) & 15:
             return None
-        n_inputs, device = len(base), self.device
-        slots: list[Any] = [None] * len(self.made)
-        base += slots
+        base = [*addresses, *self._scalars(inputs), *self.made]
+        n_inputs, device = self._n_inputs, self.device
+        slots: list[Tensor | None] = [None] * len(self.made)
         stream = 0 if INTERPRET else torch._C._cuda_getCurrentRawStream(device.index)
         for make, constants, places, pick_slots, offsets, calls in self.segments:
             for k in make:
@@ -137,8 +152,8 @@ class Program:
                 x = slots[k] = torch.empty_strided(shape, strides, dtype=dtype, device=device)
                 base[n_inputs + k] = x.data_ptr()
             if INTERPRET:
-                tensors = (*inputs, *slots)
-                pool = [stream, *constants, *[_at(tensors[p.slot], p) for p in places]]
+                values = (*tensors, *self._scalars(inputs), *slots)
+                pool = [stream, *constants, *[_at(values[p.slot], p) for p in places]]
             else:
                 pool = [stream, *constants, *map(operator.add, pick_slots(base), offsets)]
             for call, pick in calls:
@@ -147,26 +162,25 @@ class Program:
         return tuple(slots)
 
 
-def _picker(places: list[int]) -> Callable[[Sequence[Any]], Sequence[Any]]:
+def _picker(places: list[int]) -> Picker:
     """What takes these places of a sequence."""
-    if len(places) == 1:
-        (place,) = places
-        return lambda x: (x[place],)
+    if len(places) < 2:
+        return lambda x: tuple(x[place] for place in places)
     return operator.itemgetter(*places)
 
 
-def _at(x: Any, place: _Place) -> Any:
+def _at(x: Tensor | int, place: _Place) -> Tensor | int:
     """What Triton's interpreter takes for an address."""
-    if place.dtype is None:
+    if place.dtype is None or not isinstance(x, Tensor):
         return x
     there = x.detach().reshape(-1).view(torch.uint8)[place.offset :]
     return there[: len(there) // 8 * 8 or None].view(place.dtype)
 
 
-class _Tape:
-    """What one call does, for a Program."""
+class Recorder:
+    """Watches what one call does."""
 
-    def __init__(self, inputs: Sequence[Any]) -> None:
+    def __init__(self, inputs: Inputs) -> None:
         self.inputs = inputs
         self.slots: dict[int, int] = {}  # address, or identity of a Scalar -> input
         self.buffers: list[Tensor] = []  # kept, so that no other takes their place
@@ -189,8 +203,8 @@ class _Tape:
     def zeroing(self) -> None:
         self.zeroed[len(self.buffers) - 1] = len(self.steps)
 
-    def launched(self, start: Start, grid: tuple[int, ...], args: Sequence[Any]) -> None:
-        noted: list[Any] = list(args)
+    def launched(self, start: Start, grid: tuple[int, ...], args: Sequence[object]) -> None:
+        noted: list[object] = list(args)
         for position, x in enumerate(args):
             if isinstance(x, Tensor):
                 found = self._find(x)
@@ -217,8 +231,8 @@ class _Tape:
                 return len(self.inputs) + k, offset
         return None
 
-    def program(self, results: Results, device: torch.device) -> Program | None:
-        """A program that makes the same results, if all that was done is known."""
+    def recording(self, results: Results, device: torch.device) -> Recording | None:
+        """What makes the same results, if all that was done is known."""
         n_inputs = len(self.inputs)
         made: list[_Made | None] = [None] * len(results)
         place: dict[int, tuple[int, int]] = {}
@@ -246,7 +260,7 @@ class _Tape:
         block = n_inputs + len(results)
         place |= {k: (block, offset) for k, offset in offsets.items()}
 
-        def settled(x: Any) -> Any:
+        def settled(x: object) -> object:
             if type(x) is not _Place or x.slot < n_inputs:
                 return x
             slot, first = place[x.slot - n_inputs]
@@ -255,13 +269,14 @@ class _Tape:
         done = {self.zeroed[k] for k in zeroed}
         steps = [
             s._replace(args=[settled(x) for x in s.args])
-            for k, s in enumerate(self.steps) if k not in done
-        ]  # fmt: skip
+            for k, s in enumerate(self.steps)
+            if k not in done
+        ]
         if zeroed:
             start = self.steps[self.zeroed[zeroed[0]]].start
-            whole = [_Place(block, 0, torch.int32), n_zeros]
+            whole: list[object] = [_Place(block, 0, torch.int32), n_zeros]
             steps.insert(0, _Step(start, zero_grid(n_zeros), whole))
-        return Program(self.inputs, steps, made, -(-size // 4), device)
+        return Recording(self.inputs, steps, made, -(-size // 4), device)
 
     def _overlay(self, zeroed: list[int], others: list[int]) -> tuple[dict[int, int], int, int]:
         """Offsets and bytes of buffers, and words of those with zeros, which come first.
@@ -277,9 +292,10 @@ class _Tape:
         for k in sorted(others, key=lambda k: -size[k]):
             first, last = self.uses[k]
             rivals = sorted(
-                (offsets[j], offsets[j] + size[j]) for j in offsets
+                (offsets[j], offsets[j] + size[j])
+                for j in offsets
                 if self.uses[j][0] <= last and first <= self.uses[j][1]
-            )  # fmt: skip
+            )
             at = 0
             for begin, end in rivals:
                 if at + size[k] <= begin:
@@ -289,7 +305,7 @@ class _Tape:
         return offsets, max((offsets[k] + size[k] for k in offsets), default=0), n_zeros // 4
 
 
-_programs: dict[Hashable, Program | int] = {}  # or how often a kind was seen
+_recordings = caches.add(Table[Hashable, Recording | int]())  # or how often a kind was seen
 _names = itertools.count()
 
 
@@ -298,14 +314,14 @@ def new_name() -> int:
     return next(_names)
 
 
-def shape_of(x: Tensor | int | None) -> Any:
+def shape_of(x: Tensor | int | None) -> torch.Size | bool:
     """For a kind: the shape of a tensor, and whether there is one."""
     return x.shape if isinstance(x, Tensor) else x is None
 
 
-def repeat(
+def run_recorded(
     kind: Hashable,
-    inputs: Sequence[Tensor | Scalar | int | None],
+    inputs: Inputs,
     run: Callable[..., Results],
 ) -> Results:
     """The results of run(), which launches kernels.
@@ -316,20 +332,17 @@ def repeat(
             differ between calls of a kind.
         run: Makes results with `empty` and `zeros` of runtime/launch.py and fills them by `launch`.
     """
-    found = _programs.get(kind, 0)
-    if isinstance(found, Program):
-        results = found(inputs)
+    found = _recordings.get(kind, 0)
+    if type(found) is Recording:
+        results = found.replay(inputs)
         return run() if results is None else results
-    if found != 1:
-        if len(_programs) > KINDS:
-            _programs.clear()
+    if found != SEEN:
         if found == 0:
-            _programs[kind] = 1
+            _recordings[kind] = SEEN
         return run()
     device = next(x.device for x in inputs if isinstance(x, Tensor))
-    tape = _Tape(inputs)
-    with watch(tape):
+    recorder = Recorder(inputs)
+    with watch(recorder):
         results = run()
-    program = tape.program(results, device)
-    _programs[kind] = 2 if program is None else program
+    _recordings[kind] = recorder.recording(results, device) or NOT_RECORDED
     return results

@@ -6,28 +6,28 @@ cut into passes of at most 8 bits. For a pass with digit d(i) of key i,
     position(i) = #{j : d(j) < d(i)} + #{j < i : d(j) = d(i)}
 
 The first term comes from one count of the digits of all passes, since a pass only reorders keys.
-Each pass has one program per tile of consecutive keys: it orders its tile by the digit
-(sorting/digits.py), tells how many keys of each digit it has, adds up what the tiles before it have
-told (device/running_sum.py, here for 256 sums at once), and moves the runs of equal digits to their
-places, in whole sectors. (Adinets and Merrill, Onesweep, 2022.)
+Each pass has one program per chunk of consecutive keys. It orders its chunk by the digit
+(sorting/digits.py), publishes how many keys of each digit it has, adds up what the chunks before it
+have published (device/running_sum.py, here for 256 sums at once), and moves runs of equal digits to
+their places, in whole sectors. (Adinets and Merrill, Onesweep, 2022.)
 
-With at most a tile per multiprocessor the whole sort is one launch of a program on each, with
+With at most a chunk per multiprocessor the whole sort is one launch of a program on each, with
 barriers between its passes (device/grid_barrier.py); else the count and each pass are one. Where
-the GPU alone knows how many keys there are, two tiles per multiprocessor: they are often many fewer
-than there is room for.
+the GPU alone knows how many keys there are, two chunks per multiprocessor: there are often many
+fewer keys than the buffers hold.
 
 On an H200, against torch.sort (stable, int64 indices out; GPU time): depths of 31 bits, 70 thousand
 0.041 and 0.061 ms, 300 thousand 0.056 and 0.073, 1.27 million 0.108 and 0.118 ms, with 18 bytes of
 memory per key and 32. Two launches per pass, counts and prefixes first, took 0.074, 0.076 and
-0.150 ms; tiles of 1024 keys, 128 threads or at most 80 registers were no faster at any size. In
+0.150 ms; chunks of 1024 keys, 128 threads or at most 80 registers were no faster at any size. In
 CUDA graphs, one launch and five: 70 thousand 0.034 and 0.034 ms, 112 thousand 0.036 and 0.038, 500
 thousand 0.053 and 0.054. It saves the host 9 to 11 us per launch. Two of its programs, with half
 the registers, on a multiprocessor took 0.083 ms for 600 thousand keys, five launches 0.071; one
-program for two tiles each 0.091 ms for 906 thousand, five launches 0.077.
+program for two chunks each 0.091 ms for 906 thousand, five launches 0.077.
 
     keys, values   [n] int32
-    words          [passes, n_tiles, 256] int32   keys per digit in a tile, or up to its end, times
-                                  4, plus which of both; 0 before the tile tells
+    words          [passes, n_chunks, 256] int32   keys per digit in a chunk, or up to its end,
+                                  times 4, plus which of both; 0 before the chunk publishes
 """
 
 from typing import Any, NamedTuple
@@ -38,13 +38,13 @@ from torch import Tensor
 from ..device.grid_barrier import programs_at_once
 from ..device.intrinsics import INTERPRET
 from ..runtime.launch import empty, launch, zeros
-from .digits import DIGITS, THREADS, TILES
+from .digits import CHUNK_SIZES, DIGITS, THREADS
 from .passes import histograms_kernel, sort_kernel, sweep_kernel
 
 MAX_REGISTERS = 128  # lets two programs of 8 warps share an SM
 WARPS = THREADS.value // 32
-SMALL = 150_000  # so many keys are sorted in smaller tiles: there are programs enough for few
-WINDOW = 16  # tiles looked at together
+SMALL = 150_000  # so many keys are sorted in smaller chunks: there are programs enough for few
+SORT_WINDOW = 16  # chunks looked back at together
 
 
 def passes(bits: int) -> int:
@@ -59,33 +59,43 @@ class Sort(NamedTuple):
     values: Tensor | None
     n_valid: Tensor | None
     exchanged: Tensor | None
-    words: Tensor  # [passes (n_tiles + 1), 256]
+    words: Tensor  # [passes (n_chunks + 1), 256]
     arrived: Tensor  # [1], of device/grid_barrier.py
     buffers: tuple[tuple[Tensor, Tensor], ...]
     begin_bit: int
     end_bit: int
     n_passes: int
-    n_tiles: int
+    n_chunks: int
     constants: dict[str, Any]
 
     @property
     def n_programs(self) -> int:
         """Of one launch for all passes."""
-        return min(self.n_tiles, programs_at_once(self.keys.device))
+        return min(self.n_chunks, programs_at_once(self.keys.device))
 
     @property
     def together(self) -> bool:
-        """Whether that is quicker: with a tile per program, or room for two and fewer keys."""
-        return self.n_tiles <= (1 if self.n_valid is None else 2) * self.n_programs
+        """Whether that is quicker: with a chunk per program, or room for two and fewer keys."""
+        return self.n_chunks <= (1 if self.n_valid is None else 2) * self.n_programs
 
     @property
-    def arguments(self) -> tuple[Any, ...]:
+    def arguments(self) -> tuple[object, ...]:
         """Of sort_kernel, and of kernels that go on after it."""
         return (
-            self.keys, self.values, self.n_valid, self.exchanged, self.words, self.arrived,
-            *self.buffers[0], *self.buffers[-1],
-            self.keys.shape[0], self.begin_bit, self.end_bit, self.width, self.n_passes,
-        )  # fmt: skip
+            self.keys,
+            self.values,
+            self.n_valid,
+            self.exchanged,
+            self.words,
+            self.arrived,
+            *self.buffers[0],
+            *self.buffers[-1],
+            self.keys.shape[0],
+            self.begin_bit,
+            self.end_bit,
+            self.width,
+            self.n_passes,
+        )
 
     @property
     def width(self) -> int:
@@ -100,30 +110,51 @@ class Sort(NamedTuple):
         """The results once they are there."""
         if self.together:
             launch(
-                sort_kernel, (self.n_programs,), *self.arguments, **self.constants,
+                sort_kernel,
+                (self.n_programs,),
+                *self.arguments,
+                **self.constants,
                 cooperative=True,
-            )  # fmt: skip
+            )
         else:
             self._run_by_passes()
         return self.results
 
     def _run_by_passes(self) -> None:
         """One launch for the counts and one for each pass."""
-        n, width, grid = self.keys.shape[0], self.width, (self.n_tiles,)
+        n, width, grid = self.keys.shape[0], self.width, (self.n_chunks,)
         launch(
-            histograms_kernel, grid, self.keys, self.n_valid, self.words, n, self.begin_bit,
-            self.end_bit, width, TILE=self.constants["TILE"], SHARED=self.constants["SHARED"],
+            histograms_kernel,
+            grid,
+            self.keys,
+            self.n_valid,
+            self.words,
+            n,
+            self.begin_bit,
+            self.end_bit,
+            width,
+            CHUNK=self.constants["CHUNK"],
+            SHARED=self.constants["SHARED"],
             num_warps=WARPS,
-        )  # fmt: skip
+        )
         source = self.keys, self.values
         for k in range(self.n_passes):
             shift, target = self.begin_bit + k * width, self.buffers[k % 2]
             launch(
-                sweep_kernel, grid, *source, self.n_valid, self.exchanged, self.words[k],
-                self.words[self.n_passes + k * self.n_tiles :], *target, n, shift,
-                (1 << min(width, self.end_bit - shift)) - 1, **self.constants,
+                sweep_kernel,
+                grid,
+                *source,
+                self.n_valid,
+                self.exchanged,
+                self.words[k],
+                self.words[self.n_passes + k * self.n_chunks :],
+                *target,
+                n,
+                shift,
+                (1 << min(width, self.end_bit - shift)) - 1,
+                **self.constants,
                 maxnreg=MAX_REGISTERS,
-            )  # fmt: skip
+            )
             source = target
 
 
@@ -162,14 +193,24 @@ def plan_sort(
     for _ in range(len(buffers), min(n_passes, 2)):
         pair = empty((n,), torch.int32, device), empty((n,), torch.int32, device)
         buffers = (*buffers, pair)
-    tile, digits = TILES[n > SMALL], int(DIGITS.value)
-    n_tiles = -(-n // tile)
-    n_words = n_passes * (n_tiles + 1) * digits
+    chunk, digits = CHUNK_SIZES[n > SMALL], int(DIGITS.value)
+    n_chunks = -(-n // chunk)
+    n_words = n_passes * (n_chunks + 1) * digits
     words, arrived = zeros((n_words + 1,), torch.int32, device).split([n_words, 1])
     shared = exchange == "shared" and not INTERPRET.value
-    exchanged = None if shared else empty((n_tiles * tile,), torch.int32, device)
-    constants = {"TILE": tile, "SHARED": shared, "WINDOW": WINDOW, "num_warps": WARPS}
+    exchanged = None if shared else empty((n_chunks * chunk,), torch.int32, device)
+    constants = {"CHUNK": chunk, "SHARED": shared, "WINDOW": SORT_WINDOW, "num_warps": WARPS}
     return Sort(
-        keys, values, n_valid, exchanged, words.view(-1, digits), arrived, buffers[:n_passes],
-        begin_bit, end_bit, n_passes, n_tiles, constants,
-    )  # fmt: skip
+        keys,
+        values,
+        n_valid,
+        exchanged,
+        words.view(-1, digits),
+        arrived,
+        buffers[:n_passes],
+        begin_bit,
+        end_bit,
+        n_passes,
+        n_chunks,
+        constants,
+    )

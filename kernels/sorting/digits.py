@@ -1,4 +1,4 @@
-r"""Device functions of the radix sort: a stable order of one tile of keys by an 8-bit digit.
+r"""Device functions of the radix sort: a stable order of one chunk of keys by an 8-bit digit.
 
 The digit is split by its low 4 bits, then by its high ones. Counting is done in packed lanes: a
 thread owns 8 or 16 consecutive keys; their 16 counters of 4 bits fill one int64; the running sum
@@ -6,19 +6,17 @@ of 1 << 4 d ranks the keys within the thread. Spread over four int64 of 16-bit l
 d & 3, lane d >> 2), the counters are then summed across threads. About 40 instructions per key.
 
 Between the splits keys change threads. Triton gathers from registers, but does not scatter; so
-they go through global memory of the program's own (exchange_ptr, [TILE]), or, with SHARED, through
+they go through global memory of the program's own (exchange_ptr, [CHUNK]), or, with SHARED, through
 shared memory that inline PTX declares, which spares the L2 cache scattered writes. The PTX is
 elementwise, hence right in any layout; a second declaration in a kernel would fail to assemble.
 """
-
-# Triton types its device functions as returning nothing.
-# pyright: reportGeneralTypeIssues=false
 
 import triton
 import triton.language as tl
 
 THREADS = tl.constexpr(256)  # of a program; with more, two would look back for the same digit
-TILES = (2048, 4096)  # keys of a program: 4 GROUPS consecutive ones of each thread, GROUPS 2 or 4
+# keys of a program: 4 GROUPS consecutive ones of each thread, GROUPS 2 or 4
+CHUNK_SIZES = (2048, 4096)
 DIGITS = tl.constexpr(256)
 NIBBLES = tl.constexpr(0x000F000F000F000F)
 PASSES = tl.constexpr(4)  # at most
@@ -33,13 +31,17 @@ def digit_mask(shift, end_bit, width):
 
 @triton.jit
 def shared_memory(SHARED: tl.constexpr):
-    """Address of TILE + 256 + 1 words of shared memory; 0 without SHARED. Once per kernel."""
+    """Address of CHUNK + 256 + 1 words of shared memory; 0 without SHARED. Once per kernel."""
     base = tl.zeros((THREADS,), tl.int32)
     if SHARED:
         base = tl.inline_asm_elementwise(
             ".shared .align 16 .b8 sort_exchange[17424];\n\tmov.u32 $0, sort_exchange;",
-            "=r,r", [base], dtype=tl.int32, is_pure=False, pack=1,
-        )  # fmt: skip
+            "=r,r",
+            [base],
+            dtype=tl.int32,
+            is_pure=False,
+            pack=1,
+        )
     return tl.max(base, 0)
 
 
@@ -53,16 +55,24 @@ def _swizzle(p):
 def _write_shared(address, value):
     tl.inline_asm_elementwise(
         "st.shared.b32 [$1], $2;\n\tmov.u32 $0, 0;",
-        "=r,r,r", [address, value], dtype=tl.int32, is_pure=False, pack=1,
-    )  # fmt: skip
+        "=r,r,r",
+        [address, value],
+        dtype=tl.int32,
+        is_pure=False,
+        pack=1,
+    )
 
 
 @triton.jit
 def _add_shared(address, value):
     tl.inline_asm_elementwise(
         "red.shared.add.u32 [$1], $2;\n\tmov.u32 $0, 0;",
-        "=r,r,r", [address, value], dtype=tl.int32, is_pure=False, pack=1,
-    )  # fmt: skip
+        "=r,r,r",
+        [address, value],
+        dtype=tl.int32,
+        is_pure=False,
+        pack=1,
+    )
 
 
 @triton.jit
@@ -70,8 +80,12 @@ def _read_shared(address, like):
     """Words at addresses, in the layout of `like`."""
     return tl.inline_asm_elementwise(
         "ld.shared.b32 $0, [$1];",
-        "=r,r,r", [address, like], dtype=tl.int32, is_pure=False, pack=1,
-    )  # fmt: skip
+        "=r,r,r",
+        [address, like],
+        dtype=tl.int32,
+        is_pure=False,
+        pack=1,
+    )
 
 
 @triton.jit
@@ -93,9 +107,9 @@ def _fetch(exchange_ptr, shared, p, like, SHARED: tl.constexpr):
 
 @triton.jit
 def _rank_by_nibble(ds, GROUPS: tl.constexpr):
-    """Stable positions in the tile of keys with digits ds[j] [THREADS, 4] in 0..15.
+    """Stable positions in the chunk of keys with digits ds[j] [THREADS, 4] in 0..15.
 
-    Thread t owns keys 4 (GROUPS t + j) + 0..3 of the tile.
+    Thread t owns keys 4 (GROUPS t + j) + 0..3 of the chunk.
     """
     one = tl.full((THREADS, 4), 1, tl.int64)
     seen = tl.zeros((THREADS,), tl.int64)
@@ -142,15 +156,15 @@ def _rank_by_nibble(ds, GROUPS: tl.constexpr):
 
 
 @triton.jit
-def order_tile(
-    keys_ptr, shift, mask, n_here, exchange_ptr, shared, TILE: tl.constexpr, SHARED: tl.constexpr
+def order_chunk(
+    keys_ptr, shift, mask, n_here, exchange_ptr, shared, CHUNK: tl.constexpr, SHARED: tl.constexpr
 ):
-    """Source in its tile of the p-th smallest key by (key >> shift) & mask, [TILE]; stable.
+    """Source in its chunk of the p-th smallest key by (key >> shift) & mask, [CHUNK]; stable.
 
     Keys past n_here count as largest, so they end behind all others. With SHARED, counts the
     digits of the others at shared + COUNTERS.
     """
-    GROUPS: tl.constexpr = TILE // (4 * THREADS)
+    GROUPS: tl.constexpr = CHUNK // (4 * THREADS)
     if SHARED:
         d = tl.arange(0, DIGITS)
         _write_shared(shared + COUNTERS + 4 * d, tl.zeros((DIGITS,), tl.int32))
@@ -166,7 +180,7 @@ def order_tile(
             counter = tl.where(i < n_here, digit, DIGITS)
             _add_shared(shared + COUNTERS + 4 * counter, tl.full((THREADS, 4), 1, tl.int32))
         low = low + (digit & 15,)
-        words = words + ((digit >> 4) * TILE + i,)
+        words = words + ((digit >> 4) * CHUNK + i,)
     p = _rank_by_nibble(low, GROUPS)
     for j in tl.static_range(GROUPS):
         _scatter(exchange_ptr, shared, p[j], words[j], SHARED)
@@ -175,45 +189,52 @@ def order_tile(
     sources = ()
     for j in tl.static_range(GROUPS):
         word = _fetch(exchange_ptr, shared, own + 4 * j, words[j], SHARED)
-        high = high + (word // TILE,)
-        sources = sources + (word % TILE,)
+        high = high + (word // CHUNK,)
+        sources = sources + (word % CHUNK,)
     p = _rank_by_nibble(high, GROUPS)
     tl.debug_barrier()
     for j in tl.static_range(GROUPS):
         _scatter(exchange_ptr, shared, p[j], sources[j], SHARED)
     tl.debug_barrier()
-    every = tl.arange(0, TILE)
+    every = tl.arange(0, CHUNK)
     source = _fetch(exchange_ptr, shared, every, every, SHARED)
     tl.debug_barrier()
     return source
 
 
 @triton.jit
-def count_digits(digit, n_here, mask, shared, TILE: tl.constexpr, SHARED: tl.constexpr):
-    """Keys per digit of a tile [256], from `digit` [TILE], of which those past n_here are `mask`.
+def count_digits(digit, n_here, mask, shared, CHUNK: tl.constexpr, SHARED: tl.constexpr):
+    """Keys per digit of a chunk [256], from `digit` [CHUNK], of which those past n_here are `mask`.
 
-    With SHARED, order_tile has counted them.
+    With SHARED, order_chunk has counted them.
     """
     d = tl.arange(0, DIGITS)
     if SHARED:
         return _read_shared(shared + COUNTERS + 4 * d, tl.zeros((DIGITS,), tl.int32))
     else:
         count = tl.histogram(digit, DIGITS)
-        return count - tl.where(d == mask, tl.maximum(-n_here + TILE, 0), 0)
+        return count - tl.where(d == mask, tl.maximum(-n_here + CHUNK, 0), 0)
 
 
 @triton.jit
 def histograms(
-    key, there, begin_bit, end_bit, width, counts_ptr, shared, TILE: tl.constexpr,
-    SHARED: tl.constexpr
-):  # fmt: skip
-    """Add the keys of a tile [TILE] to the counts [passes, 256] of their digits in every pass."""
+    key,
+    there,
+    begin_bit,
+    end_bit,
+    width,
+    counts_ptr,
+    shared,
+    CHUNK: tl.constexpr,
+    SHARED: tl.constexpr,
+):
+    """Add the keys of a chunk [CHUNK] to the counts [passes, 256] of their digits in every pass."""
     d = tl.arange(0, DIGITS)
     if SHARED:
         for k in tl.static_range(PASSES):
             _write_shared(shared + 4 * (k * DIGITS + d), tl.zeros((DIGITS,), tl.int32))
         tl.debug_barrier()
-        one = tl.full((TILE,), 1, tl.int32)
+        one = tl.full((CHUNK,), 1, tl.int32)
         for k in tl.static_range(PASSES):
             shift = begin_bit + k * width
             if shift < end_bit:

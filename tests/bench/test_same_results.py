@@ -25,10 +25,17 @@ def test_cases_have_every_method_and_densifier() -> None:
 
 def _write(out: Path, params: dict[str, Tensor], rows: dict[str, Tensor], moment: Tensor) -> None:
     state = {
-        "method": "3dgs", "step": 60, "params": params, "rows": rows, "next_id": 5,
-        "active_sh_degree": 0, "sh_degree": 0, "strategies": {}, "extent": 1.0,
+        "method": "3dgs",
+        "step": 60,
+        "params": params,
+        "rows": rows,
+        "next_id": 5,
+        "active_sh_degree": 0,
+        "sh_degree": 0,
+        "strategies": {},
+        "extent": 1.0,
         "optimizer": {"lrs": {"means": 0.1}, "means": {"exp_avg": moment}},
-    }  # fmt: skip
+    }
     save_checkpoint(out / "chkpnt60.pth", state)
     save_ply(out / "point_cloud" / "iteration_60" / "point_cloud.ply", params)
     write_json(out / "history.json", {"loss": [0.5, 0.25], "test": [{"psnr": 20.0}]})

@@ -58,7 +58,7 @@ def test_every_kernel_of_the_rasterizer_has_a_stage(repo: Path) -> None:
 
     names = [
         name
-        for path in (repo / "kernels").glob("*.py")
+        for path in (repo / "kernels").rglob("*.py")
         for name in re.findall(
             r"^@triton\.jit.*\ndef (\w*kernel)\(", path.read_text(), re.MULTILINE
         )

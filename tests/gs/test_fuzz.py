@@ -83,7 +83,8 @@ def damaged(value: Any, data: st.DataObject, values: st.SearchStrategy[Any]) -> 
     """A copy in which up to three entries are others, or gone."""
     value = copy.deepcopy(value)
     for _ in range(data.draw(st.integers(1, 3))):
-        path = data.draw(st.sampled_from(places(value) or [()]))
+        found: list[tuple[Any, ...]] = places(value) or [()]
+        path = data.draw(st.sampled_from(found))
         if not path:
             return data.draw(values)
         inner = value

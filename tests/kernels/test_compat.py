@@ -3,6 +3,7 @@
 import math
 import weakref
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -133,16 +134,102 @@ def camera(**change) -> tuple[GaussianRasterizationSettings, Tensor, Tensor]:
     return settings(viewmat, K, 40, 23, bg, **change), viewmat, K
 
 
+RECORD = Path(__file__).parent / "compat_record.npz"
+INPUTS = ("means3D", "opacities", "shs", "scales", "rotations", "masks")
+
+
+def recorded(values: dict[str, Tensor]) -> dict[str, Tensor]:
+    """What compat_record.npz has of a rendering: the image, radii and every gradient.
+
+    The file was written by this project, in float64 by the reference, when the same code equalled
+    Inria's own records (test_records, whose data are not public). Its loss weighs every number of
+    the image differently, so that neither axes nor channels can be exchanged.
+    """
+    leaves = {k: v.clone().requires_grad_() for k, v in values.items()}
+    leaves["means2D"] = torch.zeros_like(values["means3D"], requires_grad=True)
+    image, radii = GaussianRasterizer(camera()[0])(**leaves)
+    (image * torch.cos(0.37 * torch.arange(image.numel())).view_as(image)).sum().backward()
+    results = {"image": image.detach(), "radii": radii}
+    for name, leaf in leaves.items():
+        assert leaf.grad is not None
+        results[f"grad_{name}"] = leaf.grad
+    return results
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, F64], ids=["f32", "f64"])
+def test_record_of_this_project(dtype: torch.dtype) -> None:
+    with np.load(RECORD) as file:
+        record = {name: torch.from_numpy(file[name]) for name in file.files}
+    got = recorded({name: record[f"in_{name}"].to(dtype) for name in INPUTS})
+    assert record["image"].shape == (3, 23, 40)
+    for name, value in got.items():
+        want = record[name].to(value.dtype)
+        error = (value - want).double().norm() / want.double().norm()
+        # the record has float32; two terms of a gradient that cancel cost float32 some digits
+        assert error <= (1e-6 if dtype == F64 else 1e-4), f"{name}: {error:.1e}"
+
+
+def test_channels_rows_and_columns() -> None:
+    """A red Gaussian right of the centre and a blue one below it: channel, row, column."""
+    values = {
+        "means3D": torch.tensor([[0.4, 0.0, 2.0], [0.0, 0.3, 2.0]]),
+        "opacities": torch.full((2, 1), 0.9),
+        "colors_precomp": torch.tensor([[1.0, 0, 0], [0, 0, 1.0]]),
+        "scales": torch.full((2, 3), 0.02),
+        "rotations": torch.tensor([[1.0, 0, 0, 0]]).repeat(2, 1),
+    }
+    K = torch.tensor([[30.0, 0, 20], [0, 30.0, 11.5], [0, 0, 1]])
+    described = settings(torch.eye(4), K, 40, 23, torch.zeros(3))
+    image, _ = GaussianRasterizer(described)(means2D=None, **values)
+    brightest = [divmod(int(channel.argmax()), 40) for channel in image[[0, 2]]]
+    # 20 + 30 * 0.4 / 2 = 26 and 11.5 + 30 * 0.3 / 2 = 16, the left and upper edges of pixels
+    assert brightest[0][0] == 11 and brightest[0][1] in (25, 26)
+    assert brightest[1][0] in (15, 16) and brightest[1][1] in (19, 20)
+    assert not image[1].any()
+
+
+def test_screen_gradient_is_that_of_the_principal_point() -> None:
+    """Moving it moves every projected mean alike: a pixel is W/2 or H/2 of a unit of means2D."""
+    values = scene()
+    values["means3D"] = values["means3D"] * torch.tensor([0.3, 0.3, 1.0])  # away from the clamp
+    means2D = torch.zeros(30, 3, dtype=F64, requires_grad=True)
+    K = torch.tensor([[30.0, 0, 17.5], [0, 28.0, 9.25], [0, 0, 1]], dtype=F64)
+    weights = torch.cos(0.37 * torch.arange(3 * 23 * 40)).view(3, 23, 40).double()
+
+    def loss(cx: float = 0.0, cy: float = 0.0) -> Tensor:
+        moved = K + torch.tensor([[0, 0, cx], [0, 0, cy], [0, 0, 0]], dtype=F64)
+        described = settings(torch.eye(4, dtype=F64), moved, 40, 23, torch.zeros(3))
+        image, _ = GaussianRasterizer(described)(means2D=means2D, **values)
+        return (image * weights).sum()
+
+    loss().backward()
+    assert means2D.grad is not None
+    step = 1e-6
+    v_cx = (loss(cx=step) - loss(cx=-step)).item() / (2 * step)
+    v_cy = (loss(cy=step) - loss(cy=-step)).item() / (2 * step)
+    sums = means2D.grad.sum(0).tolist()
+    assert sums == pytest.approx([v_cx * 40 / 2, v_cy * 23 / 2, 0], rel=1e-4)
+
+
 def test_is_rasterization_with_an_off_centre_principal_point() -> None:
     values = scene()
     for degree in range(4):
         described, viewmat, K = camera(sh_degree=degree)
         image, radii = GaussianRasterizer(described)(means2D=None, **values)
         want, _, info = rasterization(
-            values["means3D"], values["rotations"], values["scales"], values["opacities"][:, 0],
-            values["shs"], viewmat[None], K[None], 40, 23, 0.2,
-            sh_degree=degree, backgrounds=described.bg.double()[None],
-        )  # fmt: skip
+            values["means3D"],
+            values["rotations"],
+            values["scales"],
+            values["opacities"][:, 0],
+            values["shs"],
+            viewmat[None],
+            K[None],
+            40,
+            23,
+            0.2,
+            sh_degree=degree,
+            backgrounds=described.bg.double()[None],
+        )
         assert torch.allclose(image, want[0].permute(2, 0, 1), atol=1e-6)
         assert torch.equal(radii, info["radii"][0].amax(-1))
 
@@ -210,13 +297,13 @@ class Sentinel:
 
 class Probe(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, value: Tensor, sentinel: Sentinel) -> Tensor:
+    def forward(ctx: Any, value: Tensor, sentinel: Sentinel) -> Tensor:
         ctx.sentinel = sentinel
         return value.clone()
 
     @staticmethod
-    def backward(ctx, v_value: Tensor) -> tuple[Tensor, None]:
-        return v_value, None
+    def backward(ctx: Any, *v: Tensor) -> tuple[Tensor, None]:
+        return v[0], None
 
 
 def test_graph_is_freed_without_backward() -> None:

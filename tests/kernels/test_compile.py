@@ -31,7 +31,7 @@ SPILLS_ALLOWED: dict[str, int] = {
     # a few values used once, for two programs per SM
     "kernels.sorting.passes.sweep_kernel": 48,
     # sm_80's compiler will have it so
-    "kernels.binning._order_kernel": 48,
+    "kernels.binning.depth_order._order_kernel": 48,
 }
 
 
@@ -82,46 +82,52 @@ def render_published() -> None:
         render(mask_logits=torch.zeros(128, 2, requires_grad=True))
 
 
-def project_parameters(**options: Any) -> None:
-    """As a trainer calls it: raw parameters, SH in two tensors, sampled masks."""
+def project_gaussians(**changes: Any) -> None:
+    """As a trainer does: raw parameters, SH in two tensors, sampled masks; changed as told."""
     import torch
 
-    from kernels.projection import project
+    from kernels import RasterInputs, RenderSettings, project
 
-    t = inputs(mask_logits=torch.zeros(128, 2, requires_grad=True), raw=True) | options
-    colors = t.pop("colors")
-    t["sh0"] = torch.zeros(128, 1, 3, requires_grad=True)
-    t["shN"] = torch.zeros(128, 15, 3, requires_grad=True)
-    assert colors.shape[1] == 16
-    out = project(**t)
-    (out.means2d.sum() + out.records.sum()).backward()
+    leaf = lambda *shape: torch.zeros(*shape, requires_grad=True)  # noqa: E731
+    t = inputs(colors=leaf(128, 1, 3), colors_rest=leaf(128, 15, 3), raw=True)
+    t |= {"mask_logits": leaf(128, 2)} | changes
+    settings = RenderSettings(**{k: t.pop(k) for k in RenderSettings._fields if k in t})
+    out = project(RasterInputs(**t), settings)
+    (out.means2d.sum() + out.values.sum()).backward()
 
 
 def project_low_degree() -> None:
     import torch
 
-    project_parameters(sh_degree=1, mask_seed=torch.zeros(2, dtype=torch.int32))
+    project_gaussians(sh_degree=1, mask_words=torch.zeros(2, dtype=torch.int32))
 
 
 def project_covariances() -> None:
     """Everything rare at once: several cameras, their gradients, covariances, antialiasing."""
     import torch
 
-    from kernels.projection import project
-
-    viewmats = torch.zeros(2, 4, 4, requires_grad=True)
-    covars = torch.zeros(128, 3, 3, requires_grad=True)
-    t = inputs(viewmats=viewmats, Ks=torch.zeros(2, 3, 3), covars=covars, antialiased=True)
-    t |= {"sh0": t.pop("colors"), "shN": None, "masks": torch.zeros(128, requires_grad=True)}
-    out = project(**t)
-    (out.means2d.sum() + out.records.sum()).backward()
+    leaf = lambda *shape: torch.zeros(*shape, requires_grad=True)  # noqa: E731
+    project_gaussians(
+        viewmats=leaf(2, 4, 4), Ks=torch.zeros(2, 3, 3), covars=leaf(128, 3, 3), antialiased=True,
+        colors=leaf(128, 16, 3), colors_rest=None, masks=leaf(128), mask_logits=None, raw=False,
+    )  # fmt: skip
 
 
 def project_cameras() -> None:
     import torch
 
     viewmats = torch.zeros(2, 4, 4, requires_grad=True)
-    project_parameters(viewmats=viewmats, Ks=torch.zeros(2, 3, 3), antialiased=True)
+    project_gaussians(viewmats=viewmats, Ks=torch.zeros(2, 3, 3), antialiased=True)
+
+
+def bin_received() -> None:
+    """Records whose keys are formed anew."""
+    import torch
+
+    from kernels import Records, bin_tiles
+
+    for n_rows in (None, torch.zeros(1, dtype=torch.int32)):
+        bin_tiles(Records(torch.zeros(128, 16), None, n_rows, 1, 128, 80, 56))
 
 
 def sort_everywhere() -> None:
@@ -140,12 +146,12 @@ def sort_everywhere() -> None:
 
 def sort_in_launches() -> None:
     """What is one launch where many programs run at once, and else several."""
-    from kernels import pipeline, sorting
+    from kernels import caches, sorting
 
     before = sorting.programs_at_once
     for n_programs in (0, 132):
         sorting.programs_at_once = lambda _device, n=n_programs: n
-        pipeline._plans.clear()  # a second call of a kind would be repeated from notes
+        caches.clear()  # a second call of a kind would be recorded
         sort_everywhere()
         render_plain()
     sorting.programs_at_once = before
@@ -219,10 +225,11 @@ CALLS: list[Callable[[], None]] = [
     render_masked,
     render_deterministic,
     render_published,
-    project_parameters,
+    project_gaussians,
     project_low_degree,
     project_covariances,
     project_cameras,
+    bin_received,
     sort_in_launches,
     step_adam,
     add_statistics,
@@ -345,7 +352,7 @@ def reports() -> dict[int, dict[str, dict[str, Any]]]:
     }  # fmt: skip
     results = {}
     for capability, job in jobs.items():
-        out, err = job.communicate(timeout=600)
+        out, err = job.communicate(timeout=1800)
         assert job.returncode == 0, err
         results[capability] = json.loads(out)
     return results
@@ -354,11 +361,12 @@ def reports() -> dict[int, dict[str, dict[str, Any]]]:
 def kernel_names() -> set[str]:
     """All @triton.jit functions of kernels/ whose name ends in _kernel, as module.function."""
     names = set()
-    for path in sorted((REPO / "kernels").glob("*.py")):
+    for path in sorted((REPO / "kernels").rglob("*.py")):
         for node in ast.parse(path.read_text()).body:
             if isinstance(node, ast.FunctionDef) and node.name.endswith("_kernel"):
                 if any("jit" in ast.unparse(d) for d in node.decorator_list):
-                    names.add(f"kernels.{path.stem}.{node.name}")
+                    module = ".".join(path.relative_to(REPO).with_suffix("").parts)
+                    names.add(f"{module.removesuffix('.__init__')}.{node.name}")
     return names
 
 

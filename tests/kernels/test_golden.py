@@ -108,10 +108,10 @@ def test_record(scene: str, tag: str, case: str, data_root: Path) -> None:
     inria = not tag.startswith("gsplat")
     image, alphas, _ = rasterization(
         *leaves,
-        z["in_viewmat"][None],
-        z["in_K"][None],
-        int(z["in_width"]),
-        int(z["in_height"]),
+        viewmats=z["in_viewmat"][None],
+        Ks=z["in_K"][None],
+        width=int(z["in_width"]),
+        height=int(z["in_height"]),
         near_plane=0.2 if inria or scene in ("solid", "near") else 0.01,
         sh_degree=3,
         backgrounds=z["in_bg"][None],
@@ -171,9 +171,9 @@ def test_two_cameras(case: str, data_root: Path) -> None:
     backgrounds = leaves["backgrounds"]
     colors, alphas, info = rasterization(
         *(leaves[k] for k in names[:-1]),
-        z["in_Ks"],
-        int(z["in_width"]),
-        int(z["in_height"]),
+        Ks=z["in_Ks"],
+        width=int(z["in_width"]),
+        height=int(z["in_height"]),
         backgrounds=backgrounds,
         absgrad=True,
         **backend(case),

@@ -5,6 +5,9 @@ within a finite difference of 1/255. The straight-through gradient of the clamp 
 test_masks.py and in the golden records.
 """
 
+from collections.abc import Iterable
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
@@ -14,6 +17,11 @@ from kernels import rasterization
 
 WIDTH, HEIGHT, N = 13, 9, 6
 F64 = torch.float64
+
+
+def named(names: Iterable[str], values: Iterable[Tensor]) -> dict[str, Any]:
+    """Keywords of a rendering."""
+    return dict(zip(names, values, strict=True))
 
 
 def scene(seed: int) -> dict[str, Tensor]:
@@ -63,7 +71,7 @@ def test_rasterization(mode: str, antialiased: bool, colors: str) -> None:
 
     def loss(*values: Tensor) -> Tensor:
         image, alphas, _ = rasterization(
-            **dict(zip(inputs, values, strict=True)),
+            **named(inputs, values),
             width=WIDTH,
             height=HEIGHT,
             render_mode=mode,
@@ -78,6 +86,7 @@ def test_rasterization(mode: str, antialiased: bool, colors: str) -> None:
 
 
 def test_precomputed_covariances_and_raw_quats() -> None:
+    from kernels import RasterInputs, RenderSettings
     from kernels.reference.rasterization import rasterize
 
     inputs = scene(seed=3)
@@ -85,14 +94,20 @@ def test_precomputed_covariances_and_raw_quats() -> None:
     half = rotations.double() * inputs["scales"][:, None]
 
     def image(half: Tensor, quats: Tensor, means: Tensor, covariances: bool) -> Tensor:
-        values = inputs | {"quats": quats, "means": means}
-        extra = {"covars": half @ half.mT} if covariances else {"normalize_quats": False}
-        return rasterize(**values, width=WIDTH, height=HEIGHT, **extra)[0]
+        values: dict[str, Any] = inputs | {"quats": quats, "means": means}
+        if covariances:
+            values["covars"] = half @ half.mT
+        settings = RenderSettings(WIDTH, HEIGHT, normalize_quats=covariances)
+        return rasterize(RasterInputs(**values), settings)[0]
 
     leaves = [v.clone().requires_grad_() for v in (half, inputs["quats"], inputs["means"])]
     for covariances in (True, False):
         assert gradcheck(
-            lambda *v, c=covariances: image(*v, c), leaves, eps=1e-6, atol=1e-6, fast_mode=True
+            lambda half, quats, means, c=covariances: image(half, quats, means, c),
+            leaves,
+            eps=1e-6,
+            atol=1e-6,
+            fast_mode=True,
         )
 
 
@@ -103,12 +118,16 @@ def test_bands_have_the_same_gradients(monkeypatch: pytest.MonkeyPatch) -> None:
 
     def gradients() -> list[Tensor]:
         image, alphas, info = rasterization(
-            **inputs, width=WIDTH, height=HEIGHT, absgrad=True, backend="reference"
+            **named(inputs, leaves),
+            width=WIDTH,
+            height=HEIGHT,
+            absgrad=True,
+            backend="reference",
         )
         v = torch.autograd.grad((image * alphas).sum(), [*wanted, info["means2d"]])
         return [image, *v, info["means2d"].absgrad]
 
     whole = gradients()
-    monkeypatch.setattr("kernels.reference.rasterization.MAX_FRAGMENTS", 60)
+    monkeypatch.setattr("kernels.reference.binning.MAX_FRAGMENTS", 60)
     for got, want in zip(gradients(), whole, strict=True):
         assert torch.allclose(got, want, rtol=1e-12, atol=1e-13)

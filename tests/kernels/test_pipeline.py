@@ -8,8 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from kernels import rasterization
-from kernels.compat import GaussianRasterizationSettings, GaussianRasterizer
+from kernels import Capacity, rasterization
 
 ON_GPU = torch.cuda.is_available()
 DEVICE = "cuda" if ON_GPU else "cpu"
@@ -51,13 +50,13 @@ def run(scene: dict[str, Tensor], size: tuple[int, int], backend: str, **options
     K = torch.tensor([[0.9 * W, 0, 0.53 * W], [0, 0.8 * W, 0.46 * H], [0, 0, 1.0]])
     if scene["colors"].dim() == 3:
         options = {"sh_degree": 3} | options
-    arguments = [leaves[k] for k in NAMES if k != "masks"]
+    arguments: dict[str, Any] = {k: leaves[k] for k in NAMES if k != "masks"}
     background = options.pop("background", None)
     if background is not None:
         background = background.to(DEVICE, dtype).expand(C, -1).clone().requires_grad_()
         options["backgrounds"] = background
     image, alphas, info = rasterization(
-        *arguments, K.to(DEVICE, dtype).repeat(C, 1, 1), W, H, 0.2,
+        **arguments, Ks=K.to(DEVICE, dtype).repeat(C, 1, 1), width=W, height=H, near_plane=0.2,
         masks=leaves["masks"], backend=backend, **options,
     )  # fmt: skip
     g = torch.Generator().manual_seed(1)
@@ -71,24 +70,19 @@ def run(scene: dict[str, Tensor], size: tuple[int, int], backend: str, **options
     return {k: v.detach().double() for k, v in results.items() if v is not None}, info
 
 
-def compare(
-    assert_close,
-    got: dict[str, Tensor],
-    want: dict[str, Tensor],
-    limit: float,
-    image_limit: float = 1e-5,
-) -> None:
+Results = dict[str, Tensor]
+
+
+def compare(assert_close, got: Results, want: Results, limit: float, image_limit=1e-5) -> None:
     # what an image does not depend on has gradient None or zero
     got = {k: v for k, v in got.items() if k in want or bool((v != 0).any())}
     assert got.keys() == want.keys()
     # pixels in which an alpha sits within rounding of 1/255 or a ray's end may flip: few
-    error = (got["image"] - want["image"]).abs().amax(-1)
-    flipped = error > 1e-4
+    flipped = (got["image"] - want["image"]).abs().amax(-1) > 1e-4
     assert flipped.sum() <= 2 + 1e-3 * flipped.numel(), f"{int(flipped.sum())} pixels flipped"
     for name, value in got.items():
         if name in ("image", "alphas"):
-            keep = ~flipped
-            assert_close(name, value[keep], want[name][keep], image_limit)
+            assert_close(name, value[~flipped], want[name][~flipped], image_limit)
         else:
             assert_close(name, value, want[name], limit)
 
@@ -162,13 +156,13 @@ def test_nonfinite_parameters_are_culled(value, assert_close):
 
 def test_capacity_grows(assert_close):
     """A call with more intersections than were ever seen repeats itself and is right."""
-    from kernels import pipeline
+    from kernels.runtime.capacity import learned_capacity
 
     scene = make_scene(150)
     want, _ = run(scene, SIZE, "triton")
-    capacity = pipeline.capacities[scene["means"].device]
-    for room in (pipeline.Room(32, 4096), pipeline.Room(4096, 64), pipeline.Room(1, 1)):
-        capacity.room = room
+    learned = learned_capacity(scene["means"].device)
+    for capacity in (Capacity(32, 4096), Capacity(4096, 64), Capacity(1, 1)):
+        learned.capacity = capacity
         got, info = run(scene, SIZE, "triton")
         assert int(info["n_isects"]) > 64 and int((info["radii"] > 0).all(-1).sum()) > 32
         compare(assert_close, got, want, 1e-5)
@@ -223,7 +217,8 @@ def test_info_is_a_dictionary():
         assert torch.equal(copy["conics"], info["conics"])
         assert torch.equal(copy["n_isects"], info["n_isects"])
     assert torch.equal(pipeline_call(scene)[2].pop("depths"), info["depths"])
-    info.get("depths").sum().backward()
+    depths: Any = info.get("depths")
+    depths.sum().backward()
     assert leaves["means"].grad is not None and bool((leaves["means"].grad != 0).any())
     assert int(info["tiles_per_gauss"].sum()) == int(info["n_isects"]) > 0
     # an ellipse may fall between pixel centres
@@ -232,79 +227,78 @@ def test_info_is_a_dictionary():
 
 
 def pipeline_call(scene: dict[str, Tensor], **options: Any):
-    """kernels.pipeline.rasterize on leaves, and the leaves."""
-    from kernels import pipeline
-
+    """The Triton backend on leaves, and the leaves."""
     leaves = {k: v.clone().requires_grad_() for k, v in scene.items()}
-    arguments = [leaves[k] for k in NAMES if k != "masks"]
+    arguments: dict[str, Any] = {k: leaves[k] for k in NAMES if k != "masks"}
     Ks = intrinsics(len(scene["viewmats"]))
-    out = pipeline.rasterize(*arguments, Ks, *SIZE, sh_degree=3, **options)
+    W, H = SIZE
+    out = rasterization(
+        **arguments, Ks=Ks, width=W, height=H, sh_degree=3, backend="triton", **options
+    )
     return *out, leaves
 
 
-def test_room(assert_close, monkeypatch):
-    """Fixed capacities: same images and gradients, nothing asked, and the need is told."""
+def test_fixed_capacity(assert_close, monkeypatch):
+    """Fixed capacities: same images and gradients, no wait, and the counts on the device."""
     from kernels import pipeline
-    from kernels.pipeline import Room
 
     scene = make_scene(60, C=2)
     want, _, want_info, want_leaves = pipeline_call(scene)
     want.square().sum().backward()
     rows = int((want_info["radii"] > 0).all(-1).sum())
-    monkeypatch.setattr(pipeline, "capacities", None)
-    n = int(pipeline_call(scene, room=Room(120, 1))[2]["needed"][1])
+    monkeypatch.setattr(pipeline, "learned_capacity", None)
+    n = int(pipeline_call(scene, capacity=Capacity(120, 1))[2]["counts"][1])
     assert n >= int(want_info["n_isects"]) > 0
     for spare in (0, 300):
-        got, _, info, leaves = pipeline_call(scene, room=Room(120, n + spare))
+        got, _, info, leaves = pipeline_call(scene, capacity=Capacity(120, n + spare))
         got.square().sum().backward()
         assert_close("image", got, want, 1e-6)
         for name, leaf in leaves.items():
             if leaf.grad is not None:
                 assert_close(f"v_{name}", leaf.grad, want_leaves[name].grad, 1e-4)
-        needed = info["needed"]
-        assert needed.dtype == torch.int32 and needed.device.type == DEVICE
-        assert needed[0] in (rows, 120) and needed[1] == n
-    _, _, info, _ = pipeline_call(scene, room=Room(120, n - 1))
-    assert info["needed"][1] == n
-    _, _, info, _ = pipeline_call(make_scene(0), room=Room(1, 1))
-    assert info["needed"].tolist() == [0, 0]
+        counts = info["counts"]
+        assert counts.dtype == torch.int32 and counts.device.type == DEVICE
+        assert counts[0] in (rows, 120) and counts[1] == n
+    _, _, info, _ = pipeline_call(scene, capacity=Capacity(120, n - 1))
+    assert info["counts"][1] == n
+    _, _, info, _ = pipeline_call(make_scene(0), capacity=Capacity(1, 1))
+    assert info["counts"].tolist() == [0, 0]
 
 
 @pytest.mark.gpu
 def test_capture(assert_close):
     """A graph of forward and backward draws anew with the seed in memory."""
     from kernels.masks.kernel import split_seed
-    from kernels.pipeline import Room
 
     scene = make_scene(200)
     logits = torch.randn(200, 2, device=DEVICE, requires_grad=True)
     seed = torch.tensor(split_seed(1), dtype=torch.int32, device=DEVICE)
 
-    def step(mask_seed: Any, room: Room | None) -> list[Tensor]:
-        options = {"mask_logits": logits, "mask_seed": mask_seed, "room": room}
+    def step(mask_seed: Any, capacity: Capacity | None) -> list[Tensor]:
+        options = {"mask_logits": logits, "mask_seed": mask_seed, "capacity": capacity}
         image, _, info, leaves = pipeline_call(scene, **options)
         (image.square().sum() + info["masks"].mean()).backward()
         v_logits, logits.grad = logits.grad, None
         assert v_logits is not None and leaves["means"].grad is not None
-        needed = [info["needed"]] if room else []
-        return [image, v_logits, leaves["means"].grad, *needed]
+        counts = [info["counts"]] if capacity else []
+        return [image, v_logits, leaves["means"].grad, *counts]
 
-    room = Room(200, 20_000)
+    capacity = Capacity(200, 20_000)
     stream = torch.cuda.Stream()
     with torch.cuda.stream(stream):
         for _ in range(2):
-            step(seed, room)
+            step(seed, capacity)
     torch.cuda.synchronize()
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph, stream=stream):
-        results = step(seed, room)
+        results = step(seed, capacity)
     for value in (5, 2**40 + 5):
         seed.copy_(torch.tensor(split_seed(value), dtype=torch.int32))
         graph.replay()
         want = step(value, None)
         for name, got, expected in zip(("image", "v_logits", "v_means"), results, want):  # noqa: B905
             assert_close(name, got, expected, 1e-3)
-        assert 0 < results[3][1] <= room.entries
+        assert 0 < results[3][1] <= capacity.entries
 
 
 def test_deterministic_bits():
@@ -327,10 +321,11 @@ def test_sampled_masks(assert_close):
     ):  # fmt: skip
         dtype = torch.float32 if backend == "triton" else torch.float64
         leaf = logits.to(dtype).clone().requires_grad_()
-        tensors = [scene[k].to(dtype) for k in ("means", "quats", "scales", "opacities", "colors")]
+        tensors: dict[str, Any] = {k: scene[k].to(dtype) for k in NAMES if k != "masks"}
+        W, H = SIZE
         K = torch.tensor([[33.0, 0, 18], [0, 33, 14], [0, 0, 1]]).to(DEVICE, dtype)
         image, _, info = rasterization(
-            *tensors, scene["viewmats"].to(dtype), K[None], *SIZE, sh_degree=3,
+            **tensors, Ks=K[None], width=W, height=H, sh_degree=3,
             mask_logits=leaf, mask_seed=mask_seed, backend=backend,
         )  # fmt: skip
         (image.square().sum() + info["masks"].mean() ** 2).backward()
@@ -403,60 +398,3 @@ def test_long_tile_list(assert_close):
     assert int(info["tiles_per_gauss"].sum()) == int(info["n_isects"])
     # a product of 12,000 float32 transmittances: rounding grows with the square root
     compare(assert_close, got, want, 1e-3, image_limit=1e-4)
-
-
-def inria_settings(**changes: Any) -> GaussianRasterizationSettings:
-    view = torch.eye(4, device=DEVICE)
-    tan = 0.6
-    near, far = 0.01, 100.0
-    project = torch.zeros(4, 4, device=DEVICE)
-    project[0, 0] = project[1, 1] = 1 / tan
-    project[2, 2], project[2, 3], project[3, 2] = far / (far - near), -far * near / (far - near), 1
-    defaults: dict[str, Any] = {
-        "image_height": EDGE, "image_width": EDGE, "tanfovx": tan, "tanfovy": tan,
-        "bg": torch.zeros(3, device=DEVICE), "scale_modifier": 1.0, "viewmatrix": view.T,
-        "projmatrix": (project @ view).T, "sh_degree": 1, "campos": torch.zeros(3, device=DEVICE),
-        "prefiltered": False, "debug": False,
-    }  # fmt: skip
-    return GaussianRasterizationSettings(**(defaults | changes))
-
-
-@pytest.mark.parametrize("style", ["inria", "mask", "gsplat"])
-def test_scripts_of_each_style_train(style):
-    """Loops as written for the three rasterizers, with nothing but the import changed."""
-    scene = make_scene(40)
-    scene["means"][:, 2] = scene["means"][:, 2].abs() + 1.5
-    target = torch.rand(3, EDGE, EDGE, generator=torch.Generator().manual_seed(3)).to(DEVICE)
-    means = scene["means"].clone().requires_grad_()
-    quats = torch.nn.functional.normalize(scene["quats"], dim=-1)
-    logits = torch.zeros(40, 1, device=DEVICE).requires_grad_()
-    sh = scene["colors"].clone().requires_grad_()
-    optimizer = torch.optim.Adam([means, logits, sh], lr=0.03)
-    losses = []
-    for _ in range(8 if ON_GPU else 3):
-        screen = torch.zeros_like(means, requires_grad=True)
-        opacities = torch.sigmoid(logits)
-        if style == "gsplat":
-            K = torch.tensor([[20.0, 0, 12], [0, 20, 12], [0, 0, 1]], device=DEVICE)
-            colors, _, info = rasterization(
-                means, quats, scene["scales"], opacities[:, 0], sh, scene["viewmats"], K[None],
-                EDGE, EDGE, sh_degree=1, packed=False, backend="triton",
-            )  # fmt: skip
-            info["means2d"].retain_grad()
-            image, grads = colors[0].permute(2, 0, 1), info["means2d"]
-        else:
-            rasterizer = GaussianRasterizer(raster_settings=inria_settings())
-            options = {"masks": torch.ones(40, 1, device=DEVICE)} if style == "mask" else {}
-            image, radii = rasterizer(
-                means3D=means, means2D=screen, shs=sh, opacities=opacities,
-                scales=scene["scales"], rotations=quats, **options,
-            )  # fmt: skip
-            assert radii.shape == (40,) and bool((radii > 0).any())
-            grads = screen
-        loss = (image - target).abs().mean()
-        loss.backward()
-        assert grads.grad is not None and bool((grads.grad != 0).any())
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        losses.append(loss.item())
-    assert losses[-1] < losses[0]

@@ -1,19 +1,22 @@
 import logging
 import time
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from kernels import rasterization
-from kernels.reference import rasterization as reference
+from kernels import Capacity, rasterization
+from kernels.reference import projection as reference
 
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 PARAMETERS = ("means", "quats", "scales", "opacities", "colors")
 
 
 def scene(
     n: int = 20, width: int = 20, height: int = 15, dtype: torch.dtype = torch.float32
-) -> dict:
+) -> dict[str, Any]:
     g = torch.Generator().manual_seed(0)
     tensors = {
         "means": torch.rand(n, 3, generator=g) * 2 - 1 + torch.tensor([0, 0, 3.0]),
@@ -31,7 +34,12 @@ def scene(
     }
 
 
-def with_grad(values: dict) -> list[Tensor]:
+def render(values: dict[str, Any], **changes: Any) -> tuple[Tensor, Tensor, dict[str, Any]]:
+    """`rasterization` of these keywords, some of them changed."""
+    return rasterization(**(values | changes))
+
+
+def with_grad(values: dict[str, Any]) -> list[Tensor]:
     return [values[k].requires_grad_() for k in PARAMETERS]
 
 
@@ -63,27 +71,59 @@ def with_grad(values: dict) -> list[Tensor]:
         ({"height": 3.5}, "height: expected a positive integer"),
         ({"render_mode": "rgb"}, "render_mode"),
         ({"rasterize_mode": "sharp"}, "rasterize_mode"),
+        ({"precision": "high"}, "precision: expected 'default' or 'exact', got 'high'"),
         ({"backend": "cuda"}, "backend"),
+        ({"capacity": Capacity(9, 9)}, "capacity: only backend 'triton'"),
+        ({"colors_rest": torch.rand(20, 3, 3)}, "colors_rest: given without sh_degree"),
+        (
+            {"colors": torch.rand(20, 1, 3), "colors_rest": torch.rand(20, 2, 3), "sh_degree": 1},
+            "needs 4 coefficients, got 3",
+        ),
     ],
 )
-def test_wrong_arguments(change: dict, sentence: str) -> None:
+def test_wrong_arguments(change: dict[str, Any], sentence: str) -> None:
     with pytest.raises(ValueError, match=sentence):
-        rasterization(**(scene() | change))
+        render(scene(), **change)
+
+
+@pytest.mark.parametrize("backend", ["reference", "triton"])
+def test_raw_parameters(backend: str, assert_close: Callable[..., None]) -> None:
+    """Logarithms, logits and SH in two tensors give what the activated ones in one give."""
+    values: dict[str, Any] = scene(8, 12, 9) | {"backend": backend, "sh_degree": 1}
+    values["colors"] = torch.randn(8, 4, 3, generator=torch.Generator().manual_seed(1))
+    values = {k: v.to(DEVICE) if isinstance(v, Tensor) else v for k, v in values.items()}
+    raw = {"scales": values["scales"].log(), "opacities": values["opacities"].logit()}
+    raw |= {"colors": values["colors"][:, :1], "colors_rest": values["colors"][:, 1:]}
+    want = rasterization(**values)[0]
+    assert_close("image", rasterization(**(values | raw), raw=True)[0], want, 1e-5)
+    assert want.any()
 
 
 def test_keywords_of_gsplat() -> None:
     class RollingShutterType:
         name = "GLOBAL"
 
-    neutral = {
-        "radius_clip": 0.0, "packed": True, "tile_size": 16, "sparse_grad": False,
-        "channel_chunk": 32, "distributed": False, "camera_model": "pinhole", "segmented": False,
-        "covars": None, "with_ut": False, "with_eval3d": False, "radial_coeffs": None,
-        "tangential_coeffs": None, "thin_prism_coeffs": None, "ftheta_coeffs": None,
-        "rolling_shutter": RollingShutterType(), "viewmats_rs": None,
-    }  # fmt: skip
+    neutral: dict[str, Any] = {
+        "radius_clip": 0.0,
+        "packed": True,
+        "tile_size": 16,
+        "sparse_grad": False,
+        "channel_chunk": 32,
+        "distributed": False,
+        "camera_model": "pinhole",
+        "segmented": False,
+        "covars": None,
+        "with_ut": False,
+        "with_eval3d": False,
+        "radial_coeffs": None,
+        "tangential_coeffs": None,
+        "thin_prism_coeffs": None,
+        "ftheta_coeffs": None,
+        "rolling_shutter": RollingShutterType(),
+        "viewmats_rs": None,
+    }
     assert torch.equal(rasterization(**scene())[0], rasterization(**scene(), **neutral)[0])
-    for name, value in {
+    refused: dict[str, Any] = {
         "radius_clip": 1.0,
         "sparse_grad": True,
         "camera_model": "fisheye",
@@ -91,7 +131,8 @@ def test_keywords_of_gsplat() -> None:
         "covars": torch.rand(20, 3, 3),
         "viewmats_rs": torch.eye(4),
         "distributed": True,
-    }.items():
+    }
+    for name, value in refused.items():
         with pytest.raises(NotImplementedError, match=name):
             rasterization(**scene(), **{name: value})
     with pytest.raises(TypeError, match="colour"):
@@ -101,7 +142,8 @@ def test_keywords_of_gsplat() -> None:
 def test_positional_order_is_that_of_gsplat() -> None:
     values = scene()
     backend = values.pop("backend")
-    by_position = rasterization(*values.values(), 2.5, 3.5, backend=backend)
+    arguments: list[Any] = [*values.values(), 2.5, 3.5]
+    by_position = rasterization(*arguments, backend=backend)
     by_name = rasterization(**values, near_plane=2.5, far_plane=3.5, backend=backend)
     assert torch.equal(by_position[0], by_name[0])
     assert not torch.equal(by_position[0], rasterization(**scene())[0])
@@ -109,7 +151,8 @@ def test_positional_order_is_that_of_gsplat() -> None:
 
 @pytest.mark.parametrize("mode", ["RGB", "D", "ED", "RGB+D", "RGB+ED"])
 def test_render_modes(mode: str) -> None:
-    values = scene(dtype=torch.float64) | {"backgrounds": torch.rand(1, 3).double()}
+    values = scene(dtype=torch.float64)
+    values["backgrounds"] = torch.rand(1, 3).double()
     image, alphas, _ = rasterization(**values, render_mode=mode)
     colors, _, _ = rasterization(**values)
     assert image.shape == (1, 15, 20, 3 * ("RGB" in mode) + ("D" in mode))
@@ -119,7 +162,7 @@ def test_render_modes(mode: str) -> None:
     if "D" in mode:
         # Depth is a channel without background.
         z = values["means"][:, 2:]
-        depth, _, _ = rasterization(**(values | {"colors": z, "backgrounds": None}))
+        depth, _, _ = render(values, colors=z, backgrounds=None)
         if "ED" in mode:
             assert (alphas == 0).any()
             assert (image[..., -1:][alphas == 0] == 0).all()
@@ -131,10 +174,10 @@ def test_render_modes(mode: str) -> None:
 def test_channels_are_independent(channels: int) -> None:
     values = scene()
     colors = torch.rand(20, channels, generator=torch.Generator().manual_seed(1))
-    whole = rasterization(**(values | {"colors": colors}))[0]
+    whole = render(values, colors=colors)[0]
     assert whole.shape[-1] == channels
     for d in (0, channels - 1):
-        single = rasterization(**(values | {"colors": colors[:, d : d + 1]}))[0]
+        single = render(values, colors=colors[:, d : d + 1])[0]
         assert torch.allclose(whole[..., d : d + 1], single, atol=1e-6)
 
 
@@ -142,9 +185,9 @@ def test_colors_per_camera() -> None:
     values = scene()
     two = {"viewmats": values["viewmats"].repeat(2, 1, 1), "Ks": values["Ks"].repeat(2, 1, 1)}
     colors = torch.rand(2, 20, 4, generator=torch.Generator().manual_seed(1))
-    both = rasterization(**(values | two | {"colors": colors}))[0]
+    both = render(values, **two, colors=colors)[0]
     for c in range(2):
-        assert torch.equal(both[c], rasterization(**(values | {"colors": colors[c]}))[0][0])
+        assert torch.equal(both[c], render(values, colors=colors[c])[0][0])
 
 
 def test_info() -> None:
@@ -152,9 +195,14 @@ def test_info() -> None:
     values["means"][0, 2] = -1.0
     two = {"viewmats": values["viewmats"].repeat(2, 1, 1), "Ks": values["Ks"].repeat(2, 1, 1)}
     with_grad(values)
-    image, _, info = rasterization(**(values | two), absgrad=True)
-    shapes = {"radii": (2, n, 2), "means2d": (2, n, 2), "depths": (2, n), "conics": (2, n, 3),
-              "tiles_per_gauss": (2, n)}  # fmt: skip
+    image, _, info = render(values, **two, absgrad=True)
+    shapes = {
+        "radii": (2, n, 2),
+        "means2d": (2, n, 2),
+        "depths": (2, n),
+        "conics": (2, n, 3),
+        "tiles_per_gauss": (2, n),
+    }
     assert {name: tuple(info[name].shape) for name in shapes} == shapes
     assert (info["width"], info["height"]) == (20, 15)
     assert info["radii"].dtype == torch.int32
@@ -175,7 +223,7 @@ def test_info() -> None:
 def test_orders_of_equal_depth_and_permutation() -> None:
     values = scene(dtype=torch.float64)
     order = torch.randperm(20, generator=torch.Generator().manual_seed(3))
-    shuffled = values | {k: values[k][order] for k in PARAMETERS}
+    shuffled: dict[str, Any] = values | {k: values[k][order] for k in PARAMETERS}
     assert torch.allclose(rasterization(**values)[0], rasterization(**shuffled)[0], atol=1e-14)
 
     twins = values | {k: values[k][:1].repeat(2, *[1] * (values[k].dim() - 1)) for k in PARAMETERS}
@@ -211,14 +259,15 @@ def test_nothing_to_see_is_background(case: str) -> None:
         values["means"][:, 2] *= -1
     leaves = with_grad(values)
     n = len(values["means"])
-    extra = {
+    extra: dict[str, Tensor] = {
         "backgrounds": torch.rand(1, 3, requires_grad=True),
         "masks": torch.ones(n, requires_grad=True),
         "viewmats": values["viewmats"].requires_grad_(),
     }
     for mode in ("classic", "antialiased"):
-        image, alphas, info = rasterization(
-            **(values | extra),
+        image, alphas, info = render(
+            values,
+            **extra,
             rasterize_mode=mode,
             render_mode="RGB+ED",
             contributions=True,
@@ -258,7 +307,7 @@ def test_many_gaussians_in_one_pixel() -> None:
 def test_nonfinite_rows_are_culled_and_counted(name: str, value: float) -> None:
     values = scene()
     leaves = with_grad(values)
-    masks = {}
+    masks: dict[str, Tensor] = {}
     if name == "masks":
         masks = {"masks": torch.ones(20)}
     elif name == "mask_logits":
@@ -267,7 +316,7 @@ def test_nonfinite_rows_are_culled_and_counted(name: str, value: float) -> None:
     broken[name].view(20, -1)[3, 0] = value
     for k in PARAMETERS:
         broken[k].requires_grad_()
-    image, _, info = rasterization(**(values | broken))
+    image, _, info = render(values, **broken)
     assert info["n_nonfinite"] == 1
     assert (info["radii"][0, 3] == 0).all()
     assert info["masks"] is None or torch.isfinite(info["masks"]).all() or name == "masks"
@@ -276,7 +325,7 @@ def test_nonfinite_rows_are_culled_and_counted(name: str, value: float) -> None:
     if name == "mask_logits":
         masks["mask_ids"] = torch.arange(20)
     alone = {k: (values | masks)[k].detach()[others] for k in [*PARAMETERS, *masks]}
-    assert torch.equal(image, rasterization(**(values | alone))[0])
+    assert torch.equal(image, render(values, **alone)[0])
     v = torch.autograd.grad(image.sum(), [broken[k] for k in PARAMETERS])
     assert all(torch.isfinite(x).all() and (x[3] == 0).all() for x in v)
     assert len(leaves) == len(v)
@@ -301,12 +350,14 @@ def test_no_gradients_asked() -> None:
 
 
 def test_a_training_step_takes_a_fraction_of_a_second(one_thread: None) -> None:
-    values = scene(5000, width=160, height=120) | {"sh_degree": 3}
+    values = scene(5000, width=160, height=120)
+    values["sh_degree"] = 3
     values["colors"] = torch.randn(5000, 16, 3, generator=torch.Generator().manual_seed(1)) * 0.2
     values["Ks"][:, [0, 1], [0, 1]] = 150.0
     values["scales"] *= 0.2
     leaves = with_grad(values)
     masks = torch.ones(5000, requires_grad=True)
+    info: dict[str, Any] = {}
     seconds = []
     for _ in range(4):
         start = time.perf_counter()
@@ -322,14 +373,19 @@ def test_a_training_step_takes_a_fraction_of_a_second(one_thread: None) -> None:
 def test_reference_on_cuda() -> None:
     values = scene(300, dtype=torch.float64)
     masks = (torch.arange(300) % 3 > 0).double()
-    options = {"render_mode": "RGB+ED", "contributions": True, "rasterize_mode": "antialiased"}
+    options: dict[str, Any] = {"render_mode": "RGB+ED", "rasterize_mode": "antialiased"}
     there = {k: v.cuda() if isinstance(v, Tensor) else v for k, v in values.items()}
     results = []
     for inputs, mask in ((values, masks), (there, masks.cuda())):
         leaves = with_grad(inputs)
         for deterministic in (False, True):
             image, _, info = rasterization(
-                **inputs, masks=mask, absgrad=True, deterministic=deterministic, **options
+                **inputs,
+                masks=mask,
+                absgrad=True,
+                contributions=True,
+                deterministic=deterministic,
+                **options,
             )
             v = torch.autograd.grad(image.square().sum(), [*leaves, info["means2d"]])
             results.append([image, info["contrib_sum"], info["means2d"].absgrad, *v])

@@ -66,10 +66,13 @@ def test_presets() -> None:
 @pytest.mark.parametrize(
     "bad",
     [
-        {"mask_until_iter": 19_500}, {"score_interval": 0}, {"score_interval": 501},
-        {"gumbel_temp": 0.0}, {"mask_threshold": 1.0},
+        {"mask_until_iter": 19_500},
+        {"score_interval": 0},
+        {"score_interval": 501},
+        {"gumbel_temp": 0.0},
+        {"mask_threshold": 1.0},
     ],
-)  # fmt: skip
+)
 def test_settings_that_cannot_be(bad: dict[str, Any]) -> None:
     with pytest.raises(SplatrimError, match=f"--{next(iter(bad))}"):
         LP3DGSConfig(**bad)
@@ -126,6 +129,28 @@ def test_setup_adds_logits_once() -> None:
     again = Gaussians.from_state(state, "cpu")  # as on the way through a checkpoint
     strategy.setup(again, extent=1.0, iterations=30_000, seed=0)
     assert again.params["mask_logits"].tolist() == [3.0] * 4
+
+
+def test_the_decision_has_a_seed_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    strategy, model = make(4, LP3DGSConfig(decision="sample"))
+    model.rows[SCORES] = torch.ones(4)
+    decided: list[int] = []
+    rendered: set[int] = set()
+
+    def no_noise(seed: int, ids: Tensor, *_: Any) -> Tensor:
+        decided.append(seed)
+        return torch.zeros(len(ids))
+
+    def no_mask(x: Tensor, temperature: float, seed: int, ids: Tensor) -> Tensor:
+        rendered.add(seed)
+        return x
+
+    monkeypatch.setattr(pruning.lp_3dgs, "logistic_noise", no_noise)
+    monkeypatch.setattr(pruning.lp_3dgs, "gumbel_sigmoid", no_mask)
+    strategy.decide(model)
+    for step in range(19_500, 20_001):
+        strategy.before_render(step, model)
+    assert len(decided) == 1 and len(rendered) == 501 and decided[0] not in rendered
 
 
 def test_masked_opacities_and_their_gradients() -> None:

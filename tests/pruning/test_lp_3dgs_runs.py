@@ -49,9 +49,11 @@ def trainer(
     device = options.pop("device", "cpu")
     train = TrainConfig(out, iterations=iterations, quiet=True, device=device, **options)
     densifier = DensifyConfig(
-        densify_from_iter=3, densify_until_iter=18, densification_interval=5,
+        densify_from_iter=3,
+        densify_until_iter=18,
+        densification_interval=5,
         densify_grad_threshold=1e-5,
-    ).build()  # fmt: skip
+    ).build()
     strategies = [*([densifier] if densify else []), config.build(densify_until=18)]
     return Trainer(train, scene, strategies=strategies, method="lp-3dgs", start=start)
 
@@ -95,12 +97,12 @@ def test_resuming_in_the_window_equals_not_stopping(
 
 def test_survivors_are_those_of_the_final_logits(scene: Scene, tmp_path: Path) -> None:
     run = trainer(scene, tmp_path)
-    for step in range(1, 21):
-        if step == 20:
-            model = run.gaussians
-            logits, ids = model.params["mask_logits"].detach().clone(), model.rows["ids"].clone()
-            opacities = model.params["opacities"].detach().clone()
+    for step in range(1, 20):
         run.train_step(step)
+    model = run.gaussians
+    logits, ids = model.params["mask_logits"].detach().clone(), model.rows["ids"].clone()
+    opacities = model.params["opacities"].detach().clone()
+    run.train_step(20)
     assert torch.equal(run.gaussians.rows["ids"], ids[logits >= 0])
     # the step that prunes moves nothing, and opacities are plain again
     assert torch.equal(run.gaussians.params["opacities"], opacities[logits >= 0])
@@ -182,9 +184,14 @@ def test_post_training_of_a_finished_model(scene: Scene, tmp_path: Path, start: 
     config = SMALL.post_training(first, last)
     assert (config.mask_from_iter, config.mask_until_iter) == (first, first + 14)
     train = TrainConfig(
-        tmp_path / "lp", iterations=last, post_start=first, quiet=True, device="cpu",
-        **{f"start_{start}": path},
-    )  # fmt: skip
+        tmp_path / "lp",
+        iterations=last,
+        post_start=first,
+        quiet=True,
+        device="cpu",
+        start_ply=path if start == "ply" else None,
+        start_checkpoint=path if start == "checkpoint" else None,
+    )
     strategies = [
         PostRates(OptimConfig(), start=first, iterations=last),
         config.build(densify_until=first),

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
+import pruning.mask_gaussian
 from gs.data.camera import Camera
 from gs.densification.adaptive import GRADIENTS, VIEWS, DensifyConfig, add_statistics
 from gs.errors import SplatrimError
@@ -192,15 +193,30 @@ def test_prune_rows_spare_the_certain() -> None:
 def test_pruning_draws_are_their_own() -> None:
     strategy, model = make(2000, logit=0.0)
     rendered = sample_masks(
-        model.params["mask_logits"], strategy.device_inputs(600)["mask_seed"],
-        model.rows["ids"],
-    )  # fmt: skip
+        model.params["mask_logits"], strategy.device_inputs(600)["mask_seed"], model.rows["ids"]
+    )
     strategy, low = make(2000, logit=-3.0)
     dropped = strategy.prune_rows(600, low)
     # independent: among those that rendering drew, as many are dropped as among the others
     share = dropped[rendered > 0.5].float().mean() - dropped[rendered < 0.5].float().mean()
     assert abs(share.item()) < 0.12
     assert not torch.equal(dropped, strategy.prune_rows(700, low))
+
+
+def test_pruning_seeds_are_none_of_the_renderings(monkeypatch: pytest.MonkeyPatch) -> None:
+    strategy, model = make(4)
+    asked: list[int] = []
+
+    def keep_all(logits: Tensor, seeds: list[int], ids: Tensor) -> Tensor:
+        asked.extend(seeds)
+        return torch.ones(len(logits), dtype=torch.bool)
+
+    monkeypatch.setattr(pruning.mask_gaussian, "sampled_in_any", keep_all)
+    for step in (600, 700, 15_000):
+        strategy.prune_rows(step, model)
+    assert len(set(asked)) == len(asked) == 30
+    rendered = {strategy.device_inputs(step)["mask_seed"] for step in range(1, 16_000)}
+    assert not rendered & set(asked) and strategy.final_seed not in rendered | set(asked)
 
 
 def test_draws_do_not_depend_on_the_order_of_rows() -> None:
@@ -312,6 +328,4 @@ def test_pruning_comes_with_every_densification_and_goes_on_after() -> None:
             one.after_backward(step, ctx)
         if model.rows["ids"].tolist() == [0, 2]:
             pruned_at.append(step)
-    assert pruned_at == [
-        600, 700, 800, 900, 1000, 14_700, 14_800, 14_900, 15_000, 16_000, 30_000
-    ]  # fmt: skip
+    assert pruned_at == [600, 700, 800, 900, 1000, 14_700, 14_800, 14_900, 15_000, 16_000, 30_000]

@@ -22,11 +22,15 @@ PAIRS: list[tuple[type[MethodConfig], str, str, dict[str, Any]]] = [
     (MaskGaussianConfig, "published-alpha", "alpha", SAMPLE),
     (MaskGaussianConfig, "published-beta", "beta", SAMPLE),
     (MaskGaussianConfig, "published-gamma", "gamma", SAMPLE),
-    (MaskGaussianConfig, "published-post", "post",
-     SAMPLE | {"mask_prune_iter": 0, "mean_over": "present"}),
+    (
+        MaskGaussianConfig,
+        "published-post",
+        "post",
+        SAMPLE | {"mask_prune_iter": 0, "mean_over": "present"},
+    ),
     (LP3DGSConfig, "published-radsplat", "radsplat", DRAWN),
     (LP3DGSConfig, "published-mini-splatting", "mini-splatting", DRAWN | UNSCALED),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize("method, published, better, changes", PAIRS, ids=[p[1] for p in PAIRS])
@@ -54,8 +58,9 @@ def test_one_preset_alone_changes_the_run() -> None:
     assert parse(f"{line} --sh_degree_from_iter 7").train.sh_degree_from_iter == 7
 
 
-@pytest.mark.parametrize("start, want", [(15_000, [16_000, 17_000, 18_000]),
-                                         (0, [1000, 2000, 3000])])  # fmt: skip
+@pytest.mark.parametrize(
+    "start, want", [(15_000, [16_000, 17_000, 18_000]), (0, [1000, 2000, 3000])]
+)
 def test_degrees_grow_as_published(start: int, want: list[int]) -> None:
     run = TrainConfig(Path("out"), sh_degree_from_iter=start)
     assert [step for step in range(1, 30_001) if run.sh_degree_grows_at(step)][:3] == want

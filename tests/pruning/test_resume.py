@@ -23,17 +23,29 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 ITERATIONS, STOP = 40, 17
 DENSIFY = DensifyConfig(
-    densify_from_iter=5, densify_until_iter=26, densification_interval=6,
-    opacity_reset_interval=20, densify_grad_threshold=1e-4,
-)  # fmt: skip
+    densify_from_iter=5,
+    densify_until_iter=26,
+    densification_interval=6,
+    opacity_reset_interval=20,
+    densify_grad_threshold=1e-4,
+)
 TAMING = TamingConfig(
-    densify_from_iter=5, densify_until_iter=26, densification_interval=8,
-    opacity_reset_interval=20, densify_grad_threshold=1e-4, budget="1.5x", score_views=2,
-)  # fmt: skip
+    densify_from_iter=5,
+    densify_until_iter=26,
+    densification_interval=8,
+    opacity_reset_interval=20,
+    densify_grad_threshold=1e-4,
+    budget="1.5x",
+    score_views=2,
+)
 MCMC = MCMCConfig(
-    densify_from_iter=5, densify_until_iter=32, densification_interval=6, budget="1.2x",
-    min_opacity=0.05, initial_opacity=0.1,
-)  # fmt: skip
+    densify_from_iter=5,
+    densify_until_iter=32,
+    densification_interval=6,
+    budget="1.2x",
+    min_opacity=0.05,
+    initial_opacity=0.1,
+)
 
 
 def _method(name: str, preset: str, **settings: Any) -> MethodConfig:
@@ -41,9 +53,14 @@ def _method(name: str, preset: str, **settings: Any) -> MethodConfig:
 
 
 MASKS = _method(
-    "mask-gaussian", "beta", lambda_mask=1.0, mask_from_iter=3, mask_until_iter=30,
-    mask_prune_iter=7, mask_lr=0.4,
-)  # fmt: skip
+    "mask-gaussian",
+    "beta",
+    lambda_mask=1.0,
+    mask_from_iter=3,
+    mask_until_iter=30,
+    mask_prune_iter=7,
+    mask_lr=0.4,
+)
 LP = {"mask_from_iter": 8, "mask_until_iter": 30, "score_interval": 4, "logit_lr": 0.1}
 TWICE = {"prune_iterations": (14, 19)}  # before opacities are reset
 CASES: dict[str, tuple[DensifierConfig, MethodConfig]] = {
@@ -52,23 +69,29 @@ CASES: dict[str, tuple[DensifierConfig, MethodConfig]] = {
     "mask-gaussian, mcmc": (MCMC, MASKS),
     "lp-3dgs:radsplat": (DENSIFY, _method("lp-3dgs", "radsplat", **LP)),
     "lp-3dgs:mini-splatting": (
-        DENSIFY, _method("lp-3dgs", "mini-splatting", score_source="masked", **LP)
+        DENSIFY,
+        _method("lp-3dgs", "mini-splatting", score_source="masked", **LP),
     ),
     "lp-3dgs:straight-through": (DENSIFY, _method("lp-3dgs", "straight-through", **LP)),
     "radsplat": (DENSIFY, _method("radsplat", "default", threshold=0.05, **TWICE)),
     "mini-splatting": (DENSIFY, _method("mini-splatting", "indoor", **TWICE)),
     "light-gaussian": (DENSIFY, _method("light-gaussian", "two-step", **TWICE)),
     "opacity": (DENSIFY, _method("opacity", "default", ratio=0.2, **TWICE)),
-}  # fmt: skip
+}
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
 
 
 def _trainer(scene: Scene, out: Path, case: str, device: str, start: Any = None) -> Trainer:
     densify, method = CASES[case]
     train = TrainConfig(
-        out, iterations=ITERATIONS, sh_degree_interval=10, quiet=True, device=device,
-        deterministic=True, checkpoint_iterations=(STOP,),
-    )  # fmt: skip
+        out,
+        iterations=ITERATIONS,
+        sh_degree_interval=10,
+        quiet=True,
+        device=device,
+        deterministic=True,
+        checkpoint_iterations=(STOP,),
+    )
     strategies = [densify.build(), method.build(densify_until=densify.densify_until_iter)]
     optim = OptimConfig(position_lr_max_steps=ITERATIONS)
     return Trainer(train, scene, strategies=strategies, optim=optim, start=start)

@@ -295,10 +295,9 @@ def test_a_finished_model_is_pruned_at_once(scene: Scene, tmp_path: Path) -> Non
 def test_command_line_prunes_a_ply(scene_folder: Path, tmp_path: Path, method: str) -> None:
     model = cloud(200)
     save_ply(tmp_path / "model.ply", model.to_tensors())
-    train.main(
-        ["-s", str(scene_folder), "-m", str(tmp_path / "out"), "--method", method, "--quiet",
-         "--start_ply", str(tmp_path / "model.ply"), "--iterations", "30004"]
-    )  # fmt: skip
+    folders = ["-s", str(scene_folder), "-m", str(tmp_path / "out")]
+    start = ["--start_ply", str(tmp_path / "model.ply"), "--iterations", "30004"]
+    train.main([*folders, "--method", method, "--quiet", *start])
     log = (tmp_path / "out" / "train.log").read_text()
     n_left = int(log.split("iteration 30001: kept ")[1].split(" of 200")[0])
     assert 0 < n_left < 200 or method == "radsplat"  # nothing of this model is that faint

@@ -142,9 +142,13 @@ def brute(cloud: Gaussians) -> dict[str, Tensor]:
 
 
 KINDS: list[Any] = [
-    "radsplat", "mini-splatting", "mini-splatting-indoor", "mini-splatting-outdoor",
-    "light-gaussian", "opacity",
-]  # fmt: skip
+    "radsplat",
+    "mini-splatting",
+    "mini-splatting-indoor",
+    "mini-splatting-outdoor",
+    "light-gaussian",
+    "opacity",
+]
 
 
 def test_the_cloud_tells_the_kinds_apart(brute: dict[str, Tensor]) -> None:

@@ -25,8 +25,13 @@ def test_a_plan_pairs_the_runs_of_a_seed(tmp_path: Path) -> None:
     config = AblationConfig(tmp_path, seeds=(3, 4), iterations=900, out=tmp_path / "out")
     _, jobs = plan(config, ["--sh_degree", "1"])
     assert [(job.method.label, job.seed) for job in jobs] == [
-        ("3dgs", 3), ("exact", 3), ("published", 3), ("3dgs", 4), ("exact", 4), ("published", 4),
-    ]  # fmt: skip
+        ("3dgs", 3),
+        ("exact", 3),
+        ("published", 3),
+        ("3dgs", 4),
+        ("exact", 4),
+        ("published", 4),
+    ]
     exact, published = jobs[1:3]
     assert exact.args == published.args and exact.folder != published.folder
     assert (exact.method.module, published.method.module) == ("train", "bench.ablation.train")
@@ -74,11 +79,15 @@ def test_a_published_run_is_train_py_with_another_backward(
 
 def test_statistics() -> None:
     runs = [
-        run("3dgs", 0, 27.0, 1000), run("3dgs", 1, 27.0, 1000),
-        run("exact", 0, 27.5, 400), run("published", 0, 27.0, 500),
-        run("exact", 1, 28.5, 600), run("published", 1, 28.25, 500),
-        run("exact", 2, 29.0, 500, ratio=None), {**run("published", 2, 0, 0), "error": "broke"},
-    ]  # fmt: skip
+        run("3dgs", 0, 27.0, 1000),
+        run("3dgs", 1, 27.0, 1000),
+        run("exact", 0, 27.5, 400),
+        run("published", 0, 27.0, 500),
+        run("exact", 1, 28.5, 600),
+        run("published", 1, 28.25, 500),
+        run("exact", 2, 29.0, 500, ratio=None),
+        {**run("published", 2, 0, 0), "error": "broke"},
+    ]
     summary = summarize(runs)
     psnr = summary["exact"]["psnr"]
     assert psnr["n"] == 3 and psnr["mean"] == pytest.approx(85 / 3)

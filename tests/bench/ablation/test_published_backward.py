@@ -35,11 +35,13 @@ def scene(n: int, **more: Tensor) -> dict[str, Tensor]:
     uniform = lambda *shape: torch.rand(*shape, generator=g)  # noqa: E731
     means = (uniform(n, 3) - 0.5) * torch.tensor([1.2, 0.8, 2.0]) + torch.tensor([0.0, 0.0, 3.0])
     tensors = {
-        "means": means, "quats": torch.randn(n, 4, generator=g),
-        "scales": 0.05 + 0.4 * uniform(n, 3), "opacities": 0.05 + 0.949 * uniform(n).sqrt(),
+        "means": means,
+        "quats": torch.randn(n, 4, generator=g),
+        "scales": 0.05 + 0.4 * uniform(n, 3),
+        "opacities": 0.05 + 0.949 * uniform(n).sqrt(),
         "colors": ((uniform(n, 3) - 0.5) / SH0)[:, None],
         "masks": (uniform(n) < 0.5).float(),
-    }  # fmt: skip
+    }
     return {k: v.to(DEVICE).requires_grad_() for k, v in (tensors | more).items()}
 
 
@@ -48,11 +50,21 @@ def rendered(
 ) -> tuple[Tensor, Tensor, dict[str, Any]]:
     K = torch.tensor([[20.0, 0, width / 2], [0, 20.0, height / 2], [0, 0, 1]], device=DEVICE)
     image, alphas, info = rasterization(
-        tensors["means"], tensors["quats"], tensors["scales"], tensors["opacities"],
-        tensors["colors"], torch.eye(4, device=DEVICE)[None], K[None], width, height, sh_degree=0,
-        backgrounds=torch.tensor([[0.1, 0.2, 0.3]], device=DEVICE), masks=tensors["masks"],
-        backend="triton", **options,
-    )  # fmt: skip
+        tensors["means"],
+        tensors["quats"],
+        tensors["scales"],
+        tensors["opacities"],
+        tensors["colors"],
+        torch.eye(4, device=DEVICE)[None],
+        K[None],
+        width,
+        height,
+        sh_degree=0,
+        backgrounds=torch.tensor([[0.1, 0.2, 0.3]], device=DEVICE),
+        masks=tensors["masks"],
+        backend="triton",
+        **options,
+    )
     return image[0], alphas[0, ..., 0], info
 
 
@@ -104,16 +116,18 @@ def recursion(tensors: dict[str, Tensor], v_image: Tensor, v_alphas: Tensor) -> 
     n = len(o)
     v = {"opacities": torch.zeros(n), "masks": torch.zeros(n), "colors": torch.zeros(n, 1, 3)}
     v = {k: x.double() for k, x in (v | {"means2d": torch.zeros(1, n, 2)}).items()}
+    y, x = torch.meshgrid(torch.arange(13) + 0.5, torch.arange(21) + 0.5, indexing="ij")
+    d = torch.stack([x, y], -1).double()[:, :, None] - means2d  # [13, 21, n, 2]
+    A, B, C = conics.unbind(-1)
+    slopes = torch.stack([A * d[..., 0] + B * d[..., 1], B * d[..., 0] + C * d[..., 1]], -1)
+    raws = o * torch.exp(-0.5 * (slopes * d).sum(-1))
     stopped, clamped = 0, 0
     for y in range(13):
         for x in range(21):
             g, ga = v_image[y, x].double().cpu(), float(v_alphas[y, x])
             T, kept = 1.0, []
             for i in order:
-                d = torch.tensor([x + 0.5, y + 0.5]).double() - means2d[i]
-                A, B, C = conics[i].tolist()
-                power = -0.5 * (A * d[0] ** 2 + C * d[1] ** 2) - B * d[0] * d[1]
-                raw = float(o[i] * power.exp())
+                raw = float(raws[y, x, i])
                 if raw < ALPHA_MIN:
                     continue
                 alpha, M = min(raw, ALPHA_MAX), float(masks[i])
@@ -122,8 +136,7 @@ def recursion(tensors: dict[str, Tensor], v_image: Tensor, v_alphas: Tensor) -> 
                     stopped += 1
                     break
                 T *= 1 - M * alpha
-                slope = torch.stack([A * d[0] + B * d[1], B * d[0] + C * d[1]])
-                kept.append((i, alpha, raw, M, slope))
+                kept.append((i, alpha, raw, M, slopes[y, x, i]))
             T_end = T
             last_alpha, last_color = 0.0, torch.zeros(3).double()
             behind = torch.zeros(3).double()

@@ -29,6 +29,7 @@ def test_cameras_json() -> None:
     first = entries[0]
     assert (first["width"], first["height"]) == (80, 60)
     assert (first["fx"], first["fy"]) == (100, 80), "focal lengths of the original resolution"
+    assert (first["cx"], first["cy"], first["near"]) == (40, 30, 0.2)
     assert first["position"] == pytest.approx([1, -2, 3], abs=1e-6)
     # Camera to world: its last column is the viewing direction.
     forward = [row[2] for row in first["rotation"]]

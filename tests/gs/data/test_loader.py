@@ -80,7 +80,11 @@ def test_grey_and_palette(tmp_path: Path) -> None:
 def test_sixteen_bits(tmp_path: Path) -> None:
     path = tmp_path / "deep.png"
     Image.fromarray(np.full((HEIGHT, WIDTH), 40_000, np.uint16)).save(path)
-    with ImageLoader([camera(path)]) as loader, pytest.raises(SplatrimError, match=r"deep\.png"):
+    with ImageLoader([camera(path)]) as loader:
+        assert loader[0][0, 0].tolist() == [round(40_000 / 257)] * 3
+    path = tmp_path / "deep.tif"
+    Image.fromarray(np.full((HEIGHT, WIDTH), 0.5, np.float32)).save(path)
+    with ImageLoader([camera(path)]) as loader, pytest.raises(SplatrimError, match=r"deep\.tif"):
         loader[0]
 
 

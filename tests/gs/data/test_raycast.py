@@ -37,11 +37,11 @@ def test_points_and_normals(shape: str) -> None:
     rng = np.random.default_rng(0)
     origins = rng.standard_normal((200, 3)).astype(np.float32)
     origins *= 4 / np.linalg.norm(origins, axis=1, keepdims=True)
-    directions = (np.float32([0.3, -0.2, 0.1]) - origins).astype(np.float32)
+    directions = (np.array([0.3, -0.2, 0.1], np.float32) - origins).astype(np.float32)
     t0, t1 = solid.intersect(origins, directions)
     assert np.isfinite(t0).all() and (t0 < 1).all() and (t1 > 1).all()
-    local = solid.to_local(origins + t0[:, None] * directions - np.float32(solid.centre))
-    p = np.abs(local / np.float32(solid.scale))
+    local = solid.to_local(origins + t0[:, None] * directions - np.array(solid.centre, np.float32))
+    p = np.abs(local / np.array(solid.scale, np.float32))
     radius = np.hypot(p[:, 0], p[:, 1])
     surface = {
         "sphere": np.linalg.norm(p, axis=1),
@@ -71,7 +71,7 @@ def test_shadow() -> None:
     # Floor points from under the ball outwards, seen from the side.
     x = np.array([0.01, 0.3, 0.8, 1.0, 1.3, 3.0], np.float32)
     target = np.stack([x, np.zeros_like(x), np.zeros_like(x)], axis=1)
-    origin = np.tile(np.float32([0.1, -5, 0.8]), (len(x), 1))
+    origin = np.tile(np.array([0.1, -5, 0.8], np.float32), (len(x), 1))
     color, t = trace(stage, origin, target - origin, lights.astype(np.float32))
     np.testing.assert_allclose(t, 1, atol=1e-4)
     ambient = stage.ambient

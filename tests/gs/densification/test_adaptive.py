@@ -11,8 +11,6 @@ from gs.densification.adaptive import (
     DefaultDensifier,
     DensifyConfig,
     add_statistics,
-    rotate,
-    rows_where,
     split,
 )
 from gs.model.gaussians import Gaussians
@@ -66,17 +64,20 @@ class Case:
         gradients = torch.stack([pixel, torch.zeros_like(pixel)], -1)[None]
         visible = torch.tensor(seen if seen is not None else [True] * len(ndc))
         out = rendering(gradients, visible[None])
-        context = StepContext(
+        self.densifier.after_backward(step, self.context(out, white))
+
+    def context(self, out: Any, white: bool = False) -> StepContext:
+        no_camera: Any = None  # densifiers do not ask for it
+        return StepContext(
             gaussians=self.gaussians,
             optimizer=self.optimizer,
             out=out,
-            camera=None,  # pyright: ignore[reportArgumentType]
+            camera=no_camera,
             extent=EXTENT,
             iterations=30_000,
             white_background=white,
             strategies=self.strategies,
         )
-        self.densifier.after_backward(step, context)
 
     def copy(self) -> dict[str, Tensor]:
         return {name: x.clone() for name, x in self.gaussians.to_tensors().items()}
@@ -92,26 +93,6 @@ def rendering(gradients: Tensor, visible: Tensor) -> Any:  # [C, N, 2], [C, N]
     means2d.grad = gradients
     radii = torch.where(visible[..., None], 3, 0).expand(-1, -1, 2).int()
     return Out({"means2d": means2d, "radii": radii, "width": WIDTH, "height": HEIGHT})
-
-
-def test_schedule_is_the_published_one() -> None:
-    config = DensifyConfig()
-    steps = range(1, 30_001)
-    assert [s for s in steps if config.densifies_at(s)] == list(range(600, 15_000, 100))
-    black = [s for s in steps if config.resets_opacity_at(s, white_background=False)]
-    assert black == [3000, 6000, 9000, 12_000]
-    white = [s for s in steps if config.resets_opacity_at(s, white_background=True)]
-    assert white == [500, *black]
-
-
-def test_scaled_schedule() -> None:
-    short = DensifyConfig().scaled(0.1)
-    assert (short.densify_from_iter, short.densify_until_iter) == (50, 1500)
-    assert short.densification_interval == 50
-    assert not any(short.resets_opacity_at(s, white_background=False) for s in range(1, 3001))
-    assert DensifyConfig().scaled(0.2).opacity_reset_interval == 600
-    assert DensifyConfig().scaled(2.0).densification_interval == 200
-    assert DensifyConfig().scaled(1.0) == DensifyConfig()
 
 
 def test_statistics_are_ndc_norms_over_visible_views() -> None:
@@ -281,21 +262,6 @@ def test_children_follow_their_parents_density() -> None:
     assert offsets.mean(0).abs().max() < 0.04
 
 
-def test_rotate_equals_the_rotation_matrix() -> None:
-    generator = torch.Generator().manual_seed(1)
-    quats = torch.randn(6, 4, generator=generator, dtype=torch.float64)
-    vectors = torch.randn(2, 6, 3, generator=generator, dtype=torch.float64)
-    w, x, y, z = (quats / quats.norm(dim=-1, keepdim=True)).unbind(-1)
-    rows = [
-        1 - 2 * (y * y + z * z), 2 * (x * y - w * z), 2 * (x * z + w * y),
-        2 * (x * y + w * z), 1 - 2 * (x * x + z * z), 2 * (y * z - w * x),
-        2 * (x * z - w * y), 2 * (y * z + w * x), 1 - 2 * (x * x + y * y),
-    ]  # fmt: skip
-    matrices = torch.stack(rows, -1).reshape(6, 3, 3)
-    want = torch.einsum("nij,cnj->cni", matrices, vectors)
-    torch.testing.assert_close(rotate(quats, vectors), want)
-
-
 def test_splits_repeat_with_the_seed_and_differ_by_step() -> None:
     def children(seed: int, step: int) -> Tensor:
         case = Case([0.5, 0.5], seed=seed)
@@ -369,9 +335,7 @@ def test_one_gather_equals_edit_after_edit(step: int, large: float, moving: floa
         case.gaussians.rows[GRADIENTS] = case.gaussians.rows[VIEWS] * hot * 1e-3
         cases.append(case)
     one, other = cases
-    context = StepContext(
-        one.gaussians, one.optimizer, Out({}), None, EXTENT, 30_000, strategies=one.strategies
-    )  # pyright: ignore
+    context = one.context(Out({}))
     one.densifier.densify(step, context)
     in_steps(other, step)
     assert one.gaussians.next_id == other.gaussians.next_id
@@ -408,12 +372,6 @@ def test_reordering_moves_rows_with_all_that_is_theirs() -> None:
         for key in ("exp_avg", "exp_avg_sq"):
             assert torch.equal(states[1][name][key], states[0][name][key][order]), name
     assert plain.gaussians.next_id == sorted_.gaussians.next_id
-
-
-def test_rows_where() -> None:
-    for mask in ([], [False], [True], [True, False, True, True, False]):
-        x = torch.tensor(mask, dtype=torch.bool)
-        assert torch.equal(rows_where(x, int(x.sum())), x.nonzero()[:, 0])
 
 
 def test_resumed_densifier_goes_on_alike() -> None:

@@ -81,8 +81,9 @@ def equation_9(o: float, N: int) -> tuple[float, float]:
     new = 1 - (1 - o) ** (1 / N)
     total = sum(
         math.comb(i - 1, k) * (-1) ** k * new ** (k + 1) / math.sqrt(k + 1)
-        for i in range(1, N + 1) for k in range(i)
-    )  # fmt: skip
+        for i in range(1, N + 1)
+        for k in range(i)
+    )
     return new, o / total
 
 
@@ -288,7 +289,7 @@ def test_regularizers_and_noise_of_a_step() -> None:
         moved = (gaussians.params["means"] - means).abs().amax(-1)
         assert bool((moved[:25] > 0).all()) == moves
         assert moved[25:].max() == 0 if not moves else moved[25:].max() < 1e-6
-    case.context.out.info["skip"] = torch.ones(1, dtype=torch.int32)
+    case.context.skip = torch.ones(1, dtype=torch.int32)
     means = gaussians.params["means"].detach().clone()
     case.densifier.after_step(STEP, case.context)
     assert torch.equal(gaussians.params["means"], means)
@@ -322,7 +323,8 @@ def test_settings() -> None:
     assert (half.densification_interval, half.growth) == (50, pytest.approx(0.05))
     with pytest.raises(SplatrimError, match="--budget 10 is less than the 11 Gaussians"):
         Case(model(11), budget="10")
-    for name, value in (("budget", "many"), ("growth", -1), ("min_opacity", 0), ("noise_lr", -1),
-                        ("lambda_scale", math.nan), ("initial_opacity", 1)):  # fmt: skip
+    wrong: dict[str, Any] = {"budget": "many", "growth": -1, "min_opacity": 0, "noise_lr": -1}
+    wrong |= {"lambda_scale": math.nan, "initial_opacity": 1}
+    for name, value in wrong.items():
         with pytest.raises(SplatrimError, match=f"--{name}"):
             MCMCConfig(**{name: value})

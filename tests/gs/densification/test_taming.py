@@ -12,6 +12,7 @@ import torch
 from PIL import Image, ImageFilter
 from torch import Tensor
 
+import gs.densification.taming
 from gs.data.camera import Camera
 from gs.densification.adaptive import GRADIENTS, VIEWS
 from gs.densification.taming import (
@@ -64,10 +65,17 @@ def weights_by_pixel(gaussians: Gaussians, view: Camera) -> Tensor:  # [H, W, N]
     """Blending weights: the image of Gaussians that each have a channel of their own."""
     with torch.no_grad():
         image, _, _ = rasterization(
-            gaussians.params["means"], gaussians.params["quats"], gaussians.get_scales(),
-            gaussians.get_opacities(), torch.eye(len(gaussians)), view.viewmat[None],
-            view.K[None], WIDTH, HEIGHT, near_plane=0.2,
-        )  # fmt: skip
+            gaussians.params["means"],
+            gaussians.params["quats"],
+            gaussians.get_scales(),
+            gaussians.get_opacities(),
+            torch.eye(len(gaussians)),
+            view.viewmat[None],
+            view.K[None],
+            WIDTH,
+            HEIGHT,
+            near_plane=view.near,
+        )
     return image[0]
 
 
@@ -97,12 +105,14 @@ def test_the_target_is_the_papers_parabola() -> None:
     targets = [config.target(step, S) for step in rounds]
     assert targets == sorted(targets) and targets[-1] == U
     assert TamingConfig(budget="1x").target(7000, 123) == 123
-    assert list(TamingConfig(densify_from_iter=5, densify_until_iter=20,
-                             densification_interval=4).rounds()) == [8, 12, 16]  # fmt: skip
+    assert list(
+        TamingConfig(densify_from_iter=5, densify_until_iter=20, densification_interval=4).rounds()
+    ) == [8, 12, 16]
 
 
-def test_sums_over_pixels_by_brute_force() -> None:
-    gaussians, view = model(12), camera()
+@pytest.mark.parametrize("near", [0.2, 4.0])  # 4: half of the Gaussians are nearer
+def test_sums_over_pixels_by_brute_force(near: float) -> None:
+    gaussians, view = model(12), dataclasses.replace(camera(), near=near)
     values = torch.rand(HEIGHT, WIDTH, generator=torch.Generator().manual_seed(1))
     weights = weights_by_pixel(gaussians, view)
     want = (weights * values[..., None]).sum((0, 1))
@@ -130,9 +140,11 @@ def test_saliency_is_relative() -> None:
 
 def test_terms_are_over_their_positive_median() -> None:
     visible = torch.tensor([True, True, True, False])
-    terms = {"opacity": torch.tensor([1.0, 2.0, 4.0, 100.0]),
-             "depth": torch.tensor([0.0, 3.0, 0.0, 1.0]),
-             "pixels": torch.zeros(4)}  # fmt: skip
+    terms = {
+        "opacity": torch.tensor([1.0, 2.0, 4.0, 100.0]),
+        "depth": torch.tensor([0.0, 3.0, 0.0, 1.0]),
+        "pixels": torch.zeros(4),
+    }
     # medians 2 and 3: what is hidden counts in none
     want = [100 * 0.5, 100 + 5, 200, 0]
     assert combine(terms, visible).tolist() == pytest.approx(want)
@@ -155,11 +167,16 @@ def test_scores_by_brute_force() -> None:
         means = torch.cat([gaussians.params["means"], torch.ones(15, 1)], 1).detach()
         count = (weights > 0).sum((0, 1))
         values = {
-            "gradient": gradients.numpy(), "opacity": opacities, "volume": volumes,
-            "depth": (means @ cameras[v].viewmat.T)[:, 2].numpy(), "extent": radii,
-            "pixels": count, "weights": weights.sum((0, 1)), "distance": count * radii,
+            "gradient": gradients.numpy(),
+            "opacity": opacities,
+            "volume": volumes,
+            "depth": (means @ cameras[v].viewmat.T)[:, 2].numpy(),
+            "extent": radii,
+            "pixels": count,
+            "weights": weights.sum((0, 1)),
+            "distance": count * radii,
             "saliency": (weights * salient[..., None]).sum((0, 1)),
-        }  # fmt: skip
+        }
         assert values.keys() == WEIGHTS.keys()
         loss = photometric_loss(out.colors, images[v]).item()
         for name, x in values.items():
@@ -199,9 +216,14 @@ class Names(Strategy):
 
 
 def run(
-    gaussians: Gaussians, config: TamingConfig, step: int, gradients: Tensor, *others: Strategy,
-    densifier: TamingDensifier | None = None, seed: int = 0,
-) -> TamingDensifier:  # fmt: skip
+    gaussians: Gaussians,
+    config: TamingConfig,
+    step: int,
+    gradients: Tensor,
+    *others: Strategy,
+    densifier: TamingDensifier | None = None,
+    seed: int = 0,
+) -> TamingDensifier:
     """One densification of a model whose statistics are `gradients` [N]."""
     if densifier is None:
         densifier = config.build()
@@ -210,10 +232,16 @@ def run(
     gaussians.rows[VIEWS] = torch.full_like(gradients, 3)
     out: Any = SimpleNamespace(info={})
     context = StepContext(
-        gaussians, build_optimizer(gaussians, OptimConfig(), extent=EXTENT), out, camera(), EXTENT,
-        30_000, strategies=(densifier, *others), cameras=[camera(), camera(0.3)],
+        gaussians,
+        build_optimizer(gaussians, OptimConfig(), extent=EXTENT),
+        out,
+        camera(),
+        EXTENT,
+        30_000,
+        strategies=(densifier, *others),
+        cameras=[camera(), camera(0.3)],
         images=pictures(2),
-    )  # fmt: skip
+    )
     densifier.densify(step, context)
     return densifier
 
@@ -252,6 +280,28 @@ def test_half_of_the_weak_go_and_all_that_others_name() -> None:
     gone = sorted(set(ids.tolist()) - set(gaussians.rows["ids"].tolist()))
     assert gone[:2] == [0, 1]
     assert len(gone) == 2 + 11 and all(10 <= i < 31 for i in gone[2:])
+
+
+def test_of_the_weak_those_of_low_score_go(monkeypatch: pytest.MonkeyPatch) -> None:
+    gaussians = model(40)
+    gaussians.params["opacities"].data[:] = -9.0
+    scores = torch.where(torch.arange(40) % 2 == 0, 1e9, 1e-3)
+    monkeypatch.setattr(TamingDensifier, "scores", lambda *_: scores)
+    run(gaussians, TamingConfig(budget="1x"), 1000, torch.zeros(40))
+    # by 1 / score the odds against a single one of the others are 1e12 to 1
+    assert gaussians.rows["ids"].tolist() == list(range(0, 40, 2))
+
+
+def test_draws_of_a_round_have_seeds_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    seeds: list[int] = []
+
+    def seen(*args: Any, seed: int, ids: Tensor) -> Tensor:
+        seeds.append(seed)
+        return draw(*args, seed=seed, ids=ids)
+
+    monkeypatch.setattr(gs.densification.taming, "draw", seen)
+    run(model(60), TamingConfig(budget="4x"), 1000, torch.ones(60))
+    assert len(set(seeds)) == len(seeds) == 3  # to clone, to split, to prune
 
 
 def test_the_seed_decides() -> None:

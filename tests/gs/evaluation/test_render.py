@@ -173,14 +173,14 @@ def test_bad_runs_write_nothing(
         render_views(tmp_path)
     out = tmp_path / "out"
     tensors = write_run(out, scene)
-    tensors["means"][0, 0] = math.nan
+    tensors["means"][:, 0] = math.nan
     save_ply(out / "point_cloud/iteration_30/point_cloud.ply", tensors)
     before = sorted(str(p) for p in out.rglob("*"))
     with pytest.raises(SystemExit) as stop:
         run_cli(lambda: main(["-m", str(out), "--quiet"]))
     assert stop.value.code == 2
     error = capsys.readouterr().err
-    assert error.startswith("error: ") and "1 of 30 Gaussians have NaN" in error
+    assert error.startswith("error: ") and "30 of 30 Gaussians have NaN" in error
     assert sorted(str(p) for p in out.rglob("*")) == before
 
 

@@ -1,4 +1,5 @@
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -9,7 +10,7 @@ from gs.model.specs import ParameterSpec
 MASK_LOGITS = ParameterSpec("mask_logits", (2,), lr=0.01, order=35)
 
 
-def from_seed(n: int, **kwargs: int) -> Gaussians:
+def from_seed(n: int, **kwargs: Any) -> Gaussians:
     generator = torch.Generator().manual_seed(n)
     points = torch.randn(n, 3, generator=generator)
     return Gaussians.from_points(points, torch.rand(n, 3, generator=generator), **kwargs)
@@ -59,8 +60,14 @@ def test_tensors_round_trip_and_parameter_order() -> None:
     shuffled = {name: tensors[name] for name in sorted(tensors)}
     again = Gaussians.from_tensors(shuffled, specs=[MASK_LOGITS], active_sh_degree=2)
     assert list(again.params) == [
-        "means", "sh0", "shN", "opacities", "mask_logits", "scales", "quats",
-    ]  # fmt: skip
+        "means",
+        "sh0",
+        "shN",
+        "opacities",
+        "mask_logits",
+        "scales",
+        "quats",
+    ]
     for name, want in tensors.items():
         assert torch.equal(again.params[name], want)
         assert not tensors[name].requires_grad

@@ -18,15 +18,18 @@ from gs.model.renderer import RenderOutput
 from gs.model.rows import copy_rows, gather_rows, keep_rows, replace_values
 from gs.model.specs import PUBLISHED, ParameterSpec
 from gs.training.checkpoint import load_checkpoint
-from gs.training.optimizer import build_optimizer, update_learning_rates
+from gs.training.optimizer import build_optimizer, learning_rates, set_learning_rates
 from gs.training.strategy import Strategy
 from gs.training.trainer import Trainer
 from kernels import FusedAdam
 
 DENSIFY = DensifyConfig(
-    densify_from_iter=2, densify_until_iter=18, densification_interval=4,
-    opacity_reset_interval=50, densify_grad_threshold=4e-3,
-)  # fmt: skip
+    densify_from_iter=2,
+    densify_until_iter=18,
+    densification_interval=4,
+    opacity_reset_interval=50,
+    densify_grad_threshold=4e-3,
+)
 ANCHOR = ParameterSpec("anchor_feat", (8,), lr=0.01)
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -57,9 +60,13 @@ class Neural(Strategy):
 
 def make(scene: Scene, out: Path, *strategies: Strategy, **options: Any) -> Trainer:
     config = TrainConfig(
-        out, iterations=20, sh_degree_interval=10, quiet=True, device="cpu",
+        out,
+        iterations=20,
+        sh_degree_interval=10,
+        quiet=True,
+        device="cpu",
         checkpoint_iterations=(9,),
-    )  # fmt: skip
+    )
     optim = OptimConfig(position_lr_max_steps=20, anneal_to=0.1)
     return Trainer(config, scene, strategies=strategies, optim=optim, **options)
 
@@ -88,8 +95,12 @@ def test_added_parameters_train_and_resume_bit_exactly(scene: Scene, tmp_path: P
     assert state["params"]["anchor_feat"].shape == (n, 8)
     assert state["optimizer"]["anchor_feat"]["exp_avg"].shape == (n, 8)
     assert state["shared"].keys() == {
-        "decoder.0.weight", "decoder.0.bias", "decoder.2.weight", "decoder.2.bias", "exposure",
-    }  # fmt: skip
+        "decoder.0.weight",
+        "decoder.0.bias",
+        "decoder.2.weight",
+        "decoder.2.bias",
+        "exposure",
+    }
     assert first.is_new
     resumed = make(scene, tmp_path / "again", DENSIFY.build(), second := Neural(), start=state)
     assert not second.is_new
@@ -171,7 +182,7 @@ def test_rates_follow_the_specs() -> None:
     optimizer = build_optimizer(gaussians, config, extent=2.0)
     names = [group["name"] for group in optimizer.param_groups]
     assert names[:3] == ["means", "sh0", "annealed"] and names[-2:] == ["fixed", "scheduled"]
-    update_learning_rates(optimizer, config, extent=2.0, step=20_000)
+    set_learning_rates(optimizer, learning_rates(optimizer, config, extent=2.0, step=20_000))
     rates = {group["name"]: group["lr"] for group in optimizer.param_groups}
     assert rates["fixed"] == 0.3 and rates["scheduled"] == 40_000
     assert rates["annealed"] == annealing(config, 20_000) * 0.3 < 0.3

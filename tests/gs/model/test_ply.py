@@ -1,3 +1,6 @@
+import gzip
+import re
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +11,7 @@ from torch import Tensor
 
 from gs.errors import SplatrimError
 from gs.files import atomic_write
-from gs.model.ply import load_ply, property_names, save_ply
+from gs.model.ply import load_ply, property_names, read_offset, save_ply
 
 
 def random_gaussians(n: int, *, sh_degree: int = 3) -> dict[str, Tensor]:
@@ -112,13 +115,57 @@ def test_load_ply_other_properties_order_types_and_ascii(tmp_path: Path) -> None
     assert torch.allclose(loaded["shN"], tensors["shN"], rtol=1e-6)
 
 
+@pytest.mark.parametrize("name", ["means", "quats", "scales", "opacities", "sh0", "shN"])
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
-def test_load_ply_names_what_is_not_finite(tmp_path: Path, value: float) -> None:
+def test_rows_that_are_not_finite_are_left_out(
+    tmp_path: Path, value: float, name: str, caplog: pytest.LogCaptureFixture
+) -> None:
     tensors = random_gaussians(6)
-    tensors["scales"][2:5, 1] = value
+    tensors[name].reshape(6, -1)[2:5, 0] = value
     save_ply(tmp_path / "x.ply", tensors)
-    with pytest.raises(SplatrimError, match=r"x\.ply: 3 of 6 Gaussians.*scale_1: 3"):
+    loaded = load_ply(tmp_path / "x.ply")
+    for key, tensor in tensors.items():
+        assert torch.equal(loaded[key], tensor[[0, 1, 5]]), key
+    assert re.search(r"x\.ply: 3 of 6 Gaussians have NaN .*: 3\) and are left out", caplog.text)
+    tensors[name][:] = value
+    save_ply(tmp_path / "x.ply", tensors)
+    with pytest.raises(SplatrimError, match=r"6 of 6 Gaussians.*none is left"):
         load_ply(tmp_path / "x.ply")
+
+
+def test_scales_that_overflow_are_left_out(tmp_path: Path) -> None:
+    tensors = random_gaussians(6)
+    tensors["scales"][4, 2] = 89.0  # e^89 > 3.4e38
+    save_ply(tmp_path / "x.ply", tensors)
+    assert len(load_ply(tmp_path / "x.ply")["means"]) == 5
+
+
+def test_quaternions_of_zero_get_a_rotation(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    tensors = random_gaussians(6)
+    tensors["quats"][:2] = 0
+    save_ply(tmp_path / "x.ply", tensors)
+    loaded = load_ply(tmp_path / "x.ply")
+    assert loaded["quats"][:2].tolist() == [[1, 0, 0, 0]] * 2
+    assert torch.equal(loaded["quats"][2:], tensors["quats"][2:])
+    assert "2 of 6 Gaussians have a quaternion of zero" in caplog.text
+
+
+def test_offset_is_a_comment_and_comes_back(tmp_path: Path) -> None:
+    offset = (465000.0, -5248000.25, 0.1)
+    save_ply(tmp_path / "x.ply", random_gaussians(3), world_offset=offset)
+    assert b"comment world_offset 465000.0 -5248000.25 0.1\n" in (tmp_path / "x.ply").read_bytes()
+    assert read_offset(tmp_path / "x.ply") == offset
+    assert PlyData.read(str(tmp_path / "x.ply"))["vertex"].count == 3
+    save_ply(tmp_path / "x.ply", random_gaussians(3))
+    assert read_offset(tmp_path / "x.ply") == (0, 0, 0)
+    data = (tmp_path / "x.ply").read_bytes()
+    for words in ("1 2", "1 2 nan", "a b c"):
+        comment = f"1.0\ncomment world_offset {words}\n".encode()
+        (tmp_path / "y.ply").write_bytes(data.replace(b"1.0\n", comment))
+        with pytest.raises(SplatrimError, match="damaged comment"):
+            read_offset(tmp_path / "y.ply")
 
 
 def test_load_ply_missing_property(tmp_path: Path) -> None:
@@ -128,8 +175,55 @@ def test_load_ply_missing_property(tmp_path: Path) -> None:
     with pytest.raises(SplatrimError, match="property opacity is missing"):
         load_ply(tmp_path / "x.ply")
     write_table(tmp_path / "points.ply", {k: columns[k] for k in "xyz"})
-    with pytest.raises(SplatrimError, match="f_dc_0 is missing .and 10 more"):
+    with pytest.raises(SplatrimError, match="f_dc_0 is missing .and 10 more.*a point cloud"):
         load_ply(tmp_path / "points.ply")
+
+
+def archive(path: Path, files: dict[str, bytes]) -> bytes:
+    with zipfile.ZipFile(path, "w") as file:
+        for name, data in files.items():
+            file.writestr(name, data)
+    return path.read_bytes()
+
+
+def test_other_formats_are_named(tmp_path: Path) -> None:
+    zipped = tmp_path / "zipped"
+    torch.save({"step": 1, "splats": {"means": torch.zeros(2, 3)}}, tmp_path / "gsplat.pt")
+    known = {
+        "SPZ": [gzip.compress(b"NGSP" + bytes(40)), b"NGSP" + bytes(40)],
+        "gzip": [gzip.compress(b"ply" * 9)],
+        "SOG": [archive(zipped, {"meta.json": b"{}", "means_l.webp": b""})],
+        "gsplat checkpoint": [(tmp_path / "gsplat.pt").read_bytes()],
+        "nerfstudio checkpoint": [archive(zipped, {"a/data.pkl": b"gauss_params.means"})],
+        "--start_checkpoint": [archive(zipped, {"a/data.pkl": b"formatsplatrim"})],
+        "zip archive": [archive(zipped, {"a": b"b"}), b"PK\x03\x04broken"],
+        "PNG image": [b"\x89PNG\r\n\x1a\n" * 9],
+        "Git LFS": [b"version https://git-lfs.github.com/spec/v1\n"],
+        "LAS": [b"LASF" + bytes(90)],
+    }
+    for word, contents in known.items():
+        for data in contents:
+            (tmp_path / "x.ply").write_bytes(data)
+            with pytest.raises(SplatrimError, match=f"not a complete .ply file.* it is .*{word}"):
+                load_ply(tmp_path / "x.ply")
+    (tmp_path / "x.splat").write_bytes(bytes(64))
+    with pytest.raises(SplatrimError, match=r"it is a \.splat file"):
+        load_ply(tmp_path / "x.splat")
+
+
+@pytest.mark.parametrize(
+    ("names", "sentence"),
+    [
+        (["packed_position", "packed_rotation"], "it is a compressed .ply"),
+        (["x", "y", "z", "f_offset_0", "f_anchor_feat_0"], "Scaffold-GS"),
+        (["x", "y", "z", "f_dc_0", "f_dc_1", "f_dc_2", "opacity", "scale_0", "scale_1"], "2DGS"),
+        (["x", "y", "z", "red"], "it is a point cloud, not Gaussians"),
+    ],
+)
+def test_other_ply_files_are_named(tmp_path: Path, names: list[str], sentence: str) -> None:
+    write_table(tmp_path / "x.ply", {name: np.ones(4, "f4") for name in names})
+    with pytest.raises(SplatrimError, match=sentence):
+        load_ply(tmp_path / "x.ply")
 
 
 def test_load_ply_odd_number_of_sh(tmp_path: Path) -> None:
@@ -195,14 +289,3 @@ def test_an_interrupted_save_keeps_the_old_model(
         save_ply(tmp_path / "x.ply", random_gaussians(9))
     assert (tmp_path / "x.ply").read_bytes() == old
     assert [p.name for p in tmp_path.iterdir()] == ["x.ply"]
-
-
-def test_values_are_not_read_one_by_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """plyfile's other way takes minutes for a large model."""
-    save_ply(tmp_path / "a.ply", random_gaussians(10))
-
-    def fail(self: object, *args: object) -> None:
-        raise AssertionError("one by one")
-
-    monkeypatch.setattr(PlyElement, "_read_bin", fail)
-    assert len(load_ply(tmp_path / "a.ply")["means"]) == 10

@@ -1,12 +1,13 @@
+import dataclasses
 import inspect
 from pathlib import Path
 
 import pytest
 import torch
 
-from gs.data.camera import Camera
+from gs.data.camera import NEAR_PLANE, Camera
 from gs.model.gaussians import SH_C0, Gaussians
-from gs.model.renderer import NEAR_PLANE, _camera_tensors, render
+from gs.model.renderer import render
 from gs.model.specs import ParameterSpec
 from kernels import rasterization
 
@@ -101,8 +102,16 @@ def test_near_plane_is_inrias(depth: float, kept: bool) -> None:
     assert NEAR_PLANE == 0.2
     assert inspect.signature(rasterization).parameters["near_plane"].default != NEAR_PLANE
     gaussians = Gaussians.from_points(torch.zeros(1, 3), torch.ones(1, 3))
-    out = render(gaussians, camera(distance=depth))
-    assert bool((out.info["radii"] > 0).all()) is kept
+    view = camera(distance=depth)
+    assert view.near == NEAR_PLANE
+    assert bool((render(gaussians, view).info["radii"] > 0).all()) is kept
+
+
+@pytest.mark.parametrize(("near", "kept"), [(0.01, True), (0.05, False)])
+def test_near_plane_is_the_cameras(near: float, kept: bool) -> None:
+    gaussians = Gaussians.from_points(torch.zeros(1, 3), torch.ones(1, 3))
+    view = dataclasses.replace(camera(distance=0.03), near=near)
+    assert bool((render(gaussians, view).info["radii"] > 0).all()) is kept
 
 
 def test_gradients_reach_every_parameter_and_the_image_plane() -> None:
@@ -128,13 +137,3 @@ def test_one_large_gaussian_shows_its_colour() -> None:
     torch.testing.assert_close(gaussians.params["sh0"][:, 0] * SH_C0 + 0.5, color)
     center = render(gaussians, camera()).colors[HEIGHT // 2, WIDTH // 2]
     torch.testing.assert_close(center, 0.99 * color[0], rtol=1e-3, atol=1e-3)
-
-
-def test_camera_tensors_are_moved_once() -> None:
-    device = torch.device("cpu")
-    first, second = camera("x.png"), camera("y.png", distance=9.0)
-    held = _camera_tensors(first, device)
-    assert _camera_tensors(first, device)[0] is held[0]
-    assert _camera_tensors(second, device)[0][0, 2, 3] == 9.0
-    assert torch.equal(held[0][0], first.viewmat)
-    assert torch.equal(held[1][0], first.K)

@@ -95,8 +95,12 @@ def test_logarithmic_bars() -> None:
     chart = Rects(html)
     assert chart.bars[0]["width"] == pytest.approx(chart.bars[1]["width"], abs=0.02)
     assert [t for t in chart.texts if t in ("0.01", "0.1", "1", "10", "100")] == [
-        "0.01", "0.1", "1", "10", "100",
-    ]  # fmt: skip
+        "0.01",
+        "0.1",
+        "1",
+        "10",
+        "100",
+    ]
     # less than a decade: its ends
     html = histogram_chart([2.0, 2.5, 3.0], [1, 2], x_label="x", y_label="y", log_x=True)
     assert {"2", "3"} <= set(Rects(html).texts)

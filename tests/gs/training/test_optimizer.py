@@ -11,9 +11,10 @@ from gs.model.rows import NoneLeft, copy_rows, gather_rows, keep_rows, replace_v
 from gs.model.specs import ParameterSpec
 from gs.training.optimizer import (
     build_optimizer,
+    learning_rates,
     load_optimizer_state,
     optimizer_state,
-    update_learning_rates,
+    set_learning_rates,
 )
 
 MASK_LOGITS = ParameterSpec("mask_logits", (2,), lr=0.01, order=35)
@@ -85,7 +86,9 @@ def test_position_rate_is_log_linear(step: int, rate: float) -> None:
     optimizer = optimizer_of(gaussians)
     assert position_lr(OptimConfig(), EXTENT, step) == pytest.approx(rate * EXTENT, rel=1e-12)
     before = [group["lr"] for group in optimizer.param_groups]
-    update_learning_rates(optimizer, OptimConfig(), extent=EXTENT, step=step)
+    rates = learning_rates(optimizer, OptimConfig(), extent=EXTENT, step=step)
+    assert [group["lr"] for group in optimizer.param_groups] == before  # that only tells them
+    set_learning_rates(optimizer, rates)
     after = [group["lr"] for group in optimizer.param_groups]
     assert after[0] == pytest.approx(rate * EXTENT, rel=1e-12)
     assert after[1:] == before[1:]
@@ -102,7 +105,7 @@ def test_annealed_rates_fall_log_linearly_to_their_share() -> None:
     optimizer = optimizer_of(model())
     at_start = {group["name"]: group["lr"] for group in optimizer.param_groups}
     for step, share in ((0, 1.0), (18_000, 1.0), (24_000, 0.1), (30_000, 0.01), (40_000, 0.01)):
-        update_learning_rates(optimizer, config, extent=EXTENT, step=step)
+        set_learning_rates(optimizer, learning_rates(optimizer, config, extent=EXTENT, step=step))
         rates = {group["name"]: group["lr"] for group in optimizer.param_groups}
         assert rates.pop("means") == position_lr(config, EXTENT, step)
         assert rates.pop("mask_logits") == MASK_LOGITS.lr
@@ -266,7 +269,8 @@ def test_state_by_name_resumes_bit_exactly() -> None:
     gaussians = model()
     optimizer = optimizer_of(gaussians)
     train(gaussians, optimizer, 3, first=0)
-    update_learning_rates(optimizer, OptimConfig(), extent=EXTENT, step=20_000)
+    rates = learning_rates(optimizer, OptimConfig(), extent=EXTENT, step=20_000)
+    set_learning_rates(optimizer, rates)
     state = optimizer_state(optimizer)
     assert state["lrs"]["means"] == position_lr(OptimConfig(), EXTENT, 20_000)
 

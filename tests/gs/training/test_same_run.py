@@ -40,14 +40,17 @@ def test_changed_settings_are_named() -> None:
 
 def test_every_setting_is_compared_but_harmless_ones() -> None:
     before = train.describe(train.parse(["-s", "scene", "-m", "a"]))
-    flags = "-s scene -m b --quiet --device cpu --save_iterations 5 --overwrite --no_cuda_graphs"
-    assert changed_settings(before, train.describe(train.parse(flags.split()))) == []
-    for flag in (
+    flags: str = (
+        "-s scene -m b --quiet --device cpu --save_iterations 5 --overwrite --no_cuda_graphs"
+    )
+    assert changed_settings(before, train.describe(train.parse([*flags.split()]))) == []
+    changes: tuple[str, ...] = (
         "-w", "-r 2", "--lambda_dssim 0.9", "--seed 5", "--random_background", "--sh_degree 1",
         "--eval", "-i images_2", "--init_points 5", "--iterations 20000", "--deterministic",
         "--densify_grad_threshold 1e-3", "--min_opacity 0.1", "--rotation_lr 0.1",
         "--sh_degree_interval 7", "--preset gamma", "--mask_lr 1",
-    ):  # fmt: skip
+    )  # fmt: skip
+    for flag in changes:
         config = train.parse(["-s", "scene", "-m", "a", *flag.split()])
         name = flag.split()[0].lstrip("-")
         long = {"w": "white_background", "r": "resolution", "i": "images"}.get(name, name)

@@ -17,7 +17,8 @@ from gs.model.ply import save_ply
 from gs.model.rates import OptimConfig
 from gs.model.specs import PUBLISHED, ParameterSpec
 from gs.training.checkpoint import save_checkpoint
-from gs.training.optimizer import build_optimizer, update_learning_rates
+from gs.training.optimizer import build_optimizer, learning_rates, set_learning_rates
+from gs.training.run_state import RunState
 from gs.training.start import (
     Origin,
     PostRates,
@@ -70,7 +71,7 @@ def config(tmp_path: Path, **fields: Any) -> TrainConfig:
 
 def test_a_ply_is_post_trained_from_the_published_length(tmp_path: Path) -> None:
     origin = find_origin(tmp_path / "any.ply", None)
-    assert origin == Origin(30_000, 30_000) and origin.post_end == 35_000
+    assert origin == Origin(30_000, 30_000) and origin is not None and origin.post_end == 35_000
     assert find_origin(None, None) is None
     with pytest.raises(SplatrimError, match="not both"):
         find_origin(tmp_path / "a.ply", tmp_path / "b.pth")
@@ -95,10 +96,13 @@ def test_own_checkpoints_are_finished_when_their_schedule_is(tmp_path: Path) -> 
     for step, settings, want in [
         (600, {"optim": {"position_lr_max_steps": 600}}, Origin(600, 600)),
         (7000, {"optim": {"position_lr_max_steps": 30_000}}, Origin(7000, None)),
-        (32_000, {"optim": {"position_lr_max_steps": 35_000}, "post_start": 30_000},
-         Origin(32_000, 30_000)),
+        (
+            32_000,
+            {"optim": {"position_lr_max_steps": 35_000}, "post_start": 30_000},
+            Origin(32_000, 30_000),
+        ),
         (30_000, {}, Origin(30_000, 30_000)),
-    ]:  # fmt: skip
+    ]:
         save_checkpoint(path, state(step, config=settings))
         assert find_origin(None, path) == want
     assert Origin(600, 600).post_end == 700
@@ -124,8 +128,9 @@ def test_what_stays_of_a_finished_checkpoint(tmp_path: Path) -> None:
     kept, want = load_start(settings, "mask-gaussian", METHODS), state(30_000, masks=True)
     assert kept is not None
     assert kept["params"].keys() == want["params"].keys()
-    assert torch.equal(kept["optimizer"]["mask_logits"]["exp_avg"],
-                       want["optimizer"]["mask_logits"]["exp_avg"])  # fmt: skip
+    assert torch.equal(
+        kept["optimizer"]["mask_logits"]["exp_avg"], want["optimizer"]["mask_logits"]["exp_avg"]
+    )
     assert kept["strategies"] == {} and list(kept["rows"]) == ["ids"]
     assert "lrs" not in kept["optimizer"]
 
@@ -218,12 +223,12 @@ def test_masks_of_published_files_are_adopted(
     logits = want["params"]["mask_logits"]
     columns = {name: table[name] for name in table.dtype.names}
     columns |= {f"masks_{i}": logits[:, i].numpy() for i in (0, 1)}
-    joined = np.array(
-        list(zip(*columns.values(), strict=True)), [(name, "f4") for name in columns]
-    )
+    joined = np.array(list(zip(*columns.values(), strict=True)), [(name, "f4") for name in columns])
     PlyData([PlyElement.describe(joined, "vertex")]).write(str(tmp_path / "model.ply"))
-    for start in ({"start_checkpoint": tmp_path / "chkpnt.pth"},
-                  {"start_ply": tmp_path / "model.ply"}):  # fmt: skip
+    for start in (
+        {"start_checkpoint": tmp_path / "chkpnt.pth"},
+        {"start_ply": tmp_path / "model.ply"},
+    ):
         got = load_start(config(tmp_path, post_start=30_000, **start), method, METHODS)
         assert got is not None
         if method == "mask-gaussian":
@@ -251,7 +256,7 @@ def test_an_unfinished_checkpoint_is_resumed_by_its_own_method(tmp_path: Path) -
 def test_added_parameters_have_the_models_age() -> None:
     gaussians = model(masks=True)
     optimizer = build_optimizer(gaussians, OptimConfig(), extent=1.0)
-    moments = add_aged_moments(state(30_000), gaussians)
+    moments = add_aged_moments(RunState.from_dict(state(30_000)), gaussians)
     entry = moments["mask_logits"]
     assert float(entry["step"]) == 30_000 and not entry["exp_avg"].any()
     assert torch.equal(moments["means"]["exp_avg"], state(30_000)["optimizer"]["means"]["exp_avg"])
@@ -281,7 +286,7 @@ def test_rates_are_the_published_ones() -> None:
     steps = range(30_001, 35_001)
     got: dict[str, list[float]] = {group["name"]: [] for group in optimizer.param_groups}
     for step in steps:
-        update_learning_rates(optimizer, optim, extent=2.0, step=step)
+        set_learning_rates(optimizer, learning_rates(optimizer, optim, extent=2.0, step=step))
         rates.after_backward(step, context)
         for group in optimizer.param_groups:
             got[group["name"]].append(float(group["lr"]))

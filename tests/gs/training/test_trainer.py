@@ -27,12 +27,16 @@ from gs.training.captured_steps import StepGraphs
 from gs.training.checkpoint import load_checkpoint
 from gs.training.strategy import StepContext, Strategy
 from gs.training.trainer import Trainer
+from kernels import Capacity
 from pruning import MaskGaussianConfig
 
 DENSIFY = DensifyConfig(
-    densify_from_iter=5, densify_until_iter=32, densification_interval=6,
-    opacity_reset_interval=20, densify_grad_threshold=1e-4,
-)  # fmt: skip
+    densify_from_iter=5,
+    densify_until_iter=32,
+    densification_interval=6,
+    opacity_reset_interval=20,
+    densify_grad_threshold=1e-4,
+)
 # a low logit gap after a few steps, so that masks drop some and pruning bites
 OPTIM = OptimConfig(position_lr_max_steps=40)
 MASKS = MaskGaussianConfig(
@@ -40,9 +44,13 @@ MASKS = MaskGaussianConfig(
 )
 # opacities below 0.05 count as dead, so that some are
 MCMC = MCMCConfig(
-    densify_from_iter=5, densify_until_iter=32, densification_interval=6, budget="1.2x",
-    min_opacity=0.05, initial_opacity=0.1,
-)  # fmt: skip
+    densify_from_iter=5,
+    densify_until_iter=32,
+    densification_interval=6,
+    budget="1.2x",
+    min_opacity=0.05,
+    initial_opacity=0.1,
+)
 
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -97,6 +105,7 @@ def test_training_improves_and_writes_its_files(scene: Scene, tmp_path: Path) ->
     assert history["step"] == [10, 20, 30, 40]
     assert [entry["step"] for entry in history["test"]] == [1, 40]
     assert history["test"][1]["psnr"] > history["test"][0]["psnr"] + 0.5
+    settings |= scene.record
     assert history["settings"] == settings
     assert len(history["n_used"]) == len(history["n_gaussians"]) == len(history["seconds"]) == 4
     assert history["n_used"][-1] < history["n_gaussians"][-1]
@@ -117,10 +126,15 @@ def test_tensorboard_scalars(scene: Scene, tmp_path: Path) -> None:
     events = EventAccumulator(str(tmp_path))
     events.Reload()
     want = {
-        "train_loss_patches/l1_loss", "train_loss_patches/total_loss", "iter_time", "total_points",
-        "num_used_gs", "test/loss_viewpoint - psnr", "test/loss_viewpoint - l1_loss",
+        "train_loss_patches/l1_loss",
+        "train_loss_patches/total_loss",
+        "iter_time",
+        "total_points",
+        "num_used_gs",
+        "test/loss_viewpoint - psnr",
+        "test/loss_viewpoint - l1_loss",
         "train/loss_viewpoint - psnr",
-    }  # fmt: skip
+    }
     assert want <= set(events.Tags()["scalars"])
     assert [event.step for event in events.Scalars("num_used_gs")] == [10, 20]
 
@@ -148,9 +162,14 @@ def test_resuming_equals_not_stopping(scene: Scene, tmp_path: Path, stop: int) -
 
 def test_masks_within_a_budget_resume_too(scene: Scene, tmp_path: Path) -> None:
     config = TamingConfig(
-        densify_from_iter=5, densify_until_iter=26, densification_interval=8,
-        opacity_reset_interval=20, densify_grad_threshold=1e-4, budget="1.5x", score_views=2,
-    )  # fmt: skip
+        densify_from_iter=5,
+        densify_until_iter=26,
+        densification_interval=8,
+        opacity_reset_interval=20,
+        densify_grad_threshold=1e-4,
+        budget="1.5x",
+        score_views=2,
+    )
     counts: list[int] = []
 
     class Counts(Strategy):
@@ -215,7 +234,7 @@ def test_a_signal_saves_a_checkpoint_that_resumes(
     before = signal.getsignal(number)
     trainer = make(scene, tmp_path, *methods(), Signals(13, number))
     path = trainer.fit()
-    assert path == tmp_path / "chkpnt13.pth"
+    assert path is not None and path == tmp_path / "chkpnt13.pth"
     assert signal.getsignal(number) is before
     assert json.loads((tmp_path / "history.json").read_text())["step"] == [10]
 
@@ -273,9 +292,15 @@ def test_hooks_come_in_the_published_order(scene: Scene, tmp_path: Path) -> None
 
     make(scene, tmp_path, Records(), iterations=2).fit()
     assert calls == [
-        "before_render", "loss", "after_backward", "after_step, moved",
-        "before_render", "loss", "after_backward, saved", "after_step",
-    ]  # fmt: skip
+        "before_render",
+        "loss",
+        "after_backward",
+        "after_step, moved",
+        "before_render",
+        "loss",
+        "after_backward, saved",
+        "after_step",
+    ]
 
 
 def test_the_saved_model_is_the_one_before_pruning(scene: Scene, tmp_path: Path) -> None:
@@ -341,22 +366,25 @@ def test_random_background_differs_by_iteration(scene: Scene, tmp_path: Path) ->
 @pytest.mark.parametrize("densifier", [DENSIFY, MCMC], ids=["default", "mcmc"])
 @pytest.mark.parametrize("tight", [False, True], ids=["roomy", "overflowing"])
 def test_graphs_change_nothing(
-    scene: Scene, tmp_path: Path, densifier: DensifierConfig, tight: bool,
+    scene: Scene,
+    tmp_path: Path,
+    densifier: DensifierConfig,
+    tight: bool,
     monkeypatch: pytest.MonkeyPatch,
-) -> None:  # fmt: skip
+) -> None:
     def methods() -> list[Strategy]:
         return [densifier.build(), MASKS.build(densify_until=densifier.densify_until_iter)]
 
     options = {"device": "cuda", "deterministic": True}
     eager = make(scene, tmp_path / "eager", *methods(), cuda_graphs=False, **options)
     eager.fit()
-    room, replays = StepGraphs.room, []
+    capacity, replays = StepGraphs.capacity, []
 
-    def small_first(graphs: StepGraphs, n: int) -> tuple[int, int]:
+    def small_first(graphs: StepGraphs, n: int) -> Capacity:
         replays.append(n)
-        return (n, 64) if tight and len(replays) % 2 else room(graphs, n)
+        return Capacity(n, 64) if tight and len(replays) % 2 else capacity(graphs, n)
 
-    monkeypatch.setattr(StepGraphs, "room", small_first)
+    monkeypatch.setattr(StepGraphs, "capacity", small_first)
     graphed = make(scene, tmp_path / "graphs", *methods(), **options)
     graphed.fit()
     assert len(replays) > 3  # captures

@@ -47,6 +47,12 @@ def set_gradients(params: list[Tensor], step: int) -> None:
         p.grad = (torch.randn(p.shape, generator=g) * size).to(DEVICE)
 
 
+def gradients_of(params: list[Tensor]) -> list[Tensor]:
+    gradients = [p.grad for p in params if p.grad is not None]
+    assert len(gradients) == len(params)
+    return gradients
+
+
 def assert_equal(got: list[Tensor], want: list[Tensor]) -> None:
     for k, (x, y) in enumerate(zip(got, want, strict=True)):
         if DEVICE == "cuda":
@@ -179,7 +185,7 @@ def test_gradients_of_any_layout() -> None:
     optimizer, reference = fused(got), fused(want)
     set_gradients(want, 0)
     records = torch.zeros(50, 8, device=DEVICE)
-    records[:, 1:4], records[:, 4:] = want[0].grad, want[1].grad
+    records[:, 1:4], records[:, 4:] = gradients_of(want)
     got[0].grad, got[1].grad = records[:, 1:4], records[:, 4:]
     optimizer.step()
     reference.step()
@@ -248,11 +254,11 @@ def test_a_graph_replays_with_other_rates() -> None:
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         optimizer.apply(rates, skip=skip)
-    gradients = [p.grad for p in got]
+    gradients = gradients_of(got)
     for step in range(1, 5):
         set_gradients(want, step)
-        for p, g in zip(want, gradients, strict=True):
-            g.copy_(p.grad)
+        for v, g in zip(gradients_of(want), gradients, strict=True):
+            g.copy_(v)
         reference.step()
         rates.copy_(optimizer.rates_for())
         graph.replay()

@@ -1,6 +1,7 @@
 """Lists of bins and tiles against a walk over every row of every Gaussian, one by one."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import pytest
@@ -10,15 +11,20 @@ import triton.language as tl
 from torch import Tensor
 
 from kernels import binning
-from kernels.binning import DepthOrder, TileLists, depth_order, isect_tiles
+from kernels.binning import ListsLayout, TileLists, bin_tiles, isect_tiles
+from kernels.binning.depth_order import MEMBER_SHARE, DepthOrder, depth_order
+from kernels.binning.row_keys import row_keys
 from kernels.device.running_sum import scan_programs
 from kernels.projection.ellipse import SIDE, half_height, load_ellipse, row_range, row_span
 from kernels.projection.record import (
     RECORD_SIZE,
     record_conics,
+    record_depths,
     record_log2_opacities,
     record_means,
 )
+from kernels.projection.records import Records
+from kernels.runtime.launch import launch
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
@@ -44,13 +50,9 @@ def _spans_kernel(records_ptr, spans_ptr, first_ptr, M, tiles_x, tiles_y, BLOCK:
 
 
 class Scene(NamedTuple):
-    records: Tensor  # [C N, 16]
-    gaussian_ids: Tensor  # [C N]
+    records: Records  # C N rows
     depth_keys: Tensor  # [C N]
     tile_counts: Tensor  # [3, C N]
-    C: int
-    tiles_x: int
-    tiles_y: int
     lists: list[list[int]]  # rows of each tile from front to back
 
 
@@ -82,11 +84,13 @@ def make_scene(sigma: Tensor, width: int, height: int, C: int = 1, seed: int = 0
     record_log2_opacities(records)[:] = torch.log2(1 / 255 + torch.rand(M, generator=g))
     # a few share their depth: ties in ascending row
     depths = 1.0 + torch.randint(0, 2 * M, (M,), generator=g).float()
+    record_depths(records)[:] = depths
     tiles_x, tiles_y = -(-width // 8), -(-height // 8)
     records = records.to(DEVICE)
     spans = torch.empty(M, tiles_y, 2, dtype=torch.int32, device=DEVICE)
     first = torch.empty(M, dtype=torch.int32, device=DEVICE)
-    _spans_kernel[(triton.cdiv(M, 32),)](records, spans, first, M, tiles_x, tiles_y, BLOCK=32)
+    grid = (-(-M // 32),)
+    launch(_spans_kernel, grid, records, spans, first, M, tiles_x, tiles_y, BLOCK=32)
     lists: list[list[int]] = [[] for _ in range(C * tiles_x * tiles_y)]
     rows = spans.tolist()
     counts = [_counts(r, f) for r, f in zip(rows, first.tolist(), strict=True)]
@@ -97,7 +101,7 @@ def make_scene(sigma: Tensor, width: int, height: int, C: int = 1, seed: int = 0
     ids = torch.arange(M, dtype=torch.int32, device=DEVICE)
     keys = depths.view(torch.int32).to(DEVICE)
     counts = torch.tensor(counts, dtype=torch.int32, device=DEVICE).T.contiguous()
-    return Scene(records, ids, keys, counts, C, tiles_x, tiles_y, lists)
+    return Scene(Records(records, ids, None, C, M // C, width, height), keys, counts, lists)
 
 
 def random_sigma(n: int, seed: int = 0) -> Tensor:
@@ -112,17 +116,14 @@ def bin_scene(
     s: Scene, spare: int = 0, with_slots: bool = False
 ) -> tuple[DepthOrder, TileLists, Tensor]:
     """Depth order, lists with `spare` entries more than needed, and the workspace."""
-    M = len(s.records)
+    M, r = len(s.depth_keys), s.records
     workspace = torch.zeros(4 + 2 * scan_programs(M), dtype=torch.int32, device=DEVICE)
     tiles, bins = s.tile_counts[:2].sum(1).tolist()
-    needed = max(tiles, binning.BIN_SHARE.value * bins)
-    depth, counts = depth_order(s.depth_keys, s.tile_counts, workspace, needed + spare)
-    assert int(counts.total) == bins and int(workspace[1]) == needed
-    lists = isect_tiles(
-        s.records, s.gaussian_ids, depth, counts, needed + spare, s.C, M // s.C,
-        s.tiles_x, s.tiles_y, with_slots,
-    )  # fmt: skip
-    return depth, lists, workspace
+    needed = max(tiles, MEMBER_SHARE.value * bins)
+    depth, members = depth_order(s.depth_keys, s.tile_counts, workspace, needed + spare)
+    assert int(members.total) == bins and int(workspace[1]) == needed
+    layout = ListsLayout(r.n_cameras, r.tiles_x, r.tiles_y, needed + spare, with_slots)
+    return depth, isect_tiles(r, depth, members, layout), workspace
 
 
 def as_lists(lists: TileLists) -> list[list[int]]:
@@ -158,11 +159,33 @@ def test_isect_tiles(n: int, width: int, height: int, C: int, with_slots: bool) 
         assert torch.equal(order[rank].int(), lists.flatten_ids[:total])
 
 
+@pytest.mark.parametrize("n_rows", [None, 70, 0])
+def test_keys_of_received_records(n_rows: int | None) -> None:
+    """Depth keys and tile counts are formed anew; what is behind the last row does not count."""
+    s = make_scene(random_sigma(80), 100, 75)
+    n = 80 if n_rows is None else n_rows
+    count = None if n_rows is None else torch.tensor([n], dtype=torch.int32, device=DEVICE)
+    values = s.records.values.clone()
+    values[n:] = torch.nan
+    if n > 9:
+        record_depths(values)[9] = 0.0  # taken by a projection, then culled
+    keys = row_keys(replace(s.records, values=values, n_rows=count))
+    seen = torch.arange(80, device=DEVICE) < n
+    seen[9] = False
+    want = torch.where(seen, s.depth_keys, 0x7F800000)
+    assert torch.equal(keys.depth_keys, want)
+    assert torch.equal(keys.tile_counts, torch.where(seen, s.tile_counts, 0))
+    assert keys.workspace.tolist() == [n, 0, 0, 0, 0, 0]
+    lists = bin_tiles(replace(s.records, values=values, n_rows=count), deterministic=True)
+    assert as_lists(lists) == [[r for r in rows if seen[r]] for rows in s.lists]
+    assert lists.counts is not None and lists.counts[[0, 3]].tolist() == [n, int(lists.offsets[-1])]
+
+
 @pytest.mark.parametrize("parts, window", [(1, 2), (7, 4)])
 def test_long_lists(parts: int, window: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Bins of many chunks, and chunks of many bins."""
     monkeypatch.setattr(binning, "PARTS", parts)
-    monkeypatch.setattr(binning, "WINDOW", window)
+    monkeypatch.setattr(binning, "LIST_WINDOW", window)
     sigma = torch.cat([torch.full((250, 2), 9.0), torch.full((60, 2), 0.4)])
     s = make_scene(sigma, 40, 50)
     _, lists, _ = bin_scene(s)

@@ -1,26 +1,27 @@
-"""rasterize_to_pixels and the tile lists against a dense float64 blend of every pair."""
+"""Blending and the tile lists against a dense float64 blend of every record and pixel."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
 import torch
-import triton
-import triton.language as tl
 from torch import Tensor
 
-from kernels.binning import depth_order, isect_tiles
-from kernels.blending import Blend, rasterize_to_pixels
+from kernels import Records, RenderSettings, TileLists, bin_tiles, blend
+from kernels.blending import (
+    BlendSettings,
+    Features,
+    blend_fwd,
+    blend_settings,
+    differentiable_blend,
+)
 from kernels.blending.backward import sum_rows_kernel
 from kernels.blending.contributions import contributions
-from kernels.constants import ALPHA_MAX, ALPHA_MIN, TILE_SIZE, TRANSMITTANCE_MIN
-from kernels.device.running_sum import scan_programs
-from kernels.projection.ellipse import load_ellipse
-from kernels.projection.forward import count_tiles
+from kernels.constants import ALPHA_MAX, ALPHA_MIN, TRANSMITTANCE_MIN
 from kernels.projection.record import (
-    COLOR,
     DEPTH_FEATURE,
     MASK,
     RECORD_SIZE,
+    record_absgrads,
     record_colors,
     record_conics,
     record_depths,
@@ -30,18 +31,10 @@ from kernels.projection.record import (
 )
 from kernels.runtime.launch import launch
 
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-
-
-@triton.jit
-def _count_kernel(records_ptr, counts_ptr, M, tiles_x, tiles_y, BLOCK: tl.constexpr):
-    i = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    mask = i < M
-    mx, my, A, B, C, t2 = load_ellipse(records_ptr + i * RECORD_SIZE, mask)
-    tiles, bins, widths = count_tiles(mask, mx, my, A, B, C, t2, tiles_x, tiles_y)
-    tl.store(counts_ptr + i, tiles, mask=mask)
-    tl.store(counts_ptr + M + i, bins, mask=mask)
-    tl.store(counts_ptr + 2 * M + i, widths, mask=mask)
+ON_GPU = torch.cuda.is_available()
+DEVICE = "cuda" if ON_GPU else "cpu"
+# interpreted kernels are slow; either way tiles stick out at both edges
+SIZE = (37, 21) if ON_GPU else (21, 13)
 
 
 class Scene(NamedTuple):
@@ -51,12 +44,15 @@ class Scene(NamedTuple):
 
     @property
     def rows(self) -> Tensor:
-        """The records as projection.py lays them out when nothing is culled."""
-        return self.records.flatten(0, 1)
+        """Row of every camera and Gaussian: none is culled."""
+        C, N, _ = self.records.shape
+        return torch.arange(C * N, dtype=torch.int32, device=DEVICE).view(C, N)
 
-    @property
-    def gaussian_ids(self) -> Tensor:
-        return torch.arange(len(self.rows), dtype=torch.int32, device=DEVICE)
+    def received(self, values: Tensor | None = None) -> Records:
+        """Records from elsewhere than a projection."""
+        C, N, size = self.records.shape
+        values = (self.records if values is None else values).view(C * N, size)
+        return Records(values, self.rows.flatten(), None, C, N, self.width, self.height)
 
 
 def make_scene(N: int, width: int, height: int, C: int = 1, opacity: float = 1.0) -> Scene:
@@ -109,44 +105,39 @@ def dense(records: Tensor, features: Tensor, width: int, height: int) -> tuple[T
     return image.reshape(*shape, -1), alphas, weights.reshape(*shape, -1)
 
 
-def lists_of(scene: Scene, with_slots: bool = True):
+def wide(
+    scene: Scene, values: Tensor, means2d: Tensor, table: Tensor, shared: bool
+) -> tuple[Tensor, Tensor]:
+    """The pipeline's blending: features by Gaussian, the gradient of MEAN in means2d."""
     C, N, _ = scene.records.shape
-    tiles_x, tiles_y = -(-scene.width // TILE_SIZE), -(-scene.height // TILE_SIZE)
-    counts = torch.zeros(3, C * N, dtype=torch.int32, device=DEVICE)
-    workspace = torch.zeros(4 + 2 * scan_programs(C * N), dtype=torch.int32, device=DEVICE)
-    _count_kernel[(triton.cdiv(C * N, 32),)](
-        scene.records, counts, C * N, tiles_x, tiles_y, BLOCK=32
+    records = scene.received(values)
+    lists = bin_tiles(records)
+    settings = RenderSettings(scene.width, scene.height, exact=True)
+    s = blend_settings(settings, C, N, table, True)
+    assert s.shared == shared
+    features = Features(table, records.gaussian_ids)
+    images = blend_fwd(records.values.detach(), lists, s, features, None)
+    return differentiable_blend(
+        images,
+        records.values,
+        lists.buffer,
+        lists.layout,
+        None,
+        s,
+        features,
+        None,
+        means2d,
+        scene.rows,
     )
-    keys = record_depths(scene.rows).contiguous().view(torch.int32)
-    capacity = int(torch.maximum(counts[0].sum(), 3 * counts[1].sum())) + 37
-    depth, bins = depth_order(keys, counts, workspace, capacity)
-    n = int(depth.cumulative[-1])
-    assert torch.equal(depth.cumulative, counts[0, depth.order.long()].cumsum(0).int())
-    assert int(workspace[3]) == n
-    lists = isect_tiles(
-        scene.rows, scene.gaussian_ids, depth, bins, capacity, C, N, tiles_x, tiles_y, with_slots
-    )
-    assert (lists.slots is not None) == with_slots
-    return depth, lists, tiles_x, tiles_y
-
-
-def blend(scene: Scene, **flags) -> Blend:
-    depth, lists, tiles_x, tiles_y = lists_of(scene)
-    defaults = {
-        "first_column": COLOR.value, "n_features": 3, "shared": False, "colors_only": True,
-        "mask_gradient": True, "absgrad": False, "deterministic": False, "exact": True,
-        "gaussian_ids": None,
-    }  # fmt: skip
-    rows = scene.gaussian_ids.view(scene.records.shape[:2])
-    sizes = {"width": scene.width, "height": scene.height, "tiles_x": tiles_x, "tiles_y": tiles_y}
-    return Blend(**sizes, rows=rows, depth=depth, lists=lists, **(defaults | flags))
 
 
 @pytest.mark.parametrize("with_slots", [False, True])
 @pytest.mark.parametrize("N, width, height", [(1, 8, 8), (40, 37, 21), (90, 33, 40)])
-def test_isect_tiles(N, width, height, with_slots):
+def test_lists(N, width, height, with_slots):
     scene = make_scene(N, width, height, C=2)
-    _, lists, tiles_x, tiles_y = lists_of(scene, with_slots)
+    lists = bin_tiles(scene.received(), deterministic=with_slots)
+    assert (lists.slots is not None) == with_slots
+    tiles_x, tiles_y = lists.layout.tiles_x, lists.layout.tiles_y
     r = scene.records.double().cpu()
     faint = r.index_fill(2, torch.tensor([MASK.value]), 1e-6)
     _, _, weights = dense(faint, record_colors(r), width, height)
@@ -167,34 +158,46 @@ def test_isect_tiles(N, width, height, with_slots):
                 assert len(rows) <= len(needed) + max(3, len(needed) // 3)
 
 
-CASES = {
+CASES: dict[str, dict[str, Any]] = {
     "colors": {},
     "colors-fast": {"exact": False},
-    "float32": {"colors_only": False},
-    "with-depth": {"colors_only": False, "n_features": 4},
-    "depth": {"colors_only": False, "n_features": 1, "first_column": DEPTH_FEATURE.value},
+    "with-depth": {"render_mode": "RGB+D"},
+    "depth": {"render_mode": "D"},
+    "expected-depth": {"render_mode": "ED"},
     "deterministic": {"deterministic": True},
 }
 
 
+def grad_of(x: Tensor) -> Tensor:
+    """The gradient that x must have."""
+    assert x.grad is not None
+    return x.grad
+
+
 @pytest.mark.parametrize("case", CASES)
-@pytest.mark.parametrize("N, width, height, C", [(1, 8, 8, 1), (60, 37, 21, 2)])
-def test_rasterize_to_pixels(case, N, width, height, C, assert_close):
+@pytest.mark.parametrize("N, width, height, C", [(1, 8, 8, 1), (60, *SIZE, 2)])
+def test_blend(case, N, width, height, C, assert_close):
     if case == "colors-fast" and N == 1:
         pytest.skip("one rounding per product averages out over many pairs, not within one sum")
     torch.manual_seed(0)
     scene = make_scene(N, width, height, C)
-    args = blend(scene, **CASES[case])
-    first, D = args.first_column, args.n_features
+    options: dict[str, Any] = {"exact": True} | CASES[case]
+    settings = RenderSettings(width, height, **options)
     records = scene.records.clone().requires_grad_()
-    means2d = record_means(scene.records).clone().requires_grad_()
-    background = torch.rand(C, D, device=DEVICE).requires_grad_()
-    colors, alphas = rasterize_to_pixels(means2d, records.flatten(0, 1), None, background, args)
+    received = scene.received(records)
+    lists = bin_tiles(received, deterministic=settings.deterministic)
+    D = 3 * settings.has_colors
+    background = torch.rand(C, D, device=DEVICE).requires_grad_(D > 0)
+    colors, alphas = blend(received, lists, settings, backgrounds=background)
     want_records = scene.records.double().requires_grad_()
-    want_background = background.detach().double().requires_grad_()
-    features = want_records[..., first : first + D]
-    want, want_alphas, _ = dense(want_records, features, width, height)
-    want = want + (1 - want_alphas) * want_background[:, None, None]
+    want_background = background.detach().double().requires_grad_(D > 0)
+    features = [record_colors(want_records)] * settings.has_colors
+    features += [record_depths(want_records)[..., None]] * settings.has_depth
+    want, want_alphas, _ = dense(want_records, torch.cat(features, -1), width, height)
+    behind = (1 - want_alphas) * want_background[:, None, None]
+    want = torch.cat([want[..., :D] + behind, want[..., D:]], -1)
+    if settings.expects_depth:
+        want = torch.where(want_alphas > 0, want / want_alphas.clamp(min=1e-9), 0.0)
     assert_close("colors", colors, want, 1e-5)
     assert_close("alphas", alphas, want_alphas, 1e-5)
 
@@ -202,27 +205,29 @@ def test_rasterize_to_pixels(case, N, width, height, C, assert_close):
     ((colors * v_colors).sum() + (alphas * v_alphas).sum()).backward()
     ((want * v_colors).sum() + (want_alphas * v_alphas).sum()).backward()
     limit = 1e-3 if case == "colors-fast" else 2e-4
-    want_v = want_records.grad
-    assert_close("v_means2d", means2d.grad, record_means(want_v), limit)
-    for part in (record_conics, record_log2_opacities, record_masks):
-        assert_close(part.__name__, part(records.grad), part(want_v), limit)
-    got_f, want_f = records.grad[..., first : first + D], want_v[..., first : first + D]
-    assert_close("v_features", got_f, want_f, limit)
-    assert_close("v_backgrounds", background.grad, want_background.grad, limit)
+    got_v, want_v = grad_of(records), grad_of(want_records)
+    for part in (record_means, record_conics, record_log2_opacities, record_masks):
+        assert_close(part.__name__, part(got_v), part(want_v), limit)
+    if settings.has_colors:
+        assert_close("v_colors", record_colors(got_v), record_colors(want_v), limit)
+        assert_close("v_backgrounds", background.grad, want_background.grad, limit)
+    if settings.has_depth:
+        depths = record_depths(got_v) + got_v[..., DEPTH_FEATURE.value]
+        assert_close("v_depths", depths, record_depths(want_v), limit)
 
 
 @pytest.mark.parametrize("place", ["shared", "camera", "row"])
 def test_wide_features(place, assert_close):
     scene, D = make_scene(30, 29, 18, C=2), 9
-    ids = None if place == "row" else scene.gaussian_ids
-    flags = {"shared": place == "shared", "gaussian_ids": ids}
-    args = blend(scene, colors_only=False, n_features=D, first_column=0, **flags)
     shape = {"shared": (30, D), "camera": (2, 30, D), "row": (60, D)}[place]
     features = torch.randn(shape, device=DEVICE).requires_grad_()
     records = scene.records.clone().requires_grad_()
-    colors, alphas = rasterize_to_pixels(
-        record_means(records), records.flatten(0, 1), features, None, args
-    )
+    if place == "row":
+        received, settings = scene.received(records), RenderSettings(29, 18, exact=True)
+        colors, alphas = blend(received, bin_tiles(received), settings, features=features)
+    else:
+        means2d = record_means(records)
+        colors, alphas = wide(scene, records, means2d, features, place == "shared")
     want_records = scene.records.double().requires_grad_()
     want_features = features.detach().double().requires_grad_()
     want, want_alphas, _ = dense(
@@ -234,14 +239,15 @@ def test_wide_features(place, assert_close):
     ((want * v_colors).sum() + (want_alphas * v_alphas).sum()).backward()
     assert_close("v_features", features.grad, want_features.grad, 2e-4)
     for part in (record_conics, record_masks):
-        assert_close(part.__name__, part(records.grad), part(want_records.grad), 2e-4)
+        assert_close(part.__name__, part(grad_of(records)), part(grad_of(want_records)), 2e-4)
 
 
 def test_absgrad(assert_close):
     scene = make_scene(25, 24, 17)
-    means2d = record_means(scene.records).clone().requires_grad_()
-    args = blend(scene, absgrad=True)
-    colors, _ = rasterize_to_pixels(means2d, scene.rows, None, None, args)
+    values = scene.records.clone().requires_grad_()
+    received = scene.received(values)
+    settings = RenderSettings(24, 17, absgrad=True, exact=True)
+    colors, _ = blend(received, bin_tiles(received), settings)
     v = torch.randn_like(colors)
     colors.backward(v)
     want = torch.zeros(1, 25, 2, dtype=torch.float64, device=DEVICE)
@@ -251,14 +257,16 @@ def test_absgrad(assert_close):
             one = torch.zeros_like(v).double()
             one[:, y, x] = v[:, y, x].double()
             dense(r, record_colors(r), 24, 17)[0].backward(one)
-            want += record_means(r.grad).abs()
-    assert_close("absgrad", means2d.absgrad, want, 2e-4)
+            want += record_means(grad_of(r)).abs()
+    assert_close("absgrad", record_absgrads(grad_of(values)), want, 2e-4)
 
 
 def test_contributions(assert_close):
     scene = make_scene(50, 31, 22, C=2)
-    _, lists, tiles_x, tiles_y = lists_of(scene)
-    got = contributions(scene.rows, scene.gaussian_ids, lists, 2, 50, 31, 22, tiles_x, tiles_y)
+    received, sizes = scene.received(), BlendSettings(31, 22, 2, 50, 3)
+    assert received.gaussian_ids is not None
+    lists = bin_tiles(received)
+    got = contributions(received.values, received.gaussian_ids, lists, sizes)
     r = scene.records.double()
     weights = dense(r, record_colors(r), 31, 22)[2].reshape(-1, 50)
     assert_close("contrib_max", got["contrib_max"], weights.amax(0), 1e-5)
@@ -269,18 +277,23 @@ def test_contributions(assert_close):
     assert torch.equal(got["contrib_top"].cpu(), top.cpu())
 
 
+def test_deterministic_needs_lists_made_for_it() -> None:
+    received = make_scene(3, 16, 9).received()
+    with pytest.raises(ValueError, match="deterministic=True"):
+        blend(received, bin_tiles(received), RenderSettings(16, 9, deterministic=True))
+
+
 def test_no_entries():
-    scene = make_scene(3, 16, 9)
-    args = blend(Scene(scene.records[:, :1] * 0 + 1e6, 16, 9))
+    received = Scene(make_scene(3, 16, 9).records[:, :1] * 0 + 1e6, 16, 9).received()
     background = torch.rand(1, 3, device=DEVICE)
-    means2d = record_means(scene.records[:, :1])
-    colors, alphas = rasterize_to_pixels(means2d, scene.rows[:1], None, background, args)
+    lists: TileLists = bin_tiles(received)
+    colors, alphas = blend(received, lists, RenderSettings(16, 9), backgrounds=background)
     assert torch.equal(colors, background[:, None, None].expand_as(colors))
     assert torch.equal(alphas, torch.zeros_like(alphas))
 
 
-def test_sums_end_with_the_room_for_pairs() -> None:
-    """What a captured step without enough room sums is not used, but must not be read elsewhere."""
+def test_sums_end_with_the_capacity() -> None:
+    """Beyond the capacity, what a captured step sums is not used, but nothing else is read."""
     size = RECORD_SIZE.value
     around = torch.full((40, size), torch.nan, device=DEVICE)
     around[:20] = torch.rand(20, size, device=DEVICE)

@@ -10,7 +10,7 @@ from torch import Tensor
 from kernels import add_gradient_norms
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-SIZE = {"width": 40, "height": 30}
+SIZE: dict[str, Any] = {"width": 40, "height": 30}
 
 
 def views(c: int, n: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -49,7 +49,7 @@ def test_add_gradient_norms(c: int, n: int, backend: str) -> None:
 @pytest.mark.parametrize("shape", [(), (1,)])
 def test_skip(shape: tuple[int, ...], backend: str) -> None:
     v, radii, gradients, counts = (x.to(DEVICE) for x in views(2, 20))
-    got = [gradients.clone(), counts.clone()]
+    got = gradients.clone(), counts.clone()
     skip = torch.full(shape, 2, dtype=torch.int32, device=DEVICE)
     add_gradient_norms(v, radii, *got, skip=skip, backend=backend, **SIZE)
     assert torch.equal(got[0], gradients) and torch.equal(got[1], counts)

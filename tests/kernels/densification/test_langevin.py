@@ -22,10 +22,12 @@ def model(n: int, *, opacity: float | None = None) -> dict[str, Tensor]:
     if opacity is not None:
         opacities = torch.full((n,), math.log(opacity / (1 - opacity)))
     tensors = {
-        "means": torch.randn(n, 3, generator=g), "quats": torch.randn(n, 4, generator=g),
-        "scales": torch.randn(n, 3, generator=g) - 1, "opacities": opacities,
+        "means": torch.randn(n, 3, generator=g),
+        "quats": torch.randn(n, 4, generator=g),
+        "scales": torch.randn(n, 3, generator=g) - 1,
+        "opacities": opacities,
         "ids": torch.randperm(4 * n + 1, generator=g)[:n].int(),
-    }  # fmt: skip
+    }
     return {name: x.to(DEVICE) for name, x in tensors.items()}
 
 
@@ -134,8 +136,12 @@ def test_regularizers_are_autograds(n: int, backend: str) -> None:
 
 def test_bad_input_is_named() -> None:
     t = model(5)
-    for name, wrong in (("quats", t["quats"][:4]), ("ids", t["ids"].long()),
-                        ("means", t["means"].double()), ("scales", t["scales"].T)):  # fmt: skip
+    for name, wrong in (
+        ("quats", t["quats"][:4]),
+        ("ids", t["ids"].long()),
+        ("means", t["means"].double()),
+        ("scales", t["scales"].T),
+    ):
         with pytest.raises(ValueError, match=name):
             add(t | {name: wrong})
     with pytest.raises(ValueError, match="skip"):
@@ -144,6 +150,10 @@ def test_bad_input_is_named() -> None:
         add(t, backend="cuda")
     with pytest.raises(ValueError, match="v_scales"):
         add_regularizer_gradients(
-            t["opacities"], t["scales"], t["opacities"], t["opacities"],
-            lambda_opacity=1.0, lambda_scale=1.0,
-        )  # fmt: skip
+            t["opacities"],
+            t["scales"],
+            t["opacities"],
+            t["opacities"],
+            lambda_opacity=1.0,
+            lambda_scale=1.0,
+        )

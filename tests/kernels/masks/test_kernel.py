@@ -8,6 +8,7 @@ import triton.language as tl
 from kernels import sample_masks, sampled_in_any
 from kernels.masks.kernel import logistic_noise, split_seed
 from kernels.reference.masks import uniform
+from kernels.runtime.launch import launch
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
@@ -24,7 +25,7 @@ def test_logistic_noise(seed: int) -> None:
     ids = torch.randint(-(2**31), 2**31, (256,), generator=g, dtype=torch.int64)
     ids[:64] = torch.arange(64)
     noise = torch.zeros(256, device=DEVICE)
-    _noise_kernel[(1,)](ids.int().to(DEVICE), noise, *split_seed(seed), BLOCK=256)
+    launch(_noise_kernel, (1,), ids.int().to(DEVICE), noise, *split_seed(seed), BLOCK=256)
     u = uniform(seed, ids).double().clamp(2.0**-24, 1 - 2.0**-24)
     assert torch.allclose(noise.cpu().double(), u.log() - torch.log1p(-u), rtol=1e-5, atol=1e-6)
 

@@ -1,6 +1,7 @@
 """Masks in the rasterizer: published columns and scenes, thresholds, and what must not change."""
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -12,6 +13,11 @@ from kernels.constants import ALPHA_MIN
 WIDTH, HEIGHT = 9, 5
 CENTER = (4, 2)
 F64 = torch.float64
+
+
+def grad_of(leaf: Tensor) -> Tensor:
+    assert leaf.grad is not None
+    return leaf.grad
 
 
 def column(
@@ -86,12 +92,12 @@ def test_three_gaussians(row: tuple, dtype: torch.dtype) -> None:
     close("T", 1 - got["alpha"].detach(), T)
     (got["color"] * g).sum().backward()
     # At the centre exp(-sigma) = 1, so the gradient of an opacity is that of its alpha.
-    close("v_alphas", got["opacities"].grad, v_alphas)
-    close("v_masks", got["masks"].grad, v_masks)
+    close("v_alphas", grad_of(got["opacities"]), v_alphas)
+    close("v_masks", grad_of(got["masks"]), v_masks)
     before = 1.0
     for i, a in enumerate((0.5, 0.4, 0.3)):
         want = masks[i] * a * before * g
-        assert torch.allclose(got["colors"].grad[i], want, rtol=0, atol=limit)
+        assert torch.allclose(grad_of(got["colors"])[i], want, rtol=0, atol=limit)
         before *= 1 - masks[i] * a
 
 
@@ -125,10 +131,10 @@ def two_gaussians(masks: tuple[float, float]) -> tuple[dict[str, Tensor], Tensor
     K = torch.tensor([[50.0, 0, 25], [0, 50, 18.5], [0, 0, 1]], dtype=F64)
     colors, alphas, info = rasterization(
         *leaves.values(),
-        torch.eye(4, dtype=F64)[None],
-        K[None],
-        W,
-        H,
+        viewmats=torch.eye(4, dtype=F64)[None],
+        Ks=K[None],
+        width=W,
+        height=H,
         near_plane=0.2,
         backgrounds=torch.tensor([[0.2, 0.4, 0.6]], dtype=F64),
         masks=mask,
@@ -159,8 +165,8 @@ def test_two_gaussians(row: tuple) -> None:
     close("pixel", image[17, 27], pixel)
     close("T", 1 - alpha[17, 27], T)
     close("loss", value, loss)
-    close("v_masks", leaves["masks"].grad, v_masks)
-    close("v_opacities", leaves["opacities"].grad, v_opacities)
+    close("v_masks", grad_of(leaves["masks"]), v_masks)
+    close("v_opacities", grad_of(leaves["opacities"]), v_opacities)
     close("v_mean2d of A", v_means2d[0], v_mean_a)
     close("v_mean2d of B", v_means2d[1], v_mean_b)
 
@@ -173,7 +179,7 @@ def test_alpha_threshold_is_strict() -> None:
             got = column([opacity.item()], [mask], dtype=torch.float32)
             got["color"].sum().backward()
             assert (got["color"][0] > 0) == (kept and mask > 0)
-            assert (got["masks"].grad[0] != 0) == kept
+            assert (grad_of(got["masks"])[0] != 0) == kept
     assert abs(lowest.item() - ALPHA_MIN) < 1e-9
 
 
@@ -181,7 +187,7 @@ def test_clamped_opacity_keeps_its_gradient() -> None:
     got = column([0.995], [1.0])
     got["color"].sum().backward()
     assert got["alpha"].item() == pytest.approx(0.99, abs=1e-8)
-    assert got["opacities"].grad.item() == pytest.approx(1.0, abs=1e-12)
+    assert grad_of(got["opacities"]).item() == pytest.approx(1.0, abs=1e-12)
     just_below, just_above = (column([0.99 + d], [1.0])["alpha"].item() for d in (-1e-7, 1e-7))
     assert just_above - just_below == pytest.approx(1e-7, abs=2e-8)
 
@@ -192,7 +198,7 @@ def test_two_saturated_layers_stop(dtype: torch.dtype) -> None:
     got["color"].sum().backward()
     assert 1 - got["alpha"].item() == pytest.approx(0.00999999, abs=1e-7)
     assert got["color"][1] == 0
-    assert got["masks"].grad[1] == 0
+    assert grad_of(got["masks"])[1] == 0
 
 
 def test_unsampled_layer_does_not_stop() -> None:
@@ -200,17 +206,33 @@ def test_unsampled_layer_does_not_stop() -> None:
     got = column([0.995, 0.995, 0.995, 0.5], [1.0, 0.0, 1.0, 1.0])
     got["color"].sum().backward()
     assert got["color"].tolist() == pytest.approx([0.99, 0, 0], abs=1e-7)
-    assert (got["masks"].grad != 0).tolist() == [True, True, False, False]
+    assert (grad_of(got["masks"]) != 0).tolist() == [True, True, False, False]
 
     # T is just above the limit and stays there for any unsampled layer.
     T = 1.0001e-4
     got = column([0.99, 1 - T / (1 - 0.9900000095367432), 0.99], [1.0, 1.0, 0.0])
     (got["color"].sum() + got["alpha"]).backward()
     assert 1 - got["alpha"].item() == pytest.approx(T, rel=1e-6)
-    assert (got["masks"].grad != 0).all()
+    assert (grad_of(got["masks"]) != 0).all()
 
 
-def random_scene(n: int, seed: int, dtype: torch.dtype = F64) -> tuple[list[Tensor], dict]:
+@pytest.mark.parametrize("dtype", [torch.float32, F64], ids=["f32", "f64"])
+def test_a_ray_goes_on_where_its_transmittance_equals_the_limit(dtype: torch.dtype) -> None:
+    # thirteen halvings, and 1 - alpha = 2^13 limit: every product is exact
+    limit = torch.tensor(1e-4, dtype=dtype)
+    last = (1.0 - limit * 2**13).item()
+    got = column([0.5] * 13 + [last, 0.5], [1.0] * 15, dtype=dtype)
+    got["alpha"].backward()
+    assert torch.equal(1.0 - got["alpha"].detach(), 1.0 - (1.0 - limit))
+    assert (grad_of(got["masks"]) != 0).tolist() == [True] * 14 + [False]
+
+    got = column([0.5] * 13 + [last + 1e-6], [1.0] * 14, dtype=dtype)
+    assert 1.0 - got["alpha"].item() == pytest.approx(2**-13, rel=1e-3)
+
+
+def random_scene(
+    n: int, seed: int, dtype: torch.dtype = F64
+) -> tuple[list[Tensor], dict[str, Any]]:
     g = torch.Generator().manual_seed(seed)
     means = (torch.rand(n, 3, generator=g) - 0.5) * 2 + torch.tensor([0, 0, 3.0])
     leaves = [
@@ -232,17 +254,24 @@ def random_scene(n: int, seed: int, dtype: torch.dtype = F64) -> tuple[list[Tens
     return [leaf.to(dtype).requires_grad_() for leaf in leaves], camera
 
 
+def render(
+    leaves: list[Tensor], camera: dict[str, Any], **masks: Any
+) -> tuple[Tensor, Tensor, dict[str, Any]]:
+    means, quats, scales, opacities, colors = leaves
+    return rasterization(means, quats, scales, opacities, colors, **(camera | masks))
+
+
 @pytest.mark.parametrize("keep", [0.999, 0.9, 0.5, 0.1])
 def test_unsampled_gaussians_might_as_well_be_absent(keep: float) -> None:
     leaves, camera = random_scene(120, seed=3)
     weights = torch.randn(1, 24, 32, 3, dtype=F64, generator=torch.Generator().manual_seed(1))
     sampled = torch.rand(120, generator=torch.Generator().manual_seed(2)) < keep
     masks = sampled.double().requires_grad_()
-    image, alphas, _ = rasterization(*leaves, **camera, masks=masks)
+    image, alphas, _ = render(leaves, camera, masks=masks)
     v_full = torch.autograd.grad((image * weights).sum(), leaves)
 
     alone = [leaf.detach()[sampled].requires_grad_() for leaf in leaves]
-    image_alone, alphas_alone, _ = rasterization(*alone, **camera)
+    image_alone, alphas_alone, _ = render(alone, camera)
     v_alone = torch.autograd.grad((image_alone * weights).sum(), alone)
     assert torch.equal(image, image_alone)
     assert torch.equal(alphas, alphas_alone)
@@ -259,7 +288,7 @@ def test_mask_gradient_is_a_finite_difference_of_any_step() -> None:
     weights = torch.randn(1, 24, 32, 3, dtype=F64, generator=torch.Generator().manual_seed(1))
 
     def loss(masks: Tensor) -> Tensor:
-        return (rasterization(*leaves, **camera, masks=masks)[0] * weights).sum()
+        return (render(leaves, camera, masks=masks)[0] * weights).sum()
 
     masks = (torch.arange(12) % 2).double().requires_grad_()
     (v_masks,) = torch.autograd.grad(loss(masks), masks)
@@ -272,7 +301,7 @@ def test_mask_gradient_is_a_finite_difference_of_any_step() -> None:
 def test_opacity_and_mask_gradients_agree() -> None:
     leaves, camera = random_scene(60, seed=6)
     masks = torch.rand(60, dtype=F64, generator=torch.Generator().manual_seed(7)).requires_grad_()
-    image, _, _ = rasterization(*leaves, **camera, masks=masks)
+    image, _, _ = render(leaves, camera, masks=masks)
     v_opacities, v_masks = torch.autograd.grad(image.square().sum(), [leaves[3], masks])
     # Opacities are at most 0.95, so nothing is clamped.
     assert torch.allclose(leaves[3] * v_opacities, masks * v_masks, rtol=1e-9, atol=1e-12)
@@ -281,20 +310,20 @@ def test_opacity_and_mask_gradients_agree() -> None:
 
 def test_all_ones_and_all_zeros() -> None:
     leaves, camera = random_scene(80, seed=8)
-    plain, plain_alphas, _ = rasterization(*leaves, **camera)
-    ones, ones_alphas, _ = rasterization(*leaves, **camera, masks=torch.ones(80, 1, dtype=F64))
+    plain, plain_alphas, _ = render(leaves, camera)
+    ones, ones_alphas, _ = render(leaves, camera, masks=torch.ones(80, 1, dtype=F64))
     assert torch.equal(plain, ones)
     assert torch.equal(plain_alphas, ones_alphas)
 
     masks = torch.zeros(80, dtype=F64, requires_grad=True)
-    image, alphas, _ = rasterization(*leaves, **camera, masks=masks)
+    image, alphas, _ = render(leaves, camera, masks=masks)
     assert torch.equal(image, camera["backgrounds"][:, None, None].expand_as(image))
     assert (alphas == 0).all()
     *v_leaves, v_masks = torch.autograd.grad(image.sum(), [*leaves, masks])
     assert all((v == 0).all() for v in v_leaves)
     # Every unsampled Gaussian sees the whole ray: alpha <g, c - bg> summed over its pixels.
     lone = [leaf.detach()[:1] for leaf in leaves]
-    covered = rasterization(*lone, **camera)[1].sum()
+    covered = render(lone, camera)[1].sum()
     want = covered * (lone[4] - camera["backgrounds"]).sum()
     assert v_masks[0].item() == pytest.approx(want.item(), abs=1e-9)
 
@@ -302,8 +331,8 @@ def test_all_ones_and_all_zeros() -> None:
 def test_soft_and_strided_masks() -> None:
     leaves, camera = random_scene(40, seed=9)
     wide = torch.rand(40, 3, dtype=F64, generator=torch.Generator().manual_seed(1))
-    strided = rasterization(*leaves, **camera, masks=wide[:, 1])[0]
-    packed = rasterization(*leaves, **camera, masks=wide[:, 1].clone())[0]
+    strided = render(leaves, camera, masks=wide[:, 1])[0]
+    packed = render(leaves, camera, masks=wide[:, 1].clone())[0]
     assert torch.equal(strided, packed)
     one = column([0.6], [0.5])
     assert one["alpha"].item() == pytest.approx(0.3)
@@ -315,8 +344,8 @@ def test_culled_gaussians_have_zero_mask_gradients() -> None:
     means = leaves[0].detach().clone()
     means[0, 2], means[1, 0], means[2, 2] = -1.0, 50.0, math.nan
     masks = torch.ones(6, dtype=F64, requires_grad=True)
-    image, _, info = rasterization(means, *leaves[1:], **camera, masks=masks)
+    image, _, info = render([means, *leaves[1:]], camera, masks=masks)
     image.sum().backward()
     assert (info["radii"][0, :3] == 0).all()
-    assert (masks.grad[:3] == 0).all()
-    assert (masks.grad[3:] != 0).all()
+    assert (grad_of(masks)[:3] == 0).all()
+    assert (grad_of(masks)[3:] != 0).all()

@@ -172,9 +172,12 @@ def test_reference_agrees_with_itself() -> None:
     torch.testing.assert_close(v_colors, leaf.grad, atol=0, rtol=1e-12)
     error, clamped = (colors - exact).abs(), colors.clamp(0, 1) - exact
     want = [
-        loss.detach(), error.mean(), structural_similarity(colors, exact),
-        clamped.abs().mean(), clamped.square().mean(),
-    ]  # fmt: skip
+        loss.detach(),
+        error.mean(),
+        structural_similarity(colors, exact),
+        clamped.abs().mean(),
+        clamped.square().mean(),
+    ]
     torch.testing.assert_close(values, torch.stack(want), atol=0, rtol=1e-12)
     assert torch.equal(values, photometric_values(colors, target, 0.3, backend="reference"))
 

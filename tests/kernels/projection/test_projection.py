@@ -7,8 +7,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from kernels import Capacity, RasterInputs, RenderSettings
 from kernels.constants import TILE_SIZE
-from kernels.projection import Projected, project
+from kernels.projection import project
 from kernels.projection.record import (
     HALVES,
     RECORD_SIZE,
@@ -19,6 +20,7 @@ from kernels.projection.record import (
     record_means,
     spread,
 )
+from kernels.projection.records import Projected
 from kernels.reference.masks import sample_masks
 from kernels.reference.projection import projection, quats_to_rotmats
 from kernels.reference.spherical_harmonics import spherical_harmonics
@@ -126,25 +128,28 @@ def call(
     *,
     mask: str | None = None,
     joint: bool = True,
-    sh_degree: int | None = 3,
+    rows: int | None = None,
+    mask_seed: int = 0,
+    mask_ids: Tensor | None = None,
     **options: Any,
 ) -> Projected:
     """The kernels on the same tensors in float32."""
     sh0, shN = (t["sh"], None) if joint else (t["sh"][:, :1], t["sh"][:, 1:])
     chosen = {} if mask is None else {mask: t[mask]}
-    return project(
-        t["means"], t["quats"], t["scales"], t["opacities"], sh0, shN, t["viewmats"], t["Ks"],
-        WIDTH, HEIGHT, sh_degree=sh_degree, covars=t.get("covars"), **PLANES, **chosen, **options,
+    inputs = RasterInputs(
+        t["means"], t["quats"], t["scales"], t["opacities"], sh0, t["viewmats"], t["Ks"], shN,
+        t.get("covars"), mask_seed=mask_seed, mask_ids=mask_ids, **chosen,
     )  # fmt: skip
+    settings = RenderSettings(WIDTH, HEIGHT)._replace(**{"sh_degree": 3} | PLANES | options)
+    return project(inputs, settings, None if rows is None else Capacity(rows, 0))
 
 
 def records_of(got: Projected) -> Tensor:
     """Records [C, N, 16] from their rows, which are in ascending order of camera and Gaussian."""
     visible = got.rows >= 0
-    n = int(visible.sum())
-    assert torch.equal(got.rows[visible], torch.arange(n, dtype=torch.int32, device=DEVICE))
+    assert got.rows[visible].tolist() == [*range(int(visible.sum()))]
     assert torch.equal(visible, (got.radii > 0).all(-1))
-    return spread(got.records, got.rows)
+    return spread(got.values, got.rows)
 
 
 def compare(
@@ -153,7 +158,7 @@ def compare(
     """Records, masks, radii and all gradients of random v_means2d, v_records and v_masks."""
     names = ["means", "opacities", "viewmats"]
     names += ["covars"] if "covars" in t else ["quats", "scales"]
-    names += ["sh"] if options.get("sh_degree", 3) is not None else []
+    names += ["sh"] * (options.get("sh_degree", 3) is not None)
     names += [options["mask"]] if options.get("mask") else []
     want_inputs = t | {name: t[name].clone().requires_grad_() for name in names}
     got_inputs = {name: x.float() for name, x in t.items()}
@@ -173,17 +178,16 @@ def compare(
     assert torch.equal(record_means(records), got.means2d)
 
     g = torch.Generator().manual_seed(1)
-    # MEAN and HALVES of v_records do not count.
+    # MEAN adds to what comes to means2d; HALVES of v_records do not count.
     v_records = torch.randn(want_records.shape, generator=g).to(DEVICE) * both[..., None]
     v_records[..., HALVES.value :] = float("nan")
     v_means2d = torch.randn(want_means2d.shape, generator=g).to(DEVICE) * both[..., None]
     v_masks = torch.randn(t["means"].shape[0], generator=g).to(DEVICE)
-    v_rows = torch.full_like(got.records, float("nan"))
+    v_rows = torch.full_like(got.values, float("nan"))
     visible = got.rows >= 0
     v_rows[got.rows[visible].long()] = v_records[visible]
-    outputs, v_outputs = [got.means2d, got.records], [v_means2d, v_rows]
+    outputs, v_outputs = [got.means2d, got.values], [v_means2d, v_rows]
     v_wanted = v_records.double().nan_to_num(0.0)
-    record_means(v_wanted).zero_()
     v_wanted[..., HALVES.value :] = 0.0
     loss = (want_means2d * v_means2d).sum() + (want_records * v_wanted).sum()
     if want_masks is not None:
@@ -271,7 +275,7 @@ def test_depth_keys_sort_as_depths() -> None:
     got = call(t, raw=True)
     n = int((got.rows >= 0).sum())
     assert 0 < n < 600
-    depths = record_depths(got.records[:n]).contiguous()
+    depths = record_depths(got.values[:n]).contiguous()
     assert torch.equal(got.depth_keys[:n], depths.view(torch.int32))
     assert (got.depth_keys[n:] == 0x7F800000).all()
     assert not got.tile_counts[:, n:].any()
@@ -285,10 +289,10 @@ def test_rows_beyond_the_capacity(spare: int) -> None:
     t = {name: x.float() for name, x in scene(300).items()}
     want = call(t, raw=True)
     n = int((want.rows >= 0).sum())
-    got = call(t, raw=True, max_rows=n + spare, with_ids=False)
+    got = call(t, raw=True, rows=n + spare)
     kept = min(n, n + spare)
-    assert got.records.shape == (n + spare, RECORD_SIZE.value) and got.gaussian_ids is None
-    assert torch.equal(got.records[:kept], want.records[:kept])
+    assert got.values.shape == (n + spare, RECORD_SIZE.value)
+    assert torch.equal(got.values[:kept], want.values[:kept])
     assert torch.equal(got.rows, want.rows.where(want.rows < kept, -1))
     assert torch.equal(got.radii, want.radii)
     assert torch.equal(got.workspace[:3], want.workspace[:3])
@@ -334,7 +338,7 @@ def test_nonfinite_rows_are_culled_and_counted() -> None:
     assert got.workspace[2] == len(rows)
     assert not got.radii[:, rows].any() and (got.rows[:, rows] == -1).all()
     others = [r for r in range(70) if r not in rows]
-    records, wanted = spread(got.records, got.rows), spread(want.records, want.rows)
+    records, wanted = spread(got.values, got.rows), spread(want.values, want.rows)
     n = HALVES.value
     assert torch.equal(records[:, others, :n], wanted[:, others, :n])
     for result, r in ((got, records), (want, wanted)):
@@ -366,7 +370,7 @@ def test_everything_culled() -> None:
     t = {name: x.requires_grad_(name != "Ks") for name, x in t.items()}
     got = call(t, raw=True, mask="mask_logits")
     assert not got.radii.any() and (got.rows == -1).all() and not got.tile_counts.any()
-    (got.records.sum() + got.means2d.sum()).backward()
+    (got.values.sum() + got.means2d.sum()).backward()
     for name in ("means", "quats", "scales", "opacities", "sh", "viewmats"):
         v = t[name].grad
         assert v is not None and torch.isfinite(v).all(), name
@@ -382,7 +386,7 @@ def test_strided_inputs_and_gradients(assert_close: Callable[..., None]) -> None
     pixels = record_means(rows.view(2, 90, -1))
     for inputs, v_means2d in ((t, pixels), (dense, pixels.clone())):
         got = call(inputs, raw=True)
-        torch.autograd.backward([got.means2d, got.records], [v_means2d, rows])
+        torch.autograd.backward([got.means2d, got.values], [v_means2d, rows])
     assert t["sh"].grad is not None and dense["sh"].grad is not None
     assert torch.equal(t["sh"].grad, dense["sh"].grad)
 

@@ -17,6 +17,7 @@ from kernels.projection.record import (
     spread_pairs,
     store_record,
 )
+from kernels.runtime.launch import launch
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 N = 8
@@ -28,10 +29,21 @@ def _store_kernel(values_ptr, records_ptr, N: tl.constexpr):
     i = tl.arange(0, N)
     v = values_ptr + (N - 1 - i) * 11
     store_record(
-        records_ptr, i, tl.load(v), tl.load(v + 1), tl.load(v + 2), tl.load(v + 3), tl.load(v + 4),
-        tl.load(v + 5), tl.load(v + 6), tl.load(v + 7), tl.load(v + 8), tl.load(v + 9),
-        tl.load(v + 10), i > 0,
-    )  # fmt: skip
+        records_ptr,
+        i,
+        tl.load(v),
+        tl.load(v + 1),
+        tl.load(v + 2),
+        tl.load(v + 3),
+        tl.load(v + 4),
+        tl.load(v + 5),
+        tl.load(v + 6),
+        tl.load(v + 7),
+        tl.load(v + 8),
+        tl.load(v + 9),
+        tl.load(v + 10),
+        i > 0,
+    )
 
 
 @triton.jit
@@ -41,16 +53,30 @@ def _split_kernel(v_records_ptr, out_ptr, N: tl.constexpr):
     color, conic = v.color, v.conic
     zero = tl.zeros([N], tl.float32)
     columns = (
-        zero, zero, conic.xx, conic.xy, conic.yy, v.log2_opacity, v.mask, v.depth,
-        color.x, color.y, color.z, v.depth_feature, zero, zero, zero, zero,
-    )  # fmt: skip
+        zero,
+        zero,
+        conic.xx,
+        conic.xy,
+        conic.yy,
+        v.log2_opacity,
+        v.mask,
+        v.depth,
+        color.x,
+        color.y,
+        color.z,
+        v.depth_feature,
+        zero,
+        zero,
+        zero,
+        zero,
+    )
     tl.store(out_ptr + i[:, None] * 16 + tl.arange(0, 16)[None, :], join16(columns))
 
 
 def test_what_is_stored_is_found_by_name() -> None:
     values = torch.randn(N, 11, generator=torch.Generator().manual_seed(0)).to(DEVICE)
     records = torch.full((N, RECORD_SIZE.value), torch.nan, device=DEVICE)
-    _store_kernel[(1,)](values, records, N=N)
+    launch(_store_kernel, (1,), values, records, N=N)
     assert records[0].isnan().all()
     got, want = records[1:], values.flip(0)[1:]
     assert torch.equal(record.record_means(got), want[:, :2])
@@ -69,7 +95,7 @@ def test_what_is_stored_is_found_by_name() -> None:
 def test_gradients_have_the_columns_of_records() -> None:
     v_records = torch.randn(N, RECORD_SIZE.value, generator=torch.Generator().manual_seed(0))
     v_records, out = v_records.to(DEVICE), torch.empty(N, RECORD_SIZE.value, device=DEVICE)
-    _split_kernel[(1,)](v_records, out, N=N)
+    launch(_split_kernel, (1,), v_records, out, N=N)
     read = slice(record.CONIC.value, HALVES.value)
     assert torch.equal(out[1:, read], v_records[1:, read])
     assert not out[0].any()

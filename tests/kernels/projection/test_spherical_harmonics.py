@@ -18,6 +18,7 @@ from kernels.projection.spherical_harmonics import (
     sh_color_vjp_direction,
 )
 from kernels.reference.spherical_harmonics import sh_basis as reference_basis
+from kernels.runtime.launch import launch
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 N = 70
@@ -83,10 +84,9 @@ def test_sh_color_vjp(
     dirs = torch.nn.functional.normalize(torch.randn(rows, 3, generator=g), dim=-1)
     v_colors = torch.randn(rows, 3, generator=g)
     got = torch.full((rows, count, 3), float("nan"), device=DEVICE)
-    _vjp_kernel[(1,)](
-        dirs.to(DEVICE), v_colors.to(DEVICE), got, DEGREE=degree, FIRST=first, WIDTH=3 * count,
-        ROWS=rows, SIZE=triton.next_power_of_2(3 * count * rows),
-    )  # fmt: skip
+    inputs, size = (dirs.to(DEVICE), v_colors.to(DEVICE)), triton.next_power_of_2(3 * count * rows)
+    widths = {"DEGREE": degree, "FIRST": first, "WIDTH": 3 * count, "ROWS": rows, "SIZE": size}
+    launch(_vjp_kernel, (1,), *inputs, got, **widths)
     want = torch.zeros(rows, first + count, 3, dtype=torch.float64)
     basis = reference_basis(dirs.double(), degree)
     want[:, : basis.shape[1]] = basis[:, :, None] * v_colors.double()[:, None]
@@ -101,9 +101,8 @@ def test_sh_color(degree: int, assert_close: Callable[..., None]) -> None:
     v_colors = torch.randn(N, 3, generator=g).to(DEVICE)
     colors, v_dirs, basis = torch.empty(N, 3), torch.empty(N, 3), torch.zeros(N, 16)
     colors, v_dirs, basis = (x.to(DEVICE) for x in (colors, v_dirs, basis))
-    _sh_kernel[(triton.cdiv(N, 64),)](
-        dirs, coeffs, v_colors, colors, v_dirs, basis, N, DEGREE=degree, BLOCK=64
-    )
+    tensors, grid = (dirs, coeffs, v_colors, colors, v_dirs, basis), (-(-N // 64),)
+    launch(_sh_kernel, grid, *tensors, N, DEGREE=degree, BLOCK=64)
 
     d = dirs.double().requires_grad_()
     want_basis = reference_basis(d, degree)

@@ -18,9 +18,8 @@ def ellipses(n: int, seed: int, dtype: torch.dtype):
     opacities = torch.rand(n, generator=g) ** 3
     K = torch.tensor([[40.0, 0, 22], [0, 40.0, 16], [0, 0, 1]])
     inputs = (means, torch.randn(n, 4, generator=g), scales, opacities, torch.eye(4), K)
-    return projection(
-        *(t.to(dtype) for t in inputs), W, H, near_plane=0.01, far_plane=1e10, eps2d=0.3
-    )
+    settings = {"near_plane": 0.01, "far_plane": 1e10, "eps2d": 0.3}
+    return projection(*(t.to(dtype) for t in inputs), width=W, height=H, **settings)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["f32", "f64"])
@@ -63,8 +62,10 @@ def test_split_rows_partitions() -> None:
     bands = split_rows(spans, H, max_fragments=3000)
     assert len(bands) > 3
     parts = [torch.stack(span_fragments(band, W)).T for band in bands]
-    assert all(len(part) <= 3000 or len(band.rows.unique()) == 1
-               for part, band in zip(parts, bands, strict=True))  # fmt: skip
+    assert all(
+        len(part) <= 3000 or len(band.rows.unique()) == 1
+        for part, band in zip(parts, bands, strict=True)
+    )
     joined = torch.cat(parts)
     assert sorted(map(tuple, joined.tolist())) == sorted(map(tuple, whole.tolist()))
 

@@ -1,6 +1,7 @@
 """The vectorised blending against a loop over pixels and Gaussians."""
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -11,7 +12,12 @@ from kernels import rasterization
 W, H = 23, 19
 
 
-def scene(n: int, seed: int, opaque: bool) -> dict:
+def render(values: dict[str, Any], **changes: Any) -> tuple[Tensor, Tensor, dict[str, Any]]:
+    """`rasterization` of these keywords, some of them changed."""
+    return rasterization(**(values | changes))
+
+
+def scene(n: int, seed: int, opaque: bool) -> dict[str, Any]:
     g = torch.Generator().manual_seed(seed)
     means = (torch.rand(n, 3, generator=g) - 0.5) * 2 + torch.tensor([0, 0, 3.0])
     means[1::7, 2] = means[0, 2]  # equal depths
@@ -36,7 +42,13 @@ def scene(n: int, seed: int, opaque: bool) -> dict:
     }
 
 
-def loop(values: dict, info: dict, opacities: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+def cast(values: dict[str, Any], dtype: torch.dtype) -> dict[str, Any]:
+    return {k: v.to(dtype) if isinstance(v, Tensor) else v for k, v in values.items()}
+
+
+def loop(
+    values: dict[str, Any], info: dict[str, Any], opacities: Tensor
+) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
     """RGB, depth and alpha [H, W, 5], transmittances and contributions, one Gaussian at a time."""
     n = len(opacities)
     scores = {k: torch.zeros(n) for k in ("max", "sum", "count", "top")}
@@ -78,7 +90,7 @@ def loop(values: dict, info: dict, opacities: Tensor) -> tuple[Tensor, Tensor, d
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["f32", "f64"])
 def test_against_a_loop(opaque: bool, dtype: torch.dtype) -> None:
     values = scene(90, seed=2, opaque=opaque)
-    given = {k: v.to(dtype) if isinstance(v, Tensor) else v for k, v in values.items()}
+    given = cast(values, dtype)
     image, alphas, info = rasterization(**given, render_mode="RGB+D", contributions=True)
     exact = rasterization(**values)[2]
     want, stops, scores = loop(values, exact, values["opacities"])
@@ -103,7 +115,7 @@ def test_contributions_add_up_over_cameras() -> None:
     def scores(viewmats: Tensor) -> list[Tensor]:
         c = len(viewmats)
         both = {k: values[k].repeat(c, *[1] * (values[k].dim() - 1)) for k in ("Ks", "backgrounds")}
-        info = rasterization(**(values | both | {"viewmats": viewmats}), contributions=True)[2]
+        info = render(values, **both, viewmats=viewmats, contributions=True)[2]
         return [info[name].double() for name in names]
 
     first, second = scores(values["viewmats"]), scores(other)
@@ -129,7 +141,7 @@ def test_contributions_carry_no_graph_and_change_nothing() -> None:
 
 def test_repeats_bit_for_bit() -> None:
     values = scene(200, seed=5, opaque=True)
-    values = {k: v.float() if isinstance(v, Tensor) else v for k, v in values.items()}
+    values = cast(values, torch.float32)
     leaves = [values[k].requires_grad_() for k in ("means", "scales", "colors", "masks")]
 
     def gradients() -> list[Tensor]:

@@ -99,9 +99,17 @@ def test_in_rasterization() -> None:
     g = torch.Generator().manual_seed(0)
     means = torch.rand(n, 3, generator=g) - 0.5 + torch.tensor([0, 0, 3.0])
     means[0, 2] = -1.0  # culled, and still part of the draw
-    scene = (means, torch.randn(n, 4, generator=g), torch.full((n, 3), 0.1),
-             torch.full((n,), 0.5), torch.rand(n, 3, generator=g), torch.eye(4)[None],
-             torch.tensor([[[20.0, 0, 10], [0, 20, 8], [0, 0, 1]]]), 20, 16)  # fmt: skip
+    scene = (
+        means,
+        torch.randn(n, 4, generator=g),
+        torch.full((n, 3), 0.1),
+        torch.full((n,), 0.5),
+        torch.rand(n, 3, generator=g),
+        torch.eye(4)[None],
+        torch.tensor([[[20.0, 0, 10], [0, 20, 8], [0, 0, 1]]]),
+        20,
+        16,
+    )
     logits = torch.randn(n, 2, generator=g).requires_grad_()
     ids = torch.arange(n, dtype=torch.int32).flip(0)
     image, _, info = rasterization(

@@ -1,3 +1,5 @@
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
@@ -6,10 +8,10 @@ from kernels.reference.projection import projection, quats_to_rotmats
 
 W, H = 40, 30
 F64 = torch.float64
-CLASSIC = {"near_plane": 0.2, "far_plane": 1e10, "eps2d": 0.3}
+CLASSIC: dict[str, Any] = {"near_plane": 0.2, "far_plane": 1e10, "eps2d": 0.3}
 
 
-def project(means: list, scales: list, opacities: list | None = None, **options):
+def project(means: list, scales: list, opacities: list | None = None, **options: Any):
     n = len(means)
     K = torch.tensor([[36.0, 0, 22], [0, 34.0, 13], [0, 0, 1]], dtype=F64)
     return projection(
@@ -91,9 +93,16 @@ def test_extreme_scales(dtype: torch.dtype) -> None:
     K = torch.tensor([[36.0, 0, 20], [0, 36.0, 15], [0, 0, 1]], dtype=dtype)
     means = torch.tensor([[0.0, 0, 2]] * 4, dtype=dtype)
     got = projection(
-        means, quats, scales, torch.full((4,), 0.5, dtype=dtype), torch.eye(4, dtype=dtype), K,
-        W, H, **CLASSIC,
-    )  # fmt: skip
+        means,
+        quats,
+        scales,
+        torch.full((4,), 0.5, dtype=dtype),
+        torch.eye(4, dtype=dtype),
+        K,
+        W,
+        H,
+        **CLASSIC,
+    )
     blur = torch.tensor([0.3, 0, 0.3], dtype=dtype)
     assert torch.allclose(got.covars2d[0], blur, atol=1e-6)
     # sqrt(2 ln(127.5) 0.3) = 1.7
@@ -118,10 +127,17 @@ def antialiased(scales: list[float]) -> tuple[Tensor, Tensor]:
     leaf = torch.tensor([scales], dtype=F64, requires_grad=True)
     K = torch.tensor([[36.0, 0, 20], [0, 36.0, 15], [0, 0, 1]], dtype=F64)
     got = projection(
-        torch.tensor([[0.0, 0, 2]], dtype=F64), torch.tensor([[1.0, 0, 0, 0]], dtype=F64), leaf,
-        torch.tensor([0.5], dtype=F64), torch.eye(4, dtype=F64), K, W, H,
-        antialiased=True, **CLASSIC,
-    )  # fmt: skip
+        torch.tensor([[0.0, 0, 2]], dtype=F64),
+        torch.tensor([[1.0, 0, 0, 0]], dtype=F64),
+        leaf,
+        torch.tensor([0.5], dtype=F64),
+        torch.eye(4, dtype=F64),
+        K,
+        W,
+        H,
+        antialiased=True,
+        **CLASSIC,
+    )
     (v_scales,) = torch.autograd.grad(got.opacities.sum(), leaf)
     return got.opacities.detach(), v_scales
 

@@ -11,8 +11,9 @@ F64 = torch.float64
 def test_basis_is_orthonormal() -> None:
     # Gauss-Legendre in z and equal steps around it integrate products of degree 6 exactly.
     z = torch.tensor([0.0, 0.4058451513773972, 0.7415311855993945, 0.9491079123427585], dtype=F64)
-    w = torch.tensor([0.4179591836734694, 0.3818300505051189, 0.2797053914892767,
-                      0.1294849661688697], dtype=F64)  # fmt: skip
+    w = torch.tensor(
+        [0.4179591836734694, 0.3818300505051189, 0.2797053914892767, 0.1294849661688697], dtype=F64
+    )
     z, w = torch.cat([-z[1:], z]), torch.cat([w[1:], w])
     angle = torch.arange(16, dtype=F64) * (2 * math.pi / 16)
     r = (1 - z * z).sqrt()[:, None]

@@ -4,41 +4,44 @@ import pytest
 import torch
 from torch import Tensor
 
-from kernels.runtime.capacity import UNKNOWN, Capacity, Room
+from kernels import Counts
+from kernels.runtime.capacity import UNKNOWN, LearnedCapacity
 
 
 class Stream:
-    """A GPU that tells its counts when asked for the third time, and goes on for long after."""
+    """A GPU that writes its counts at the third query, and goes on for long after."""
 
-    def __init__(self, told: Tensor, value: int) -> None:
-        self.told, self.value, self.asked = told, value, 0
+    def __init__(self, word: Tensor, value: int) -> None:
+        self.word, self.value, self.queries = word, value, 0
 
     def query(self) -> bool:
-        self.asked += 1
-        if self.asked == 3:
-            self.told.fill_(self.value)
-        return self.asked > 20
+        self.queries += 1
+        if self.queries == 3:
+            self.word.fill_(self.value)
+        return self.queries > 20
 
     def synchronize(self) -> None:
         raise AssertionError("waits for what was queued after the counts")
 
 
-def waiting(monkeypatch: pytest.MonkeyPatch, value: int = 3 | 40 << 32) -> tuple[Capacity, Stream]:
-    capacity = Capacity(torch.device("cpu"))
-    told = capacity.prepare()
-    told.fill_(UNKNOWN)
-    stream = Stream(told, value)
+def waiting(
+    monkeypatch: pytest.MonkeyPatch, value: int = 3 | 40 << 32
+) -> tuple[LearnedCapacity, Stream]:
+    learned = LearnedCapacity(torch.device("cpu"))
+    word = learned.expect()
+    word.fill_(UNKNOWN)
+    stream = Stream(word, value)
     monkeypatch.setattr(torch.cuda, "current_stream", lambda device: stream)
-    return capacity, stream
+    return learned, stream
 
 
 def test_a_long_wait_ends_with_the_counts(monkeypatch: pytest.MonkeyPatch) -> None:
-    capacity, stream = waiting(monkeypatch)
-    assert capacity.answer() == Room(3, 40)
-    assert stream.asked < 20
+    learned, stream = waiting(monkeypatch)
+    assert learned.learn() == Counts(3, 40)
+    assert stream.queries < 20
 
 
 def test_counts_that_never_come_are_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    capacity, _ = waiting(monkeypatch, UNKNOWN)
-    with pytest.raises(RuntimeError, match="has not told its counts"):
-        capacity.answer()
+    learned, _ = waiting(monkeypatch, UNKNOWN)
+    with pytest.raises(RuntimeError, match="has not written its counts"):
+        learned.learn()

@@ -14,15 +14,19 @@ from kernels.runtime.launch import _starter
 def launcher(calls: list[tuple[Any, ...]], **needs: Any) -> Any:
     """Stands in for the launcher of a compiled kernel and records what reaches C."""
     attributes = {
-        "num_ctas": 1, "global_scratch_size": 0, "global_scratch_align": 1,
-        "profile_scratch_size": 0, "profile_scratch_align": 1, "launch_cooperative_grid": False,
-        "launch_pdl": False, "launch": lambda *args: calls.append(args),
-    }  # fmt: skip
+        "num_ctas": 1,
+        "global_scratch_size": 0,
+        "global_scratch_align": 1,
+        "profile_scratch_size": 0,
+        "profile_scratch_align": 1,
+        "launch_cooperative_grid": False,
+        "launch_pdl": False,
+        "launch": lambda *args: calls.append(args),
+    }
     if "arg_annotations" in CudaLauncher.__call__.__code__.co_names:  # Triton 3.7
         attributes |= {"arg_annotations": ["annotation"], "kernel_signature": b"signature"}
-    run = type("Run", (), {"__call__": CudaLauncher.__call__})()
-    run.__dict__.update(attributes | needs)
-    return run
+    own = type("Run", (SimpleNamespace,), {"__call__": CudaLauncher.__call__})
+    return own(**(attributes | needs))
 
 
 def start(how: launch.Start, *args: Any) -> None:

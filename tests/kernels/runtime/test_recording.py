@@ -1,4 +1,4 @@
-"""Programs do again, for other tensors, what was done while a call was watched."""
+"""Recordings do again, for other tensors, what was done while a call was watched."""
 
 import functools
 from collections.abc import Callable
@@ -10,10 +10,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from kernels import pipeline, rasterization
-from kernels.runtime import recording as program
+from kernels import caches, rasterization
+from kernels.runtime import recording
 from kernels.runtime.launch import empty, launch, zeros
-from kernels.runtime.recording import Program, Results, Scalar, repeat
+from kernels.runtime.recording import Recording, Results, Scalar, run_recorded
 
 DEVICE = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
 N = 64
@@ -38,10 +38,9 @@ def make(n: int = N) -> Tensor:
 
 
 @pytest.fixture(autouse=True)
-def fresh(monkeypatch: pytest.MonkeyPatch, spoil_memory: Callable[[int], None]) -> None:
+def fresh(spoil_memory: Callable[[int], None]) -> None:
     """Nothing is remembered, and what nothing writes is NaN or a huge integer."""
-    monkeypatch.setattr(program, "_programs", {})
-    monkeypatch.setattr(pipeline, "_plans", {})
+    caches.clear()
     spoil_memory(2**31 - 3)
 
 
@@ -59,18 +58,18 @@ def chain_of(x: Tensor, number: Scalar) -> Callable[[], Results]:
     return run
 
 
-def test_repeat() -> None:
+def test_replay() -> None:
     torch.manual_seed(0)
     for k in range(5):
         x, number = torch.randn(N).to(DEVICE), Scalar(k)
-        first, second, third = repeat("chain", (x, number), chain_of(x, number))
+        first, second, third = run_recorded("chain", (x, number), chain_of(x, number))
         assert second is None and first is not None and third is not None
         torch.testing.assert_close(first, 3 * k * x)
         assert torch.equal(third, x)
-    found = program._programs["chain"]
-    assert isinstance(found, Program) and found.n_steps == 6
+    found = recording._recordings["chain"]
+    assert isinstance(found, Recording) and found.n_steps == 6
     # one launch for both zeros; twice and sum_ live together, and copy lies where one of them was
-    assert found.made[-1].shape == (4 * program.ALIGNMENT // 4,)
+    assert found.made[-1].shape == (4 * recording.ALIGNMENT // 4,)
 
 
 def test_views_and_alignment() -> None:
@@ -84,14 +83,14 @@ def test_views_and_alignment() -> None:
 
     for k in range(4):
         x = torch.arange(2.0 * N + 1, device=DEVICE)[int(k == 3) :][: 2 * N]
-        (result,) = repeat("views", (x,), functools.partial(run, x))
+        (result,) = run_recorded("views", (x,), functools.partial(run, x))
         assert result is not None
         torch.testing.assert_close(result, 2 * (x[:N] + x[N:]))
-    assert isinstance(program._programs["views"], Program)
+    assert isinstance(recording._recordings["views"], Recording)
 
 
 @pytest.mark.parametrize("what", ["foreign", "result", "same"])
-def test_what_is_not_known_is_not_repeated(what: str) -> None:
+def test_what_is_not_known_is_not_replayed(what: str) -> None:
     for k in range(4):
         x = torch.full((N,), float(k), device=DEVICE)
         y = x if what == "same" else x + 1
@@ -103,9 +102,9 @@ def test_what_is_not_known_is_not_repeated(what: str) -> None:
                 return (axpy(x, y, make(), 1) * 1,)  # noqa: B023
             return (axpy(x, y, make(), 1),)  # noqa: B023
 
-        (result,) = repeat(what, (x, y), run)
+        (result,) = run_recorded(what, (x, y), run)
         assert torch.equal(result, x + y if what != "foreign" else 2 * x + 1)
-    assert program._programs[what] == 2
+    assert recording._recordings[what] == recording.NOT_RECORDED
 
 
 CASES: dict[str, dict[str, Any]] = {
@@ -119,7 +118,7 @@ CASES: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize("case", CASES)
 def test_rasterization_again(case: str, assert_close: Callable[..., None]) -> None:
-    """Four calls of a kind with other Gaussians and seeds, the last two of them repeated."""
+    """Four calls of a kind with other Gaussians and seeds, the last two of them replayed."""
     options = dict(CASES[case])
     channels, with_logits = options.pop("channels", None), options.pop("logits", False)
     with_background = options.pop("background", False)
@@ -128,10 +127,13 @@ def test_rasterization_again(case: str, assert_close: Callable[..., None]) -> No
     K = torch.tensor([[14.0, 0, 8], [0, 14, 5], [0, 0, 1]])[None]
     for call in range(4):
         leaves = [
-            rand(30, 3) * 2 + torch.tensor([-1.0, -1.0, 2.0]), rand(30, 4),
+            rand(30, 3) * 2 + torch.tensor([-1.0, -1.0, 2.0]),
+            rand(30, 4),
             0.05 + 0.2 * rand(30, 3),
-            rand(30), rand(30, channels) if channels else rand(30, 4, 3), torch.eye(4)[None],
-        ]  # fmt: skip
+            rand(30),
+            rand(30, channels) if channels else rand(30, 4, 3),
+            torch.eye(4)[None],
+        ]
         logits, background = rand(30, 2), rand(1, 3)
         results = []
         for backend, dtype in (("triton", torch.float32), ("reference", torch.float64)):
@@ -158,6 +160,6 @@ def test_rasterization_again(case: str, assert_close: Callable[..., None]) -> No
             assert (got is None) == (want is None), k
             if want is not None:
                 assert_close(f"call {call}, result {k}", got, want, 2e-4)
-    made = [p.n_steps for p in program._programs.values() if isinstance(p, Program)]
+    made = [r.n_steps for r in recording._recordings.values() if isinstance(r, Recording)]
     # the backward of features, and of cameras, is more than kernels
     assert len(made) == (2 if case in ("channels", "cameras") else 3)

@@ -8,16 +8,16 @@ import torch
 from torch import Tensor
 
 from kernels import sorting
-from kernels.sorting import WINDOW, plan_sort
-from kernels.sorting.digits import TILES
+from kernels.sorting import SORT_WINDOW, plan_sort
+from kernels.sorting.digits import CHUNK_SIZES
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 Exchange = Literal["global", "shared"]
 # The interpreter has no shared memory of its own: one design tells as much as both there. Keys that
-# have programs for all tiles at once, in the interpreter one tile, are sorted in one launch, unless
+# have programs for all chunks at once (one chunk in the interpreter) take one launch, unless
 # "passes" asks for one per pass.
 WAYS = ["global", "shared", "passes"] if DEVICE == "cuda" else ["global", "passes"]
-N_TILE = TILES[0]
+N_CHUNK = CHUNK_SIZES[0]
 
 
 @pytest.fixture(autouse=True)
@@ -63,7 +63,7 @@ def check_sorted(
     assert torch.equal(keys, before), "the input changed"
 
 
-@pytest.mark.parametrize("n", [0, 1, 63, 1000, N_TILE - 1, N_TILE, N_TILE + 1, 5000])
+@pytest.mark.parametrize("n", [0, 1, 63, 1000, N_CHUNK - 1, N_CHUNK, N_CHUNK + 1, 5000])
 def test_sizes(n: int, exchange: Exchange) -> None:
     check_sorted(random_keys(n, 13), None, 0, 13, exchange)
     check_sorted(random_keys(n), random_keys(n, seed=1), 0, 31, exchange)
@@ -88,15 +88,15 @@ def test_patterns(pattern: str, exchange: Exchange) -> None:
     check_sorted(keys, None, 0, 16, exchange)
 
 
-@pytest.mark.parametrize("n", [1, TILES[1] - 1, TILES[1] + 1, 9001])
-def test_large_tiles(n: int, exchange: Exchange, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Tiles as many keys take them."""
+@pytest.mark.parametrize("n", [1, CHUNK_SIZES[1] - 1, CHUNK_SIZES[1] + 1, 9001])
+def test_large_chunks(n: int, exchange: Exchange, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Chunks as many keys take them."""
     monkeypatch.setattr(sorting, "SMALL", 0)
     check_sorted(random_keys(n, 13), random_keys(n, seed=1), 0, 13, exchange)
     check_sorted(torch.full((n,), 0x2BCD, dtype=torch.int32), None, 0, 16, exchange)
 
 
-@pytest.mark.parametrize("n_valid", [0, 1, N_TILE, 7000, 9000, 12000])
+@pytest.mark.parametrize("n_valid", [0, 1, N_CHUNK, 7000, 9000, 12000])
 def test_n_valid(n_valid: int, exchange: Exchange) -> None:
     keys = random_keys(9000, 16)
     check_sorted(keys, random_keys(9000, seed=2), 0, 16, exchange, n_valid)
@@ -105,20 +105,20 @@ def test_n_valid(n_valid: int, exchange: Exchange) -> None:
     check_sorted(keys, None, 0, 16, exchange, n_valid)
 
 
-def test_many_tiles() -> None:
-    """More tiles than a program looks at together, and on a GPU more than run at once."""
-    tiles = WINDOW + 2 if DEVICE == "cpu" else 1000
-    keys = random_keys(tiles * N_TILE - 5, 8)
+def test_many_chunks() -> None:
+    """More chunks than a program looks at together, and on a GPU more than run at once."""
+    chunks = SORT_WINDOW + 2 if DEVICE == "cpu" else 1000
+    keys = random_keys(chunks * N_CHUNK - 5, 8)
     check_sorted(keys, None, 0, 8, "shared")
 
 
 @pytest.mark.parametrize("way", WAYS[:-1])
-def test_two_tiles_per_program(way: Exchange, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_two_chunks_per_program(way: Exchange, monkeypatch: pytest.MonkeyPatch) -> None:
     n_programs = 3 if DEVICE == "cuda" else 1
     monkeypatch.setattr(sorting, "programs_at_once", lambda _: n_programs)
-    n = 2 * n_programs * N_TILE - 5
+    n = 2 * n_programs * N_CHUNK - 5
     check_sorted(random_keys(n), None, 0, 31, way, n)
-    check_sorted(random_keys(n, 11), random_keys(n, seed=4), 0, 11, way, n - N_TILE)
+    check_sorted(random_keys(n, 11), random_keys(n, seed=4), 0, 11, way, n - N_CHUNK)
 
 
 def test_depths() -> None:

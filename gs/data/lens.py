@@ -1,0 +1,108 @@
+"""A camera's lens: COLMAP's models by number, name and parameters.
+
+Every model's parameters are one or two focal lengths, the principal point, and distortion.
+https://colmap.github.io/cameras.html
+"""
+
+import dataclasses
+import math
+from dataclasses import dataclass
+
+from ..errors import SplatrimError
+
+# name, number of focal lengths, number of distortion parameters; by COLMAP's number
+MODELS: dict[int, tuple[str, int, int]] = {
+    0: ("SIMPLE_PINHOLE", 1, 0),
+    1: ("PINHOLE", 2, 0),
+    2: ("SIMPLE_RADIAL", 1, 1),
+    3: ("RADIAL", 1, 2),
+    4: ("OPENCV", 2, 4),
+    5: ("OPENCV_FISHEYE", 2, 4),
+    6: ("FULL_OPENCV", 2, 8),
+    7: ("FOV", 2, 1),
+    8: ("SIMPLE_RADIAL_FISHEYE", 1, 1),
+    9: ("RADIAL_FISHEYE", 1, 2),
+    10: ("THIN_PRISM_FISHEYE", 2, 8),
+    11: ("RAD_TAN_THIN_PRISM_FISHEYE", 2, 12),
+    12: ("SIMPLE_DIVISION", 1, 1),
+    13: ("DIVISION", 2, 1),
+    14: ("SIMPLE_FISHEYE", 1, 0),
+    15: ("FISHEYE", 2, 0),
+    16: ("EUCM", 2, 2),
+    17: ("EQUIRECTANGULAR", 0, 0),  # its two parameters are the size
+}
+BY_NAME = {name: (focal, extra) for name, focal, extra in MODELS.values()}
+LARGEST = 1e9  # pixels, and parameters: beyond them a file is damaged
+# without distortion these are pinhole cameras; fisheye models are not
+_PERSPECTIVE = {
+    "SIMPLE_PINHOLE",
+    "PINHOLE",
+    "SIMPLE_RADIAL",
+    "RADIAL",
+    "OPENCV",
+    "FULL_OPENCV",
+    "SIMPLE_DIVISION",
+    "DIVISION",
+}
+
+
+def parameter_count(model: str) -> int:
+    """Number of parameters of a model in BY_NAME."""
+    focal, extra = BY_NAME[model]
+    return focal + 2 + extra if focal else 2
+
+
+@dataclass(frozen=True)
+class Lens:
+    """Intrinsics of an image of a certain size. Pixel centres at +0.5."""
+
+    model: str
+    """COLMAP's name."""
+    width: int
+    height: int
+    params: tuple[float, ...]
+    """In COLMAP's order, pixels and plain numbers."""
+
+    @property
+    def focal(self) -> tuple[float, float]:
+        """Focal lengths in x and y."""
+        return self.params[0], self.params[BY_NAME[self.model][0] - 1]
+
+    @property
+    def principal_point(self) -> tuple[float, float]:
+        """Where the optical axis meets the image."""
+        n_focal = BY_NAME[self.model][0]
+        return self.params[n_focal], self.params[n_focal + 1]
+
+    @property
+    def is_pinhole(self) -> bool:
+        """Whether straight lines stay straight."""
+        n_focal = BY_NAME[self.model][0]
+        return self.model in _PERSPECTIVE and not any(self.params[n_focal + 2 :])
+
+    def check(self, name: str) -> None:
+        """Raise SplatrimError, calling the camera `name`, unless the numbers can be a lens's."""
+        fits = 0 < min(self.width, self.height) <= max(self.width, self.height) <= LARGEST
+        fits = fits and all(math.isfinite(x) and abs(x) <= LARGEST for x in self.params)
+        if self.model == "EQUIRECTANGULAR" and fits:
+            raise SplatrimError(
+                f"{name} has the model EQUIRECTANGULAR, and panoramas are not read: "
+                "cut them into perspective images first"
+            )
+        if not fits or min(self.focal) <= 0:
+            raise SplatrimError(
+                f"{name} is damaged: {self.width}x{self.height} pixels "
+                f"with the parameters {list(self.params)}"
+            )
+
+    def scaled(self, width: int, height: int) -> "Lens":
+        """The same lens for the image resized to width x height."""
+        if (width, height) == (self.width, self.height):
+            return self
+        sx, sy = width / self.width, height / self.height
+        n_focal = BY_NAME[self.model][0]
+        fx, fy = self.focal
+        focal = ((fx * sx + fy * sy) / 2,) if n_focal == 1 else (fx * sx, fy * sy)
+        cx, cy = self.principal_point
+        params = (*focal, cx * sx, cy * sy, *self.params[n_focal + 2 :])
+        return dataclasses.replace(self, width=width, height=height, params=params)

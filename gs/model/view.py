@@ -1,0 +1,75 @@
+"""One camera as rendering reads it: tensors on the model's device, packed into one vector.
+
+The vector's layout, in words of 4 bytes; a captured step finds the view at the head of its inputs:
+
+    0   viewmat     world to camera, row by row     16 floats
+    16  K           intrinsics in pixels             9 floats
+    28  exposure    place among the run's cameras    1 integer
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ..data.camera import NEAR_PLANE, Camera
+
+VIEWMAT, INTRINSICS, EXPOSURE = 0, 16, 28  # multiples of 16 bytes
+VIEW_WORDS = 32
+NO_EXPOSURE = -1
+
+
+class View(NamedTuple):
+    """A camera on a device."""
+
+    viewmats: Tensor
+    """World to camera. [1, 4, 4] float32"""
+    Ks: Tensor
+    """Intrinsics in pixels. [1, 3, 3] float32"""
+    exposure: Tensor
+    """Place among the run's cameras, as a row of what is learnt for each; NO_EXPOSURE where the
+    camera is none of them. [1] int32"""
+    width: int
+    """Pixels."""
+    height: int
+    """Pixels."""
+    near: float = NEAR_PLANE
+    """Depth of the near plane."""
+
+
+def pack_view(camera: Camera, exposure: int = NO_EXPOSURE) -> NDArray[np.float32]:  # [VIEW_WORDS]
+    """The vector of a camera, on the host."""
+    words = np.zeros(VIEW_WORDS, dtype=np.float32)
+    words[VIEWMAT:INTRINSICS] = camera.viewmat.numpy().ravel()
+    words[INTRINSICS : INTRINSICS + 9] = camera.K.numpy().ravel()
+    words.view(np.int32)[EXPOSURE] = exposure
+    return words
+
+
+def unpack_view(
+    words: Tensor,  # [VIEW_WORDS] float32
+    width: int,
+    height: int,
+    near: float,
+) -> View:
+    """The view in a vector, which it shares memory with."""
+    return View(
+        words[VIEWMAT:INTRINSICS].view(1, 4, 4),
+        words[INTRINSICS : INTRINSICS + 9].view(1, 3, 3),
+        words[EXPOSURE : EXPOSURE + 1].view(torch.int32),
+        width,
+        height,
+        near,
+    )
+
+
+@lru_cache(maxsize=8192)
+def view_of(camera: Camera, device: torch.device, exposure: int = NO_EXPOSURE) -> View:
+    """A camera on the device, copied there once and not per step."""
+    words = torch.from_numpy(pack_view(camera, exposure)).to(device)
+    return unpack_view(words, camera.width, camera.height, camera.near)

@@ -1,0 +1,132 @@
+"""What looks on while a model is trained: progress, evaluation, saving, checkpoints.
+
+An observer is called on the host after every iteration, also where the iteration was a captured
+graph whose work the GPU has yet to do. It may call `evaluate`, `save`, `checkpoint` and `exported`
+of the run, and render; it changes nothing of the training. What it does not ask for costs nothing.
+
+Whoever has to see the model between gradients and update, before anything is pruned, says so with
+`is_due` and is called there, by `report`. Such iterations are not captured.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+from torch import Tensor
+
+from ..config import TrainConfig
+from ..data.loader import ImageLoader
+from ..data.scene import Scene
+from ..model.model import Model
+from .strategy import Strategy
+from .tracker import Tracker
+
+EVALUATION_AHEAD = 1000  # iterations before an evaluation, its images begin to be decoded
+
+
+class Run(Protocol):
+    """What an observer sees of the trainer (gs.training.trainer)."""
+
+    @property
+    def config(self) -> TrainConfig: ...
+
+    @property
+    def scene(self) -> Scene: ...
+
+    @property
+    def images(self) -> ImageLoader: ...
+
+    @property
+    def gaussians(self) -> Model: ...
+
+    @property
+    def strategies(self) -> Sequence[Strategy[Any]]: ...
+
+    @property
+    def tracker(self) -> Tracker: ...
+
+    @property
+    def n_rendered(self) -> int: ...
+
+    def exported(self) -> Model: ...
+
+    def evaluate(self, step: int) -> dict[str, float]: ...
+
+    def save(self, step: int) -> Path: ...
+
+    def checkpoint(self, step: int) -> Path: ...
+
+
+class Observer:
+    """Does nothing. Subclasses override what they need."""
+
+    def is_due(self, step: int) -> bool:
+        """Whether `report` wants to see the model before iteration `step` updates it."""
+        return False
+
+    def report(self, run: Run, step: int) -> None:
+        """Gradients are there, nothing has been changed: in iterations that are due."""
+
+    def on_step(self, run: Run, step: int) -> None:
+        """Iteration `step` is over, or on its way on the GPU."""
+
+
+class Progress(Observer):
+    """Sends losses, counts and what strategies tell to the log, at times."""
+
+    def on_step(self, run: Run, step: int) -> None:
+        if not run.tracker.is_due(step):
+            return
+        scalars: dict[str, float | Tensor] = {}
+        for strategy in run.strategies:
+            scalars |= strategy.scalars(step)
+        run.tracker.log(step, run.n_rendered, scalars)
+
+
+class Evaluation(Observer):
+    """Evaluates at iterations of the settings, and at the last."""
+
+    def __init__(self, config: TrainConfig) -> None:
+        self._steps = {*config.test_iterations, config.iterations}
+
+    def is_due(self, step: int) -> bool:
+        return step in self._steps
+
+    def report(self, run: Run, step: int) -> None:
+        run.evaluate(step)
+
+    def on_step(self, run: Run, step: int) -> None:
+        if self.is_due(step + EVALUATION_AHEAD):
+            n_train = len(run.scene.train)
+            run.images.prefetch(range(n_train, n_train + len(run.scene.test)))
+
+
+class Saving(Observer):
+    """Saves the model at iterations of the settings, and at the last."""
+
+    def __init__(self, config: TrainConfig) -> None:
+        self._steps = {*config.save_iterations, config.iterations}
+
+    def is_due(self, step: int) -> bool:
+        return step in self._steps
+
+    def report(self, run: Run, step: int) -> None:
+        run.save(step)
+
+
+class Checkpoints(Observer):
+    """Saves a checkpoint after iterations of the settings."""
+
+    def __init__(self, config: TrainConfig) -> None:
+        self._steps = set(config.checkpoint_iterations)
+
+    def on_step(self, run: Run, step: int) -> None:
+        if step in self._steps:
+            run.checkpoint(step)
+
+
+def default_observers(config: TrainConfig) -> tuple[Observer, ...]:
+    """Those that every run has, in the order in which they are called."""
+    return Evaluation(config), Saving(config), Progress(), Checkpoints(config)

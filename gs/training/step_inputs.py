@@ -1,0 +1,135 @@
+"""What differs from step to step, and where a captured step finds it on the device.
+
+An `InputBuffer` is one tensor that one copy brings up to date. Its layout, in words of 4 bytes;
+pieces begin at multiples of 16 bytes:
+
+    view        gs.model.view                                   VIEW_WORDS
+    background  colour                                          3 floats
+    serial      number of the upload                            1 integer
+    means_lr    learning rate of positions                      1 float
+    integers    low and high word each, in the order of names   4 words each, of which 2 are used
+    rates       of Adam's step, by parameter                    2 floats each
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ..model.view import VIEW_WORDS, View, unpack_view
+
+PATIENCE = 10.0  # seconds until a silent GPU is asked for errors
+
+ALIGNED = 4  # words
+BACKGROUND, SERIAL, MEANS_LR, INTEGERS = (VIEW_WORDS + ALIGNED * k for k in range(4))
+SEED = "step_seed"  # the first of the integers
+
+
+@dataclass(frozen=True)
+class StepInputs:
+    """The inputs of one step. In a captured step all tensors are views of an InputBuffer."""
+
+    view: View
+    background: Tensor
+    """Colour behind the Gaussians. [3]"""
+    integers: Mapping[str, int | Tensor]
+    """What strategies gave as `device_inputs`: numbers, or in a captured step [2] int32 each."""
+    seed: Tensor | None = None
+    """Of this step alone, low and high word; None in an eager step. [2] int32"""
+    means_lr: Tensor | None = None
+    """Learning rate of positions; None in an eager step. [1]"""
+    rates: Tensor | None = None
+    """Of Adam's step (kernels.FusedAdam.rates_for); None in an eager step. [P, 2]"""
+
+
+class InputBuffer:
+    """The inputs of captured steps on the device, and what a step reports to the host.
+
+    Args:
+        device: Where steps run.
+        n_params: Parameters of the optimizer.
+        names: Of the integers that strategies give.
+    """
+
+    def __init__(self, device: torch.device, n_params: int, names: Iterable[str]) -> None:
+        self._places = {name: INTEGERS + ALIGNED * k for k, name in enumerate((SEED, *names))}
+        self._rates = INTEGERS + ALIGNED * len(self._places)
+        size, pinned = self._rates + 2 * n_params, device.type == "cuda"
+        self._n_params = n_params
+        self._buffer = torch.zeros(size, device=device)
+        # The copy of the last step has run when the next one writes: its report came back.
+        self._staging = torch.zeros(size, pin_memory=pinned)
+        self._floats = self._staging.numpy()
+        self._words = self._staging.view(torch.int32).numpy()
+        # rows, entries, serial
+        self._report = torch.zeros(4, dtype=torch.int32, pin_memory=pinned)
+        self._reported = self._report.numpy()
+        self._serial = 0
+
+    def inputs(self, width: int, height: int, near: float) -> StepInputs:
+        """Where steps on images of that size and near plane find their inputs."""
+        buffer, words = self._buffer, self._buffer.view(torch.int32)
+        integers = {name: words[k : k + 2] for name, k in self._places.items()}
+        return StepInputs(
+            unpack_view(buffer[:VIEW_WORDS], width, height, near),
+            buffer[BACKGROUND : BACKGROUND + 3],
+            seed=integers.pop(SEED),
+            integers=integers,
+            means_lr=buffer[MEANS_LR : MEANS_LR + 1],
+            rates=buffer[self._rates :].view(self._n_params, 2),
+        )
+
+    def upload(
+        self,
+        view: NDArray[np.float32],  # [VIEW_WORDS]
+        background: tuple[float, ...],  # 3
+        seed: int,
+        integers: Mapping[str, int],
+        means_lr: float,
+        rates: Tensor,  # [P, 2] float32, on the CPU
+    ) -> None:
+        """Queue the copy of the next step's inputs.
+
+        Raises:
+            ValueError: The integers have other names than at first.
+        """
+        from kernels import split_seed
+
+        expected = self._places.keys() - {SEED}
+        if integers.keys() != expected:
+            raise ValueError(
+                f"device_inputs: expected {sorted(expected)} in every iteration,"
+                f" got {sorted(integers)}"
+            )
+        floats, words = self._floats, self._words
+        floats[:VIEW_WORDS] = view
+        floats[BACKGROUND : BACKGROUND + 3] = background
+        self._serial = (self._serial + 1) & 0x3FFFFFFF
+        words[SERIAL] = self._serial
+        words[INTEGERS : INTEGERS + 2] = split_seed(seed)
+        for name, value in integers.items():
+            k = self._places[name]
+            words[k : k + 2] = split_seed(value)
+        floats[MEANS_LR] = means_lr
+        floats[self._rates :] = rates.numpy().ravel()
+        self._buffer.copy_(self._staging, non_blocking=True)
+
+    def report(self, counts: Tensor) -> None:  # [2] int32
+        """Record into the graph that `counts` go to the host."""
+        serial = self._buffer.view(torch.int32)[SERIAL : SERIAL + 1]
+        self._report[:3].copy_(torch.cat([counts, serial]), non_blocking=True)
+
+    def wait(self) -> tuple[int, int]:
+        """The counts of the last step: waits until its report is there."""
+        deadline = time.perf_counter() + PATIENCE
+        while self._reported[2] != self._serial:
+            if time.perf_counter() > deadline:
+                torch.cuda.synchronize()  # raises if a kernel failed
+                deadline = time.perf_counter() + PATIENCE
+        return int(self._reported[0]), int(self._reported[1])

@@ -1,0 +1,177 @@
+"""A headless Chromium, driven through the DevTools protocol over two pipes."""
+
+import base64
+import io
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from PIL import Image
+
+NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+FLAGS = (
+    "--headless=new",
+    "--no-sandbox",
+    "--remote-debugging-pipe",
+    "--use-angle=swiftshader",
+    "--enable-unsafe-swiftshader",
+    "--force-color-profile=srgb",
+    "--hide-scrollbars",
+    "--disable-dev-shm-usage",
+    "--no-first-run",
+    "--mute-audio",
+)
+# Chromium reads commands from descriptor 3 and answers on 4.
+LAUNCH = """
+import fcntl, os, sys
+ends = [fcntl.fcntl(int(fd), fcntl.F_DUPFD, 10) for fd in sys.argv[1:3]]
+os.dup2(ends[0], 3)
+os.dup2(ends[1], 4)
+os.execvp(sys.argv[3], sys.argv[3:])
+"""
+PATIENCE = 120.0  # seconds; software rendering on a busy machine
+
+
+class Browser:
+    """One page of a running Chromium."""
+
+    def __init__(self, program: str, profile: Path) -> None:
+        to_read, self._to = os.pipe()
+        self._from, to_write = os.pipe()
+        ends = (to_read, to_write)
+        command = [sys.executable, "-c", LAUNCH, *map(str, ends), program, *FLAGS]
+        self._process = subprocess.Popen(
+            [*command, f"--user-data-dir={profile}", "about:blank"],
+            pass_fds=ends,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        for end in ends:
+            os.close(end)
+        os.set_blocking(self._from, False)
+        self._buffer, self._id, self._session = b"", 0, None
+        self.log: list[str] = []
+        targets = self.send("Target.getTargets")["targetInfos"]
+        page = next(target for target in targets if target["type"] == "page")
+        attached = self.send("Target.attachToTarget", targetId=page["targetId"], flatten=True)
+        self._session = attached["sessionId"]
+        for domain in ("Page", "Runtime", "Log", "Network"):
+            self.send(f"{domain}.enable")
+
+    def send(self, method: str, **params: Any) -> dict[str, Any]:
+        """Call a method of the protocol and wait for its result."""
+        self._id += 1
+        message = {"id": self._id, "method": method, "params": params}
+        if self._session:
+            message["sessionId"] = self._session
+        os.write(self._to, json.dumps(message).encode() + b"\0")
+        ends = time.monotonic() + PATIENCE
+        while time.monotonic() < ends:
+            answer = self._next_message()
+            if answer is None:
+                assert self._process.poll() is None, "Chromium ended"
+                time.sleep(0.01)
+            elif answer.get("id") == self._id:
+                assert "error" not in answer, answer["error"]
+                return answer["result"]
+            elif answer.get("method") in ("Runtime.exceptionThrown", "Log.entryAdded"):
+                self.log.append(json.dumps(answer["params"]))
+        raise TimeoutError(f"no answer to {method}")
+
+    def _next_message(self) -> dict[str, Any] | None:
+        while b"\0" not in self._buffer:
+            try:
+                self._buffer += os.read(self._from, 1 << 20)
+            except BlockingIOError:
+                return None
+        text, _, self._buffer = self._buffer.partition(b"\0")
+        return json.loads(text)
+
+    def open(self, page: Path, width: int, height: int, *, phone: bool = False) -> None:
+        """Open a file in a window of this size, without a network."""
+        self.log.clear()
+        self.send(
+            "Emulation.setDeviceMetricsOverride",
+            width=width,
+            height=height,
+            deviceScaleFactor=2 if phone else 1,
+            mobile=phone,
+        )
+        self.send("Emulation.setTouchEmulationEnabled", enabled=phone)
+        self.send(
+            "Network.emulateNetworkConditions",
+            offline=True,
+            latency=0,
+            downloadThroughput=0,
+            uploadThroughput=0,
+        )
+        url = page.resolve().as_uri()
+        self.send("Page.navigate", url=url)
+        self.wait_for(f"location.href === {url!r} && document.readyState === 'complete'")
+
+    def evaluate(self, expression: str) -> Any:
+        """The value of a JavaScript expression."""
+        answer = self.send("Runtime.evaluate", expression=expression, returnByValue=True)
+        assert "exceptionDetails" not in answer, answer["exceptionDetails"]
+        return answer["result"].get("value")
+
+    def wait_for(self, expression: str) -> None:
+        """Wait until a JavaScript expression is true."""
+        ends = time.monotonic() + PATIENCE
+        while not self.evaluate(expression):
+            assert time.monotonic() < ends, f"{expression} did not come true; {self.log}"
+            time.sleep(0.05)
+
+    def screenshot(self) -> NDArray[np.uint8]:  # [H, W, 3]
+        """What the window shows."""
+        data = base64.b64decode(self.send("Page.captureScreenshot", format="png")["data"])
+        return np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
+
+    def drag(self, path: list[tuple[int, int]], button: str = "left") -> None:
+        """Press the mouse at the first place, move it through the others and let it go."""
+        kinds = ["mousePressed", *["mouseMoved"] * (len(path) - 1), "mouseReleased"]
+        for kind, (x, y) in zip(kinds, [*path, path[-1]], strict=True):
+            self.send(
+                "Input.dispatchMouseEvent",
+                type=kind,
+                x=x,
+                y=y,
+                button=button,
+                clickCount=1,
+                buttons={"left": 1, "right": 2}[button] if kind != "mouseReleased" else 0,
+            )
+
+    def press(self, code: str, key: str) -> None:
+        """Press a key and let it go."""
+        for kind in ("keyDown", "keyUp"):
+            self.send("Input.dispatchKeyEvent", type=kind, code=code, key=key)
+
+    def close(self) -> None:
+        """End this Chromium."""
+        os.close(self._to)
+        os.close(self._from)
+        try:
+            self._process.wait(10)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+
+
+@pytest.fixture(scope="session")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
+    """A headless Chromium; skips where none is installed."""
+    program = next((path for name in NAMES if (path := shutil.which(name))), None)
+    if program is None:
+        pytest.skip("needs Chromium (Debian: apt install chromium)")
+    running = Browser(program, tmp_path_factory.mktemp("chromium"))
+    yield running
+    running.close()

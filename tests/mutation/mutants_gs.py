@@ -1,0 +1,217 @@
+"""Mutants of gs/: the loop, densifiers, optimizer, draws, files."""
+
+from mutant import Mutant
+
+WIRING = ("test_wiring.py",)
+DENSIFY = ("test_densify.py",)
+TAMING = ("test_taming.py",)
+CHAIN = ("test_mcmc.py",)
+NUMBERS = ("test_constants.py",)
+
+GS = [
+    # the loop
+    Mutant(
+        "rates are never updated",
+        "        update_learning_rates(self.optimizer, self.optim, extent=self.scene.extent, "
+        "step=step)\n",
+        "",
+        WIRING,
+    ),
+    Mutant(
+        "background is ignored",
+        "out = render(gaussians, camera, background=background, **inputs)",
+        "out = render(gaussians, camera, **inputs)",
+        WIRING,
+    ),
+    Mutant(
+        "extent 1 in the densifier",
+        '"extent": scene.extent,\n            "iterations"',
+        '"extent": 1.0,\n            "iterations"',
+        WIRING,
+    ),
+    Mutant(
+        "extent 1 in the rates of positions",
+        "return extent * math.exp(start + t * (end",
+        "return math.exp(start + t * (end",
+        WIRING,
+    ),
+    Mutant(
+        "no D-SSIM in training",
+        "photometric_gradient(out.colors, target, config.lambda_dssim)",
+        "photometric_gradient(out.colors, target, 0.0)",
+        WIRING,
+    ),
+    Mutant(
+        "strategies' losses are dropped",
+        "loss = total(values[0], v_colors, out.colors, *terms)",
+        "loss = total(values[0], v_colors, out.colors)",
+        WIRING,
+    ),
+    Mutant("the optimizer steps last, too", "elif step < config.iterations:", "elif True:", WIRING),
+    Mutant(
+        "SH degree from the first iteration",
+        "return step > self.sh_degree_from_iter and step % self.sh_degree_interval == 0",
+        "return step % self.sh_degree_interval == 0",
+        WIRING,
+    ),
+    Mutant(
+        "higher SH bands learn as fast",
+        "self.feature_lr / self.feature_rest_divisor",
+        "self.feature_lr",
+        WIRING,
+    ),
+    Mutant("rates do not anneal", "return config.anneal_to**t", "return 1.0", WIRING),
+    Mutant(
+        "noise of positions has another rate",
+        'rate = learning_rate(self.optimizer, "means")',
+        'rate = learning_rate(self.optimizer, "scales")',
+        WIRING,
+    ),
+    Mutant(
+        "the exported model has all rows",
+        "keep = rows if keep is None else keep & rows",
+        "keep = None",
+        WIRING,
+    ),
+    Mutant(
+        "white is black", "return (float(self.white_background),) * 3", "return (0.0,) * 3", WIRING
+    ),
+    # default densifier
+    Mutant(
+        "clones are split and the split cloned",
+        "cloned, parted = moving & small, moving & ~small",
+        "cloned, parted = moving & ~small, moving & small",
+        DENSIFY,
+    ),
+    Mutant(
+        "threshold is twice as high",
+        "moving = means >= config.densify_grad_threshold",
+        "moving = means > 2 * config.densify_grad_threshold",
+        DENSIFY,
+    ),
+    Mutant(
+        "statistics are never cleared",
+        "        for name in (GRADIENTS, VIEWS):\n            gaussians.rows[name].zero_()\n"
+        '        self._counts = {\n            "n_cloned": float(n_clones),',
+        '        self._counts = {\n            "n_cloned": float(n_clones),',
+        WIRING,
+    ),
+    Mutant("children are as large", "(log_scales - math.log(CHILD_SHRINK))", "log_scales", DENSIFY),
+    Mutant(
+        "children are not turned",
+        'rotate(gaussians.params["quats"].detach()[parents], noise * log_scales.exp())',
+        "noise * log_scales.exp()",
+        DENSIFY,
+    ),
+    Mutant(
+        "densifies in the last iteration of its window",
+        "inside = self.densify_from_iter < step < self.densify_until_iter",
+        "inside = self.densify_from_iter < step <= self.densify_until_iter",
+        DENSIFY,
+    ),
+    Mutant("opacities are reset upwards", ".clamp_max(limit)\n", ".clamp_min(limit)\n", DENSIFY),
+    Mutant(
+        "oversized are pruned from the start",
+        "        if step > config.opacity_reset_interval:\n            drop |=",
+        "        if True:\n            drop |=",
+        DENSIFY,
+    ),
+    Mutant(
+        "what others name stays",
+        "grown.keep(~drop if others is None else ~(drop | others), ctx.optimizer)\n"
+        "        for name in (GRADIENTS, VIEWS):\n            gaussians.rows[name].zero_()\n"
+        '        self._counts = {\n            "n_cloned": float(n_clones),',
+        "grown.keep(~drop, ctx.optimizer)\n"
+        "        for name in (GRADIENTS, VIEWS):\n            gaussians.rows[name].zero_()\n"
+        '        self._counts = {\n            "n_cloned": float(n_clones),',
+        DENSIFY,
+    ),
+    Mutant(
+        "gradients count in pixels",
+        "norms = (v_means2d * half_size).norm(dim=-1)",
+        "norms = v_means2d.norm(dim=-1)",
+        DENSIFY,
+    ),
+    # Taming-3DGS
+    Mutant(
+        "Taming prunes by score",
+        "weak, 1.0 / scores.clamp_min(MIN_SCORE),",
+        "weak, scores.clamp_min(MIN_SCORE),",
+        TAMING,
+    ),
+    Mutant("Taming prunes all of the weak", "PRUNED_SHARE = 0.5", "PRUNED_SHARE = 1.0", TAMING),
+    Mutant("Taming's weight of opacity", '"opacity": 100.0,', '"opacity": 10.0,', NUMBERS),
+    Mutant(
+        "Taming grows evenly",
+        "math.floor((self.limit(n_start) - n_start) * (2 * x - x * x))",
+        "math.floor((self.limit(n_start) - n_start) * x)",
+        TAMING,
+    ),
+    Mutant(
+        "Taming's scores count what is hidden",
+        "values = torch.where(visible, values, 0.0).nan_to_num(",
+        "values = values.nan_to_num(",
+        TAMING,
+    ),
+    Mutant(
+        "Taming draws by row",
+        "keys[rows].sort(descending=True, stable=True).indices[:k]",
+        "torch.arange(len(rows), device=rows.device)[:k]",
+        TAMING,
+    ),
+    # Markov chain Monte Carlo
+    Mutant(
+        "relocated opacity is too high",
+        "return (new.log() - transparency).to(logits), factors.to(logits)",
+        "return (new.log() - transparency).to(logits) + 0.1, factors.to(logits)",
+        CHAIN,
+    ),
+    Mutant("growth of 10 %", "growth: float = 0.05", "growth: float = 0.1", NUMBERS),
+    Mutant("noise rate", "noise_lr: float = 5e5", "noise_lr: float = 5e4", NUMBERS),
+    Mutant("weight of scales", "lambda_scale: float = 0.01", "lambda_scale: float = 0.02", NUMBERS),
+    Mutant(
+        "initial opacity", "initial_opacity: float = 0.5", "initial_opacity: float = 0.1", NUMBERS
+    ),
+    Mutant("initial scale is ignored", "math.log(self.config.initial_scale)", "0.0", WIRING),
+    Mutant(
+        "moments survive relocation",
+        "    clear_moments(gaussians, optimizer, rows)\n\n\ndef shares",
+        "\n\ndef shares",
+        CHAIN,
+    ),
+    Mutant(
+        "the dead are drawn from, too",
+        "weights = torch.where(stay & ~dead, opacities, 0.0)",
+        "weights = torch.where(stay, opacities, 0.0)",
+        CHAIN,
+    ),
+    # draws
+    Mutant(
+        "every epoch has one order",
+        'derive_seed(self.seed, "cameras", epoch)',
+        'derive_seed(self.seed, "cameras")',
+        ("test_sampler.py",),
+    ),
+    Mutant(
+        "seeds forget their keys",
+        "state = _splitmix64(state ^ (key & _MASK64))",
+        "state = _splitmix64(state)",
+        ("test_sampler.py",),
+    ),
+    Mutant(
+        "a resumed run starts an epoch",
+        'int(state["position"]) if same else 0',
+        "0",
+        ("test_sampler.py",),
+    ),
+    # rows
+    Mutant(
+        "new rows inherit moments",
+        "torch.index_select(x, 0, index, out=out[: len(index)])",
+        "torch.index_select(x, 0, index, out=out[: len(index)])\n    out[len(index) :] = x[:1]",
+        ("test_optim.py", "test_densify.py"),
+    ),
+    Mutant(
+        "neighbours are averaged over two", "k: int = 3,", "k: int = 2,", ("test_gaussians.py",)
+    ),
+]
