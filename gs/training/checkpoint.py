@@ -17,6 +17,7 @@ import errno
 import os
 import pickle
 import struct
+import warnings
 import zipfile
 from collections import OrderedDict
 from collections.abc import Callable
@@ -137,18 +138,24 @@ def peek_checkpoint(path: str | Path) -> tuple[int, dict[str, Any]] | None:
 
 
 def _checked(path: Path, obj: Any) -> dict[str, Any]:
-    if not isinstance(obj, dict) or obj.get("format") != FORMAT:
+    if not isinstance(obj, dict) or not _is(obj.get("format"), FORMAT):
         what = recognise(path)
         reason = f"; it is {what}" if what else ""
         raise SplatrimError(f"{path} is not a training checkpoint{reason}")
     version = obj.get("version")
-    if version != FORMAT_VERSION:
+    if not _is(version, FORMAT_VERSION):
+        shown = version if isinstance(version, (int, str)) else type(version).__name__
         raise SplatrimError(
-            f"{path} has checkpoint format {version!r:.40}; this version reads format"
+            f"{path} has checkpoint format {shown!s:.40}; this version reads format"
             f" {FORMAT_VERSION}"
         )
     _verify_sums(path)
     return obj
+
+
+def _is(value: Any, wanted: str | int) -> bool:
+    """Equality that a tensor does not answer with a tensor."""
+    return type(value) is type(wanted) and value == wanted
 
 
 def _verify_sums(path: Path) -> None:
@@ -169,7 +176,8 @@ def _load_restricted(path: Path, *, mmap: bool = False) -> Any:
     try:
         if is_archive:
             check_archive(path)
-        with torch.serialization.safe_globals(_allowed_globals()):
+        with warnings.catch_warnings(), torch.serialization.safe_globals(_allowed_globals()):
+            warnings.simplefilter("ignore", UserWarning)  # of what is refused anyway
             obj = torch.load(
                 path,
                 map_location="cpu",

@@ -133,7 +133,11 @@ def _import_adam(adam: Any, params: dict[str, Tensor], source: str) -> dict[str,
             continue
         optimizer["lrs"][name] = float(group["lr"])
         moments = adam["state"].get(group["params"][0])
-        if not moments:  # saved before the first step
+        if moments is None:  # saved before the first step
+            continue
+        if not isinstance(moments, dict):
+            raise SplatrimError(f"{source} is damaged: the optimizer's state of {name} is no state")
+        if not moments:
             continue
         entry: dict[str, Any] = {"step": torch.as_tensor(float(moments["step"]))}
         for key in _MOMENTS:

@@ -11,9 +11,10 @@ import tyro
 
 from ..data.scene import load_scene
 from ..errors import SplatrimError, run_cli
-from ..evaluation.render import find_model, read_settings
 from ..logs import show_log
 from ..model.ply import load_ply
+from ..run_record import find_model
+from ..run_settings import read_settings
 from .page import write_page
 
 logger = logging.getLogger("splatrim")

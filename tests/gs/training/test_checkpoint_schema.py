@@ -118,7 +118,8 @@ DAMAGE: list[tuple[Callable[[State], None], str]] = [
     (set_to("optimizer", "lrs", "means", value=float("inf")), "optimizer.lrs.means: expected"),
     (set_to("optimizer", "lrs", value=3), "optimizer.lrs: expected an object"),
     (set_to("sampler", value="x"), "sampler: expected an object"),
-    (set_to("sampler", "position", value=10**6), "sampler.position: expected less"),
+    (set_to("sampler", "position", value=10**6), "sampler.position: expected a number"),
+    (lambda s: s["sampler"].pop("position"), "sampler.position: expected a number below"),
     (set_to("sampler", "seed", value=-1), "sampler.seed: expected"),
     (set_to("tracker", value="x"), "tracker: expected an object"),
     (set_to("tracker", "sums", value=[0.0]), "tracker.sums: expected 4 numbers, got 1"),
@@ -159,10 +160,12 @@ def test_states_of_strategies(state: State, scene: Scene, tmp_path: Path) -> Non
     start = load_checkpoint(tmp_path / "x.pth")
     with pytest.raises(SplatrimError, match="strategies.densify.seed: expected int, got str"):
         trainer(scene, tmp_path / "out", start=start)
-    check_like("any", {"a": 3, "new": "x", "b": None, "c": 4}, {"a": 5, "b": 7, "c": None})
+    check_like("any", {"a": 3, "new": "x", "b": None, "c": 4}, {"a": 5, "b": None, "c": None})
+    with pytest.raises(SplatrimError, match="strategies.any.a: expected int, got NoneType"):
+        check_like("any", {"a": None}, {"a": 5})
     with pytest.raises(SplatrimError, match="expected torch.float32, got torch.int64"):
         check_like("any", {"a": torch.arange(3)}, {"a": torch.ones(3)})
-    with pytest.raises(SplatrimError, match="strategies.any.c: expected a plain value"):
+    with pytest.raises(SplatrimError, match="strategies.any.c: expected a number or none"):
         check_like("any", {"c": [3]}, {"c": None})
 
 
