@@ -3,7 +3,7 @@
 from mutant import Mutant
 
 WIRING = ("test_wiring.py",)
-DENSIFY = ("test_densify.py",)
+DENSIFY = ("test_adaptive.py", "test_adaptive_parts.py")
 TAMING = ("test_taming.py",)
 CHAIN = ("test_mcmc.py",)
 NUMBERS = ("test_constants.py",)
@@ -12,21 +12,20 @@ GS = [
     # the loop
     Mutant(
         "rates are never updated",
-        "        update_learning_rates(self.optimizer, self.optim, extent=self.scene.extent, "
-        "step=step)\n",
-        "",
+        "rates = learning_rates(self.optimizer, self.optim, extent=extent, step=step)",
+        "rates = learning_rates(self.optimizer, self.optim, extent=extent, step=1)",
         WIRING,
     ),
     Mutant(
         "background is ignored",
-        "out = render(gaussians, camera, background=background, **inputs)",
-        "out = render(gaussians, camera, **inputs)",
+        "out = render(gaussians, inputs.view, background=inputs.background, **keywords)",
+        "out = render(gaussians, inputs.view, **keywords)",
         WIRING,
     ),
     Mutant(
         "extent 1 in the densifier",
-        '"extent": scene.extent,\n            "iterations"',
-        '"extent": 1.0,\n            "iterations"',
+        "            extent=self.scene.extent,\n            iterations=config.iterations,",
+        "            extent=1.0,\n            iterations=config.iterations,",
         WIRING,
     ),
     Mutant(
@@ -37,17 +36,19 @@ GS = [
     ),
     Mutant(
         "no D-SSIM in training",
-        "photometric_gradient(out.colors, target, config.lambda_dssim)",
-        "photometric_gradient(out.colors, target, 0.0)",
+        "photometric_gradient(colors, target, config.lambda_dssim)",
+        "photometric_gradient(colors, target, 0.0)",
         WIRING,
     ),
     Mutant(
         "strategies' losses are dropped",
-        "loss = total(values[0], v_colors, out.colors, *terms)",
-        "loss = total(values[0], v_colors, out.colors)",
+        "loss = total(values[0], v_colors, colors, *terms)",
+        "loss = total(values[0], v_colors, colors)",
         WIRING,
     ),
-    Mutant("the optimizer steps last, too", "elif step < config.iterations:", "elif True:", WIRING),
+    Mutant(
+        "the optimizer steps last, too", "elif step < self.config.iterations:", "elif True:", WIRING
+    ),
     Mutant(
         "SH degree from the first iteration",
         "return step > self.sh_degree_from_iter and step % self.sh_degree_interval == 0",
@@ -56,8 +57,8 @@ GS = [
     ),
     Mutant(
         "higher SH bands learn as fast",
-        "self.feature_lr / self.feature_rest_divisor",
-        "self.feature_lr",
+        "c.feature_lr / c.feature_rest_divisor",
+        "c.feature_lr",
         WIRING,
     ),
     Mutant("rates do not anneal", "return config.anneal_to**t", "return 1.0", WIRING),
@@ -135,8 +136,8 @@ GS = [
     # Taming-3DGS
     Mutant(
         "Taming prunes by score",
-        "weak, 1.0 / scores.clamp_min(MIN_SCORE),",
-        "weak, scores.clamp_min(MIN_SCORE),",
+        "            weak,\n            1.0 / scores.clamp_min(MIN_SCORE),",
+        "            weak,\n            scores.clamp_min(MIN_SCORE),",
         TAMING,
     ),
     Mutant("Taming prunes all of the weak", "PRUNED_SHARE = 0.5", "PRUNED_SHARE = 1.0", TAMING),
@@ -166,11 +167,29 @@ GS = [
         "return (new.log() - transparency).to(logits) + 0.1, factors.to(logits)",
         CHAIN,
     ),
-    Mutant("growth of 10 %", "growth: float = 0.05", "growth: float = 0.1", NUMBERS),
-    Mutant("noise rate", "noise_lr: float = 5e5", "noise_lr: float = 5e4", NUMBERS),
-    Mutant("weight of scales", "lambda_scale: float = 0.01", "lambda_scale: float = 0.02", NUMBERS),
     Mutant(
-        "initial opacity", "initial_opacity: float = 0.5", "initial_opacity: float = 0.1", NUMBERS
+        "growth of 10 %",
+        'growth: Annotated[float, NOT_NEGATIVE] = 0.05\n    """Share of',
+        'growth: Annotated[float, NOT_NEGATIVE] = 0.1\n    """Share of',
+        NUMBERS,
+    ),
+    Mutant(
+        "noise rate",
+        "noise_lr: Annotated[float, NOT_NEGATIVE] = 5e5",
+        "noise_lr: Annotated[float, NOT_NEGATIVE] = 5e4",
+        NUMBERS,
+    ),
+    Mutant(
+        "weight of scales",
+        "lambda_scale: Annotated[float, NOT_NEGATIVE] = 0.01",
+        "lambda_scale: Annotated[float, NOT_NEGATIVE] = 0.02",
+        NUMBERS,
+    ),
+    Mutant(
+        "initial opacity",
+        "initial_opacity: Annotated[float, INNER_SHARE] = 0.5",
+        "initial_opacity: Annotated[float, INNER_SHARE] = 0.1",
+        NUMBERS,
     ),
     Mutant("initial scale is ignored", "math.log(self.config.initial_scale)", "0.0", WIRING),
     Mutant(
@@ -209,7 +228,7 @@ GS = [
         "new rows inherit moments",
         "torch.index_select(x, 0, index, out=out[: len(index)])",
         "torch.index_select(x, 0, index, out=out[: len(index)])\n    out[len(index) :] = x[:1]",
-        ("test_optim.py", "test_densify.py"),
+        ("test_optimizer.py", "test_adaptive.py"),
     ),
     Mutant(
         "neighbours are averaged over two", "k: int = 3,", "k: int = 2,", ("test_gaussians.py",)

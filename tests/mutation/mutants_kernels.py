@@ -6,7 +6,7 @@ MASKS = ("test_masks.py",)
 EDGES = ("test_edges.py",)
 NUMBERS = ("test_constants.py",)
 PROJECT = ("test_projection.py::test_sizes", "-k 63")
-DRAWS = ("test_sampling.py",)
+DRAWS = ("test_kernel.py",)
 
 KERNELS = [
     # what both share
@@ -194,13 +194,13 @@ KERNELS = [
         "kernels count views of the hidden",
         "visible = (rx > 0) & (ry > 0)",
         "visible = (rx >= 0) & (ry >= 0)",
-        ("test_densification.py",),
+        ("test_gradient_norms.py",),
     ),
     Mutant(
         "kernels' gradients in pixels",
         "y = tl.load(v_ptr + stride_x, mask=visible, other=0.0) * half_height",
         "y = tl.load(v_ptr + stride_x, mask=visible, other=0.0) * half_width",
-        ("test_densification.py",),
+        ("test_gradient_norms.py",),
     ),
     Mutant(
         "kernels' Adam forgets the bias",

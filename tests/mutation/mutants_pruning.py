@@ -47,8 +47,8 @@ PRUNING = [
     ),
     Mutant(
         "the same masks in every iteration",
-        'derive_seed(self.seed, "mask", step),',
-        'derive_seed(self.seed, "mask"),',
+        'derive_seed(self.seed, "mask", step)}',
+        'derive_seed(self.seed, "mask")}',
         MASKS,
     ),
     Mutant(
@@ -90,8 +90,8 @@ PRUNING = [
     ),
     Mutant(
         "LP-3DGS lambda ten times",
-        'lambda_mask: float = 0.0005\n    """Weight of mean(sig',
-        'lambda_mask: float = 0.005\n    """Weight of mean(sig',
+        'lambda_mask: Annotated[float, NOT_NEGATIVE] = 0.0005\n    """Weight of mean(sig',
+        'lambda_mask: Annotated[float, NOT_NEGATIVE] = 0.005\n    """Weight of mean(sig',
         NUMBERS,
     ),
     Mutant(
@@ -110,7 +110,7 @@ PRUNING = [
         "Gumbel-Sigmoid without noise",
         "return torch.sigmoid((logits + noise) / temperature)",
         "return torch.sigmoid(logits / temperature)",
-        ("test_gumbel.py",),
+        ("test_relaxations.py",),
     ),
     # scores and rules
     Mutant(
@@ -133,8 +133,8 @@ PRUNING = [
     ),
     Mutant(
         "LightGaussian's exponent",
-        'v_pow: float = 0.1\n    """Exponent',
-        'v_pow: float = 0.2\n    """Exponent',
+        'v_pow: Annotated[float, NOT_NEGATIVE] = 0.1\n    """Exponent',
+        'v_pow: Annotated[float, NOT_NEGATIVE] = 0.2\n    """Exponent',
         NUMBERS,
     ),
     Mutant(
