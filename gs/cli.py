@@ -35,10 +35,16 @@ DEMO_ITERATIONS = 500
 _PATHS = ("source_path", "model_path")
 # Flags of Inria's program that change no result, and whether a value follows.
 FOREIGN = {
-    "data_device": True, "ip": True, "port": True, "debug_from": True, "disable_viewer": False,
-    "debug": False, "detect_anomaly": False, "convert_SHs_python": False,
+    "data_device": True,
+    "ip": True,
+    "port": True,
+    "debug_from": True,
+    "disable_viewer": False,
+    "debug": False,
+    "detect_anomaly": False,
+    "convert_SHs_python": False,
     "compute_cov3D_python": False,
-}  # fmt: skip
+}
 
 logger = logging.getLogger("splatrim")
 

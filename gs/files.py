@@ -148,8 +148,12 @@ def read_json(path: str | Path) -> Any:
         raise SplatrimError(f"{path} is not valid JSON: {error}") from error
     level = [data]
     for _ in range(MAX_DEPTH):
-        level = [item for x in level if isinstance(x, (dict, list))
-                 for item in (x.values() if isinstance(x, dict) else x)]  # fmt: skip
+        level = [
+            item
+            for x in level
+            if isinstance(x, (dict, list))
+            for item in (x.values() if isinstance(x, dict) else x)
+        ]
         if not level:
             return data
     raise SplatrimError(f"{path} is nested more than {MAX_DEPTH} deep")

@@ -24,9 +24,15 @@ from gs.training.checkpoint import load_checkpoint
 
 N_KILLS = int(os.environ.get("SPLATRIM_KILLS", "2"))
 KINDS = (
-    "point_cloud.ply", "chkpnt", "run.json", "history.json", "config.json", "cameras.json",
-    "cfg_args", "input.ply",
-)  # fmt: skip
+    "point_cloud.ply",
+    "chkpnt",
+    "run.json",
+    "history.json",
+    "config.json",
+    "cameras.json",
+    "cfg_args",
+    "input.ply",
+)
 # dies in the `count`th save of a kind: with half of it written, or before it gets its name
 DRIVER = """
 import os, signal, sys
@@ -125,9 +131,14 @@ def assert_same(got: Any, want: Any, where: str = "state") -> None:
 
 @pytest.mark.parametrize(("kind", "moment", "count"), cases())
 def test_a_killed_run_goes_on(
-    repo: Path, scene: Path, whole: tuple[Path, float], tmp_path: Path,
-    kind: str, moment: str, count: int,
-) -> None:  # fmt: skip
+    repo: Path,
+    scene: Path,
+    whole: tuple[Path, float],
+    tmp_path: Path,
+    kind: str,
+    moment: str,
+    count: int,
+) -> None:
     out, (reference, seconds) = tmp_path / "out", whole
     if kind:
         process = run(repo, command(scene, out), (kind, moment, count))

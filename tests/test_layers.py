@@ -182,7 +182,7 @@ def test_every_public_name_can_be_had(package: ModuleType) -> None:
 
 
 # Lines of a file, layouts by hand in all files, and files that switch off one of pyright's rules.
-MOST_LINES, MOST_SKIPS, MOST_SWITCHES = 400, 65, 11
+MOST_LINES, MOST_SKIPS, MOST_SWITCHES = 400, 40, 0
 
 
 def _sources(repo: Path) -> Iterator[tuple[Path, str]]:

@@ -27,8 +27,9 @@ def out(repo: Path, scene: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
     out = tmp_path_factory.mktemp("run") / "out"
     done = subprocess.run(
         ["bash", "-c", f"set -o pipefail; {shell(repo, scene, out, 12)} 2>&1 | head -c 1"],
-        capture_output=True, timeout=200,
-    )  # fmt: skip
+        capture_output=True,
+        timeout=200,
+    )
     assert done.returncode == 0
     return out
 

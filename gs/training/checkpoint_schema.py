@@ -28,9 +28,17 @@ from .same_run import check_entry
 from .tracker import HISTORY_COLUMNS
 
 NEEDED = (
-    "method", "step", "params", "rows", "next_id", "active_sh_degree", "sh_degree", "optimizer",
-    "strategies", "extent",
-)  # fmt: skip
+    "method",
+    "step",
+    "params",
+    "rows",
+    "next_id",
+    "active_sh_degree",
+    "sh_degree",
+    "optimizer",
+    "strategies",
+    "extent",
+)
 MAX_PICKLE = 64 << 20  # bytes: a history of 10^6 iterations takes 6 MB
 MAX_DEPTH = 24  # of containers within each other
 MAX_OBJECTS = 8_000_000

@@ -23,9 +23,20 @@ from ..schema import Mismatch, fields, integer, listed, text
 
 # what a run writes, shows and runs on, and how it was told to begin: no result follows from them
 HARMLESS = {
-    "run", "model_path", "quiet", "device", "cuda_graphs", "test_iterations", "save_iterations",
-    "checkpoint_iterations", "start_checkpoint", "start_ply", "overwrite", "other_scene", "demo",
-}  # fmt: skip
+    "run",
+    "model_path",
+    "quiet",
+    "device",
+    "cuda_graphs",
+    "test_iterations",
+    "save_iterations",
+    "checkpoint_iterations",
+    "start_checkpoint",
+    "start_ply",
+    "overwrite",
+    "other_scene",
+    "demo",
+}
 PARTS = ("optim", "densify", "pruning")
 TOLERANCE = 1e-3  # of the scene's extent, between positions of the same camera
 
@@ -148,8 +159,10 @@ def with_start(config: TrainConfig, start: Mapping[str, Any] | None) -> TrainCon
         for name, value in kept.items():
             given = getattr(config, name)
             if given != value:
-                logger.warning(f"settings differ: {name} stays {value}, as in the checkpoint,"
-                               f" and does not become {given}")  # fmt: skip
+                logger.warning(
+                    f"settings differ: {name} stays {value}, as in the checkpoint,"
+                    f" and does not become {given}"
+                )
     return dataclasses.replace(config, **kept)
 
 

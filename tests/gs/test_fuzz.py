@@ -201,19 +201,34 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     scores = {"edges": [0.1, 0.5, 1.0], "counts": [3, 4], "n_zero": 2}
     curve = [{"ratio": 0.0, "n_gaussians": 30, "psnr": 20.0}]
     history = {
-        "step": [10, 20], "loss": [0.5, 0.4], "psnr": [10.0, 12.0], "n_gaussians": [30, 30],
-        "n_used": [30, 28], "seconds": [1.0, 2.0], "masks": {**histogram, "label": "p"},
-        "test": [{"step": 20, "psnr": 12.0, "l1": 0.2}], "settings": {"method": "3dgs"},
+        "step": [10, 20],
+        "loss": [0.5, 0.4],
+        "psnr": [10.0, 12.0],
+        "n_gaussians": [30, 30],
+        "n_used": [30, 28],
+        "seconds": [1.0, 2.0],
+        "masks": {**histogram, "label": "p"},
+        "test": [{"step": 20, "psnr": 12.0, "l1": 0.2}],
+        "settings": {"method": "3dgs"},
         "timing": {"train_seconds": 2.0, "iterations_per_second": 10.0, "device": "cpu"},
-    }  # fmt: skip
+    }
     prunings = [
         {"iteration": 9, "n_gaussians": 40, "n_left": 30, "histogram": scores, "curve": curve}
     ]
     config = {
-        "source_path": str(folder / "scene"), "eval": True, "resolution": -1, "images": None,
-        "white_background": False, "method": "3dgs", "iterations": 20, "model_path": str(out),
-        "optim": {"position_lr_max_steps": 20}, "densify": {}, "pruning": {}, "seed": 0,
-    }  # fmt: skip
+        "source_path": str(folder / "scene"),
+        "eval": True,
+        "resolution": -1,
+        "images": None,
+        "white_background": False,
+        "method": "3dgs",
+        "iterations": 20,
+        "model_path": str(out),
+        "optim": {"position_lr_max_steps": 20},
+        "densify": {},
+        "pruning": {},
+        "seed": 0,
+    }
     for name, value in (("history", history), ("pruning", prunings), ("config", config)):
         (out / f"{name}.json").write_text(json.dumps(value))
     write_record(out, RunRecord("a", {20: "m"}, (20,), {"run": "b", "step": 3}))

@@ -75,15 +75,27 @@ def test_ranges(held: Range, inside: list[float], outside: list[float], text: st
 @pytest.mark.parametrize(
     "flags",
     [
-        "--lambda_mask nan", "--position_lr_init 0", "--position_lr_final -1e-6",
-        "--feature_rest_divisor 0", f"--seed {2**80}", "--seed -1", "--lambda_dssim 1.5",
-        "--densification_interval 0", "--opacity_reset_interval 0", "--test_iterations 5 -7",
-        "--init_points -3", "--opacity_lr inf", f"--iterations {2**40}",
-        "--percent_dense nan", "--resolution -2",
-        "--method lp-3dgs --gumbel_temp nan", "--method radsplat --ratio 1",
-        "--densifier mcmc --growth nan", "--densifier taming --score_views 0",
+        "--lambda_mask nan",
+        "--position_lr_init 0",
+        "--position_lr_final -1e-6",
+        "--feature_rest_divisor 0",
+        f"--seed {2**80}",
+        "--seed -1",
+        "--lambda_dssim 1.5",
+        "--densification_interval 0",
+        "--opacity_reset_interval 0",
+        "--test_iterations 5 -7",
+        "--init_points -3",
+        "--opacity_lr inf",
+        f"--iterations {2**40}",
+        "--percent_dense nan",
+        "--resolution -2",
+        "--method lp-3dgs --gumbel_temp nan",
+        "--method radsplat --ratio 1",
+        "--densifier mcmc --growth nan",
+        "--densifier taming --score_views 0",
     ],
-)  # fmt: skip
+)
 def test_flags_are_refused_by_name(flags: str) -> None:
     name = [word for word in flags.split() if word.startswith("--")][-1]
     with pytest.raises(SplatrimError, match=f"^{name} must be "):

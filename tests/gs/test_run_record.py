@@ -50,13 +50,17 @@ def test_a_record_comes_back(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "text",
     [
-        "[]", "{}", '{"run": 1, "models": {}, "checkpoints": []}',
+        "[]",
+        "{}",
+        '{"run": 1, "models": {}, "checkpoints": []}',
         '{"run": "a", "models": {"x": "m"}, "checkpoints": []}',
         '{"run": "a", "models": {"7": 3}, "checkpoints": []}',
         '{"run": "a", "models": {}, "checkpoints": ["7"]}',
-        '{"run": "a", "models": {}, "checkpoints": [], "continues": 4}', "[" * 100_000, "{",
+        '{"run": "a", "models": {}, "checkpoints": [], "continues": 4}',
+        "[" * 100_000,
+        "{",
     ],
-)  # fmt: skip
+)
 def test_broken_records(tmp_path: Path, text: str) -> None:
     (tmp_path / "run.json").write_text(text)
     with pytest.raises(SplatrimError, match=r"run\.json"):
@@ -69,10 +73,13 @@ def test_what_holds_a_run(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"window": 3}')
     assert not holds_run(tmp_path)
     for name, text in (
-        ("cfg_args", ""), ("history.json", ""), ("run.json", ""), ("chkpnt7.pth", ""),
+        ("cfg_args", ""),
+        ("history.json", ""),
+        ("run.json", ""),
+        ("chkpnt7.pth", ""),
         ("config.json", json.dumps({"model_path": "x", "iterations": 3})),
         ("point_cloud/iteration_7/point_cloud.ply", ""),
-    ):  # fmt: skip
+    ):
         folder = tmp_path / f"with {Path(name).name}"
         (folder / name).parent.mkdir(parents=True)
         (folder / name).write_text(text)

@@ -13,8 +13,11 @@ def test_cfg_args_are_parsed_and_never_evaluated(tmp_path: Path) -> None:
     path = tmp_path / "cfg_args"
     path.write_text("Namespace(source_path='data/a b', resolution=-1, eval=True, images=None)")
     assert read_settings(tmp_path) == {
-        "source_path": "data/a b", "resolution": -1, "eval": True, "images": None
-    }  # fmt: skip
+        "source_path": "data/a b",
+        "resolution": -1,
+        "eval": True,
+        "images": None,
+    }
     for text in ("Namespace(a=__import__('os').system('touch owned'))", "Namespace(", "3", ""):
         path.write_text(text)
         with pytest.raises(SplatrimError, match="cfg_args is not readable"):

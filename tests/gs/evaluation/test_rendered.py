@@ -66,13 +66,17 @@ def test_views_of_another_model_are_not_measured(
 @pytest.mark.parametrize(
     ("file", "text"),
     [
-        ("results.json", '{"ours_20": {"PSNR": "x"}}'), ("results.json", '{"ours_20": [1]}'),
-        ("results.json", '{"ours_20": {"PSNR": NaN}}'), ("per_view.json", '{"ours_20": []}'),
-        ("per_view.json", '{"ours_20": {"PSNR": 3}}'), ("render_stats.json", '{"ours_20": []}'),
+        ("results.json", '{"ours_20": {"PSNR": "x"}}'),
+        ("results.json", '{"ours_20": [1]}'),
+        ("results.json", '{"ours_20": {"PSNR": NaN}}'),
+        ("per_view.json", '{"ours_20": []}'),
+        ("per_view.json", '{"ours_20": {"PSNR": 3}}'),
+        ("render_stats.json", '{"ours_20": []}'),
         ("render_stats.json", '{"ours_20": {"test": {"views": 4}}}'),
-        ("render_stats.json", '{"ours_20": {"fps": "fast"}}'), ("render_stats.json", "3"),
+        ("render_stats.json", '{"ours_20": {"fps": "fast"}}'),
+        ("render_stats.json", "3"),
     ],
-)  # fmt: skip
+)
 def test_broken_figures_are_named(out: Path, file: str, text: str) -> None:
     (out / file).write_text(text)
     with pytest.raises(SplatrimError, match=rf"{file} is broken: .*expected"):

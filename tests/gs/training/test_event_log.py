@@ -52,8 +52,11 @@ def test_what_is_logged(tmp_path: Path) -> None:
 def test_a_full_disk_is_told_once_and_ends_nothing(repo: Path, tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-c", FULL_DISK, str(tmp_path)],
-        cwd=repo, capture_output=True, text=True, timeout=100,
-    )  # fmt: skip
+        cwd=repo,
+        capture_output=True,
+        text=True,
+        timeout=100,
+    )
     assert (done.returncode, done.stdout) == (0, "trained\n"), done.stderr[-500:]
     lines = [line for line in done.stderr.splitlines() if line.startswith("warning: ")]
     assert len(lines) == len(done.stderr.splitlines()) == 2, done.stderr

@@ -82,9 +82,12 @@ def spoil_rows(ctx: StepContext) -> None:
 
 @pytest.mark.parametrize(
     ("work", "named"),
-    [(spoil("means", float("inf")), "means (2 of"), (spoil_moments, "exp_avg of scales (3 of"),
-     (spoil_rows, "extra (80 of 80)")],
-)  # fmt: skip
+    [
+        (spoil("means", float("inf")), "means (2 of"),
+        (spoil_moments, "exp_avg of scales (3 of"),
+        (spoil_rows, "extra (80 of 80)"),
+    ],
+)
 def test_a_checkpoint_that_is_not_finite_is_not_saved(
     scene: Scene, tmp_path: Path, work: Callable[[StepContext], None], named: str
 ) -> None:

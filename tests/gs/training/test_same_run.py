@@ -26,13 +26,23 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def test_changed_settings_are_named() -> None:
-    before = {"optim": {"opacity_lr": 0.05}, "densify": {"min_opacity": 0.005}, "pruning": {
-        "lambda_mask": 0.0005, "kept": [1, 2]}, "seed": 0}  # fmt: skip
-    now = {"optim": {"opacity_lr": 0.025, "added": 1}, "densify": {"min_opacity": 0.005},
-           "pruning": {"lambda_mask": 0.1, "kept": (1, 2)}, "seed": 1}  # fmt: skip
+    before = {
+        "optim": {"opacity_lr": 0.05},
+        "densify": {"min_opacity": 0.005},
+        "pruning": {"lambda_mask": 0.0005, "kept": [1, 2]},
+        "seed": 0,
+    }
+    now = {
+        "optim": {"opacity_lr": 0.025, "added": 1},
+        "densify": {"min_opacity": 0.005},
+        "pruning": {"lambda_mask": 0.1, "kept": (1, 2)},
+        "seed": 1,
+    }
     assert changed_settings(before, now) == [
-        "seed 1 (was 0)", "opacity_lr 0.025 (was 0.05)", "lambda_mask 0.1 (was 0.0005)"
-    ]  # fmt: skip
+        "seed 1 (was 0)",
+        "opacity_lr 0.025 (was 0.05)",
+        "lambda_mask 0.1 (was 0.0005)",
+    ]
     assert changed_settings({}, now) == []
     # a setting that stood in another part
     assert changed_settings({"optim": {"lambda_mask": 0.2}}, now) == ["lambda_mask 0.1 (was 0.2)"]
@@ -45,11 +55,24 @@ def test_every_setting_is_compared_but_harmless_ones() -> None:
     )
     assert changed_settings(before, train.describe(train.parse([*flags.split()]))) == []
     changes: tuple[str, ...] = (
-        "-w", "-r 2", "--lambda_dssim 0.9", "--seed 5", "--random_background", "--sh_degree 1",
-        "--eval", "-i images_2", "--init_points 5", "--iterations 20000", "--deterministic",
-        "--densify_grad_threshold 1e-3", "--min_opacity 0.1", "--rotation_lr 0.1",
-        "--sh_degree_interval 7", "--preset gamma", "--mask_lr 1",
-    )  # fmt: skip
+        "-w",
+        "-r 2",
+        "--lambda_dssim 0.9",
+        "--seed 5",
+        "--random_background",
+        "--sh_degree 1",
+        "--eval",
+        "-i images_2",
+        "--init_points 5",
+        "--iterations 20000",
+        "--deterministic",
+        "--densify_grad_threshold 1e-3",
+        "--min_opacity 0.1",
+        "--rotation_lr 0.1",
+        "--sh_degree_interval 7",
+        "--preset gamma",
+        "--mask_lr 1",
+    )
     for flag in changes:
         config = train.parse(["-s", "scene", "-m", "a", *flag.split()])
         name = flag.split()[0].lstrip("-")
@@ -129,14 +152,16 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize(
     ("flags", "told"),
     [
-        ("--eval -r 2", "24x18 pixels and not 48x36"), ("", "it has 9 training views and not 7"),
+        ("--eval -r 2", "24x18 pixels and not 48x36"),
+        ("", "it has 9 training views and not 7"),
         ("--eval -w", "white_background True (was False)"),
         ("--eval --lambda_dssim 0.9", "lambda_dssim 0.9 (was 0.2)"),
         ("--eval --random_background", "random_background True"),
-        ("--eval --seed 5", "seed stays 0"), ("--eval --sh_degree 1", "sh_degree stays 3"),
+        ("--eval --seed 5", "seed stays 0"),
+        ("--eval --sh_degree 1", "sh_degree stays 3"),
         ("--eval -r 2 --other_scene", "24x18 pixels and not 48x36"),
     ],
-)  # fmt: skip
+)
 def test_changes_are_told_or_refused(
     folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, flags: str, told: str
 ) -> None:
