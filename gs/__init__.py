@@ -45,6 +45,8 @@ if TYPE_CHECKING:
     from .ranges import Range as Range
     from .ranges import check_ranges as check_ranges
     from .run_record import find_model as find_model
+    from .schedule import covers as covers
+    from .schedule import multiple_in as multiple_in
     from .schema import fields as fields
     from .schema import integer as integer
     from .schema import listed as listed
@@ -97,6 +99,8 @@ _HOME = {
     "SOME_SHARE": "ranges",
     "Range": "ranges",
     "check_ranges": "ranges",
+    "covers": "schedule",
+    "multiple_in": "schedule",
     "fields": "schema",
     "integer": "schema",
     "listed": "schema",

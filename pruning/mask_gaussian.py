@@ -46,6 +46,7 @@ from gs import (
     Strategy,
     derive_seed,
     keep_rows,
+    multiple_in,
     step_gain,
     unit_histogram,
     without_added,
@@ -223,11 +224,13 @@ class MaskGaussian(Strategy):
         return weight * (n_used / n).square()
 
     def _penalizes_at(self, step: int) -> bool:
-        return self.config.mask_from_iter <= step <= self.config.mask_until_iter
+        first = step - self.n_images + 1
+        return self.config.mask_from_iter <= step and first <= self.config.mask_until_iter
 
     def _prunes_at(self, step: int) -> bool:
         interval = self.config.mask_prune_iter
-        return bool(interval) and step >= self.densify_until and step % interval == 0
+        due = multiple_in(step, interval, self.n_images) if interval else None
+        return due is not None and due >= self.densify_until
 
     def phase(self, step: int) -> Hashable | None:
         return None if self._prunes_at(step) else self._penalizes_at(step)

@@ -34,7 +34,7 @@ FLOORS: dict[str, list[set[str]]] = {
         {"compat"},
     ],
     "gs": [
-        {"streams", "logs", "seeds", "losses"},
+        {"streams", "logs", "seeds", "losses", "schedule"},
         {"errors"},
         {"files", "ranges"},
         {"schema"},

@@ -123,10 +123,10 @@ class MCMCDensifier(Strategy):
             gaussians.params["scales"].data += math.log(self.config.initial_scale)
 
     def phase(self, step: int) -> Hashable | None:
-        return None if self.config.densifies_at(step) else "wandering"
+        return None if self.config.densifies_at(step, self.n_images) else "wandering"
 
     def after_backward(self, step: int, ctx: StepContext) -> None:
-        if self.config.densifies_at(step):
+        if self.config.densifies_at(step, self.n_images):
             self.densify(step, ctx)
             return
         opacities, scales = (ctx.gaussians.params[name] for name in ("opacities", "scales"))
@@ -137,8 +137,8 @@ class MCMCDensifier(Strategy):
             scales,
             opacities.grad,
             scales.grad,
-            lambda_opacity=self.config.lambda_opacity,
-            lambda_scale=self.config.lambda_scale,
+            lambda_opacity=self.n_images * self.config.lambda_opacity,
+            lambda_scale=self.n_images * self.config.lambda_scale,
         )
 
     def after_step(self, step: int, ctx: StepContext) -> None:

@@ -115,9 +115,9 @@ class TamingConfig(DensifyConfig):
         return range(first, self.densify_until_iter, interval)
 
     def target(self, step: int, n_start: int) -> int:
-        """N(x), the number of Gaussians that densification at `step` may lead to."""
+        """N(x), the number of Gaussians that densification at `step`, or just before, leads to."""
         rounds = self.rounds()
-        x = (rounds.index(step) + 1) / len(rounds)
+        x = sum(step >= due for due in rounds) / len(rounds)
         return n_start + math.floor((self.limit(n_start) - n_start) * (2 * x - x * x))
 
     def build(self) -> TamingDensifier:

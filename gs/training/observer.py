@@ -73,6 +73,17 @@ class Observer:
         """Iteration `step` is over, or on its way on the GPU."""
 
 
+class Due:
+    """Iterations of the settings at which something happens."""
+
+    def __init__(self, config: TrainConfig, *images: int) -> None:
+        self._images, self._batch = frozenset(images), config.batch
+
+    def at(self, step: int) -> bool:
+        """Whether the step that ends with image `step` has one of them."""
+        return any(step - k in self._images for k in range(self._batch))
+
+
 class Progress(Observer):
     """Sends losses, counts and what strategies tell to the log, at times."""
 
@@ -89,10 +100,10 @@ class Evaluation(Observer):
     """Evaluates at iterations of the settings, and at the last."""
 
     def __init__(self, config: TrainConfig) -> None:
-        self._steps = {*config.test_iterations, config.iterations}
+        self._due = Due(config, *config.test_iterations, config.iterations)
 
     def is_due(self, step: int) -> bool:
-        return step in self._steps
+        return self._due.at(step)
 
     def report(self, run: Run, step: int) -> None:
         run.evaluate(step)
@@ -107,10 +118,10 @@ class Saving(Observer):
     """Saves the model at iterations of the settings, and at the last."""
 
     def __init__(self, config: TrainConfig) -> None:
-        self._steps = {*config.save_iterations, config.iterations}
+        self._due = Due(config, *config.save_iterations, config.iterations)
 
     def is_due(self, step: int) -> bool:
-        return step in self._steps
+        return self._due.at(step)
 
     def report(self, run: Run, step: int) -> None:
         run.save(step)
@@ -120,10 +131,10 @@ class Checkpoints(Observer):
     """Saves a checkpoint after iterations of the settings."""
 
     def __init__(self, config: TrainConfig) -> None:
-        self._steps = set(config.checkpoint_iterations)
+        self._due = Due(config, *config.checkpoint_iterations)
 
     def on_step(self, run: Run, step: int) -> None:
-        if step in self._steps:
+        if self._due.at(step):
             run.checkpoint(step)
 
 

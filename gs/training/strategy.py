@@ -16,6 +16,10 @@ One iteration, 1-based, in Inria's order:
 A densifier is a strategy like any other and comes first in `StepContext.strategies`; when it prunes
 it also removes what `prune_rows` of the others names (see `rows_to_prune`). Strategies change
 training; what only looks on is an observer (gs.training.observer).
+
+A step of `n_images` images is one iteration whose number is that of its last image. What happens at
+an image or an interval asks gs.schedule. `after_render` is called for each image; the loss that
+`loss` returns counts once per image, and so must what other hooks add to gradients.
 """
 
 from __future__ import annotations
@@ -54,9 +58,9 @@ class StepContext(Generic[M]):
     optimizer: torch.optim.Optimizer
     out: RenderOutput
     """This iteration's rendering; `out.info` has radii [C,N,2] and means2d [C,N,2], after backward
-    with `.grad`."""
+    with `.grad`. Where images differ in size, that of the first size: see `renderings`."""
     camera: Camera
-    """That of the image; a captured step must take `inputs.view`."""
+    """That of the (first) image; a captured step must take `inputs.view`."""
     extent: float
     """Radius of the training cameras, scene units."""
     iterations: int
@@ -75,6 +79,13 @@ class StepContext(Generic[M]):
     """What differs from step to step: the view, the background, ..."""
     skip: Tensor | None = None
     """Not 0 where a captured step must change nothing; None in an eager one. [1] int32"""
+    others: Sequence[RenderOutput] = field(default_factory=tuple)
+    """Renderings of the images that are not in `out`."""
+
+    @property
+    def renderings(self) -> tuple[RenderOutput, ...]:
+        """All renderings of this iteration."""
+        return self.out, *self.others
 
     @cached_property
     def device_seed(self) -> Tensor:  # [2] int32
@@ -98,6 +109,9 @@ class Strategy(Generic[M]):
 
     name: str = "strategy"
     """Key of this strategy's state in a checkpoint and of its scalars in the log."""
+    n_images: int = 1
+    """Images of the present step, which whoever takes steps sets; in `setup` those of all steps but
+    perhaps the last."""
 
     def setup(self, gaussians: M, *, extent: float, iterations: int, seed: int) -> None:
         """Add parameters (`add_parameter`, `add_shared`) and row buffers (`gaussians.rows`), once.
