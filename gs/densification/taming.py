@@ -155,7 +155,7 @@ class TamingDensifier(DefaultDensifier):
         clones, parents = self._draw_growth(step, gaussians, candidates, scores, n_free)
         stay = torch.ones(len(gaussians), dtype=torch.bool, device=gaussians.device)
         stay[parents] = False
-        noise = self._noise(step, len(parents)).to(gaussians.device)
+        noise = self._noise(step, gaussians.rows["ids"][parents])
         grown = Grown(
             gaussians,
             stay=stay.nonzero()[:, 0],
