@@ -37,7 +37,7 @@ from kernels import add_gradient_norms, normals
 
 from ..model.gaussians import Gaussians
 from ..model.morton import reorder
-from ..model.rows import gather_rows, replace_values
+from ..model.rows import fresh_ids, gather_rows, replace_values
 from ..ranges import AT_LEAST_ONE, COUNT, NOT_NEGATIVE, SHARE, check_ranges
 from ..schedule import covers, multiple_in
 from ..seeds import derive_seed
@@ -273,8 +273,15 @@ class Grown(Gaussians):
         return self.sources.device
 
     def new_ids(self) -> Tensor:  # [clones and children] int32
-        ids = torch.arange(self.origin.next_id, self.next_id, device=self.device)
-        return ids.to(self.origin.rows["ids"])
+        """By the parents' ids: those of all clones first, of first children, of second ones."""
+        parents = self.origin.rows["ids"][self.sources[self.n_stay :]]
+        n_clones = self.n_older - self.n_stay
+        n_parents = (len(parents) - n_clones) // N_CHILDREN
+        first, ids = self.origin.next_id, []
+        for part in parents.split([n_clones, *[n_parents] * N_CHILDREN]):
+            ids.append(fresh_ids(part, first))
+            first += len(part)
+        return torch.cat(ids)
 
     def _parameter(self, name: str) -> Tensor:
         values = self.origin.params[name].detach()[self.sources]
