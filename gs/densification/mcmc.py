@@ -104,6 +104,7 @@ class MCMCDensifier(Strategy):
     """Relocate, add, regularise and wander; see the module's docstring."""
 
     name = "densify"
+    regularized = ("opacities", "scales")
 
     def __init__(self, config: MCMCConfig) -> None:
         self.config = config
@@ -133,6 +134,7 @@ class MCMCDensifier(Strategy):
         opacities, scales = (ctx.gaussians.params[name] for name in ("opacities", "scales"))
         if opacities.grad is None or scales.grad is None:
             raise ValueError("regularisers need the gradients of opacities and scales")
+        counts: Tensor | None = ctx.out.info.get("observations")
         add_regularizer_gradients(
             opacities,
             scales,
@@ -140,6 +142,7 @@ class MCMCDensifier(Strategy):
             scales.grad,
             lambda_opacity=self.n_images * self.config.lambda_opacity,
             lambda_scale=self.n_images * self.config.lambda_scale,
+            shares=None if counts is None else counts / counts.sum().clamp_min(1.0),
         )
 
     def after_step(self, step: int, ctx: StepContext) -> None:
