@@ -363,6 +363,23 @@ def test_random_background_differs_by_iteration(scene: Scene, tmp_path: Path) ->
 
 
 @pytest.mark.gpu
+def test_a_run_on_a_gpu_goes_on_from_its_checkpoint(scene: Scene, tmp_path: Path) -> None:
+    def methods() -> list[Strategy]:
+        return [DENSIFY.build(), MASKS.build(densify_until=DENSIFY.densify_until_iter)]
+
+    options = {"device": "cuda", "deterministic": True}
+    whole = make(scene, tmp_path / "whole", *methods(), checkpoint_iterations=(6,), **options)
+    whole.fit()
+    file = tmp_path / "whole" / "chkpnt6.pth"
+    again = make(scene, tmp_path / "again", *methods(), start=load_checkpoint(file), **options)
+    again.fit()
+    expected, found = state_of(whole), state_of(again)
+    assert expected.keys() == found.keys()
+    for name in expected:
+        assert torch.equal(expected[name], found[name]), name
+
+
+@pytest.mark.gpu
 @pytest.mark.parametrize("densifier", [DENSIFY, MCMC], ids=["default", "mcmc"])
 @pytest.mark.parametrize("tight", [False, True], ids=["roomy", "overflowing"])
 def test_graphs_change_nothing(
