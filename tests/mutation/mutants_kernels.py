@@ -6,7 +6,7 @@ MASKS = ("test_masks.py",)
 EDGES = ("test_edges.py",)
 NUMBERS = ("test_constants.py",)
 PROJECT = ("test_projection.py::test_sizes", "-k 63")
-DRAWS = ("test_kernel.py",)
+DRAWS = ("device/test_masks.py",)
 
 KERNELS = [
     # what both share
