@@ -33,7 +33,7 @@ FLOORS: dict[str, list[set[str]]] = {
         {"compat"},
     ],
     "gs": [
-        {"streams", "logs", "seeds", "losses"},
+        {"streams", "logs", "seeds", "losses", "idle_threads"},
         {"errors"},
         {"files", "ranges"},
         {"schema"},
