@@ -34,7 +34,7 @@ FLOORS: dict[str, list[set[str]]] = {
         {"compat"},
     ],
     "gs": [
-        {"streams", "logs", "seeds", "losses", "idle_threads"},
+        {"streams", "logs", "seeds", "losses", "idle_threads", "schedule"},
         {"errors"},
         {"files", "ranges"},
         {"schema"},

@@ -367,17 +367,19 @@ def test_random_background_differs_by_iteration(scene: Scene, tmp_path: Path) ->
 @pytest.mark.gpu
 @pytest.mark.parametrize("densifier", [DENSIFY, MCMC], ids=["default", "mcmc"])
 @pytest.mark.parametrize("tight", [False, True], ids=["roomy", "overflowing"])
+@pytest.mark.parametrize("batch", [1, 3])
 def test_graphs_change_nothing(
     scene: Scene,
     tmp_path: Path,
     densifier: DensifierConfig,
     tight: bool,
+    batch: int,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def methods() -> list[Strategy]:
         return [densifier.build(), MASKS.build(densify_until=densifier.densify_until_iter)]
 
-    options = {"device": "cuda", "deterministic": True}
+    options = {"device": "cuda", "deterministic": True, "batch": batch, "iterations": 40 * batch}
     eager = make(scene, tmp_path / "eager", *methods(), cuda_graphs=False, **options)
     eager.fit()
     capacity, replays = StepGraphs.capacity, []
