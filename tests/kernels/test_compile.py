@@ -169,8 +169,7 @@ def step_adam() -> None:
     optimizer, rates = FusedAdam(params), torch.zeros(3, 2)
     for skip in (None, torch.zeros(1, dtype=torch.int32)):
         optimizer.apply(rates, skip=skip)
-    optimizer.param_groups[0]["by_row"] = True
-    optimizer.rows = torch.zeros(128, 2)
+    optimizer.param_groups[0]["by_row"], optimizer.rows = True, torch.zeros(128, 2)
     optimizer.apply(rates, skip=skip)
 
 
@@ -181,8 +180,8 @@ def add_statistics() -> None:
 
     v, radii, sums = torch.zeros(2, 128, 2), torch.zeros(2, 128, 2).int(), torch.zeros(128)
     for skip in (None, torch.zeros(1, dtype=torch.int32)):
-        sizes = {"width": 80, "height": 56}
-        add_gradient_norms(v, radii, sums, sums.clone(), skip=skip, backend="triton", **sizes)
+        out = sums, sums.clone()
+        add_gradient_norms(v, radii, *out, width=80, height=56, skip=skip, backend="triton")
 
 
 def explore() -> None:
