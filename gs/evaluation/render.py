@@ -105,7 +105,14 @@ def render_views(
     check_writable(model_path)
     where = resolve_device(device)
     gaussians = Gaussians.from_tensors({name: x.to(where) for name, x in load_ply(ply).items()})
-    scene = _load_scene(settings, source_path, images, resolution, model_path, read_offset(ply))
+    scene = load_run_scene(
+        settings,
+        model_path,
+        source_path,
+        images=images,
+        resolution=resolution,
+        world_offset=read_offset(ply),
+    )
     white = bool(settings.get("white_background", False))
     background = torch.full((3,), float(white), device=where)
     stats: dict[str, Any] = {
@@ -146,14 +153,28 @@ def render_views(
     return stats
 
 
-def _load_scene(
+def load_run_scene(
     settings: dict[str, Any],
-    source_path: str | Path | None,
-    images: str | None,
-    resolution: int | None,
     model_path: Path,
-    world_offset: tuple[float, float, float],
+    source_path: str | Path | None = None,
+    *,
+    images: str | None = None,
+    resolution: int | None = None,
+    world_offset: tuple[float, float, float] = (0.0, 0.0, 0.0),
 ) -> Scene:
+    """The scene of a run, as it was trained on.
+
+    Args:
+        settings: The run's, as `read_settings` gives them.
+        model_path: The run's folder, which keeps undistorted images.
+        source_path: The scene, if it has moved; None: where the settings say.
+        images: Sub-folder with the images; None: the run's.
+        resolution: As in training; None: the run's.
+        world_offset: What was subtracted from the world's coordinates.
+
+    Raises:
+        SplatrimError: there is no scene, or it is broken.
+    """
     source = source_path or settings.get("source_path")
     if not source:
         raise SplatrimError("the run does not say where its scene is: give it with -s")

@@ -65,7 +65,9 @@ def from_tensors(tensors: dict[str, Tensor], sh_degree: int | None = None) -> Ar
         if name not in tensors:
             raise ValueError(f"{name} is missing")
         x = tensors[name].detach().float().cpu()
-        if x.dim() != len(shape) or any(w not in (-1, g) for w, g in zip(shape, x.shape, strict=True)):
+        if x.dim() != len(shape) or any(
+            w not in (-1, g) for w, g in zip(shape, x.shape, strict=True)
+        ):
             raise ValueError(f"{name}: expected {list(shape)}, got {list(x.shape)}")
         host[name] = x.numpy()
     k = host["shN"].shape[1]

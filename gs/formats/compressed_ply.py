@@ -1,4 +1,4 @@
-"""The compressed .ply of PlayCanvas and SuperSplat: four words a Gaussian, and a byte per SH number.
+"""The compressed .ply of PlayCanvas and SuperSplat: four words a Gaussian, a byte per SH number.
 
 Binary little-endian; chunks of 256 Gaussians, in an order in which neighbours are near each other,
 give each column two ends, between which its numbers are stored:
@@ -62,11 +62,11 @@ def encode(model: Arrays) -> bytes:
         _packed(shares[1], FINE),
         _packed(np.concatenate([shares[2], model.alphas[:, None]], axis=1), COARSE),
     ]
-    harmonics = model.shN.transpose(0, 2, 1).reshape(n, -1)
+    harmonics = model.shN.transpose(0, 2, 1).reshape(n, 3 * model.shN.shape[1])
     lines = ["ply", "format binary_little_endian 1.0", f"element chunk {n_chunks}"]
     lines += [f"property float {name}" for name in ENDS]
     lines += [f"element vertex {n}", *(f"property uint {name}" for name in PACKED)]
-    if harmonics.size:
+    if harmonics.shape[1]:
         lines += [f"element sh {n}"]
         lines += [f"property uchar f_rest_{i}" for i in range(harmonics.shape[1])]
     parts = [
@@ -129,7 +129,8 @@ def _harmonics(path: Path, header: Header, n: int) -> Floats:  # [N, K-1, 3]
         raise SplatrimError(f"{path} is a damaged compressed .ply: SH of {element.n_rows} of {n}")
     table: NDArray[Any] = read_table(path, "sh")
     flat = np.stack([table[name] for name in names], axis=1).astype(np.float32)
-    return ((flat - 127.5) / 32).reshape(n, 3, -1).transpose(0, 2, 1)
+    values = ((flat - 127.5) / 32).astype(np.float32)
+    return values.reshape(n, 3, len(names) // 3).transpose(0, 2, 1)
 
 
 def _ends(values: Floats) -> tuple[Floats, Floats]:  # [N, C] -> two of [chunks, C]

@@ -27,7 +27,7 @@ POINTS = 0
 ARRAY_BUFFER = 34962
 NUMBERS = {5120: "<i1", 5121: "<u1", 5122: "<i2", 5123: "<u2", 5126: "<f4"}
 """Kind of number by glTF's componentType."""
-FLOAT = 5126
+COLOR = "COLOR_0"  # in 8 bits, as only viewers of points read it
 WIDTHS = {"SCALAR": 1, "VEC2": 2, "VEC3": 3, "VEC4": 4}
 MIN_SCALE = 1e-30  # so that a logarithm is finite
 _GLTF = fields(
@@ -75,7 +75,7 @@ def encode(model: Arrays, world_offset: tuple[float, float, float] = (0.0, 0.0, 
     colors = (0.5 + SH_C0 * model.sh0).clip(0, 1)
     columns = {
         "POSITION": model.means,
-        "COLOR_0": np.concatenate([colors, model.alphas[:, None]], axis=1),
+        COLOR: np.rint(255 * np.concatenate([colors, model.alphas[:, None]], axis=1)),
         f"{EXTENSION}:ROTATION": model.quats[:, [1, 2, 3, 0]],
         f"{EXTENSION}:SCALE": np.exp(model.scales.astype(np.float64)),
         f"{EXTENSION}:OPACITY": model.alphas[:, None],
@@ -85,12 +85,19 @@ def encode(model: Arrays, world_offset: tuple[float, float, float] = (0.0, 0.0, 
         for i in range(2 * band + 1):
             columns[_harmonic(band, i)] = model.shN[:, band**2 - 1 + i]
     views, accessors, parts, start = [], [], [], 0
-    for index, values in enumerate(columns.values()):
-        data = np.ascontiguousarray(values, "<f4")
+    for index, (name, values) in enumerate(columns.items()):
+        kind = "<u1" if name == COLOR else "<f4"
+        data = np.ascontiguousarray(values, kind)
         part = {"buffer": 0, "byteOffset": start, "byteLength": data.nbytes}
         views.append(part | {"target": ARRAY_BUFFER})
-        kind = {1: "SCALAR", 3: "VEC3", 4: "VEC4"}[data.shape[1]]
-        accessor = {"bufferView": index, "componentType": FLOAT, "count": len(data), "type": kind}
+        accessor: dict[str, Any] = {
+            "bufferView": index,
+            "componentType": next(code for code, of in NUMBERS.items() if of == kind),
+            "count": len(data),
+            "type": {1: "SCALAR", 3: "VEC3", 4: "VEC4"}[data.shape[1]],
+        }
+        if name == COLOR:
+            accessor["normalized"] = True
         if index == 0 and len(data):
             accessor |= {"min": data.min(axis=0).tolist(), "max": data.max(axis=0).tolist()}
         accessors.append(accessor)

@@ -167,7 +167,7 @@ def _sound(path: Path, arrays: Arrays) -> dict[str, Tensor]:
     columns = [arrays.means, arrays.sh0, arrays.opacities[:, None], arrays.scales, arrays.quats]
     widths = [column.shape[1] for column in columns]
     names = [name for name in ply.property_names(0) if name not in ("nx", "ny", "nz")]
-    rest = arrays.shN.reshape(n, -1)
+    rest = arrays.shN.reshape(n, 3 * arrays.shN.shape[1])
     names += [f"shN_{i}" for i in range(rest.shape[1])]
     table = ply.sound_rows(path, np.concatenate([*columns, rest], axis=1), names)
     means, sh0, opacities, scales, quats, rest = np.split(table, np.cumsum(widths), axis=1)

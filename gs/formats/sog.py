@@ -6,15 +6,30 @@ Gaussian). gaussforge is one wheel without dependencies, in the extra `export`.
 """
 
 import importlib
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from ..data.ply_table import read_table
 from ..errors import SplatrimError
-from .arrays import Arrays, Floats, unit
+from .arrays import Arrays, Floats, logit, unit
 
+# In a process of its own: a damaged file may end it, and it prints.
+_CONVERT = """
+import sys
+from gaussforge import GaussForge
+
+answer = GaussForge().convert(sys.stdin.buffer.read(), sys.argv[1], "ply")
+if "error" in answer:
+    sys.exit(answer["error"])
+with open(sys.argv[2], "wb") as file:
+    file.write(answer["data"])
+"""
 EXTRA = '`pip install "splatrim[export]"` brings it'
-_COLUMNS = {"positions": 3, "rotations": 4, "scales": 3, "alphas": 1, "colors": 3}
 
 
 def encode(model: Arrays) -> bytes:
@@ -26,13 +41,24 @@ def encode(model: Arrays) -> bytes:
     """
     if not len(model.means):
         raise ValueError("cannot hold a model without Gaussians")
-    columns = (model.means, model.quats, model.scales, model.opacities, model.sh0, model.shN)
-    parts = [np.ascontiguousarray(column, "<f4").tobytes() for column in columns]
-    content: dict[str, Any] = dict(zip([*_COLUMNS, "sh"], parts, strict=True))
+    columns = {
+        "positions": model.means,
+        "rotations": model.quats,
+        "scales": model.scales,
+        "alphas": model.opacities,
+        "colors": model.sh0,
+        "sh": model.shN,
+    }
+    content: dict[str, Any] = {
+        name: np.ascontiguousarray(column, "<f4").tobytes() for name, column in columns.items()
+    }
     content["numPoints"] = len(model.means)
     content["meta"] = {"shDegree": model.degree, "sourceFormat": "ply"}
     content["extras"] = {}
-    return _result(_gaussforge("SOG").write(content, "sog"))
+    answer = _gaussforge("SOG").write(content, "sog")
+    if "error" in answer:
+        raise ValueError(f"is not accepted by gaussforge: {str(answer['error'])[:200]}")
+    return answer["data"]
 
 
 def decode(data: bytes, kind: str) -> Arrays:
@@ -42,24 +68,32 @@ def decode(data: bytes, kind: str) -> Arrays:
         SplatrimError: gaussforge is missing.
         ValueError: it cannot read the file; the end of a sentence.
     """
-    content = _result(_gaussforge(kind.upper()).read(data, kind))
-    n = int(content["numPoints"])
-    found: dict[str, Floats] = {}
-    for name in (*_COLUMNS, "sh"):
-        flat = np.frombuffer(content.get(name) or b"", "<f4").astype(np.float32)
-        width = _COLUMNS.get(name, flat.size // n if n else 0)
-        if flat.size != n * width:
-            raise ValueError(f"is damaged: {flat.size} numbers of {name} for {n} Gaussians")
-        found[name] = flat.reshape(n, width)
-    if found["sh"].shape[1] not in (0, 9, 24, 45):
-        raise ValueError(f"has {found['sh'].shape[1]} SH numbers a Gaussian")
+    _gaussforge(kind.upper())
+    with tempfile.TemporaryDirectory(prefix="splatrim.") as folder:
+        path = Path(folder) / "model.ply"
+        command = [sys.executable, "-c", _CONVERT, kind, str(path)]
+        done = subprocess.run(command, input=data, capture_output=True, check=False)
+        if done.returncode or not path.is_file():
+            reason = done.stderr.decode("utf-8", "replace").strip().splitlines() or ["it crashed"]
+            raise ValueError(f"cannot be read by gaussforge: {reason[-1][:200]}")
+        table = read_table(path)
+    n_rest = sum(name.startswith("f_rest_") for name in table.dtype.names or ())
+    if n_rest not in (0, 9, 24, 45):
+        raise ValueError(f"has {n_rest} SH numbers a Gaussian")
+
+    def columns(*names: str) -> Floats:
+        flat = [table[name] for name in names]
+        return np.stack(flat, axis=1) if flat else np.zeros((len(table), 0), np.float32)
+
+    rest = columns(*(f"f_rest_{i}" for i in range(n_rest)))
     return Arrays(
-        found["positions"],
-        unit(found["rotations"]),
-        found["scales"],
-        found["alphas"][:, 0],
-        found["colors"],
-        found["sh"].reshape(n, -1, 3),
+        columns("x", "y", "z"),
+        unit(columns("rot_0", "rot_1", "rot_2", "rot_3")),
+        columns("scale_0", "scale_1", "scale_2"),
+        # an alpha of 0 or 1 comes as an infinite logit
+        table["opacity"].clip(logit(np.zeros(1))[0], logit(np.ones(1))[0]),
+        columns("f_dc_0", "f_dc_1", "f_dc_2"),
+        rest.reshape(len(table), 3, n_rest // 3).transpose(0, 2, 1),
     )
 
 
@@ -68,9 +102,3 @@ def _gaussforge(what: str) -> Any:
         return importlib.import_module("gaussforge").GaussForge()
     except ImportError as error:
         raise SplatrimError(f"{what} needs the package gaussforge: {EXTRA}") from error
-
-
-def _result(answer: dict[str, Any]) -> Any:
-    if "error" in answer:
-        raise ValueError(f"is not accepted by gaussforge: {str(answer['error'])[:200]}")
-    return answer["data"]

@@ -39,9 +39,9 @@ def decode(data: bytes) -> Arrays:
         scales = np.log(np.maximum(table["scales"], MIN_SCALE))
     return Arrays(
         table["means"],
-        unit((table["quats"].astype(np.float32) - 128) / 128),
+        unit(((table["quats"].astype(np.float32) - 128) / 128).astype(np.float32)),
         scales,
         logit(colors[:, 3]),
-        (colors[:, :3] - 0.5) / np.float32(SH_C0),
+        ((colors[:, :3] - 0.5) / SH_C0).astype(np.float32),
         np.zeros((len(table), 0, 3), np.float32),
     )
