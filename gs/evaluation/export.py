@@ -29,7 +29,7 @@ from ..ranges import COUNT, ITERATION, check_ranges
 from ..run_record import find_model
 from ..run_settings import read_settings
 from .exported import note_export
-from .render import load_run_scene
+from .run_scene import load_run_scene
 from .views import evaluate_views, mean_scores
 
 SPARED = {"spz", "sog", "compressed.ply", "splat"}
