@@ -61,6 +61,9 @@ class Model(nn.Module, ABC):
     """Highest degree of spherical harmonics that it may use."""
     active_sh_degree: int = 0
     """Highest degree that it uses now."""
+    same_in_all_views: bool = False
+    """Whether `splats` gives the same Gaussians for every view, so that several views can be
+    rendered at once."""
 
     def __init__(self, n: int, device: torch.device | str) -> None:
         super().__init__()
