@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from ..data.camera import Camera
 from ..data.pose import camera_from_opengl, rotation_matrix
@@ -32,6 +33,8 @@ Matrix = NDArray[np.float64]
 
 FRAMES_PER_KEY = 15  # of `interpolate`: more keys than that make the camera hurry
 FEWEST_KEYS = 8  # so that a short flight still goes where the views are
+CORE = 0.7  # share of Gaussians that `around` looks at: backgrounds are far
+DISTANCE, LIFT, NEAR_SHARE = 2.0, 0.4, 0.02  # of its cameras, in sizes of that core
 PARALLEL = 1e-3  # of axes: below, no point is nearest to all of them
 
 _VECTOR = listed(number())
@@ -122,6 +125,28 @@ def interpolate(keys: Sequence[Camera], n: int, *, every: bool = False) -> list[
         pose[:3, :3] = poses[round(at)][:3, :3] if turn is None else turn
         pose[:3, 3] = value[:3]
         cameras.append(_placed(keys[0], pose))
+    return cameras
+
+
+def around(means: Tensor, n: int, width: int = 800, height: int = 600) -> list[Camera]:
+    """A ring of cameras for a model of which no scene is known, y down as COLMAP's cameras have it.
+
+    Args:
+        means: Positions of its Gaussians. [N, 3]
+        n: Number of cameras.
+        width: Pixels.
+        height: Pixels.
+    """
+    points = means.detach().cpu().double().numpy()
+    focus = np.median(points, axis=0)
+    size = float(np.quantile(np.linalg.norm(points - focus, axis=1), CORE))
+    K = torch.tensor([[width, 0.0, width / 2], [0.0, width, height / 2], [0.0, 0.0, 1.0]])
+    like = Camera("", None, width, height, torch.eye(4), K, width, height, near=NEAR_SHARE * size)
+    cameras = []
+    for i, angle in enumerate(2 * math.pi * np.arange(n) / n):
+        away = np.array([math.sin(angle), -LIFT, -math.cos(angle)])
+        pose = _looking_at(focus + DISTANCE * size * away, focus, np.array([0.0, -1.0, 0.0]))
+        cameras.append(replace(_placed(like, pose), image_name=f"view {i + 1}"))
     return cameras
 
 

@@ -139,7 +139,7 @@ def _measured(
     """PSNR of both models on the same views; nothing where the scene is not at hand."""
     settings = read_settings(config.source)
     try:
-        scene = load_run_scene(settings, config.source, config.source_path, world_offset=offset)
+        scene = load_run_scene(settings, config.source, offset, source_path=config.source_path)
         return _compared(config, scene, settings, tensors, written)
     except SplatrimError as error:
         if config.source_path is not None:

@@ -124,10 +124,10 @@ def render_views(
     scene = load_run_scene(
         settings,
         model_path,
-        source_path,
+        read_offset(ply),
+        source_path=source_path,
         images=images,
         resolution=resolution,
-        world_offset=read_offset(ply),
     )
     white = bool(settings.get("white_background", False))
     background = torch.full((3,), float(white), device=where)

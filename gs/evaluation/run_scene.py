@@ -14,21 +14,21 @@ from ..errors import SplatrimError
 def load_run_scene(
     settings: dict[str, Any],
     model_path: Path,
-    source_path: str | Path | None = None,
+    world_offset: tuple[float, float, float],
     *,
+    source_path: str | Path | None = None,
     images: str | None = None,
     resolution: int | None = None,
-    world_offset: tuple[float, float, float] = (0.0, 0.0, 0.0),
 ) -> Scene:
     """The scene of a run, as it was trained on.
 
     Args:
         settings: The run's, as `read_settings` gives them.
         model_path: The run's folder, which keeps undistorted images.
+        world_offset: That of the model's file: what was subtracted from the world's coordinates.
         source_path: The scene, if it has moved; None: where the settings say.
         images: Sub-folder with the images; None: the run's.
         resolution: As in training; None: the run's.
-        world_offset: What was subtracted from the world's coordinates.
 
     Raises:
         SplatrimError: there is no scene, or it is broken.

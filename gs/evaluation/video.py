@@ -180,7 +180,7 @@ def _cameras(
     if path not in PATHS:
         return read_path(Path(path), n, near)
     try:
-        scene = load_run_scene(settings, model_path, source_path, world_offset=offset)
+        scene = load_run_scene(settings, model_path, offset, source_path=source_path)
         views = [*scene.train, *scene.test]
     except SplatrimError as error:
         known = model_path / "cameras.json"

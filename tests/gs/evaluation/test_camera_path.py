@@ -9,7 +9,7 @@ import torch
 
 from gs.data.camera import Camera, cameras_json
 from gs.errors import SplatrimError
-from gs.evaluation.camera_path import interpolate, orbit, read_path, resized
+from gs.evaluation.camera_path import around, interpolate, orbit, read_path, resized
 
 
 def looking_in(angle: float, height: float = 1.0, distance: float = 4.0) -> Camera:
@@ -53,6 +53,20 @@ def test_orbit_of_parallel_views_is_finite() -> None:
     cameras = [Camera("", None, 8, 6, ahead, torch.eye(3), 8, 6) for _ in range(3)]
     assert all(bool(camera.viewmat.isfinite().all()) for camera in orbit(cameras, 5))
     assert all(bool(camera.viewmat.isfinite().all()) for camera in orbit(cameras[:1], 5))
+
+
+def test_a_model_alone_is_seen_from_all_sides() -> None:
+    points = torch.randn(500, 3, generator=torch.Generator().manual_seed(0)) + 5
+    points[:20] *= 1000  # strays do not push the cameras away
+    cameras = around(points, 8)
+    assert len({camera.image_name for camera in cameras}) == 8
+    for camera in cameras:
+        seen = (points[20:] @ camera.viewmat[:3, :3].T + camera.viewmat[:3, 3]) @ camera.K.T
+        pixels = seen[:, :2] / seen[:, 2:]
+        inside = (pixels > 0).all(1) & (pixels < torch.tensor([800.0, 600.0])).all(1)
+        assert bool((seen[:, 2] > camera.near).float().mean() > 0.95)
+        assert bool(inside.float().mean() > 0.7) and float(pixels[:, 0].std()) > 60
+        assert camera.viewmat[1, 1] > 0, "down is y"
 
 
 def test_a_flight_passes_its_keys() -> None:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 import gs
+from gs.data.ply_table import read_table
 from gs.errors import SplatrimError
 from gs.formats import glb, spz
 from gs.formats.arrays import from_tensors
@@ -177,6 +178,17 @@ def test_spz_of_version_2_and_of_version_4(tmp_path: Path) -> None:
         assert found["means"] < 2e-4 and found["quats"] < atol and found["alphas"] < 2e-3, found
 
 
+def test_ksplat_is_read(tmp_path: Path) -> None:
+    model = random_model(degree=0)
+    gs.save_ply(tmp_path / "x.ply", model)
+    made = gaussforge.GaussForge().convert((tmp_path / "x.ply").read_bytes(), "ply", "ksplat")
+    (tmp_path / "x.ksplat").write_bytes(made["data"])
+    assert format_of(tmp_path / "x.ksplat") == "ksplat"
+    found = differences(model, in_order(load_model(tmp_path / "x.ksplat"), model))
+    # a step of 1/255 in opacity and colour
+    assert found["means"] < 1e-3 and found["alphas"] < 4e-3 and found["sh0"] < 0.014, found
+
+
 def test_scenes_far_from_zero_and_tiny_ones_keep_their_places(tmp_path: Path) -> None:
     for size, step in ((1e4, 2e-3), (1e-3, 1e-7)):
         model = random_model()
@@ -200,6 +212,14 @@ def test_any_number_of_gaussians(tmp_path: Path, kind: str, n: int) -> None:
     save_model(tmp_path / f"x.{kind}", random_model(n), kind)
     loaded = load_model(tmp_path / f"x.{kind}")
     assert len(loaded["means"]) == n and bool(torch.isfinite(loaded["opacities"]).all())
+
+
+def test_chunks_of_a_compressed_ply_are_neighbours(tmp_path: Path) -> None:
+    """Rows in any order become chunks that are small beside the whole, and so have small steps."""
+    save_model(tmp_path / "x.ply", random_model(4096, 0), "compressed.ply")
+    chunks = read_table(tmp_path / "x.ply", "chunk")
+    extents = [chunks[f"max_{axis}"] - chunks[f"min_{axis}"] for axis in "xyz"]
+    assert len(chunks) == 16 and float(np.mean(extents)) < 0.6 * 2
 
 
 def test_rows_that_are_not_finite_are_left_out(
