@@ -42,10 +42,11 @@ FLOORS: dict[str, list[set[str]]] = {
         {"config"},
         {"data"},
         {"model"},
+        {"formats"},
         {"evaluation"},
         {"training", "report", "viewer"},
         {"densification"},
-        {"cli", "render", "metrics"},
+        {"cli", "render", "metrics", "export"},
     ],
 }
 

@@ -24,9 +24,9 @@ from torch import Tensor
 
 from ..config import PUBLISHED_ITERATIONS, TrainConfig
 from ..errors import SplatrimError
+from ..formats.model_file import load_model, load_offset
 from ..model.gaussians import Gaussians
 from ..model.model import Model
-from ..model.ply import load_ply, read_offset
 from ..model.rates import OptimConfig
 from ..model.specs import PUBLISHED, ParameterSpec
 from ..schedule import multiple_in
@@ -142,12 +142,12 @@ def load_start(
 
 def _ply_state(path: Path, others: Iterable[str]) -> State:
     """A .ply as the state of a finished run, on the CPU."""
-    params = load_ply(path, others=others)
+    params = load_model(path, others=others)
     n = len(params["means"])
     if n == 0:
         raise SplatrimError(f"{path} holds no Gaussians")
     degree = Gaussians.from_tensors({name: params[name] for name in PUBLISHED}).sh_degree
-    offset = read_offset(path)
+    offset = load_offset(path)
     state = RunState(
         method="3dgs",
         step=PUBLISHED_ITERATIONS,
