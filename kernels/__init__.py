@@ -10,6 +10,7 @@ from .masks import sampled_in_any
 from .photometric import (
     photometric_gradient,
     photometric_loss,
+    photometric_rows,
     photometric_values,
     structural_similarity,
 )
@@ -55,6 +56,7 @@ __all__ = [
     "philox",
     "photometric_gradient",
     "photometric_loss",
+    "photometric_rows",
     "photometric_values",
     "project",
     "rasterization",
