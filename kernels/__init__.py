@@ -15,6 +15,7 @@ from .photometric import (
     structural_similarity,
 )
 from .rasterization import rasterization
+from .reference.langevin import normals
 from .reference.masks import logistic_noise, philox, sample_masks, uniform
 from .runtime.cache import caches
 
@@ -53,6 +54,7 @@ __all__ = [
     "blend",
     "caches",
     "logistic_noise",
+    "normals",
     "philox",
     "photometric_gradient",
     "photometric_loss",

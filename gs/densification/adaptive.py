@@ -33,11 +33,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 import torch
 from torch import Tensor
 
-from kernels import add_gradient_norms
+from kernels import add_gradient_norms, normals
 
 from ..model.gaussians import Gaussians
 from ..model.morton import reorder
-from ..model.rows import gather_rows, replace_values
+from ..model.rows import fresh_ids, gather_rows, replace_values
 from ..ranges import AT_LEAST_ONE, COUNT, NOT_NEGATIVE, SHARE, check_ranges
 from ..schedule import covers, multiple_in
 from ..seeds import derive_seed
@@ -200,7 +200,7 @@ class DefaultDensifier(Strategy):
         cloned, parted = moving & small, moving & ~small
         n_clones, n_parents = torch.stack([cloned.sum(), parted.sum()]).tolist()  # waits
         parents = rows_where(parted, n_parents)
-        noise = self._noise(step, n_parents).to(gaussians.device)
+        noise = self._noise(step, gaussians.rows["ids"][parents])
         grown = Grown(
             gaussians,
             stay=rows_where(~parted, len(gaussians) - n_parents),
@@ -223,10 +223,10 @@ class DefaultDensifier(Strategy):
             "n_pruned": float(n_grown - len(gaussians)),
         }
 
-    def _noise(self, step: int, n: int) -> Tensor:  # [2, n, 3], standard normal
-        # Seeded by the iteration, so a resumed run draws the same; on the CPU, for any device.
-        generator = torch.Generator().manual_seed(derive_seed(self.seed, "split", step))
-        return torch.randn(N_CHILDREN, n, 3, generator=generator)
+    def _noise(self, step: int, ids: Tensor) -> Tensor:  # [M] -> [2, M, 3], standard normal
+        """By the parent's id: the same whatever other Gaussians there are, and in any order."""
+        seeds = (derive_seed(self.seed, "split", step, child) for child in range(N_CHILDREN))
+        return torch.stack([normals(seed, ids) for seed in seeds])
 
     def scalars(self, step: int) -> dict[str, float | Tensor]:
         return self._counts
@@ -273,8 +273,15 @@ class Grown(Gaussians):
         return self.sources.device
 
     def new_ids(self) -> Tensor:  # [clones and children] int32
-        ids = torch.arange(self.origin.next_id, self.next_id, device=self.device)
-        return ids.to(self.origin.rows["ids"])
+        """By the parents' ids: those of all clones first, of first children, of second ones."""
+        parents = self.origin.rows["ids"][self.sources[self.n_stay :]]
+        n_clones = self.n_older - self.n_stay
+        n_parents = (len(parents) - n_clones) // N_CHILDREN
+        first, ids = self.origin.next_id, []
+        for part in parents.split([n_clones, *[n_parents] * N_CHILDREN]):
+            ids.append(fresh_ids(part, first))
+            first += len(part)
+        return torch.cat(ids)
 
     def _parameter(self, name: str) -> Tensor:
         values = self.origin.params[name].detach()[self.sources]

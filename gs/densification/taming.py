@@ -155,7 +155,7 @@ class TamingDensifier(DefaultDensifier):
         clones, parents = self._draw_growth(step, gaussians, candidates, scores, n_free)
         stay = torch.ones(len(gaussians), dtype=torch.bool, device=gaussians.device)
         stay[parents] = False
-        noise = self._noise(step, len(parents)).to(gaussians.device)
+        noise = self._noise(step, gaussians.rows["ids"][parents])
         grown = Grown(
             gaussians,
             stay=stay.nonzero()[:, 0],
@@ -333,11 +333,12 @@ def draw(
     """Draw k of the candidates without replacement, in proportion to their scores.
 
     An exponential race (Efraimidis and Spirakis 2006) with the counter-based uniform number of
-    (seed, id): a draw depends on no order of rows. Scores of 0 come last, by row.
+    (seed, id): a draw depends on no order of rows. Scores of 0 come last, by id.
     """
     u = uniform(seed, ids).double().clamp(2.0**-32, 1.0 - 2.0**-32)
     keys = scores.double().clamp_min(0).log() - torch.log(-torch.log1p(-u))
     rows = candidates.nonzero()[:, 0]
+    rows = rows[ids[rows].argsort()]
     order = keys[rows].sort(descending=True, stable=True).indices[:k]
     drawn = torch.zeros_like(candidates)
     drawn[rows[order]] = True
