@@ -9,8 +9,6 @@ those that one rank would give.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor, nn
 

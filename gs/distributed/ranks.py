@@ -117,6 +117,7 @@ class Ranks(ABC):
 
     def close(self) -> None:
         """Leave the group."""
+        return None
 
 
 class Solo(Ranks):
