@@ -57,6 +57,7 @@ if TYPE_CHECKING:
     from .training.start import POST_ITERATIONS as POST_ITERATIONS
     from .training.start import State as State
     from .training.start import without_added as without_added
+    from .training.strategy import Population as Population
     from .training.strategy import StepContext as StepContext
     from .training.strategy import Strategy as Strategy
     from .training.trainer import Trainer as Trainer
@@ -112,6 +113,7 @@ _HOME = {
     "POST_ITERATIONS": "training.start",
     "State": "training.start",
     "without_added": "training.start",
+    "Population": "training.strategy",
     "StepContext": "training.strategy",
     "Strategy": "training.strategy",
     "Trainer": "training.trainer",

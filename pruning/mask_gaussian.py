@@ -7,7 +7,7 @@ rasterizer; its straight-through gradient moves the logits, and the loss gains
 
     lambda(it) * mean(M)^2,     lambda(it) = lambda_mask for from <= it <= until, else 0
 
-with the mean over all N Gaussians, seen or not. What is absent from each of ten fresh samples goes,
+with the mean over all N Gaussians, seen or not, also where others have a part of them. What is absent from each of ten fresh samples goes,
 inside every densification and at multiples of mask_prune_iter after it.
 
 The published post-training of a finished model (30000 to 35000) writes its mask loss inside the
@@ -39,6 +39,7 @@ from gs import (
     Gaussians,
     Histogram,
     ParameterSpec,
+    Population,
     RenderOutput,
     SplatrimError,
     State,
@@ -213,14 +214,17 @@ class MaskGaussian(Strategy):
 
     def loss(self, step: int, gaussians: Gaussians, out: RenderOutput) -> Tensor | None:
         masks = out.info["masks"]  # [N], differentiable
-        n_used = masks.sum()
+        n_used, n_present = masks.sum(), len(masks)
+        population: Population | None = out.info.get("population")
+        if population is not None:  # the mean is over all, and so is the same for every part
+            n_used, n_present = n_used + population.kept, population.n
         # In place, so that replays of a captured step go on writing it.
         kept = self._n_used
         self._n_used = n_used.detach() if kept is None else kept.copy_(n_used.detach())
         if not self._penalizes_at(step):
             return None
         weight = self.config.lambda_mask * self.config.lambda_mask_factor
-        n = len(masks) if self.config.mean_over == "present" else self.n_start
+        n = n_present if self.config.mean_over == "present" else self.n_start
         return weight * (n_used / n).square()
 
     def _penalizes_at(self, step: int) -> bool:

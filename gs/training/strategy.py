@@ -28,7 +28,7 @@ from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Generic
+from typing import TYPE_CHECKING, Any, Generic, NamedTuple
 
 import torch
 from torch import Tensor
@@ -48,6 +48,19 @@ if TYPE_CHECKING:
 
 M = TypeVar("M", bound=Model, default=Gaussians)
 """The model that is trained."""
+
+
+class Population(NamedTuple):
+    """The Gaussians of a scene of which a model has a part, the others being elsewhere.
+
+    Who takes the steps of such a model gives it as `info["population"]` of the first rendering,
+    before `loss` is called.
+    """
+
+    n: int
+    """All of them, those of the model too."""
+    kept: Tensor
+    """Sum of the masks of those elsewhere, which were drawn for the same step. []"""
 
 
 @dataclass
@@ -144,7 +157,14 @@ class Strategy(Generic[M]):
         return colors
 
     def loss(self, step: int, gaussians: M, out: RenderOutput) -> Tensor | None:
-        """A scalar added to the photometric loss, or None."""
+        """A scalar added to the photometric loss, or None.
+
+        Args:
+            step: The iteration.
+            gaussians: The model.
+            out: Its (first) rendering. Where the model is a part of a scene, `out.info` has its
+                `Population`.
+        """
         return None
 
     def after_backward(self, step: int, ctx: StepContext[M]) -> None:
