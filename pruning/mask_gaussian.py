@@ -190,6 +190,7 @@ class MaskGaussian(Strategy):
     """The strategy that the trainer calls; see the module's docstring."""
 
     name = "mask_gaussian"
+    runs_on_several_ranks = True
 
     def __init__(self, config: MaskGaussianConfig, *, densify_until: int) -> None:
         self.config = config

@@ -22,6 +22,7 @@ from typing import NoReturn, TypeVar
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed.rendezvous import rendezvous
 
 from ..config import resolve_device
 from ..errors import SplatrimError
@@ -62,7 +63,7 @@ class Distributed(Ranks):
         if self.device.type == "cuda":
             torch.cuda.set_device(self.device)
         patience = timedelta(seconds=timeout)
-        self._store, _, _ = next(dist.rendezvous("env://", timeout=patience))
+        self._store, _, _ = next(rendezvous("env://", timeout=patience))
         on_gpu = self.device.type == "cuda" and not staged
         # gloo says at once what NCCL would end the process for
         logging.getLogger("torch.distributed").setLevel(logging.ERROR)
@@ -72,9 +73,11 @@ class Distributed(Ranks):
             )
             self._tensors: dist.ProcessGroup | None = None
             if on_gpu:
-                self._tensors = dist.new_group(backend="nccl", timeout=DEVICE_PATIENCE * patience)
+                group = dist.new_group(backend="nccl", timeout=DEVICE_PATIENCE * patience)
+                assert isinstance(group, dist.ProcessGroup)
+                self._tensors = group
 
-    def exchange(self, x: Tensor, sent: Sequence[int], received: Sequence[int]) -> Tensor:
+    def _exchange(self, x: Tensor, sent: Sequence[int], received: Sequence[int]) -> Tensor:
         x = self._staged(x.contiguous())
         out = x.new_empty(sum(received), *x.shape[1:], pin_memory=self.staged)
         with self._watched():
@@ -110,9 +113,9 @@ class Distributed(Ranks):
         try:
             result = act()
         except BaseException:
-            self._store.set(key, b"failed")
+            self._store.set(key, "failed")
             raise
-        self._store.set(key, b"done")
+        self._store.set(key, "done")
         return result
 
     def wait(self, event: torch.cuda.Event) -> None:

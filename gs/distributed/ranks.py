@@ -39,14 +39,17 @@ class Ranks(ABC):
         size: How many there are.
         device: Where this one's tensors live.
         step: Iteration that the rank is at, for what is said when another falls silent.
+        phase: What it does now, for those who measure.
+        sent_bytes: What it has sent to others in exchanges.
     """
 
     rank: int
     size: int
     device: torch.device
     step: int = 0
+    phase: str = ""
+    sent_bytes: int = 0
 
-    @abstractmethod
     def exchange(self, x: Tensor, sent: Sequence[int], received: Sequence[int]) -> Tensor:
         """Send rows to every rank and get rows of every rank; nothing waits.
 
@@ -58,6 +61,12 @@ class Ranks(ABC):
         Returns:
             Rows of rank 0, then of rank 1, ... [sum(received), ...]
         """
+        per_row = x[:1].numel() * x.element_size() if len(x) else 0
+        self.sent_bytes += (sum(sent) - sent[self.rank]) * per_row
+        return self._exchange(x, sent, received)
+
+    @abstractmethod
+    def _exchange(self, x: Tensor, sent: Sequence[int], received: Sequence[int]) -> Tensor: ...
 
     @abstractmethod
     def stack(self, x: Tensor) -> Tensor:  # [...] -> [W, ...]
@@ -78,6 +87,10 @@ class Ranks(ABC):
             SplatrimError: It failed, on rank 0.
             ToldElsewhere: The same on the others.
         """
+
+    def wait(self, event: torch.cuda.Event) -> None:
+        """Wait until the device has come to an event."""
+        event.synchronize()
 
     def gather(self, x: Tensor) -> list[Tensor]:
         """Every rank's rows, however many, in the order of ranks. Waits."""
@@ -126,7 +139,7 @@ class Solo(Ranks):
     def __init__(self, device: torch.device | str = "cpu") -> None:
         self.rank, self.size, self.device = 0, 1, torch.device(device)
 
-    def exchange(self, x: Tensor, sent: Sequence[int], received: Sequence[int]) -> Tensor:
+    def _exchange(self, x: Tensor, sent: Sequence[int], received: Sequence[int]) -> Tensor:
         return x
 
     def stack(self, x: Tensor) -> Tensor:

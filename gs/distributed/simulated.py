@@ -81,7 +81,7 @@ class Simulated(Ranks):
             raise RuntimeError("a rank has ended while others wait for it")
         return list(values)
 
-    def exchange(self, x: Tensor, sent: Sequence[int], received: Sequence[int]) -> Tensor:
+    def _exchange(self, x: Tensor, sent: Sequence[int], received: Sequence[int]) -> Tensor:
         parts = [parts[self.rank] for parts in self._all(x.split(list(sent)))]
         if [len(part) for part in parts] != list(received):
             raise RuntimeError(f"expected {list(received)} rows, got {[len(p) for p in parts]}")

@@ -232,6 +232,7 @@ class PostRates(Strategy):
     """
 
     name = "post_rates"
+    runs_on_several_ranks = True
 
     def __init__(self, optim: OptimConfig, *, start: int, iterations: int) -> None:
         self.optim, self.start = optim, start

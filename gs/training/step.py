@@ -172,6 +172,11 @@ class Stepper(Generic[M]):
             with torch.enable_grad():  # whoever looks at the model may have turned it off
                 self.update(step, self.forward_backward(step, images), rates)
 
+    @property
+    def n_gaussians(self) -> int:
+        """Rows of the model, on all ranks."""
+        return len(self.gaussians)
+
     def background_color(self, step: int | None) -> tuple[float, ...]:
         """Black, white, or random in training; never random for `step` None."""
         if self.config.random_background and step is not None:
@@ -261,15 +266,22 @@ class Stepper(Generic[M]):
     def _update(self, step: int, context: StepContext[M]) -> None:
         for strategy in self.strategies:
             strategy.after_backward(step, context)
+        self._rows_may_have_changed()
         params = [p for group in self.optimizer.param_groups for p in group["params"]]
         self._stepped = [p for p in params if p.grad is not None]
         if context.inputs is not None and context.inputs.rates is not None:
             self._fused_adam.apply(context.inputs.rates, skip=context.skip)
         elif step < self.config.iterations:  # the published loop leaves the last step out
-            self.optimizer.step()
+            if context.skip is None:
+                self.optimizer.step()
+            else:
+                self._fused_adam.step(skip=context.skip)
         self.optimizer.zero_grad(set_to_none=True)
         for strategy in self.strategies:
             strategy.after_step(step, context)
+
+    def _rows_may_have_changed(self) -> None:
+        """Strategies have seen the gradients, the optimizer has not stepped."""
 
     def _upload(
         self, step: int, indices: Sequence[int], rates: Rates

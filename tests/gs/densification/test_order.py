@@ -11,8 +11,9 @@ from gs.densification.adaptive import GRADIENTS, VIEWS, DensifyConfig
 from gs.densification.mcmc import MCMCConfig, draw_sources
 from gs.densification.taming import draw
 from gs.model.gaussians import Gaussians
+from gs.model.model import fresh_ids
 from gs.model.rates import OptimConfig
-from gs.model.rows import fresh_ids, gather_rows
+from gs.model.rows import gather_rows
 from gs.training.optimizer import build_optimizer
 from gs.training.strategy import StepContext
 
