@@ -7,8 +7,9 @@ rasterizer; its straight-through gradient moves the logits, and the loss gains
 
     lambda(it) * mean(M)^2,     lambda(it) = lambda_mask for from <= it <= until, else 0
 
-with the mean over all N Gaussians, seen or not, also where others have a part of them. What is absent from each of ten fresh samples goes,
-inside every densification and at multiples of mask_prune_iter after it.
+with the mean over all N Gaussians, seen or not, also where others have a part of them. What is
+absent from each of ten fresh samples goes, inside every densification and at multiples of
+mask_prune_iter after it.
 
 The published post-training of a finished model (30000 to 35000) writes its mask loss inside the
 bracket that the share of D-SSIM, 0.2, multiplies: its lambda_mask of 0.1 weighs 0.02 as counted

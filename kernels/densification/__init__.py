@@ -121,6 +121,7 @@ def add_regularizer_gradients(
     *,
     lambda_opacity: float,
     lambda_scale: float,
+    shares: Tensor | None = None,  # [N]
     backend: str = "auto",
 ) -> None:
     """Add the gradients of lambda_opacity mean(opacity) + lambda_scale mean(scale).
@@ -132,6 +133,7 @@ def add_regularizer_gradients(
         v_scales: Gradient of the logarithms, changed in place. [N, 3]
         lambda_opacity: Weight of the mean opacity.
         lambda_scale: Weight of the mean scale over Gaussians and axes.
+        shares: Weights of the Gaussians in these means, float32, in place of 1 / N each. [N]
         backend: "triton" (CUDA), "reference" (PyTorch, anywhere) or "auto".
 
     Raises:
@@ -140,8 +142,11 @@ def add_regularizer_gradients(
     dims = check(opacities=(opacities, "N"), scales=(scales, "N 3"))
     check(dims, v_opacities=(v_opacities, "N"), v_scales=(v_scales, "N 3"))
     _check_floats(opacities=opacities, scales=scales, v_opacities=v_opacities, v_scales=v_scales)
+    if shares is not None:
+        check(dims, shares=(shares, "N"))
+        _check_floats(shares=shares)
     _backend(backend, opacities).add_regularizer_gradients(
-        opacities, scales, v_opacities, v_scales, lambda_opacity, lambda_scale
+        opacities, scales, v_opacities, v_scales, lambda_opacity, lambda_scale, shares
     )
 
 

@@ -52,7 +52,12 @@ def add_regularizer_gradients(
     v_scales: Tensor,  # [N, 3], in and out
     lambda_opacity: float,
     lambda_scale: float,
+    shares: Tensor | None,  # [N]
 ) -> None:
     o, n = torch.sigmoid(opacities), max(len(opacities), 1)
-    v_opacities += lambda_opacity / n * o * (1.0 - o)
-    v_scales += lambda_scale / (3 * n) * torch.exp(scales)
+    if shares is None:
+        v_opacities += lambda_opacity / n * o * (1.0 - o)
+        v_scales += lambda_scale / (3 * n) * torch.exp(scales)
+    else:
+        v_opacities += lambda_opacity * shares * o * (1.0 - o)
+        v_scales += lambda_scale / 3 * shares[:, None] * torch.exp(scales)

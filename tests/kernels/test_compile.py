@@ -168,6 +168,9 @@ def step_adam() -> None:
     optimizer, rates = FusedAdam(params), torch.zeros(3, 2)
     for skip in (None, torch.zeros(1, dtype=torch.int32)):
         optimizer.apply(rates, skip=skip)
+    optimizer.param_groups[0]["by_row"] = True
+    optimizer.rows = torch.zeros(128, 2)
+    optimizer.apply(rates, skip=skip)
 
 
 def add_statistics() -> None:
@@ -193,9 +196,9 @@ def explore() -> None:
             means, quats, means, opacities, ids, seed=seed, lr=torch.zeros(1), noise_lr=1.0,
             skip=skip, backend="triton",
         )  # fmt: skip
-    add_regularizer_gradients(
-        opacities, means, opacities, means, lambda_opacity=0.1, lambda_scale=0.1, backend="triton"
-    )
+    weights: dict[str, Any] = {"lambda_opacity": 0.1, "lambda_scale": 0.1, "backend": "triton"}
+    for shares in (None, opacities):
+        add_regularizer_gradients(opacities, means, opacities, means, shares=shares, **weights)
 
 
 def compare_images() -> None:
