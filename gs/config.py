@@ -58,6 +58,12 @@ class TrainConfig:
     batch: Annotated[int, AT_LEAST_ONE] = 1
     """Images per step of the optimizer, whose learning rates grow by the square root of it.
     Iterations go on counting images: what is due at one happens in the step that has it."""
+    regularise: Literal["all", "seen"] = "all"
+    """Whom mask losses and MCMC's regularisers are means over: all Gaussians, as published, or
+    those that the step's images see, as often as they do. For scenes that an image shows little
+    of."""
+    adam_rows: Literal["all", "seen"] = "all"
+    """Which Gaussians a step moves: all, by momentum too, or those that its images see."""
     sh_degree: Annotated[int, Range(0, 3)] = 3
     """Highest degree of the spherical harmonics, 0 to 3."""
     sh_degree_interval: Annotated[int, AT_LEAST_ONE] = 1000

@@ -192,6 +192,7 @@ class MaskGaussian(Strategy):
 
     name = "mask_gaussian"
     runs_on_several_ranks = True
+    regularized = ("mask_logits",)
 
     def __init__(self, config: MaskGaussianConfig, *, densify_until: int) -> None:
         self.config = config
@@ -227,7 +228,13 @@ class MaskGaussian(Strategy):
             return None
         weight = self.config.lambda_mask * self.config.lambda_mask_factor
         n = n_present if self.config.mean_over == "present" else self.n_start
-        return weight * (n_used / n).square()
+        counts: Tensor | None = out.info.get("observations")
+        if counts is None:
+            return weight * (n_used / n).square()
+        n_seen, observed = counts.sum(), (counts * masks).sum()
+        if population is not None and population.observations is not None:
+            n_seen, observed = n_seen + population.observations, observed + population.observed
+        return weight * (n_present / n * observed / n_seen.clamp_min(1.0)).square()
 
     def _penalizes_at(self, step: int) -> bool:
         first = step - self.n_images + 1

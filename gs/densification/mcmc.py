@@ -106,6 +106,7 @@ class MCMCDensifier(Strategy):
 
     name = "densify"
     runs_on_several_ranks = True
+    regularized = ("opacities", "scales")
 
     def __init__(self, config: MCMCConfig) -> None:
         self.config = config
@@ -135,9 +136,14 @@ class MCMCDensifier(Strategy):
             return
         opacities, scales = (ctx.gaussians.params[name] for name in ("opacities", "scales"))
         population: Population | None = ctx.out.info.get("population")
-        part = 1.0 if population is None else len(opacities) / population.n  # of all means
         if opacities.grad is None or scales.grad is None:
             raise ValueError("regularisers need the gradients of opacities and scales")
+        counts: Tensor | None = ctx.out.info.get("observations")
+        part, n_seen = 1.0, torch.zeros(()) if counts is None else counts.sum()
+        if population is not None and counts is None:
+            part = len(opacities) / population.n  # of means over all
+        elif population is not None and population.observations is not None:
+            n_seen = n_seen + population.observations
         add_regularizer_gradients(
             opacities,
             scales,
@@ -145,6 +151,7 @@ class MCMCDensifier(Strategy):
             scales.grad,
             lambda_opacity=part * self.n_images * self.config.lambda_opacity,
             lambda_scale=part * self.n_images * self.config.lambda_scale,
+            shares=None if counts is None else counts / n_seen.clamp_min(1.0),
         )
 
     def after_step(self, step: int, ctx: StepContext) -> None:

@@ -20,7 +20,7 @@ from ..config import TrainConfig
 from ..data.loader import ImageLoader
 from ..data.scene import Scene
 from ..model.model import Model
-from .strategy import Strategy
+from .strategy import StepContext, Strategy
 from .tracker import Tracker
 
 EVALUATION_AHEAD = 1000  # iterations before an evaluation, its images begin to be decoded
@@ -49,6 +49,9 @@ class Run(Protocol):
 
     @property
     def n_rendered(self) -> int: ...
+
+    @property
+    def computed(self) -> StepContext[Any] | None: ...
 
     def exported(self) -> Model: ...
 

@@ -16,6 +16,7 @@ from ..model.model import Model
 from ..model.rates import OptimConfig, annealing
 from ..model.specs import ParameterSpec
 from .batch import batched
+from .row_adam import RowAdam
 from .run_state import Part
 
 BETAS = (0.9, 0.999)
@@ -28,6 +29,7 @@ def build_optimizer(
     *,
     extent: float,
     n_images: int = 1,
+    by_row: bool = False,
 ) -> torch.optim.Adam:
     """Adam with one group per parameter, in the order of their specs.
 
@@ -39,6 +41,7 @@ def build_optimizer(
         config: Learning rates.
         extent: Radius of the scene, which scales the learning rate of positions.
         n_images: Images of a step (gs.training.batch).
+        by_row: Whether parameters with rows step by row (gs.training.seen).
     """
     adam = batched(BETAS, EPS, n_images)
     tensors = dict(gaussians.params) | dict(gaussians.shared.named_parameters())
@@ -50,6 +53,7 @@ def build_optimizer(
             "name": spec.name,
             "spec": spec,
             "gain": adam.gain,
+            "by_row": by_row and spec.name in gaussians.params,
         }
         for spec in sorted(specs, key=lambda spec: spec.order)
         if tensors[spec.name].requires_grad
@@ -58,6 +62,8 @@ def build_optimizer(
         from kernels import FusedAdam
 
         return FusedAdam(groups, lr=0.0, betas=adam.betas, eps=adam.eps)
+    if by_row:
+        return RowAdam(groups, lr=0.0, betas=adam.betas, eps=adam.eps)
     return torch.optim.Adam(groups, lr=0.0, betas=adam.betas, eps=adam.eps, fused=True)
 
 

@@ -32,6 +32,7 @@ from ..seeds import derive_seed
 from .batch import grouped
 from .captured_steps import Bounds, CudaRecorder, StepGraphs
 from .optimizer import set_learning_rates
+from .seen import RowAdam, mark_rows
 from .step_inputs import InputBuffer, StepInputs
 from .strategy import M, StepContext, Strategy
 from .tracker import Tracker
@@ -226,6 +227,8 @@ class Stepper(Generic[M]):
             skip=skip,
             others=others,
         )
+        if config.regularise == "seen":
+            out.info["observations"] = context.observations
         n_images = len(indices)
         images = self._shown(step, indices, inputs, context)
         found = [
@@ -269,6 +272,8 @@ class Stepper(Generic[M]):
         self._rows_may_have_changed()
         params = [p for group in self.optimizer.param_groups for p in group["params"]]
         self._stepped = [p for p in params if p.grad is not None]
+        if self.config.adam_rows == "seen":
+            mark_rows(self.gaussians, cast("RowAdam", self.optimizer), context)
         if context.inputs is not None and context.inputs.rates is not None:
             self._fused_adam.apply(context.inputs.rates, skip=context.skip)
         elif step < self.config.iterations:  # the published loop leaves the last step out

@@ -62,6 +62,10 @@ class Population(NamedTuple):
     """All of them, those of the model too."""
     kept: Tensor
     """Sum of the masks of those elsewhere, which were drawn for the same step. []"""
+    observations: Tensor | None = None
+    """Sum of the observations elsewhere, where regularisers are means over them. []"""
+    observed: Tensor | None = None
+    """Sum of the masks times the observations elsewhere. []"""
 
 
 @dataclass
@@ -110,6 +114,14 @@ class StepContext(Generic[M]):
         return self.out, *self.others
 
     @cached_property
+    def observations(self) -> Tensor:  # [N] float32
+        """How many of this iteration's images see each Gaussian."""
+        first, *others = ((out.info["radii"] > 0).all(-1).sum(0) for out in self.renderings)
+        for counts in others:
+            first = first + counts
+        return first.float()
+
+    @cached_property
     def device_seed(self) -> Tensor:  # [2] int32
         """Low and high word of `step_seed` on the device."""
         if self.inputs is not None and self.inputs.seed is not None:
@@ -134,6 +146,8 @@ class Strategy(Generic[M]):
     runs_on_several_ranks: bool = False
     """Whether it may be given a part of the Gaussians, the others being on other ranks: rows that
     it edits, numbers and draws are then those that one rank with all of them would come to."""
+    regularized: tuple[str, ...] = ()
+    """Parameters that it pushes towards nothing, whatever images show."""
     n_images: int = 1
     """Images of the present step, which whoever takes steps sets; in `setup` those of all steps but
     perhaps the last."""
@@ -175,7 +189,8 @@ class Strategy(Generic[M]):
             step: The iteration.
             gaussians: The model.
             out: Its (first) rendering. Where the model is a part of a scene, `out.info` has its
-                `Population`.
+                `Population`; with --regularise seen it has `observations` [N], and a regulariser is
+                to be a mean over them.
         """
         return None
 

@@ -155,6 +155,14 @@ class Tracker:
         self.scalar(f"{split}/loss_viewpoint - psnr", psnr, step)
         self.info(f"iteration {step}: {split} views PSNR {psnr:.2f} dB, L1 {l1:.4f}")
 
+    def unseen(self, step: int, seen: float, moved: Mapping[str, float]) -> None:
+        """Keep which share of the Gaussians a step saw, and by parameter moved without seeing."""
+        row = {"step": step, "seen": seen, "moved": dict(moved)}
+        self.history.setdefault("unseen", []).append(row)
+        self.scalar("unseen/seen", seen, step)
+        for name, share in moved.items():
+            self.scalar(f"unseen/moved_{name}", share, step)
+
     def image(self, name: str, image: Tensor, step: int) -> None:  # [H, W, 3] uint8
         if self._events is not None:
             self._events.image(name, image, step)

@@ -52,9 +52,10 @@ from .run_folder import RunFolder
 from .run_state import RunState
 from .same_run import changed_settings, check_scene, rates_changed, scene_entry
 from .sampler import CameraSampler
+from .seen import STEPS, Unseen, count_steps
 from .start import State, add_aged_moments
 from .step import Stepper
-from .strategy import M, Strategy, final_keep
+from .strategy import M, StepContext, Strategy, final_keep
 from .tracker import Tracker
 
 PREFETCH = 4  # steps whose images are decoded ahead
@@ -118,7 +119,10 @@ class Trainer(Generic[M]):
         self.seed = config.seed
         self.stop_requested = False
         self.n_rendered = 0  # rows that the last iteration began with
-        self.observers = (*default_observers(config), *observers)
+        self.computed: StepContext[M] | None = None  # while observers report
+        pushed = dict.fromkeys(name for s in self.strategies for name in s.regularized)
+        unseen = Unseen(tuple(pushed), config.batch)
+        self.observers = (*default_observers(config), unseen, *observers)
         if start is not None:
             check_scene(start, scene, self.settings)
         if model is None:
@@ -134,9 +138,12 @@ class Trainer(Generic[M]):
                 seed=config.seed,
             )
         self.gaussians.check_complete()
+        by_row = config.adam_rows == "seen"
         self.optimizer = build_optimizer(
-            self.gaussians, self.optim, extent=scene.extent, n_images=config.batch
+            self.gaussians, self.optim, extent=scene.extent, n_images=config.batch, by_row=by_row
         )
+        if by_row:
+            count_steps(self.gaussians, start)
         self.stepper = Stepper(
             config,
             scene,
@@ -193,9 +200,10 @@ class Trainer(Generic[M]):
         self.n_rendered = len(self.gaussians)
         due = [observer for observer in self.observers if observer.is_due(step)]
         if due or not self.stepper.replay(step, indices, rates):
-            computed = self.stepper.forward_backward(step, indices)
+            computed = self.computed = self.stepper.forward_backward(step, indices)
             for observer in due:
                 observer.report(self, step)
+            self.computed = None
             self.stepper.update(step, computed, rates)
             del computed
         self.step = step
@@ -320,6 +328,8 @@ class Trainer(Generic[M]):
         before, now = state.config.get("batch", 1), self.config.batch
         if before != now:
             optimizer = moments_for({**optimizer, "lrs": {}}, before, now)
+            if STEPS in self.gaussians.rows:
+                self.gaussians.rows[STEPS].mul_(before).floor_divide_(now)
         load_optimizer_state(self.optimizer, optimizer)
         self.seed = self.stepper.seed = state.rng.get("seed", self.seed)
         for strategy in self.strategies:
