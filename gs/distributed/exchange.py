@@ -107,11 +107,12 @@ class Planner:
     Args:
         cameras: All cameras.
         size: Number of ranks.
-        n_most: Gaussians of the largest shard; whoever changes that says so.
+
+    Whoever knows the largest shard's number of Gaussians says so (`resized`).
     """
 
-    def __init__(self, cameras: Sequence[Camera], size: int, n_most: int) -> None:
-        self.cameras, self.size, self.n_most = cameras, size, n_most
+    def __init__(self, cameras: Sequence[Camera], size: int) -> None:
+        self.cameras, self.size, self.n_most = cameras, size, 0
         self.costs = CostTable()
         self._needs: dict[int, float] = {}  # rows of a source for a whole image, by camera
         self._rows = GUESS  # of pairs of camera and Gaussian, that are visible

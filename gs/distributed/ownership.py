@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from kernels import philox
 
+from ..model.gaussians import Gaussians
 from ..model.model import Model
 from .ranks import Ranks
 
@@ -42,12 +43,31 @@ def new_ids(ranks: Ranks, parents: Tensor, first: int) -> tuple[Tensor, int]:  #
     return first + torch.searchsorted(everyone, parents).to(parents), first + len(everyone)
 
 
-def keep_own(model: Model, ranks: Ranks) -> None:
-    """Of a model that every rank has as a whole, keep the rows that this one owns."""
+@torch.no_grad()
+def keep_own(model: Model, optimizer: torch.optim.Optimizer | None, ranks: Ranks) -> None:
+    """Of a model that every rank has as a whole, keep the rows that this one owns, by id."""
     own = owner(model.rows["ids"], ranks.size) == ranks.rank
-    rows = own.nonzero()[:, 0]
-    _replace(model, None, {}, rows, ranks)
+    _replace(model, optimizer, {}, own.nonzero()[:, 0])
     model.is_shard = ranks.size > 1
+
+
+@torch.no_grad()
+def gather_model(model: Model, ids: Tensor, ranks: Ranks) -> Model:  # [N]
+    """On the first rank the model of which each rank has exported a part, in the order of ids.
+
+    Args:
+        model: What this rank has exported; the others get it back.
+        ids: Names of its rows, those of the model that is trained. [N]
+        ranks: All call it.
+    """
+    counts = [len(ids)] + [0] * (ranks.size - 1)
+    order = ranks.move(ids, counts).argsort()
+    tensors = {name: ranks.move(x, counts)[order] for name, x in model.to_tensors().items()}
+    if ranks.rank > 0:
+        return model
+    whole = Gaussians(tensors, specs=model.specs.values())
+    whole.active_sh_degree = model.active_sh_degree
+    return whole
 
 
 @torch.no_grad()
@@ -68,7 +88,7 @@ def move_rows(model: Model, optimizer: torch.optim.Optimizer | None, ranks: Rank
     arrived = {
         key: ranks.exchange(x[leave], counts, received) for key, x in tensors.items()
     }  # fmt: skip
-    _replace(model, optimizer, arrived, stay, ranks)
+    _replace(model, optimizer, arrived, stay)
 
 
 def row_tensors(
@@ -91,7 +111,6 @@ def _replace(
     optimizer: torch.optim.Optimizer | None,
     arrived: dict[tuple[str, str], Tensor],
     stay: Tensor,
-    ranks: Ranks,
 ) -> None:
     """Give the model the rows that stay and those that have arrived, ascending by id."""
     tensors = row_tensors(model, optimizer)

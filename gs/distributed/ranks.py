@@ -13,6 +13,7 @@ from __future__ import annotations
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from functools import cached_property
 from typing import TypeVar, cast
 
 import torch
@@ -20,6 +21,7 @@ from torch import Tensor
 
 from ..config import resolve_device
 from ..errors import SplatrimError
+from .clock import PhaseClock
 
 T = TypeVar("T")
 
@@ -39,7 +41,7 @@ class Ranks(ABC):
         size: How many there are.
         device: Where this one's tensors live.
         step: Iteration that the rank is at, for what is said when another falls silent.
-        phase: What it does now, for those who measure.
+        phase: What it does now, for those who measure; `enter` sets it.
         sent_bytes: What it has sent to others in exchanges.
     """
 
@@ -49,6 +51,16 @@ class Ranks(ABC):
     step: int = 0
     phase: str = ""
     sent_bytes: int = 0
+
+    @cached_property
+    def clock(self) -> PhaseClock:
+        """Seconds by phase."""
+        return PhaseClock(self.device)
+
+    def enter(self, phase: str) -> None:
+        """A phase of the step begins; "" is none."""
+        self.phase = phase
+        self.clock.enter(phase)
 
     def exchange(self, x: Tensor, sent: Sequence[int], received: Sequence[int]) -> Tensor:
         """Send rows to every rank and get rows of every rank; nothing waits.

@@ -26,7 +26,7 @@ class Watch(Protocol):
 
     def begins(self, rank: int) -> None: ...
 
-    def ends(self, rank: int) -> None: ...
+    def ends(self, rank: int, phase: str) -> None: ...
 
 
 class _Abandoned(BaseException):
@@ -53,11 +53,11 @@ class _Turns:
         if self.watch is not None:
             self.watch.begins(rank)
 
-    def hand_on(self, rank: int) -> None:
+    def hand_on(self, rank: int, phase: str) -> None:
         if torch.cuda.is_initialized():  # others read what it leaves, on other streams
             torch.cuda.synchronize()
         if self.watch is not None:
-            self.watch.ends(rank)
+            self.watch.ends(rank, phase)
         with self.changed:
             self.current = (rank + 1) % self.size
             self.changed.notify_all()
@@ -75,7 +75,7 @@ class Simulated(Ranks):
         values[self.rank] = value
         self._round += 1
         turns.rounds[self.rank] = self._round
-        turns.hand_on(self.rank)
+        turns.hand_on(self.rank, self.phase)
         turns.begin(self.rank)
         if min(turns.rounds) < self._round:
             raise RuntimeError("a rank has ended while others wait for it")
@@ -136,7 +136,7 @@ def simulate(
             pass
         except BaseException as error:
             turns.failures[rank] = error
-        turns.hand_on(rank)
+        turns.hand_on(rank, "")
 
     threads = [threading.Thread(target=run, args=(rank,), daemon=True) for rank in range(size)]
     for thread in threads:

@@ -113,7 +113,7 @@ class ShardedStep:
             ids: Names of the Gaussians.
             keywords: Of a rendering: masks, deterministic.
         """
-        self.ranks.phase = "project"
+        self.ranks.enter("project")
         dtype, device = splats[0].means.dtype, ids.device
         # rows that nothing meets are sent, and not looked at
         buffer = torch.empty(plan.bases[-1], stages.COLUMNS, dtype=dtype, device=device)
@@ -144,6 +144,7 @@ class ShardedStep:
 
     def exchange_records(self, made: Projection) -> Tensor:  # [W, rows, 12]
         """Send records; what comes for this rank's tasks, by source."""
+        self.ranks.enter("exchange")
         plan = made.plan
         received = plan.received(self.ranks.rank)
         arrived = self.ranks.exchange(made.buffer, plan.sent(), received)
@@ -162,7 +163,7 @@ class ShardedStep:
         """Render this rank's tasks, and find the gradients of their records."""
         ranks = self.ranks
         truth = exchange_images(plan, ranks, self.image)
-        ranks.phase = "picture"
+        ranks.enter("picture")
         back = torch.empty_like(arrived)
         values = torch.zeros(5, dtype=arrived.dtype, device=arrived.device)
         shown = Shown(back.view(-1, stages.COLUMNS), values, {}, {}, {})
@@ -238,6 +239,7 @@ class ShardedStep:
                 *shares,
             ]
         )
+        self.ranks.enter("exchange")
         table = self.ranks.stack(row)
         skip = (table[:, OVERFLOW].amax() > 0).int().view(1)
         arrived = None
@@ -251,12 +253,13 @@ class ShardedStep:
 
     def exchange_gradients(self, made: Projection, shown: Shown) -> Tensor:  # [S, 12]
         """Send gradients back to whose records they are of."""
+        self.ranks.enter("exchange")
         plan = made.plan
         return self.ranks.exchange(shown.back, plan.received(self.ranks.rank), plan.sent())
 
     def finish(self, made: Projection, arrived: Tensor, terms: Sequence[Tensor]) -> None:
         """Find the gradients of parameters: of the records', and of terms of the loss. [] each"""
-        self.ranks.phase = "finish"
+        self.ranks.enter("finish")
         roots: list[Tensor] = []
         v_roots: list[Tensor | None] = []
         for records, sent in zip(made.records, made.sent, strict=True):

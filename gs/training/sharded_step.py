@@ -8,7 +8,8 @@ small has changed nothing and is taken again. On a CPU the report is read at onc
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -51,9 +52,10 @@ class ShardedStepper(Stepper[M]):
     def __init__(self, ranks: Ranks, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
         self.graphs = None
-        self.ranks, self.wants_stop, self.stops = ranks, False, False
-        self._counts_of_ranks = ranks.tell(len(self.gaussians))
-        self.planner = Planner(self.images.cameras, ranks.size, max(self._counts_of_ranks))
+        check_sharded(self.strategies, self.gaussians)
+        self.ranks, self._agreed_to_stop = ranks, False
+        self._counts_of_ranks: list[int] = []  # known once all have come here
+        self.planner = Planner(self.images.cameras, ranks.size)
         self.phases = ShardedStep(ranks, self.planner, self.images.__getitem__)
         self._pending: _Pending | None = None
         self._report: Report | None = None  # of the step that is being taken
@@ -61,6 +63,16 @@ class ShardedStepper(Stepper[M]):
         self._ids = self.gaussians.rows["ids"]
         self._recorded: tuple[Tensor, int] = torch.empty(0), 0
         self._waits = self.gaussians.device.type != "cuda"
+
+    @contextlib.contextmanager
+    def running(self) -> Iterator[None]:
+        self._count_rows()
+        with super().running():
+            yield
+
+    @property
+    def stops(self) -> bool:
+        return self._agreed_to_stop
 
     @property
     def n_gaussians(self) -> int:
@@ -178,7 +190,7 @@ class ShardedStepper(Stepper[M]):
     def _read(self, report: Report) -> bool:
         """Wait for a report and heed it; whether the step must be taken again."""
         table = self.phases.learn(report)
-        self.stops |= bool(table[:, STOP].max() > 0)
+        self._agreed_to_stop |= bool(table[:, STOP].max() > 0)
         return bool(table[:, OVERFLOW].max() > 0)
 
     def _rows_may_have_changed(self) -> None:
@@ -187,11 +199,14 @@ class ShardedStepper(Stepper[M]):
         if not self._moved:
             return
         move_rows(self.gaussians, self.optimizer, self.ranks)
-        self._counts_of_ranks = self.ranks.tell(len(self.gaussians))
+        self._count_rows()
         if self.n_gaussians == 0:
             raise NoneLeft("no Gaussian would be left")
-        self.planner.resized(max(self._counts_of_ranks))
         self._ids = self.gaussians.rows["ids"]
+
+    def _count_rows(self) -> None:
+        self._counts_of_ranks = self.ranks.tell(len(self.gaussians))
+        self.planner.resized(max(self._counts_of_ranks))
 
 
 def check_sharded(strategies: Sequence[Strategy[Any]], model: Model) -> None:

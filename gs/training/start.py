@@ -23,6 +23,8 @@ import torch
 from torch import Tensor
 
 from ..config import PUBLISHED_ITERATIONS, TrainConfig
+from ..data.scene import Scene
+from ..data.visibility import check_points, check_sight
 from ..errors import SplatrimError
 from ..model.gaussians import Gaussians
 from ..model.model import Model
@@ -138,6 +140,23 @@ def load_start(
             f" go on with --method {state['method']} instead of {method}"
         )
     return state
+
+
+def first_model(
+    config: TrainConfig, scene: Scene, start: State | None, device: torch.device
+) -> Gaussians:
+    """The Gaussians that a run begins with: of a start, or at the scene's points."""
+    if start is not None:
+        is_shard = bool(start.get("is_shard"))
+        if not is_shard:
+            check_sight(scene.train, start["params"]["means"], "Gaussians")
+        model = Gaussians.from_state(start, device)
+        model.is_shard = is_shard
+        return model
+    points, colors = scene.points, scene.colors
+    check_points(points)
+    check_sight(scene.train, points, "starting points")
+    return Gaussians.from_points(points, colors, sh_degree=config.sh_degree, device=device)
 
 
 def _ply_state(path: Path, others: Iterable[str]) -> State:

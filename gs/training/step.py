@@ -86,6 +86,7 @@ class Stepper(Generic[M]):
         self.images, self.tracker, self.seed = images, tracker, config.seed
         graphed = config.cuda_graphs and gaussians.device.type == "cuda"
         self.graphs = StepGraphs(CudaRecorder()) if graphed else None
+        self.wants_stop = False  # somebody has asked this process to stop
         self._running = False
         self._stream: torch.cuda.Stream | None = None
         self._buffer: InputBuffer | None = None
@@ -172,6 +173,11 @@ class Stepper(Generic[M]):
             self._count_steps(key, -1)
             with torch.enable_grad():  # whoever looks at the model may have turned it off
                 self.update(step, self.forward_backward(step, images), rates)
+
+    @property
+    def stops(self) -> bool:
+        """Whether no further step is to be taken."""
+        return self.wants_stop
 
     @property
     def n_gaussians(self) -> int:
