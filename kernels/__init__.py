@@ -3,6 +3,7 @@
 import importlib
 from typing import TYPE_CHECKING
 
+from . import exchange
 from .arguments import Capacity, Counts, RasterInputs, RenderSettings
 from .backend import uses_triton
 from .densification import add_gradient_norms, add_langevin_noise, add_regularizer_gradients
@@ -53,6 +54,7 @@ __all__ = [
     "bin_tiles",
     "blend",
     "caches",
+    "exchange",
     "logistic_noise",
     "normals",
     "philox",

@@ -35,6 +35,7 @@ from __future__ import annotations
 import math
 from collections.abc import Hashable
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any
 
 import torch
@@ -176,7 +177,7 @@ class MCMCDensifier(Strategy):
     def densify(self, step: int, ctx: StepContext) -> None:
         """Move the dead and add others now; tensors stay where they are if none comes or goes."""
         if ctx.ranks is not None:
-            self._counts = {**densify_shards(self, step, ctx, draw_sources, share)}
+            self._densify_shards(step, ctx)
             return
         config, gaussians = self.config, ctx.gaussians
         opacities = gaussians.get_opacities()
@@ -218,6 +219,13 @@ class MCMCDensifier(Strategy):
             "n_added": float(n_new),
             "n_pruned": float(n_gone),
         }
+
+    def _densify_shards(self, step: int, ctx: StepContext) -> None:
+        least = self.config.min_opacity
+        draw = partial(draw_sources, seed=derive_seed(self.seed, "mcmc", step))
+        part = partial(share, ctx.gaussians, ctx.optimizer, min_opacity=least)
+        counts, self.n_last = densify_shards(step, ctx, least, self.n_new, draw, part)
+        self._counts = {**counts}
 
     def n_new(self, n: int, n_stay: int) -> int:
         """How many of n Gaussians, of which some stay, are added now."""

@@ -7,45 +7,39 @@ the Gaussians that are put there. The dead are removed, and who is put in their 
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
 from ..model.rows import gather_rows
-from ..seeds import derive_seed
 from ..training.strategy import StepContext, rows_to_prune
 
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from .mcmc import MCMCDensifier
-
-    Draw = Callable[..., Tensor]
-    Share = Callable[..., None]
+Draw = Callable[[Tensor, Tensor, int], Tensor]
+"""Rows drawn, of weights [N], ids [N] and the number n. [n]"""
+Share = Callable[[Tensor], None]
+"""Gives the model's rows [n] what is their part once others are put onto them."""
+Growth = Callable[[int, int], int]
+"""How many are added to n Gaussians, of which some stay."""
 
 
 @torch.no_grad()
 def densify_shards(
-    densifier: MCMCDensifier, step: int, ctx: StepContext, draw: Draw, share: Share
-) -> dict[str, float]:
-    """Move the dead and add others now; how many were.
+    step: int, ctx: StepContext, min_opacity: float, growth: Growth, draw: Draw, share: Share
+) -> tuple[dict[str, float], int]:
+    """Move the dead and add others now.
 
-    Args:
-        densifier: Whose settings and state count.
-        step: The iteration.
-        ctx: Of a shard.
-        draw: gs.densification.mcmc.draw_sources.
-        share: gs.densification.mcmc.share.
+    Returns:
+        How many were moved, added and pruned, and how many there are.
     """
-    config, gaussians, ranks = densifier.config, ctx.gaussians, ctx.ranks
+    gaussians, ranks = ctx.gaussians, ctx.ranks
     assert ranks is not None
     ids, opacities = gaussians.rows["ids"], gaussians.get_opacities()
     named = rows_to_prune(step, gaussians, ctx.strategies)
     stay = torch.ones_like(opacities, dtype=torch.bool) if named is None else ~named
-    dead = stay & (opacities <= config.min_opacity)
+    dead = stay & (opacities <= min_opacity)
     n_all, n_stay, n_dead = ctx.total(len(gaussians), int(stay.sum()), int(dead.sum()))
-    n_gone, n_new = n_all - n_stay, densifier.n_new(n_all, n_stay)
+    n_gone, n_new = n_all - n_stay, growth(n_all, n_stay)
     if n_dead == n_stay:  # there is none to put them onto
         n_dead = n_new = 0
     n_drawn = n_dead + n_new
@@ -54,22 +48,17 @@ def densify_shards(
     if n_drawn:
         weights = torch.where(kept, opacities, 0.0)
         everyone = torch.cat(ranks.gather(ids))
-        seed = derive_seed(densifier.seed, "mcmc", step)
-        drawn = draw(torch.cat(ranks.gather(weights)), everyone, n_drawn, seed=seed)
+        drawn = draw(torch.cat(ranks.gather(weights)), everyone, n_drawn)
         numbers, own = _here(ids, everyone[drawn])
         new_ids = (gaussians.next_id + numbers).to(ids)
-        share(gaussians, ctx.optimizer, own, min_opacity=config.min_opacity)
+        share(own)
     if n_drawn + n_gone:
         rows = kept.nonzero()[:, 0]
         sources = torch.cat([rows, own])
         gather_rows(gaussians, ctx.optimizer, sources, n_kept=len(rows), new_ids=new_ids)
         gaussians.next_id += n_drawn
-    densifier.n_last = n_stay + n_new
-    return {
-        "n_relocated": float(n_dead),
-        "n_added": float(n_new),
-        "n_pruned": float(n_gone),
-    }
+    counts = {"n_relocated": n_dead, "n_added": n_new, "n_pruned": n_gone}
+    return {name: float(n) for name, n in counts.items()}, n_stay + n_new
 
 
 def _here(ids: Tensor, drawn: Tensor) -> tuple[Tensor, Tensor]:  # [N] ascending, [n]

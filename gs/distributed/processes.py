@@ -26,7 +26,7 @@ from torch.distributed.rendezvous import rendezvous
 
 from ..config import resolve_device
 from ..errors import SplatrimError
-from .ranks import Ranks, ToldElsewhere
+from .ranks import Ranks, Solo, ToldElsewhere
 
 T = TypeVar("T")
 
@@ -182,3 +182,21 @@ def _device_of_rank(name: str, *, staged: bool) -> torch.device:
             " things out"
         )
     return device if device.index is not None else torch.device("cuda", local % n_gpus)
+
+
+def find_ranks(device: str, *, backend: str = "auto", timeout: float = 60.0) -> Ranks:
+    """The ranks that torchrun's environment speaks of; Solo without it, or with one rank.
+
+    Args:
+        device: As --device; "auto" and "cuda" give each rank of a node its own GPU.
+        backend: "auto", or "gloo" for tensors on GPUs too, through host memory: then several ranks
+            may share one.
+        timeout: Seconds until a silent rank is given up.
+
+    Raises:
+        SplatrimError: No such device, or too few of them.
+    """
+    size = int(os.environ.get("WORLD_SIZE", "1"))
+    if size == 1:
+        return Solo(resolve_device(device))
+    return Distributed(device, staged=backend == "gloo", timeout=timeout)

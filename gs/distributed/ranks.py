@@ -10,7 +10,6 @@ that move tensors make no host wait where NCCL moves them; those of plain values
 
 from __future__ import annotations
 
-import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from functools import cached_property
@@ -19,7 +18,6 @@ from typing import TypeVar, cast
 import torch
 from torch import Tensor
 
-from ..config import resolve_device
 from ..errors import SplatrimError
 from .clock import PhaseClock
 
@@ -162,23 +160,3 @@ class Solo(Ranks):
 
     def first_only(self, act: Callable[[], T]) -> T | None:
         return act()
-
-
-def find_ranks(device: str, *, backend: str = "auto", timeout: float = 60.0) -> Ranks:
-    """The ranks that torchrun's environment speaks of; Solo without it, or with one rank.
-
-    Args:
-        device: As --device; "auto" and "cuda" give each rank of a node its own GPU.
-        backend: "auto", or "gloo" for tensors on GPUs too, through host memory: then several ranks
-            may share one.
-        timeout: Seconds until a silent rank is given up.
-
-    Raises:
-        SplatrimError: No such device, or too few of them.
-    """
-    size = int(os.environ.get("WORLD_SIZE", "1"))
-    if size == 1:
-        return Solo(resolve_device(device))
-    from .processes import Distributed
-
-    return Distributed(device, staged=backend == "gloo", timeout=timeout)

@@ -46,7 +46,7 @@ def add_gradient_norms(
     """
     dims = check(v_means2d=(v_means2d, "C N 2"), radii=(radii, "C N 2"))
     check(dims, gradients=(gradients, "N"), views=(views, "N"))
-    _check_floats(backend, gradients=gradients, views=views)
+    _check_floats(backend, v_means2d, gradients=gradients, views=views)
     if radii.dtype != torch.int32 or v_means2d.dtype != gradients.dtype:
         raise ValueError(
             f"expected radii int32 and v_means2d float32, got {radii.dtype} and {v_means2d.dtype}"
@@ -100,7 +100,8 @@ def add_langevin_noise(
     """
     dims = check(means=(means, "N 3"), quats=(quats, "N 4"), scales=(scales, "N 3"))
     check(dims, opacities=(opacities, "N"), ids=(ids, "N"), seed=(seed, "2"), lr=(lr, "1"))
-    _check_floats(backend, means=means, quats=quats, scales=scales, opacities=opacities, lr=lr)
+    _check_floats(backend, opacities, means=means, quats=quats, scales=scales, opacities=opacities)
+    _check_floats(backend, lr, lr=lr)
     for name, x in (("ids", ids), ("seed", seed)):
         if x.dtype != torch.int32 or not x.is_contiguous():
             raise ValueError(f"{name}: expected contiguous int32, got {x.dtype}")
@@ -141,22 +142,28 @@ def add_regularizer_gradients(
     dims = check(opacities=(opacities, "N"), scales=(scales, "N 3"))
     check(dims, v_opacities=(v_opacities, "N"), v_scales=(v_scales, "N 3"))
     _check_floats(
-        backend, opacities=opacities, scales=scales, v_opacities=v_opacities, v_scales=v_scales
+        backend,
+        opacities,
+        opacities=opacities,
+        scales=scales,
+        v_opacities=v_opacities,
+        v_scales=v_scales,
     )
     if shares is not None:
         check(dims, shares=(shares, "N"))
-        _check_floats(backend, shares=shares)
+        _check_floats(backend, shares, shares=shares)
     _backend(backend, opacities).add_regularizer_gradients(
         opacities, scales, v_opacities, v_scales, lambda_opacity, lambda_scale, shares
     )
 
 
-def _check_floats(backend: str, **tensors: Tensor) -> None:
-    """The reference takes float64 too."""
+def _check_floats(backend: str, like: Tensor, **tensors: Tensor) -> None:
+    """All of the type of `like`: float32, or float64 with the reference."""
+    is_exact = like.dtype == torch.float64 and not uses_triton(backend, like)
+    dtype = torch.float64 if is_exact else torch.float32
     for name, x in tensors.items():
-        is_exact = x.dtype == torch.float64 and not uses_triton(backend, x)
-        if not (x.dtype == torch.float32 or is_exact) or not x.is_contiguous():
-            raise ValueError(f"{name}: expected contiguous float32, got {x.dtype}")
+        if x.dtype != dtype or not x.is_contiguous():
+            raise ValueError(f"{name}: expected contiguous {dtype}, got {x.dtype}")
 
 
 def _backend(backend: str, x: Tensor) -> ModuleType:

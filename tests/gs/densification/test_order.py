@@ -66,9 +66,9 @@ def test_the_order_of_rows_does_not_matter(kind: str) -> None:
 
 def test_fresh_ids_ascend_with_the_parents() -> None:
     parents = torch.tensor([30, 4, 9, 4], dtype=torch.int32)
-    ids = fresh_ids(parents, 100)
-    assert ids.tolist() == [103, 100, 102, 101] and ids.dtype == torch.int32
-    assert fresh_ids(parents[:0], 5).tolist() == []
+    ids, free = fresh_ids(parents, 100)
+    assert ids.tolist() == [103, 100, 102, 101] and ids.dtype == torch.int32 and free == 104
+    assert fresh_ids(parents[:0], 5)[0].tolist() == []
 
 
 @pytest.mark.parametrize("k", [0, 5, 60, 110])

@@ -19,7 +19,8 @@ from gs.data.camera import Camera
 from gs.data.scene import Scene
 from gs.densification.adaptive import DensifyConfig
 from gs.densification.mcmc import MCMCConfig
-from gs.distributed.ranks import Ranks, find_ranks
+from gs.distributed.processes import find_ranks
+from gs.distributed.ranks import Ranks
 from gs.errors import SplatrimError
 from gs.model.rates import OptimConfig
 from gs.training.strategy import Strategy
