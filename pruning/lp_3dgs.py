@@ -108,6 +108,7 @@ class LP3DGSConfig(MethodConfig):
     logit_decay: Annotated[float, NOT_NEGATIVE] = 0.01
     """Decoupled weight decay of mask logits (AdamW)."""
 
+    NAME: ClassVar[str] = "lp-3dgs"
     PRESETS: ClassVar[dict[str, dict[str, Any]]] = {
         "radsplat": {},
         "mini-splatting": {"score": "mini-splatting", "score_scale": "mean"},

@@ -91,6 +91,7 @@ class MaskGaussianConfig(MethodConfig):
     """Least probability of the Gaussians that are saved, above 0 and below 1. On bonsai, 0.5, 0.8
     and 0.9 keep 393, 377 and 363 thousand for 31.278, 31.275 and 31.257 dB."""
 
+    NAME: ClassVar[str] = "mask-gaussian"
     PRESETS: ClassVar[dict[str, dict[str, Any]]] = {
         "beta": {},
         "alpha": {"lambda_mask": 0.1, "mask_from_iter": 19_000, "mask_until_iter": 20_000},

@@ -98,6 +98,7 @@ class OpacityConfig(ScorePruningConfig):
     ratio: Annotated[float, PRUNED_SHARE] = 0.6
     """Share of the Gaussians that each pruning removes."""
 
+    NAME: ClassVar[str] = "opacity"
     PRESETS: ClassVar[dict[str, dict[str, Any]]] = {"default": {}, "demo": {}}
 
     def score(self, gaussians: Gaussians, cameras: Sequence[Camera]) -> Tensor:

@@ -19,11 +19,10 @@ let Gaussians die and are no part of the logged loss, and after the optimizer mo
 
     noise_lr lr sigmoid(-100 (o - 0.005)) Sigma eta        eta ~ N(0, I), lr that of positions
 
-(equation 8, see kernels/densification/langevin.py). There are no statistics of gradients, and
+(equation 8, see kernels/update/langevin.py). There are no statistics of gradients, and
 opacities are not reset. What other strategies name is removed, not moved, and the budget allows for
 others in its place; what they remove by themselves, between densifications, stays removed: the
-budget falls to what they left. All draws are by seed, iteration and id: the k-th of the dead, by
-id, goes to the k-th Gaussian drawn.
+budget falls to what they left. All draws are by seed, iteration and id.
 
 The published code starts from scales of 0.1 of the distance to the neighbours (`initial_scale`; by
 default it is 1 here, as in 3DGS), draws for the dead first and for the added from what that leaves,
@@ -198,9 +197,7 @@ class MCMCDensifier(Strategy):
                 seed=derive_seed(self.seed, "mcmc", step),
             )
             share(gaussians, ctx.optimizer, sources, min_opacity=config.min_opacity)
-            rows = rows_where(dead, n_dead)
-            rows = rows[gaussians.rows["ids"][rows].argsort()]
-            copy_rows(gaussians, ctx.optimizer, rows, sources[:n_dead])
+            copy_rows(gaussians, ctx.optimizer, rows_where(dead, n_dead), sources[:n_dead])
         else:
             sources = stay.new_empty(0, dtype=torch.int64)
         if n_gone + n_new:

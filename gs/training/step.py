@@ -340,6 +340,8 @@ class Stepper(Generic[M]):
         """What distinguishes graphs, or None where `step` must be taken in parts."""
         if not self._running or step == self.config.iterations:
             return None
+        if len(indices) != self.config.batch:
+            return None
         if len(indices) > 1 and not self.gaussians.same_in_all_views:
             return None
         cameras = [self.images.cameras[i] for i in indices]

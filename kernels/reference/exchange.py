@@ -90,7 +90,7 @@ def unpack_records(buffer: Tensor) -> tuple[Tensor, Tensor]:  # [W, 1 + capacity
     rows = buffer[:, 1:]
     there = torch.arange(rows.shape[1]) < counts[:, None]
     values = torch.where(there[..., None], rows, 0.0).reshape(-1, COLUMNS)
-    ids = integers_of(values)[:, ID].to(torch.int32)
+    ids = integers_of(values)[:, ID].to(torch.int32, copy=True)
     values[:, ID] = values[:, DEPTH]
     return values, ids
 

@@ -7,6 +7,7 @@ DENSIFY = ("test_adaptive.py", "test_adaptive_parts.py")
 TAMING = ("test_taming.py",)
 CHAIN = ("test_mcmc.py",)
 NUMBERS = ("test_constants.py",)
+BATCH, SEEN, ORDER = ("test_batch.py",), ("test_seen.py",), ("test_order.py",)
 
 GS = [
     # the loop
@@ -18,8 +19,8 @@ GS = [
     ),
     Mutant(
         "background is ignored",
-        "out = render(gaussians, inputs.view, background=inputs.background, **keywords)",
-        "out = render(gaussians, inputs.view, **keywords)",
+        "render(gaussians, view, background=inputs.background, **keywords)",
+        "render(gaussians, view, **keywords)",
         WIRING,
     ),
     Mutant(
@@ -36,8 +37,8 @@ GS = [
     ),
     Mutant(
         "no D-SSIM in training",
-        "photometric_gradient(colors, target, config.lambda_dssim)",
-        "photometric_gradient(colors, target, 0.0)",
+        "photometric_gradient(image, target, config.lambda_dssim)",
+        "photometric_gradient(image, target, 0.0)",
         WIRING,
     ),
     Mutant(
@@ -46,6 +47,37 @@ GS = [
         "loss = total(values[0], [v_image for _, v_image in found], images)",
         WIRING,
     ),
+    # steps of several images
+    Mutant("a batch learns as slowly", "gain = math.sqrt(n_images)", "gain = 1.0", BATCH),
+    Mutant("a batch forgets as slowly", "betas[0] ** n_images", "betas[0]", BATCH),
+    Mutant("eps of a mean", "eps * gain)", "eps / gain)", BATCH),
+    Mutant("terms count once per step", "else n_images * x for x in", "else x for x in", BATCH),
+    Mutant(
+        "statistics of the first size", "for out in ctx.renderings:", "for out in [ctx.out]:", BATCH
+    ),
+    Mutant(
+        "events of image 0", "if rest < n_images else None", "if rest <= n_images else None", BATCH
+    ),
+    Mutant("moments of a single image", "ratio = now / before", "ratio = 1.0", BATCH),
+    Mutant(
+        "every image is shown the first view",
+        "view=view.one(k), others=()",
+        "view=view.one(0)",
+        BATCH,
+    ),
+    # what a step sees
+    Mutant("skipped rows age", "counts += seen", "counts += 1", SEEN),
+    Mutant("rows have the model's age", "t = counts.double()", "t = counts.double() * 0 + 1", SEEN),
+    Mutant(
+        "regularisers by who is seen, not how often",
+        'out.info["observations"] = context.observations',
+        'out.info["observations"] = (context.observations > 0).float()',
+        SEEN,
+    ),
+    Mutant("moved and seen", "(moved & ~seen)", "moved", SEEN),
+    # draws by id
+    Mutant("new ids by row", "parents.argsort(stable=True)", "torch.arange(len(parents))", ORDER),
+    Mutant("ties of a draw by row", "rows = rows[ids[rows].argsort()]", "rows = rows + 0", ORDER),
     Mutant(
         "the optimizer steps last, too", "elif step < self.config.iterations:", "elif True:", WIRING
     ),
@@ -106,8 +138,8 @@ GS = [
     ),
     Mutant(
         "densifies in the last iteration of its window",
-        "inside = self.densify_from_iter < step < self.densify_until_iter",
-        "inside = self.densify_from_iter < step <= self.densify_until_iter",
+        "self.densify_from_iter < due < self.densify_until_iter",
+        "self.densify_from_iter < due <= self.densify_until_iter",
         DENSIFY,
     ),
     Mutant("opacities are reset upwards", ".clamp_max(limit)\n", ".clamp_min(limit)\n", DENSIFY),
