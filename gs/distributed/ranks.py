@@ -23,6 +23,8 @@ from .clock import PhaseClock
 
 T = TypeVar("T")
 
+EXCHANGE = "exchange"  # in place of a phase, where ranks talk
+
 
 class ToldElsewhere(SystemExit):
     """This rank ends with status 2; another one tells why."""
@@ -56,9 +58,10 @@ class Ranks(ABC):
         return PhaseClock(self.device)
 
     def enter(self, phase: str) -> None:
-        """A phase of the step begins; "" is none."""
-        self.phase = phase
+        """A phase of the step begins, or with EXCHANGE what lies between two."""
         self.clock.enter(phase)
+        if phase != EXCHANGE:
+            self.phase = phase
 
     def exchange(self, x: Tensor, sent: Sequence[int], received: Sequence[int]) -> Tensor:
         """Send rows to every rank and get rows of every rank; nothing waits.

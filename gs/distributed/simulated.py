@@ -70,6 +70,14 @@ class Simulated(Ranks):
         self.rank, self.size, self.device = rank, size, device
         self._turns, self._round = turns, 0
 
+    def enter(self, phase: str) -> None:
+        watch = self._turns.watch
+        if watch is not None:
+            watch.ends(self.rank, self.phase)
+        super().enter(phase)
+        if watch is not None:
+            watch.begins(self.rank)
+
     def _all(self, value: Any) -> list[Any]:
         turns, values = self._turns, self._turns.values[self._round % 2]
         values[self.rank] = value

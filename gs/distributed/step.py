@@ -27,7 +27,7 @@ from kernels import exchange as stages
 from ..model.model import Splats
 from ..model.view import View
 from .exchange import Plan, Planner, exchange_images
-from .ranks import Ranks
+from .ranks import EXCHANGE, Ranks
 
 MASK_KEYWORDS = {"mask_logits", "mask_ids", "masks", "mask_seed"}
 # of a report: overflow, wish to stop, sum of masks, and the five values of the photometric loss
@@ -84,6 +84,8 @@ class ShardedStep:
         planner: Plans; its twins on other ranks make the same.
         image: The ground truth of a camera, on the device. [H, W, 3] uint8
         backend: As `kernels.rasterization` has it.
+
+    `on_picture`, where it is set, sees the window that each own task has rendered. [rows, W, 3]
     """
 
     def __init__(
@@ -95,6 +97,7 @@ class ShardedStep:
         backend: str = "auto",
     ) -> None:
         self.ranks, self.planner, self.image, self.backend = ranks, planner, image, backend
+        self.on_picture: Callable[[Plan, int, Tensor], None] | None = None
 
     def project(
         self,
@@ -144,7 +147,7 @@ class ShardedStep:
 
     def exchange_records(self, made: Projection) -> Tensor:  # [W, rows, 12]
         """Send records; what comes for this rank's tasks, by source."""
-        self.ranks.enter("exchange")
+        self.ranks.enter(EXCHANGE)
         plan = made.plan
         received = plan.received(self.ranks.rank)
         arrived = self.ranks.exchange(made.buffer, plan.sent(), received)
@@ -183,6 +186,8 @@ class ShardedStep:
                 by_id=by_id or deterministic,
                 backend=self.backend,
             )
+            if self.on_picture is not None:
+                self.on_picture(plan, k, picture.colors.detach())
             parts, v_colors = photometric_rows(
                 picture.colors.detach(),
                 target,
@@ -239,7 +244,7 @@ class ShardedStep:
                 *shares,
             ]
         )
-        self.ranks.enter("exchange")
+        self.ranks.enter(EXCHANGE)
         table = self.ranks.stack(row)
         skip = (table[:, OVERFLOW].amax() > 0).int().view(1)
         arrived = None
@@ -253,7 +258,7 @@ class ShardedStep:
 
     def exchange_gradients(self, made: Projection, shown: Shown) -> Tensor:  # [S, 12]
         """Send gradients back to whose records they are of."""
-        self.ranks.enter("exchange")
+        self.ranks.enter(EXCHANGE)
         plan = made.plan
         return self.ranks.exchange(shown.back, plan.received(self.ranks.rank), plan.sent())
 

@@ -47,6 +47,8 @@ class ShardedStepper(Stepper[M]):
         ranks: Who trains together; `model` has the rows that this one owns.
         *args: As `Stepper` has them.
         **options: As `Stepper` has them.
+
+    `by_id` says that the next step draws Gaussians of equal depth by id.
     """
 
     def __init__(self, ranks: Ranks, *args: Any, **options: Any) -> None:
@@ -59,7 +61,8 @@ class ShardedStepper(Stepper[M]):
         self.phases = ShardedStep(ranks, self.planner, self.images.__getitem__)
         self._pending: _Pending | None = None
         self._report: Report | None = None  # of the step that is being taken
-        self._moved = False  # rows have changed in the last step
+        # rows have changed in the last step: a clone is as far away as its parent
+        self.by_id = False
         self._ids = self.gaussians.rows["ids"]
         self._recorded: tuple[Tensor, int] = torch.empty(0), 0
         self._waits = self.gaussians.device.type != "cuda"
@@ -91,6 +94,7 @@ class ShardedStepper(Stepper[M]):
             self.optimizer.zero_grad(set_to_none=True)
 
     def update(self, step: int, computed: StepContext[M], rates: Rates) -> None:
+        self.ranks.enter("update")
         set_learning_rates(self.optimizer, rates)
         self._update(step, computed)
 
@@ -143,7 +147,7 @@ class ShardedStepper(Stepper[M]):
             background,
             config.lambda_dssim,
             deterministic=config.deterministic,
-            by_id=self._moved,
+            by_id=self.by_id,
         )
         report, skip, table = phases.report(made, shown, wants_stop=self.wants_stop)
         arrived = phases.exchange_gradients(made, shown)
@@ -195,8 +199,8 @@ class ShardedStepper(Stepper[M]):
 
     def _rows_may_have_changed(self) -> None:
         """Bring rows to their owners if strategies have made or removed some: on all ranks."""
-        self._moved = self.gaussians.rows["ids"] is not self._ids
-        if not self._moved:
+        self.by_id = self.gaussians.rows["ids"] is not self._ids
+        if not self.by_id:
             return
         move_rows(self.gaussians, self.optimizer, self.ranks)
         self._count_rows()
