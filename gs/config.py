@@ -156,8 +156,16 @@ def as_plain(config: Any) -> Any:
     return str(config) if isinstance(config, Path) else config
 
 
-def resume_command(args: Sequence[str], model_path: Path, checkpoint: Path) -> str:
+def resume_command(
+    args: Sequence[str], model_path: Path, checkpoint: Path, n_ranks: int = 1
+) -> str:
     """The command that goes on from `checkpoint`: `args` of train.py, pointed at it."""
+    program = ["python"] if n_ranks == 1 else ["torchrun", "--nproc_per_node", str(n_ranks)]
+    return shlex.join([*program, "train.py", *resume_arguments(args, model_path, checkpoint)])
+
+
+def resume_arguments(args: Sequence[str], model_path: Path, checkpoint: Path) -> list[str]:
+    """The arguments of `resume_command`."""
     kept: list[str] = []
     skip = False
     for word in args:
@@ -169,4 +177,4 @@ def resume_command(args: Sequence[str], model_path: Path, checkpoint: Path) -> s
             kept.append(word)
     if not {word.split("=")[0].replace("_", "-") for word in kept} & {"-m", "--model-path"}:
         kept += ["-m", str(model_path)]
-    return shlex.join(["python", "train.py", *kept, "--start_checkpoint", str(checkpoint)])
+    return [*kept, "--start_checkpoint", str(checkpoint)]

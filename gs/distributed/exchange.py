@@ -27,7 +27,7 @@ from .tasks import CostTable, Task, cut_batch
 SLACK = 1.15  # rows over what was needed last
 ENTRY_SLACK = 1.3  # entries of tile lists, of which views differ more
 LEAST = 64  # rows of a task's part
-GUESS = 0.4  # share of all Gaussians that a camera nobody knows is thought to see
+GUESS = 0.3  # share of all Gaussians that a camera nobody knows is thought to see
 DECAY = 0.9  # per step, of the largest need of entries over what was expected
 
 
@@ -116,7 +116,8 @@ class Planner:
         self.costs = CostTable()
         self._needs: dict[int, float] = {}  # rows of a source for a whole image, by camera
         self._rows = GUESS  # of pairs of camera and Gaussian, that are visible
-        self._entries = 1.0  # needed over expected
+        # entries needed over those expected, of cameras that have been visited and of others
+        self._entries = {True: 1.0, False: 1.0}
 
     def plan(self, cameras: Sequence[int]) -> Plan:
         """The plan of a batch, whose images of one size lie next to each other."""
@@ -149,7 +150,8 @@ class Planner:
         expected = known[task.first - task.above : task.last + task.below].sum()
         if expected == 0:  # nobody has been anywhere yet
             expected = 8.0 * self.size * plan.capacities[k]
-        return max(math.ceil(ENTRY_SLACK * self._entries * expected), 1 << 12)
+        factor = self._entries[self.costs.knows(plan.camera(k))]
+        return max(math.ceil(ENTRY_SLACK * factor * expected), 1 << 12)
 
     def learn(
         self,
@@ -168,9 +170,10 @@ class Planner:
         self._needs = before | found
         if own.size:
             self._rows = max(float(own.max()), self._rows * DECAY)
-        for entries, capacity in needed.values():
-            factor = entries / capacity * ENTRY_SLACK * self._entries
-            self._entries = max(factor, self._entries * DECAY, 0.5)
+        for k, (entries, capacity) in needed.items():
+            known = self.costs.knows(plan.camera(k))
+            factor = entries / capacity * ENTRY_SLACK * self._entries[known]
+            self._entries[known] = max(factor, self._entries[known] * DECAY, 0.5)
         if strips.sum() > 0:
             firsts = plan.first_strips
             for place, camera in enumerate(plan.cameras):

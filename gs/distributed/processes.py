@@ -32,6 +32,7 @@ T = TypeVar("T")
 
 POLL = 0.02  # seconds between looks at the store
 ROLL_CALL = 2.0  # seconds in which those that are left answer
+TOLD = "told"  # in the store: a rank that has failed has said why
 DEVICE_PATIENCE = 10  # times the timeout, until NCCL ends a process by itself
 
 
@@ -54,11 +55,13 @@ class Distributed(Ranks):
 
     def __init__(self, device: str, *, staged: bool = False, timeout: float = 60.0) -> None:
         self.rank, self.size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
-        self.timeout, self._acts = timeout, 0
+        self.timeout, self._acts, self._has_lost = timeout, 0, False
         try:
             self.device = _device_of_rank(device, staged=staged)
-        except SplatrimError as error:
-            raise (error if self.rank == 0 else ToldElsewhere()) from None
+        except SplatrimError:
+            if self.rank == 0:
+                raise
+            raise ToldElsewhere from None
         self.staged = staged and self.device.type == "cuda"
         if self.device.type == "cuda":
             torch.cuda.set_device(self.device)
@@ -125,9 +128,13 @@ class Distributed(Ranks):
             if time.monotonic() > deadline:
                 self._call_roll(f"has not answered for {self.timeout:.0f} s")
 
+    def tell_failure(self) -> None:
+        with contextlib.suppress(RuntimeError):
+            self._store.set(TOLD, "yes")
+
     def close(self) -> None:
-        self._tensors = None
-        if dist.is_initialized():
+        lost_on_gpu, self._tensors = self._has_lost and self._tensors is not None, None
+        if dist.is_initialized() and not lost_on_gpu:  # NCCL would wait for the lost
             dist.destroy_process_group()
 
     def _staged(self, x: Tensor) -> Tensor:
@@ -146,25 +153,27 @@ class Distributed(Ranks):
             self._call_roll(silent if late else "has ended")
 
     def _call_roll(self, how: str) -> NoReturn:
-        lost, living = self._lost()
-        if self.rank != living[0]:
+        self._has_lost = True
+        lost, living, told = self._lost()
+        if told or self.rank != living[0]:
             raise ToldElsewhere
         who = "a rank" if not lost else "rank " + " and ".join(map(str, lost))
         if len(lost) > 1:
             who, how = who.replace("rank", "ranks"), how.replace("has", "have", 1)
         raise RankLost(f"{who} {how} at iteration {self.step}: all ranks stop")
 
-    def _lost(self) -> tuple[list[int], list[int]]:
-        """Ranks that do not answer, and the others."""
+    def _lost(self) -> tuple[list[int], list[int], bool]:
+        """Ranks that do not answer, the others, and whether one has said why it has ended."""
         try:
             self._store.set(f"alive/{self.rank}", str(self.step))
             deadline, living = time.monotonic() + ROLL_CALL, [self.rank]
             while time.monotonic() < deadline and len(living) < self.size:
                 time.sleep(POLL)
                 living = [r for r in range(self.size) if self._store.check([f"alive/{r}"])]
+            told = self._store.check([TOLD])
         except RuntimeError:  # the store has gone: so has who held it
-            return [], [self.rank]
-        return [rank for rank in range(self.size) if rank not in living], living
+            return [], [self.rank], False
+        return [rank for rank in range(self.size) if rank not in living], living, told
 
 
 def _device_of_rank(name: str, *, staged: bool) -> torch.device:

@@ -141,6 +141,10 @@ class Ranks(ABC):
             raise error
         raise ToldElsewhere
 
+    def tell_failure(self) -> None:
+        """This rank ends and has said why: the others need not say that it is lost."""
+        return None
+
     def close(self) -> None:
         """Leave the group."""
         return None

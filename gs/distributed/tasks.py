@@ -112,6 +112,10 @@ class CostTable:
         )
         return self.entries(camera, width, height) + PIXEL_COST * width * rows
 
+    def knows(self, camera: int) -> bool:
+        """Whether a camera has been visited."""
+        return camera in self._entries
+
     def note(self, camera: int, entries: Costs) -> None:
         """Keep what a visit has counted."""
         self._entries[camera] = np.asarray(entries, dtype=np.float64)

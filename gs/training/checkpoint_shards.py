@@ -27,7 +27,7 @@ from ..files import write_json
 from ..run_record import MANIFEST, checkpoint_path, saved_checkpoints
 from ..run_settings import SETTINGS
 from ..schema import anything, fields, integer, listed, mapped, maybe, read_checked, text
-from .checkpoint import load_checkpoint, save_checkpoint
+from .checkpoint import load_checkpoint, peek_checkpoint, save_checkpoint
 from .finite import check_state
 
 FORMAT, VERSION = "splatrim shards", 1
@@ -213,6 +213,14 @@ def load_any(path: Path, ranks: Ranks | None = None) -> dict[str, Any]:
     if path.is_dir():
         return load_shards(path) if ranks is None else load_shards(path, ranks.rank, ranks.size)
     return load_checkpoint(path)
+
+
+def peek_any(path: Path) -> tuple[int, dict[str, Any]] | None:
+    """The iteration of a checkpoint, of one file or of shards, and its run's settings."""
+    if not path.is_dir():
+        return peek_checkpoint(path)
+    manifest = read_manifest(path)
+    return manifest["step"], manifest["config"]
 
 
 def remove_checkpoint(folder: Path, step: int) -> None:

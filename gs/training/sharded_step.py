@@ -213,10 +213,15 @@ class ShardedStepper(Stepper[M]):
         self.planner.resized(max(self._counts_of_ranks))
 
 
+def runs_on_ranks(strategy: Strategy[Any]) -> bool:
+    """Whether a strategy works where each rank has a part of the Gaussians."""
+    return type(strategy) is Strategy or strategy.runs_on_several_ranks
+
+
 def check_sharded(strategies: Sequence[Strategy[Any]], model: Model) -> None:
     """Raise SplatrimError if something of a run does not work on several ranks."""
     for strategy in strategies:
-        if type(strategy) is not Strategy and not strategy.runs_on_several_ranks:
+        if not runs_on_ranks(strategy):
             raise SplatrimError(f"{strategy.name} does not run on several GPUs yet: use one GPU")
     if not model.same_in_all_views or any(True for _ in model.shared.parameters()):
         raise SplatrimError(f"{type(model).__name__} does not run on several GPUs yet: use one GPU")
