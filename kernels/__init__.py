@@ -3,11 +3,13 @@
 import importlib
 from typing import TYPE_CHECKING
 
+from . import exchange
 from .arguments import Capacity, Counts, RasterInputs, RenderSettings
 from .backend import uses_triton
 from .photometric import (
     photometric_gradient,
     photometric_loss,
+    photometric_rows,
     photometric_values,
     structural_similarity,
 )
@@ -56,11 +58,13 @@ __all__ = [
     "bin_tiles",
     "blend",
     "caches",
+    "exchange",
     "logistic_noise",
     "normals",
     "philox",
     "photometric_gradient",
     "photometric_loss",
+    "photometric_rows",
     "photometric_values",
     "project",
     "rasterization",

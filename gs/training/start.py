@@ -23,6 +23,9 @@ import torch
 from torch import Tensor
 
 from ..config import PUBLISHED_ITERATIONS, TrainConfig
+from ..data.scene import Scene
+from ..data.visibility import check_points, check_sight
+from ..distributed.ranks import Ranks
 from ..errors import SplatrimError
 from ..formats.model_file import load_model, load_offset
 from ..model.gaussians import Gaussians
@@ -30,7 +33,7 @@ from ..model.model import Model
 from ..model.rates import OptimConfig
 from ..model.specs import PUBLISHED, ParameterSpec
 from ..schedule import multiple_in
-from .checkpoint import load_checkpoint, peek_checkpoint
+from .checkpoint_shards import load_any, peek_any
 from .run_state import RunState
 from .strategy import StepContext, Strategy
 
@@ -88,7 +91,7 @@ def find_origin(ply: Path | None, checkpoint: Path | None) -> Origin | None:
         return Origin(PUBLISHED_ITERATIONS, PUBLISHED_ITERATIONS)
     if checkpoint is None or not checkpoint.exists():
         return None
-    seen = peek_checkpoint(checkpoint)
+    seen = peek_any(checkpoint)
     if seen is None:
         return None
     step, settings = seen
@@ -99,7 +102,10 @@ def find_origin(ply: Path | None, checkpoint: Path | None) -> Origin | None:
 
 
 def load_start(
-    config: TrainConfig, method: str, methods: Mapping[str, type[Heritage]]
+    config: TrainConfig,
+    method: str,
+    methods: Mapping[str, type[Heritage]],
+    ranks: Ranks | None = None,
 ) -> State | None:
     """The state for `Trainer(start=...)` that the flags ask for, None for the scene's points.
 
@@ -107,6 +113,7 @@ def load_start(
         config: Its start_ply or start_checkpoint is read; post_start says whether to post-train.
         method: The pruning method of the run.
         methods: All methods by name: what they left in a model is theirs to read.
+        ranks: Those that train together: of shards each takes its own rows, unless it post-trains.
 
     Raises:
         SplatrimError: absent, broken, no iterations left, or a checkpoint of another method that
@@ -116,7 +123,8 @@ def load_start(
         others = [name for heir in methods.values() for name in heir.PROPERTIES]
         path, state = config.start_ply, _ply_state(config.start_ply, others)
     elif config.start_checkpoint is not None:
-        path, state = config.start_checkpoint, load_checkpoint(config.start_checkpoint)
+        path = config.start_checkpoint
+        state = load_any(path, ranks if config.post_start is None else None)
     else:
         return None
     for heir in methods.values():
@@ -138,6 +146,23 @@ def load_start(
             f" go on with --method {state['method']} instead of {method}"
         )
     return state
+
+
+def first_model(
+    config: TrainConfig, scene: Scene, start: State | None, device: torch.device
+) -> Gaussians:
+    """The Gaussians that a run begins with: of a start, or at the scene's points."""
+    if start is not None:
+        is_shard = bool(start.get("is_shard"))
+        if not is_shard:
+            check_sight(scene.train, start["params"]["means"], "Gaussians")
+        model = Gaussians.from_state(start, device)
+        model.is_shard = is_shard
+        return model
+    points, colors = scene.points, scene.colors
+    check_points(points)
+    check_sight(scene.train, points, "starting points")
+    return Gaussians.from_points(points, colors, sh_degree=config.sh_degree, device=device)
 
 
 def _ply_state(path: Path, others: Iterable[str]) -> State:
@@ -232,6 +257,7 @@ class PostRates(Strategy):
     """
 
     name = "post_rates"
+    runs_on_several_ranks = True
 
     def __init__(self, optim: OptimConfig, *, start: int, iterations: int) -> None:
         self.optim, self.start = optim, start
