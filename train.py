@@ -88,6 +88,29 @@ def _warm_up(device: torch.device) -> None:
         kernels.warm_up(device)
 
 
+def _measure(config: Config[Any, Any]) -> None:
+    out, device = config.train.model_path, config.train.device
+    render_views(out, skip_train=True, quiet=config.train.quiet, device=device)
+    compute_metrics([out], device=device)
+
+
+def _train_baseline(config: Config[Any, Any]) -> bool:
+    """Train and measure what the demo's report compares with; False where there is none.
+
+    The run itself is finished by then: whoever stops here keeps it and its report.
+    """
+    baseline = cli.baseline_of(config, METHODS)
+    if baseline is None:
+        return False
+    logger.info(f"baseline: {baseline.choice.method} for as many iterations")
+    if build_trainer(baseline).fit() is not None:
+        report = config.train.model_path / "report.html"
+        print(f"stopped; {report} is there, without the baseline", file=sys.stderr)
+        sys.exit(130)
+    _measure(baseline)
+    return True
+
+
 def main(args: list[str] | None = None) -> None:
     """Train, and say what to run next."""
     args = sys.argv[1:] if args is None else args
@@ -103,10 +126,10 @@ def main(args: list[str] | None = None) -> None:
         print(f"stopped; go on with: {resume_command(args, out, checkpoint)}", file=sys.stderr)
         sys.exit(130)
     if config.choice.demo:
-        device = config.train.device
-        render_views(out, skip_train=True, quiet=config.train.quiet, device=device)
-        compute_metrics([out], device=device)
+        _measure(config)
         logger.info(f"report: {write_report(out)}")
+        if _train_baseline(config):
+            logger.info(f"report, with the baseline: {write_report(out)}")
     else:
         path = shlex.quote(str(out))
         logger.info(f"next: python -m gs.render -m {path} && python -m gs.metrics -m {path}")

@@ -24,6 +24,7 @@ from .schema import digits, fields, integer, listed, mapped, maybe, read_checked
 
 RECORD = "run.json"
 CONFIG = "config.json"
+BASELINE = "baseline"  # folder in a run's, of the run that its report compares with
 _RECORD = fields(
     {
         "run": text,

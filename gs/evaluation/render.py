@@ -34,6 +34,7 @@ from ..model.renderer import RenderOutput, render
 from ..ranges import ITERATION, check_ranges
 from ..run_record import find_model
 from ..run_settings import read_settings
+from .readable import frame_rate
 from .rendered import (
     PER_VIEW,
     RESULTS,
@@ -105,7 +106,14 @@ def render_views(
     check_writable(model_path)
     where = resolve_device(device)
     gaussians = Gaussians.from_tensors({name: x.to(where) for name, x in load_ply(ply).items()})
-    scene = _load_scene(settings, source_path, images, resolution, model_path, read_offset(ply))
+    scene = load_run_scene(
+        settings,
+        model_path,
+        read_offset(ply),
+        source_path=source_path,
+        images=images,
+        resolution=resolution,
+    )
     white = bool(settings.get("white_background", False))
     background = torch.full((3,), float(white), device=where)
     stats: dict[str, Any] = {
@@ -137,7 +145,8 @@ def render_views(
     stats |= timer.summary()
     if "fps" in stats:
         logger.info(
-            f"rendering: {stats['fps']:.4g} frames/s at {stats['width']}x{stats['height']}, "
+            f"rendering: {' '.join(frame_rate(stats['fps']))} "
+            f"at {stats['width']}x{stats['height']}, "
             f"{len(gaussians)} Gaussians, {stats['device']}"
         )
     if not {"test", "train"} & stats.keys():
@@ -146,14 +155,28 @@ def render_views(
     return stats
 
 
-def _load_scene(
+def load_run_scene(
     settings: dict[str, Any],
-    source_path: str | Path | None,
-    images: str | None,
-    resolution: int | None,
     model_path: Path,
     world_offset: tuple[float, float, float],
+    *,
+    source_path: str | Path | None = None,
+    images: str | None = None,
+    resolution: int | None = None,
 ) -> Scene:
+    """The scene of a run as it was trained on.
+
+    Args:
+        settings: As `gs.run_settings.read_settings` gives them.
+        model_path: The run's folder.
+        world_offset: That of the model's file.
+        source_path: The scene, if it has moved since training.
+        images: Sub-folder with the images, instead of the run's.
+        resolution: As in training, instead of the run's.
+
+    Raises:
+        SplatrimError: it is not known where the scene is, or it cannot be read.
+    """
     source = source_path or settings.get("source_path")
     if not source:
         raise SplatrimError("the run does not say where its scene is: give it with -s")

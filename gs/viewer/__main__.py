@@ -9,13 +9,10 @@ from typing import Annotated
 
 import tyro
 
-from ..data.scene import load_scene
 from ..errors import SplatrimError, run_cli
 from ..logs import show_log
-from ..model.ply import load_ply
-from ..run_record import find_model
-from ..run_settings import read_settings
 from .page import write_page
+from .run_model import load_shown
 
 logger = logging.getLogger("splatrim")
 
@@ -44,31 +41,19 @@ def write_run_page(config: PageConfig) -> Path:
     """
     if config.sh_degree is not None and not 0 <= config.sh_degree <= 3:
         raise SplatrimError(f"--sh_degree {config.sh_degree}: choose 0, 1, 2 or 3")
-    settings = read_settings(config.model_path)
-    iteration, ply = find_model(config.model_path, config.iteration)
-    source = config.source_path or settings.get("source_path")
-    if not source:
-        raise SplatrimError("the run does not say where its scene is: give it with -s")
-    scene = load_scene(
-        Path(source),
-        images=settings.get("images"),
-        resolution=int(settings.get("resolution", -1)),
-        eval=bool(settings.get("eval", False)),
-        init_points=1,  # the points play no part here
-    )
+    shown = load_shown(config.model_path, config.iteration, config.source_path)
     output = config.output or config.model_path / "view.html"
-    white = float(bool(settings.get("white_background", False)))
     try:
         size = write_page(
             output,
-            load_ply(ply),
-            scene.test or scene.train,
-            title=f"{Path(source).name}, iteration {iteration}",
-            background=(white, white, white),
+            shown.tensors,
+            shown.cameras,
+            title=shown.title,
+            background=shown.background,
             sh_degree=config.sh_degree,
         )
     except ValueError as error:
-        raise SplatrimError(f"{ply} cannot be shown: {error}") from error
+        raise SplatrimError(f"{config.model_path} cannot be shown: {error}") from error
     logger.info(f"{output}: {size / 1e6:.1f} MB")
     return output
 

@@ -11,11 +11,21 @@ import torch
 from PIL import Image
 
 from gs.errors import SplatrimError
+from gs.evaluation.readable import duration, frame_rate, milliseconds
 from gs.model.ply import save_ply
-from gs.report.charts import MAX_POINTS, Series, compact, line_chart, moving_average, nice_ticks
+from gs.report.charts import (
+    MAX_POINTS,
+    Series,
+    compact,
+    line_chart,
+    log_ticks,
+    moving_average,
+    nice_ticks,
+)
 from gs.report.page import ERROR_COLORS, MAX_IMAGE_WIDTH, data_uri, error_map
 from gs.report.run import Run, View, load_run
-from gs.report.sections import SECTIONS, choose_views, duration, main, write_report
+from gs.report.sections import SECTIONS, main, write_report
+from gs.report.views import choose_views
 
 
 def write_run(out: Path, *, n_views: int = 8) -> None:
@@ -77,7 +87,7 @@ def write_run(out: Path, *, n_views: int = 8) -> None:
 class Checker(HTMLParser):
     """Balanced tags, and every address that the page would open."""
 
-    VOID = ("meta", "img", "line", "circle", "polyline", "rect", "br")
+    VOID = ("meta", "img", "line", "circle", "polyline", "rect", "br", "input")
 
     def __init__(self) -> None:
         super().__init__()
@@ -117,7 +127,8 @@ def test_a_whole_run(tmp_path: Path) -> None:
         "0.812",
         "0.250",
         "40",
-        "80 % fewer than the peak of 200",
+        "80 % fewer than the peak",
+        "There is no 3D view: /data/<garden> & co does not exist",
         "4:05",
         "12.5",
         "in use",
@@ -126,7 +137,7 @@ def test_a_whole_run(tmp_path: Path) -> None:
     ):
         assert expected in text, expected
     html = (tmp_path / "out/report.html").read_text()
-    assert html.count("<svg") == 4 and html.count("<figure>") == 18
+    assert html.count("<svg") == 4 and html.count("<figure>") == 12
 
 
 def test_the_page_needs_nothing_from_outside(tmp_path: Path) -> None:
@@ -241,6 +252,15 @@ def test_duration() -> None:
         assert duration(seconds) == expected
 
 
+def test_rates_of_slow_renderers_are_times() -> None:
+    rates = {1234.6: ("1,235", "frames/s"), 12.5: ("12.5", "frames/s"), 1.0: ("1", "frames/s")}
+    rates |= {0.0981: ("10.2", "s per view"), 0.004: ("4:10", "min per view")}
+    for fps, expected in rates.items():
+        assert frame_rate(fps) == expected
+    texts = {0.526: "0.526 ms", 80: "80 ms", 10_200: "10.2 s"}
+    assert {ms: milliseconds(ms) for ms in texts} == texts
+
+
 def test_error_map_scale() -> None:
     colors = error_map(np.array([[0.0, 0.05, 0.1, 0.7]], np.float32), 0.1)
     hexes = ["#" + bytes(pixel).hex() for pixel in colors[0]]
@@ -278,6 +298,32 @@ def test_nice_ticks_at_any_scale() -> None:
         ticks = nice_ticks(low, high, 5, cover=True)
         assert 2 <= len(ticks) <= 8 and ticks == sorted(set(ticks))
         assert ticks[0] <= low and ticks[-1] >= high
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "ticks"),
+    [
+        (0.013, 0.3, [0.01, 0.02, 0.05, 0.1, 0.2, 0.5]),
+        (5.0, 5.0, [5.0, 10.0]),
+        (1e-6, 1.0, [1e-6, 1e-5, 1e-4, 1e-3, 0.01, 0.1, 1.0]),
+        (1e-9, 1e9, [1e-9, 1e-6, 1e-3, 1.0, 1e3, 1e6, 1e9]),
+    ],
+)
+def test_log_ticks(low: float, high: float, ticks: list[float]) -> None:
+    assert log_ticks(low, high) == pytest.approx(ticks)
+
+
+def test_a_logarithmic_axis_shows_what_is_above_zero() -> None:
+    html = line_chart(
+        [Series("loss", [0, 1, 2, 3], [1.0, 0.1, 0.0, 0.01])],
+        x_label="iteration",
+        y_label="Loss",
+        log_y=True,
+    )
+    (series,) = chart_points(html)
+    heights = [point[1] for point in series["points"]]
+    assert len(heights) == 3
+    assert heights[1] - heights[0] == pytest.approx(heights[2] - heights[1], abs=0.2)
 
 
 def test_moving_average_and_compact() -> None:
