@@ -5,7 +5,10 @@ wait for the others.
 """
 
 import importlib
+import os
 from typing import TYPE_CHECKING, Any
+
+from .idle_threads import let_idle_threads_sleep
 
 if TYPE_CHECKING:
     from .config import PUBLISHED_ITERATIONS as PUBLISHED_ITERATIONS
@@ -58,6 +61,8 @@ if TYPE_CHECKING:
     from .training.strategy import StepContext as StepContext
     from .training.strategy import Strategy as Strategy
     from .training.trainer import Trainer as Trainer
+
+let_idle_threads_sleep(os.environ)  # counts only before torch is loaded
 
 # Names by the module that defines them.
 _HOME = {

@@ -5,8 +5,6 @@ from typing import TYPE_CHECKING
 
 from .arguments import Capacity, Counts, RasterInputs, RenderSettings
 from .backend import uses_triton
-from .densification import add_gradient_norms, add_langevin_noise, add_regularizer_gradients
-from .masks import sampled_in_any
 from .photometric import (
     photometric_gradient,
     photometric_loss,
@@ -16,24 +14,30 @@ from .photometric import (
 from .rasterization import rasterization
 from .reference.masks import logistic_noise, philox, sample_masks, uniform
 from .runtime.cache import caches
+from .update import (
+    add_gradient_norms,
+    add_langevin_noise,
+    add_regularizer_gradients,
+    sampled_in_any,
+)
 
 if TYPE_CHECKING:
-    from .adam import FusedAdam
     from .binning import TileLists, bin_tiles
     from .blending import blend
-    from .masks.kernel import split_seed
+    from .device.masks import split_seed
     from .projection import project
     from .projection.records import Records
     from .runtime.launch import warm_up
+    from .update.adam import FusedAdam
 
 _NEED_TRITON = {
-    "FusedAdam": ".adam",
+    "FusedAdam": ".update.adam",
     "Records": ".projection.records",
     "TileLists": ".binning",
     "bin_tiles": ".binning",
     "blend": ".blending",
     "project": ".projection",
-    "split_seed": ".masks.kernel",
+    "split_seed": ".device.masks",
     "warm_up": ".runtime.launch",
 }
 

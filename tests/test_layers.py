@@ -24,8 +24,7 @@ FLOORS: dict[str, list[set[str]]] = {
         {"arguments"},
         {"device", "reference"},
         {"runtime"},
-        {"masks", "sorting", "photometric", "adam"},
-        {"densification"},
+        {"photometric", "update"},
         {"projection"},
         {"binning"},
         {"blending"},
@@ -34,7 +33,7 @@ FLOORS: dict[str, list[set[str]]] = {
         {"compat"},
     ],
     "gs": [
-        {"streams", "logs", "seeds", "losses"},
+        {"streams", "logs", "seeds", "losses", "idle_threads"},
         {"errors"},
         {"files", "ranges"},
         {"schema"},

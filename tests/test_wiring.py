@@ -39,7 +39,7 @@ MASKS = """
 """
 MCMC = """
     --method 3dgs --densifier mcmc --densify_from_iter 50 --densify_until_iter 60 --budget 2x
-    --noise_lr 4e3 --lambda_opacity 0.3 --lambda_scale 0.2 --initial_opacity 0.3
+    --noise_lr 4e3 --lambda_opacity 0.3 --lambda_scale 0.2 --initial_opacity 0.02
     --initial_scale 0.4 --random_background
 """
 RATES = {"sh0": 0.02, "shN": 0.02 / 3, "opacities": 0.07, "scales": 0.02, "quats": 0.03}
@@ -250,7 +250,7 @@ def test_monte_carlo_with_every_setting_away_from_its_default(source: Path, tmp_
     want = plain.get_scales().mul(0.4).log().detach()
     torch.testing.assert_close(trainer.gaussians.params["scales"].detach(), want)
     opacities = trainer.gaussians.get_opacities().detach()
-    torch.testing.assert_close(opacities, torch.full_like(opacities, 0.3))
+    torch.testing.assert_close(opacities, torch.full_like(opacities, 0.02))
     vary(trainer, "scales", 1.0, -0.5)
     loop = Loop(trainer, white=False, random=True)
     start = {name: x.clone() for name, x in loop.p.items()}

@@ -19,7 +19,7 @@ let Gaussians die and are no part of the logged loss, and after the optimizer mo
 
     noise_lr lr sigmoid(-100 (o - 0.005)) Sigma eta        eta ~ N(0, I), lr that of positions
 
-(equation 8, see kernels/densification/langevin.py). There are no statistics of gradients, and
+(equation 8, see kernels/update/langevin.py). There are no statistics of gradients, and
 opacities are not reset. What other strategies name is removed, not moved, and the budget allows for
 others in its place; what they remove by themselves, between densifications, stays removed: the
 budget falls to what they left. All draws are by seed, iteration and id.

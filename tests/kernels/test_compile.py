@@ -29,7 +29,7 @@ SPILLS_ALLOWED: dict[str, int] = {
     # odd widths alone, for a third program per scheduler
     r"kernels.photometric.kernel._ssim_gradient_kernel\(.*ALIGN=1": 48,
     # a few values used once, for two programs per SM
-    "kernels.sorting.passes.sweep_kernel": 48,
+    "kernels.binning.sort_passes.sweep_kernel": 48,
     # sm_80's compiler will have it so
     "kernels.binning.depth_order._order_kernel": 48,
 }
@@ -133,7 +133,7 @@ def bin_received() -> None:
 def sort_everywhere() -> None:
     import torch
 
-    from kernels.sorting import plan_sort
+    from kernels.binning.sorting import plan_sort
 
     keys, count = torch.zeros(5000, dtype=torch.int32), torch.zeros(1, dtype=torch.int32)
     for exchange in ("global", "shared"):
@@ -146,7 +146,8 @@ def sort_everywhere() -> None:
 
 def sort_in_launches() -> None:
     """What is one launch where many programs run at once, and else several."""
-    from kernels import caches, sorting
+    from kernels import caches
+    from kernels.binning import sorting
 
     before = sorting.programs_at_once
     for n_programs in (0, 132):

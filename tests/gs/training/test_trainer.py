@@ -140,12 +140,14 @@ def test_tensorboard_scalars(scene: Scene, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("stop", [17, 24])  # before and on an iteration that densifies
-def test_resuming_equals_not_stopping(scene: Scene, tmp_path: Path, stop: int) -> None:
-    whole = make(scene, tmp_path / "whole", *methods(), checkpoint_iterations=(stop,))
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def test_resuming_equals_not_stopping(scene: Scene, tmp_path: Path, stop: int, device: str) -> None:
+    run: dict[str, Any] = {"device": device, "deterministic": True}
+    whole = make(scene, tmp_path / "whole", *methods(), checkpoint_iterations=(stop,), **run)
     whole.fit()
     start = load_checkpoint(tmp_path / "whole" / f"chkpnt{stop}.pth")
     assert start["step"] == stop
-    resumed = make(scene, tmp_path / "resumed", *methods(), start=start)
+    resumed = make(scene, tmp_path / "resumed", *methods(), start=start, **run)
     assert len(resumed.gaussians) != len(whole.gaussians)  # rows still come and go
     resumed.fit()
 

@@ -1,4 +1,4 @@
-"""kernels.adam against torch.optim.Adam."""
+"""kernels.update.adam against torch.optim.Adam."""
 
 import copy
 import math
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from kernels import FusedAdam
-from kernels.adam import BLOCK, adam_step
+from kernels.update.adam import BLOCK, adam_step
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 BETAS, EPS = (0.9, 0.999), 1e-15

@@ -27,7 +27,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ..device.linalg import Vec3, add3, combine3, dot3, load3, quat_to_rotmat, scale3, store3
-from ..masks.kernel import UNIFORM_MIN, load_seed
+from ..device.masks import UNIFORM_MIN, load_seed
 from ..runtime.launch import launch
 
 BLOCK = 256  # Gaussians per program
