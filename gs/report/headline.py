@@ -11,7 +11,7 @@ from html import escape
 from pathlib import Path
 
 from ..evaluation.readable import duration, frame_rate
-from ..run_record import BASELINE, holds_run
+from ..run_record import BASELINE, saved_models
 from .page import tile
 from .run import Run, load_run
 
@@ -27,7 +27,7 @@ def with_baseline(run: Run, path: Path | None = None) -> Run:
     """
     if path is None:
         path = run.path / BASELINE
-        if not holds_run(path):
+        if not (path.is_dir() and saved_models(path)):  # none, or not finished
             return run
     return replace(run, baseline=load_run(path))
 
@@ -73,8 +73,8 @@ def _differences(run: Run) -> str:
         if method in (None, "3dgs") or run.psnr is None:
             return ""
         return (
-            "What pruning cost in quality, a baseline tells: train with <code>--method 3dgs</code> "
-            "into a folder BASE, measure it, and write this report with "
+            "To see what pruning cost, train and measure the same with <code>--method 3dgs</code> "
+            "into a folder BASE, then run "
             f"<code>python -m gs.report -m {escape(str(run.path))} --baseline BASE</code>."
         )
     both = [k for k in _SAME if k in run.settings and k in base.settings]

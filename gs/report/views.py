@@ -13,7 +13,7 @@ from ..evaluation.metrics import read_image
 from .page import details, error_legend, error_map, figure, number_table, side_by_side, slider
 from .run import Run, View
 
-MAX_VIEWS = 6
+MAX_VIEWS, OPEN_VIEWS = 6, 3  # in the page, and shown before a click
 ERROR_TOPS = (0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 1.0)
 ERROR_QUANTILE = 0.98  # of the shown errors; the scale of the colours ends at or above it
 
@@ -54,7 +54,11 @@ def test_views(run: Run) -> tuple[str, str] | None:
     which = "All" if len(chosen) == len(run.views) else f"{len(chosen)} of {len(run.views)}"
     order = " from the worst PSNR to the best" if chosen[0].scores.get("PSNR") else ""
     note = f"{which} test views{order}. Drag the line from the ground truth to the rendering."
-    return "Test views", f'<p class="note">{note}</p>{error_legend(top)}{"".join(rows)}'
+    first = choose_views(chosen, OPEN_VIEWS)
+    shown = [row for view, row in zip(chosen, rows, strict=True) if view in first]
+    folded = [row for view, row in zip(chosen, rows, strict=True) if view not in first]
+    more = details(f"{len(folded)} more test views", "".join(folded)) if folded else ""
+    return "Test views", f'<p class="note">{note}</p>{error_legend(top)}{"".join(shown)}{more}'
 
 
 def view_table(run: Run) -> tuple[str, str] | None:

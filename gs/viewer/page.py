@@ -40,7 +40,8 @@ STYLE = """
 .splats select { max-width: 52vw; }
 .splats select, .splats input { font: inherit; height: 28px; border-radius: 6px; border: 0; }
 .splats input { width: 34px; padding: 2px; }
-.splats summary { cursor: pointer; }
+.splats summary { cursor: pointer; color: inherit; font: inherit; padding: 0; }
+.splats details { margin: 0; }
 .splats details[open] { flex-basis: 100%; }
 .splats .message { position: absolute; inset: auto 0 50% 0; margin: 0 16px; text-align: center; }
 .splats[data-state=shown] .message, .splats[data-state=moving] .message { display: none; }

@@ -42,4 +42,5 @@ def load_shown(model_path: Path, iteration: int = -1, source_path: Path | None =
     scene = load_run_scene(settings, model_path, read_offset(ply), source_path=source_path)
     white = float(bool(settings.get("white_background", False)))
     title = f"{scene.source.name}, iteration {iteration}"
-    return Shown(load_ply(ply), scene.test or scene.train, (white,) * 3, title)
+    background = (white, white, white)
+    return Shown(load_ply(ply), scene.test or scene.train, background, title)

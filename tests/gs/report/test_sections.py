@@ -1,18 +1,17 @@
 import json
 import re
 import shutil
+from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
 from gs.errors import SplatrimError
 from gs.evaluation.readable import duration, frame_rate, milliseconds
-from gs.model.ply import save_ply
 from gs.report.charts import (
     MAX_POINTS,
     Series,
@@ -27,61 +26,7 @@ from gs.report.run import Run, View, load_run
 from gs.report.sections import SECTIONS, main, write_report
 from gs.report.views import choose_views
 
-
-def write_run(out: Path, *, n_views: int = 8) -> None:
-    """All files of a finished, measured run."""
-    out.mkdir(parents=True)
-    n = 40
-    save_ply(
-        out / "point_cloud/iteration_300/point_cloud.ply",
-        {
-            "means": torch.zeros(n, 3),
-            "quats": torch.ones(n, 4),
-            "scales": torch.zeros(n, 3),
-            "opacities": torch.zeros(n),
-            "sh0": torch.zeros(n, 1, 3),
-            "shN": torch.zeros(n, 15, 3),
-        },
-    )
-    steps = list(range(10, 301, 10))
-    history = {
-        "step": steps,
-        "loss": [0.3 / s for s in steps],
-        "psnr": [10 + 0.05 * s for s in steps],
-        "n_gaussians": [50 + (s if s < 160 else 300 - s) for s in steps],
-        "n_used": [40 + (s if s < 160 else 300 - s) for s in steps],
-        "seconds": steps,
-        "test": [{"step": 150, "psnr": 20.0, "l1": 0.1}, {"step": 300, "psnr": 24.0, "l1": 0.05}],
-        "settings": {},
-        "timing": {"train_seconds": 245.0, "iterations_per_second": 1.224, "device": "cpu"},
-    }
-    settings = {
-        "source_path": "/data/<garden> & co",
-        "method": "mask-gaussian",
-        "eval": True,
-        "iterations": 300,
-        "pruning": {"lambda_mask": 0.0005, "deep": {"on": True}},
-    }
-    names = [f"{i:05d}.png" for i in range(n_views)]
-    rng = np.random.default_rng(0)
-    for i, name in enumerate(names):
-        truth = rng.integers(0, 200, (12, 16, 3), np.uint8)
-        for kind, image in (("gt", truth), ("renders", truth + np.uint8(5 * i))):
-            (out / "test/ours_300" / kind).mkdir(parents=True, exist_ok=True)
-            Image.fromarray(image).save(out / "test/ours_300" / kind / name)
-    means = {"PSNR": 24.125, "SSIM": 0.8125, "LPIPS": 0.25}
-    per_view = {m: {k: v + i for i, k in enumerate(names)} for m, v in means.items()}
-    views = [f"cam/{i}.jpg" for i in range(n_views)]
-    stats = {"fps": 12.5, "ms": 80.0, "device": "CPU", "width": 16, "height": 12}
-    stats["test"] = {"psnr": 24.125, "views": views}
-    for name, data in {
-        "history": history,
-        "config": settings,
-        "results": {"ours_300": means},
-        "per_view": {"ours_300": per_view},
-        "render_stats": {"ours_300": stats},
-    }.items():
-        (out / f"{name}.json").write_text(json.dumps(data))
+WriteRun = Callable[..., None]
 
 
 class Checker(HTMLParser):
@@ -117,7 +62,7 @@ def parse(path: Path) -> Checker:
     return checker
 
 
-def test_a_whole_run(tmp_path: Path) -> None:
+def test_a_whole_run(tmp_path: Path, write_run: WriteRun) -> None:
     write_run(tmp_path / "out")
     page = parse(write_report(tmp_path / "out"))
     text = " ".join(page.text)
@@ -128,7 +73,7 @@ def test_a_whole_run(tmp_path: Path) -> None:
         "0.250",
         "40",
         "80 % fewer than the peak",
-        "There is no 3D view: /data/<garden> & co does not exist",
+        "There is no 3D view: ",
         "4:05",
         "12.5",
         "in use",
@@ -140,7 +85,7 @@ def test_a_whole_run(tmp_path: Path) -> None:
     assert html.count("<svg") == 4 and html.count("<figure>") == 12
 
 
-def test_the_page_needs_nothing_from_outside(tmp_path: Path) -> None:
+def test_the_page_needs_nothing_from_outside(tmp_path: Path, write_run: WriteRun) -> None:
     write_run(tmp_path / "out")
     page = parse(write_report(tmp_path / "out"))
     assert page.addresses and all(a.startswith("data:image/") for a in page.addresses)
@@ -153,7 +98,7 @@ PARTS = ("history.json", "config.json", "results.json", "per_view.json", "render
 
 
 @pytest.mark.parametrize("missing", [*PARTS, "test", "point_cloud"])
-def test_any_part_may_be_missing(tmp_path: Path, missing: str) -> None:
+def test_any_part_may_be_missing(tmp_path: Path, missing: str, write_run: WriteRun) -> None:
     write_run(tmp_path / "out")
     path = tmp_path / "out" / missing
     shutil.rmtree(path) if path.is_dir() else path.unlink()
@@ -162,7 +107,7 @@ def test_any_part_may_be_missing(tmp_path: Path, missing: str) -> None:
 
 
 @pytest.mark.parametrize("present", [*PARTS, "test", "point_cloud"])
-def test_any_part_alone_is_enough(tmp_path: Path, present: str) -> None:
+def test_any_part_alone_is_enough(tmp_path: Path, present: str, write_run: WriteRun) -> None:
     write_run(tmp_path / "out")
     for path in list((tmp_path / "out").iterdir()):
         if path.name != present:
@@ -174,7 +119,7 @@ def test_any_part_alone_is_enough(tmp_path: Path, present: str) -> None:
     parse(write_report(tmp_path / "out"))
 
 
-def test_a_run_without_test_views_says_how_to_get_them(tmp_path: Path) -> None:
+def test_a_run_without_test_views_says_how_to_get_them(tmp_path: Path, write_run: WriteRun) -> None:
     write_run(tmp_path / "out")
     shutil.rmtree(tmp_path / "out/test")
     assert "python -m gs.render -m" in " ".join(parse(write_report(tmp_path / "out")).text)
@@ -183,7 +128,7 @@ def test_a_run_without_test_views_says_how_to_get_them(tmp_path: Path) -> None:
     assert "--eval" in " ".join(parse(write_report(tmp_path / "out")).text)
 
 
-def test_an_unfinished_or_diverged_run(tmp_path: Path) -> None:
+def test_an_unfinished_or_diverged_run(tmp_path: Path, write_run: WriteRun) -> None:
     write_run(tmp_path / "out")
     history = json.loads((tmp_path / "out/history.json").read_text())
     history["loss"][3:] = [float("nan")] * len(history["loss"][3:])
@@ -195,7 +140,7 @@ def test_an_unfinished_or_diverged_run(tmp_path: Path) -> None:
     assert html.count("<svg") == 3 and "nan" not in html.lower().split("<script>")[0]
 
 
-def test_bad_input(tmp_path: Path) -> None:
+def test_bad_input(tmp_path: Path, write_run: WriteRun) -> None:
     with pytest.raises(SplatrimError, match="no such folder"):
         write_report(tmp_path / "absent")
     with pytest.raises(SplatrimError, match="not the output of a run"):
@@ -210,7 +155,7 @@ def test_bad_input(tmp_path: Path) -> None:
     assert not (tmp_path / "out/report.html").exists()
 
 
-def test_sections_can_be_added(tmp_path: Path) -> None:
+def test_sections_can_be_added(tmp_path: Path, write_run: WriteRun) -> None:
     write_run(tmp_path / "out")
 
     def extra(run: Run) -> tuple[str, str]:
@@ -220,14 +165,14 @@ def test_sections_can_be_added(tmp_path: Path) -> None:
     assert "<h2>Pruning &amp; quality</h2><p>8 views</p>" in html
 
 
-def test_the_latest_model_is_reported(tmp_path: Path) -> None:
+def test_the_latest_model_is_reported(tmp_path: Path, write_run: WriteRun) -> None:
     write_run(tmp_path / "out")
     shutil.copytree(tmp_path / "out/test/ours_300", tmp_path / "out/test/ours_1000")
     run = load_run(tmp_path / "out")
     assert run.iteration == 1000 and len(run.views) == 8 and run.views[0].scores == {}
 
 
-def test_command_line(tmp_path: Path) -> None:
+def test_command_line(tmp_path: Path, write_run: WriteRun) -> None:
     write_run(tmp_path / "out")
     main(["-m", str(tmp_path / "out")])
     assert (tmp_path / "out/report.html").is_file()
