@@ -39,6 +39,7 @@ def line_chart(
     y_format: Callable[[float], str] = lambda y: f"{y:.4g}",
     from_zero: bool = False,
     log_y: bool = False,
+    x_from_zero: bool = False,
 ) -> str:
     """Draw series over a common x axis.
 
@@ -50,6 +51,7 @@ def line_chart(
         y_format: Text of a value, on the axis and under the pointer.
         from_zero: Begin the y axis at 0.
         log_y: Space the y axis by the logarithm; values that are not above 0 are left out.
+        x_from_zero: Begin the x axis at 0.
 
     Returns:
         HTML, or "" where there is nothing to draw.
@@ -59,7 +61,7 @@ def line_chart(
     lines = [(s, points) for s, points in lines if points]
     if not lines:
         return ""
-    xs = [x for _, points in lines for x, _ in points]
+    xs = [x for _, points in lines for x, _ in points] + ([0.0] if x_from_zero else [])
     ys = [y for _, points in lines for _, y in points]
     x_ticks = nice_ticks(min(xs), max(xs), 5)
     if log_y:
@@ -173,6 +175,11 @@ def moving_average(values: Sequence[float], window: int) -> list[float]:
         near = [v for v in values[max(0, i - half) : i + half + 1] if math.isfinite(v)]
         means.append(math.fsum(near) / len(near) if near else math.nan)
     return means
+
+
+def smoothed(values: Sequence[float]) -> list[float]:
+    """The moving average over a fortieth of the values."""
+    return moving_average(values, max(1, len(values) // 40))
 
 
 def nice_ticks(low: float, high: float, count: int, *, cover: bool = False) -> list[float]:

@@ -16,7 +16,7 @@ from ..errors import SplatrimError
 from ..evaluation.metrics import read_image
 from ..evaluation.readable import duration, milliseconds
 from ..files import write_text
-from .charts import Series, compact, line_chart
+from .charts import Series, compact, line_chart, smoothed
 from .page import page, picker, run_table
 from .run import Run, load_run
 from .views import choose_views
@@ -73,10 +73,10 @@ def labels(runs: Sequence[Run]) -> list[str]:
 
 def _table(runs: Sequence[Run], names: Sequence[str], folder: Path) -> str:
     columns: list[tuple[str, list[float | None], str, int]] = [
+        ("Gaussians", [run.n_gaussians for run in runs], "{:,}", -1),
         ("PSNR, dB", [run.psnr for run in runs], "{:.2f}", 1),
         ("SSIM", [run.results.get("SSIM") for run in runs], "{:.3f}", 1),
         ("LPIPS", [run.results.get("LPIPS") for run in runs], "{:.3f}", -1),
-        ("Gaussians", [run.n_gaussians for run in runs], "{:,}", -1),
         (".ply, MB", [run.ply_bytes and run.ply_bytes / 1e6 for run in runs], "{:.2f}", -1),
     ]
     shown = [column for column in columns if any(v is not None for v in column[1])]
@@ -112,16 +112,18 @@ def _curves(runs: Sequence[Run], names: Sequence[str]) -> str:
         for i, (run, name) in numbered
         if run.n_gaussians is not None and run.psnr is not None
     ]
-    loss = [Series(n, r.column("step"), r.column("loss"), color=i) for i, (r, n) in numbered]
-    tests = [Series(n, *r.test_psnr(), color=i, style="points") for i, (r, n) in numbered]
     counts = [
         Series(n, r.column("step"), r.column("n_gaussians"), color=i) for i, (r, n) in numbered
     ]
+    psnr, loss = (
+        [Series(n, r.column("step"), smoothed(r.column(column)), color=i) for i, (r, n) in numbered]
+        for column in ("psnr", "loss")
+    )
     step = "iteration"
     charts = [
-        line_chart(sizes, x_label="Gaussians", y_label="PSNR of test views, dB"),
+        line_chart(sizes, x_label="Gaussians", y_label="PSNR of test views, dB", x_from_zero=True),
         line_chart(counts, x_label=step, y_label="Gaussians", y_format=compact, from_zero=True),
-        line_chart(tests, x_label=step, y_label="PSNR while training, dB"),
+        line_chart(psnr, x_label=step, y_label="PSNR of training views, dB"),
         line_chart(loss, x_label=step, y_label="Loss", log_y=True),
     ]
     drawn = "".join(charts)
