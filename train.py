@@ -11,6 +11,7 @@ import logging
 import shlex
 import sys
 import threading
+from collections.abc import Sequence
 from typing import Any
 
 from gs import cli
@@ -26,11 +27,13 @@ from gs.files import check_writable
 from gs.logs import show_log
 from gs.report.sections import write_report
 from gs.training.memory import keep_freed_memory
+from gs.training.observer import Observer
 from gs.training.run_folder import RunFolder
 from gs.training.same_run import with_start
 from gs.training.start import PostRates, in_scene, load_start
 from gs.training.strategy import Strategy
 from gs.training.trainer import Trainer
+from gs.viewer.live import watching
 from pruning import METHODS
 
 logger = logging.getLogger("splatrim")
@@ -41,7 +44,7 @@ def parse(args: list[str]) -> Config[Any, Any]:
     return cli.parse(args, METHODS, __doc__ or "")
 
 
-def build_trainer(config: Config[Any, Any]) -> Trainer:
+def build_trainer(config: Config[Any, Any], observers: Sequence[Observer] = ()) -> Trainer:
     """Check every input and make the trainer. Of the run, nothing is written yet."""
     train, method = config.train, config.choice.method
     resolve_device(train.device)
@@ -76,6 +79,7 @@ def build_trainer(config: Config[Any, Any]) -> Trainer:
         white_background=config.scene.white_background,
         settings=describe(dataclasses.replace(config, train=train)),
         start=None if start is None else in_scene(start, scene.world_offset),
+        observers=observers,
     )
 
 
@@ -119,7 +123,9 @@ def main(args: list[str] | None = None) -> None:
     keep_freed_memory()
     if resolve_device(config.train.device).type == "cuda":
         threading.Thread(target=_warm_up, args=(config.train.device,)).start()
-    checkpoint = build_trainer(config).fit()
+    run = config.train
+    with watching(run.viewer, run.viewer_host, run.viewer_port) as observers:
+        checkpoint = build_trainer(config, observers).fit()
     if checkpoint is not None:
         print(f"stopped; go on with: {resume_command(args, out, checkpoint)}", file=sys.stderr)
         sys.exit(130)

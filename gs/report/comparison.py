@@ -23,7 +23,7 @@ from .views import choose_views
 
 FILE = "comparison.html"
 MAX_RUNS = 8  # series colours
-MAX_VIEWS = 3
+MAX_VIEWS = 4
 
 
 def write_comparison(model_paths: Sequence[str | Path], output: str | Path | None = None) -> Path:
@@ -127,7 +127,7 @@ def _curves(runs: Sequence[Run], names: Sequence[str]) -> str:
         line_chart(loss, x_label=step, y_label="Loss", log_y=True),
     ]
     drawn = "".join(charts)
-    return f'<div class="charts">{drawn}</div>' if drawn else ""
+    return f'<div class="charts two">{drawn}</div>' if drawn else ""
 
 
 def _views(runs: Sequence[Run], names: Sequence[str]) -> str:
@@ -151,7 +151,7 @@ def _views(runs: Sequence[Run], names: Sequence[str]) -> str:
         return ""
     return (
         '<p class="note">Choose what stands on either side of the line, and drag it.</p>'
-        f'<div class="columns">{"".join(blocks)}</div>'
+        f'<div class="columns two">{"".join(blocks)}</div>'
     )
 
 

@@ -90,6 +90,8 @@ def _tiles(run: Run) -> list[str]:
     tiles, base = [], run.baseline
     if run.psnr is not None:
         detail = "test views" if "PSNR" in run.results else "test views, by the trainer"
+        if base is not None and base.psnr is not None:
+            detail = f"{base.method_name}: {base.psnr:.2f} dB"
         tiles.append(tile("PSNR", f"{run.psnr:.2f}", "dB", detail))
     for name, detail in (("SSIM", "1 = identical"), ("LPIPS", "VGG, 0 = identical")):
         if name in run.results:
@@ -98,7 +100,9 @@ def _tiles(run: Run) -> list[str]:
             tiles.append(tile(name, f"{run.results[name]:.3f}", "", detail))
     n, peak = run.n_gaussians, int(max(run.column("n_gaussians"), default=0))
     if n is not None:
-        detail = f"{_percent(100 * (1 - n / peak))} % fewer than the peak" if peak > n else ""
+        detail = f"{_percent(100 * (1 - n / peak))} % below the peak" if peak > n else ""
+        if base is not None and base.n_gaussians is not None:
+            detail = f"{base.method_name}: {base.n_gaussians:,}"
         tiles.append(tile("Gaussians", f"{n:,}", "", detail))
     if run.ply_bytes is not None:
         detail = "as .ply"

@@ -134,11 +134,11 @@ def picker(images: Sequence[tuple[str, NDArray[np.uint8]]]) -> str:
             for i, caption in enumerate(captions)
         )
         sides.append(f'<select class="{side}" aria-label="image on the {side}">{options}</select>')
-    kept = "".join(f'<img hidden src="{data_uri(pixels)}" alt="">' for _, pixels in images[2:])
+    kept = "".join(f'<img src="{data_uri(pixels)}" alt="">' for _, pixels in images[2:])
     two = [_image(pixels, caption) for caption, pixels in images[:2]]
     return (
         f'<figure class="picker">{_slide(*two)}<figcaption>{"".join(sides)}</figcaption>'
-        f"<div>{kept}</div></figure>"
+        f"<div hidden>{kept}</div></figure>"
     )
 
 

@@ -48,10 +48,10 @@ def training_curves(run: Run) -> tuple[str, str] | None:
             log_y=True,
         )
     ]
-    series = _smoothed("training views", steps, run.column("psnr"), window)
-    series.append(Series("test views", *run.test_psnr(), color=2, style="points"))
+    series = _smoothed("training", steps, run.column("psnr"), window)
+    series.append(Series("test", *run.test_psnr(), color=2, style="points"))
     if base is not None:
-        name = f"{base.method_name}, test views"
+        name = f"{base.method_name}, test"
         series.append(Series(name, *base.test_psnr(), color=3, style="points"))
     charts.append(
         line_chart(series, x_label="iteration", y_label="PSNR, dB", y_format=lambda y: f"{y:.4g}")

@@ -1,4 +1,7 @@
-"""Write a trained run as a 3D page to send: `python -m gs.viewer -m OUT [--output page.html]`."""
+"""Write a trained run as a 3D page to send: `python -m gs.viewer -m OUT [--output page.html]`.
+
+`python -m gs.viewer --live -m OUT` shows it in the browser with the project's own renderer instead.
+"""
 
 import logging
 import sys
@@ -11,6 +14,7 @@ import tyro
 
 from ..errors import SplatrimError, run_cli
 from ..logs import show_log
+from .live import show_run
 from .page import write_page
 from .run_model import load_shown
 
@@ -19,7 +23,7 @@ logger = logging.getLogger("splatrim")
 
 @dataclass(frozen=True)
 class PageConfig:
-    """Which model becomes a page."""
+    """Which model is shown."""
 
     model_path: Annotated[Path, tyro.conf.arg(aliases=("-m",))]
     """Output folder of a run."""
@@ -31,6 +35,14 @@ class PageConfig:
     """Highest SH degree to keep, 0 to 3: fewer make a smaller page. By default all."""
     source_path: Annotated[Path | None, tyro.conf.arg(aliases=("-s",))] = None
     """The scene, if it has moved since training."""
+    live: bool = False
+    """Show the model at http://localhost:8080 until Ctrl-C, and write nothing (needs viser)."""
+    host: str = "127.0.0.1"
+    """Address that --live listens on; 0.0.0.0 lets other machines in."""
+    port: int = 8080
+    """Port of --live; the next free one where it is taken."""
+    device: str = "auto"
+    """Device on which --live renders: auto, cpu or cuda."""
 
 
 def write_run_page(config: PageConfig) -> Path:
@@ -68,7 +80,17 @@ def main(args: Sequence[str] | None = None) -> None:
         use_underscores=True,
     )
     show_log(quiet=False)
-    write_run_page(config)
+    if config.live:
+        show_run(
+            config.model_path,
+            iteration=config.iteration,
+            source_path=config.source_path,
+            host=config.host,
+            port=config.port,
+            device=config.device,
+        )
+    else:
+        write_run_page(config)
 
 
 if __name__ == "__main__":

@@ -72,7 +72,7 @@ def test_a_whole_run(tmp_path: Path, write_run: WriteRun) -> None:
         "0.812",
         "0.250",
         "40",
-        "80 % fewer than the peak",
+        "80 % below the peak",
         "There is no 3D view: ",
         "4:05",
         "12.5",
