@@ -46,6 +46,9 @@ class Guest(Protocol):
     """Who looks on; a Visitor is one."""
 
     waits: bool
+    """Whether there is something to see that it has not got."""
+    drawn_at: float
+    """Scale of its latest picture."""
 
     @property
     def moving(self) -> bool: ...
@@ -69,6 +72,8 @@ class _Sent(NamedTuple):
     """Start and end on the GPU."""
     host_seconds: float
     moved: bool
+    scale: float | None
+    """Where it is not the pace's own."""
 
 
 class Studio:
@@ -87,11 +92,21 @@ class Studio:
         """Whether a picture is on its way; the next one waits for it."""
         return self._is_busy
 
-    def draw(self, guest: Guest, look: Look, chosen: int | None, *, scale: float) -> None:
-        """Queue a picture: of the guest's camera, or of a chosen one beside its image."""
+    def draw(
+        self, guest: Guest, look: Look, chosen: int | None, *, scale: float | None = None
+    ) -> None:
+        """Queue a picture: of the guest's camera, or of a chosen one beside its image.
+
+        Args:
+            guest: Who gets it.
+            look: What is shown.
+            chosen: Index of a camera, or None.
+            scale: Of the guest's window; None: as the pace has it.
+        """
         started, moved = time.perf_counter(), guest.moving
         self._is_busy, guest.waits = True, False
-        width, height = guest.size(scale)
+        guest.drawn_at = scale or self.pace.scale(moved=moved)
+        width, height = guest.size(guest.drawn_at)
         cameras = self.subject.cameras
         if chosen is None:
             camera = guest.camera(width, height, cameras[0].near)
@@ -112,7 +127,7 @@ class Studio:
         if events is not None:
             events[1].record()
         spent = time.perf_counter() - started
-        sent = _Sent(guest, pixels, counts, capacity, events, spent, moved)
+        sent = _Sent(guest, pixels, counts, capacity, events, spent, moved, scale)
         self._jobs.put((sent, key))
 
     def close(self) -> None:
@@ -130,7 +145,7 @@ class Studio:
         if sent.events is not None:
             sent.events[1].synchronize()
             seconds += sent.events[0].elapsed_time(sent.events[1]) / 1000
-        self.pace.spent(seconds, moved=sent.moved)
+        self.pace.spent(seconds, moved=sent.moved, scale=sent.scale)
         fits = True
         if sent.counts is not None:
             needed = Counts(*sent.counts.tolist())
@@ -223,18 +238,20 @@ def serve(window: Window, studio: Studio, *, trains: bool) -> None:
     """Draw the next picture if one is due; where nothing trains, for who waits alone."""
     if studio.is_busy:
         return
-    studio.pace.rate = window.rate
+    pace = studio.pace
+    pace.rate = window.rate
     now = time.perf_counter()
     for guest in window.visitors():
         moving = guest.moving
-        if trains and not studio.pace.due(now, moved=moving):
+        if trains and pace.due(now, moved=moving):
+            studio.draw(guest, window.look, window.chosen)
+        elif not trains and guest.waits and moving:
+            studio.draw(guest, window.look, window.chosen)
+        elif not trains and (guest.waits or pace.sharpest() > guest.drawn_at):
+            studio.draw(guest, window.look, window.chosen, scale=pace.sharpest())
+        else:
             continue
-        if not (trains or guest.waits):
-            continue
-        scale = studio.pace.scale(moved=moving) if trains or moving else 1.0
-        studio.draw(guest, window.look, window.chosen, scale=scale)
-        guest.waits = scale < 1  # sharper once nothing moves
-        studio.pace.drawn(now)
+        pace.drawn(now)
         return
 
 

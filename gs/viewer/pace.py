@@ -2,7 +2,8 @@
 
 A picture costs c seconds (of host and GPU together, which is more than either delays the training).
 Pictures follow each other after max(1 / rate, c / share) seconds, so that they never take more than
-the share. Where that is slower than the rate asked for, they become smaller first.
+the share. Where that is slower than the rate asked for, they become smaller first; the first ones
+are small, as nothing is known yet.
 """
 
 from __future__ import annotations
@@ -10,10 +11,11 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 STILL_SHARE, MOVING_SHARE = 0.05, 0.4
+PATIENCE = 1.0  # seconds that one waits for a sharp picture of what rests
 MOVING_RATE = 24.0  # pictures per second while the camera moves
 STILL_SCALES, MOVING_SCALES = (1.0, 0.75, 0.5), (1.0, 0.75, 0.5, 0.35, 0.25)
 NEWEST = 0.3  # weight of the latest cost in the running mean
-ROOM = 0.6  # of the cost allowed; a larger picture is tried below it
+ROOM = 0.9  # of the cost allowed; a larger picture is tried below it
 
 
 @dataclass
@@ -22,7 +24,7 @@ class _Gear:
 
     share: float
     scales: tuple[float, ...]
-    place: int = 0
+    place: int
     cost: float = 0.0  # seconds of a picture at this scale
     settled: int = 0  # pictures at this scale
 
@@ -51,8 +53,9 @@ class Pace:
     total: float = 0.0
     """Seconds that pictures have cost so far."""
     _last: float = float("-inf")
-    _still: _Gear = field(default_factory=lambda: _Gear(STILL_SHARE, STILL_SCALES))
-    _moving: _Gear = field(default_factory=lambda: _Gear(MOVING_SHARE, MOVING_SCALES))
+    _still: _Gear = field(default_factory=lambda: _Gear(STILL_SHARE, STILL_SCALES, 2))
+    _moving: _Gear = field(default_factory=lambda: _Gear(MOVING_SHARE, MOVING_SCALES, 4))
+    _full: float = float("inf")  # seconds of a picture at full size, from the latest
 
     def due(self, now: float, *, moved: bool) -> bool:
         """Whether a picture may be drawn at a time, in seconds."""
@@ -65,13 +68,27 @@ class Pace:
         gear = self._gear(moved)
         return gear.scales[gear.place]
 
+    def sharpest(self) -> float:
+        """The largest scale at which a picture takes PATIENCE at most, for what rests."""
+        fitting = [s for s in MOVING_SCALES if self._full * s * s <= PATIENCE]
+        return fitting[0] if fitting else MOVING_SCALES[-1]
+
     def drawn(self, now: float) -> None:
         """A picture was drawn."""
         self._last = now
 
-    def spent(self, cost: float, *, moved: bool) -> None:
-        """What a picture cost, in seconds, known some time after it was drawn."""
+    def spent(self, cost: float, *, moved: bool, scale: float | None = None) -> None:
+        """What a picture cost, in seconds, known some time after it was drawn.
+
+        Args:
+            cost: Seconds of host and GPU.
+            moved: Whether the camera moved.
+            scale: What it was drawn at, where that is not what `scale` says.
+        """
         self.total += cost
+        self._full = cost / (scale or self.scale(moved=moved)) ** 2
+        if scale is not None:
+            return
         self._gear(moved).learn(cost, MOVING_RATE if moved else self.rate)
 
     def _gear(self, moved: bool) -> _Gear:

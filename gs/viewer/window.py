@@ -6,6 +6,8 @@ of its own, where nothing but plain values is written; whoever draws reads them 
 
 from __future__ import annotations
 
+import contextlib
+import io
 import math
 import threading
 import time
@@ -40,8 +42,7 @@ class Visitor:
         self._window, self._client = window, client
         self._moved_at = self._sent_at = -math.inf
         self._target: NDArray[np.float64] | None = None  # position that it was sent to
-        self.waits = True
-        """Whether there is something to see that it has not got."""
+        self.waits, self.drawn_at = True, 0.0
         client.camera.on_update(self._moved)
 
     @property
@@ -110,12 +111,14 @@ class Window:
     def __init__(self, host: str, port: int, *, trains: bool) -> None:
         viser = _import_viser()
         try:
-            self._server: viser.ViserServer = viser.ViserServer(
-                host=host, port=port, label="splatrim", verbose=False
-            )
+            with contextlib.redirect_stdout(io.StringIO()):  # it prints addresses
+                self._server: viser.ViserServer = viser.ViserServer(
+                    host=host, port=port, label="splatrim", verbose=False
+                )
         except OSError as error:
             raise SplatrimError(f"the viewer cannot listen on {host}:{port}: {error}") from error
-        self.address = f"http://{host}:{self._server.get_port()}"
+        name = "localhost" if host in ("0.0.0.0", "127.0.0.1") else host
+        self.address = f"http://{name}:{self._server.get_port()}"
         self.changed = threading.Event()
         self.look, self.rate, self.paused = Look(), 10.0, False
         self.chosen: int | None = None
@@ -124,7 +127,11 @@ class Window:
         self._views: list[dict[str, Any]] = []
         self._visitors: dict[int, Visitor] = {}
         self._server.gui.configure_theme(
-            control_layout="collapsible", dark_mode=True, show_logo=False, show_share_button=False
+            control_layout="floating",
+            control_width="small",
+            dark_mode=True,
+            show_logo=False,
+            show_share_button=False,
         )
         self._add_panel(trains)
         self._server.on_client_connect(self._enter)
@@ -158,7 +165,8 @@ class Window:
 
     def close(self) -> None:
         """End the server."""
-        self._server.stop()
+        with contextlib.redirect_stdout(io.StringIO()):
+            self._server.stop()
 
     def _add_panel(self, trains: bool) -> None:
         gui = self._server.gui

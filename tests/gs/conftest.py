@@ -98,6 +98,8 @@ class Browser:
 
     def open(self, page: Path | str, width: int, height: int, *, phone: bool = False) -> None:
         """Open a file without a network, or an address, in a window of this size."""
+        self.send("Page.navigate", url="about:blank")  # ends what the page before says
+        self.wait_for("location.href === 'about:blank'")
         self.log.clear()
         self.send(
             "Emulation.setDeviceMetricsOverride",

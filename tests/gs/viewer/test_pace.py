@@ -28,7 +28,7 @@ def test_a_resting_camera_costs_its_share_at_most(cost: float) -> None:
 
 def test_dear_pictures_become_smaller_and_then_rarer() -> None:
     assert watch(1e-3, moved=False)[2] == 1.0
-    assert watch(8e-3, moved=False)[2] == 0.75
+    assert watch(7e-3, moved=False)[2] == 0.75
     assert watch(0.5, moved=False)[2] == 0.5
     assert watch(0.5, moved=True)[2] == 0.25
 
