@@ -103,7 +103,7 @@ class Studio:
             chosen: Index of a camera, or None.
             scale: Of the guest's window; None: as the pace has it.
         """
-        started, moved = time.perf_counter(), guest.moving
+        started, moved = time.perf_counter(), guest.moving or guest.waits
         self._is_busy, guest.waits = True, False
         guest.drawn_at = scale or self.pace.scale(moved=moved)
         width, height = guest.size(guest.drawn_at)
@@ -243,7 +243,7 @@ def serve(window: Window, studio: Studio, *, trains: bool) -> None:
     now = time.perf_counter()
     for guest in window.visitors():
         moving = guest.moving
-        if trains and pace.due(now, moved=moving):
+        if trains and pace.due(now, moved=moving or guest.waits):
             studio.draw(guest, window.look, window.chosen)
         elif not trains and guest.waits and moving:
             studio.draw(guest, window.look, window.chosen)

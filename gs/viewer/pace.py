@@ -2,8 +2,8 @@
 
 A picture costs c seconds (of host and GPU together, which is more than either delays the training).
 Pictures follow each other after max(1 / rate, c / share) seconds, so that they never take more than
-the share. Where that is slower than the rate asked for, they become smaller first; the first ones
-are small, as nothing is known yet.
+the share; it is larger while the camera moves or something else was chosen. Where that is slower
+than the rate asked for, they become smaller first; the first ones are small, as nothing is known.
 """
 
 from __future__ import annotations

@@ -31,6 +31,7 @@ SHOWS, MASKS = get_args(Show), get_args(Masks)
 EXPORT_EVERY = 1.0  # seconds; finding the rows that are kept waits for the GPU
 SOLID, SOLID_FROM = 0.999, 0.05  # opacity of a Gaussian that is shown itself, and who is
 NEAR_COLOR, FAR_COLOR = (1.0, 0.93, 0.6), (0.05, 0.03, 0.35)
+CONTRAST = 2.5  # of depths around their median
 GAP_COLOR = 24  # 0..255, around and between pictures
 
 
@@ -161,5 +162,6 @@ def depth_colors(depths: Tensor, alphas: Tensor) -> Tensor:  # [H, W, 1] twice -
     covered = alphas > 0.5
     median = torch.where(covered, depths, torch.nan).nanmedian()
     nearness = (median / (median + depths.clamp_min(0))).nan_to_num()
+    nearness = (0.5 + CONTRAST * (nearness - 0.5)).clamp(0, 1)
     near, far = (torch.tensor(c, device=depths.device) for c in (NEAR_COLOR, FAR_COLOR))
     return _bytes(torch.where(covered, far + nearness * (near - far), 0.0))

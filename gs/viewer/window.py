@@ -81,7 +81,9 @@ class Visitor:
         self.waits = True
 
     def show(self, pixels: NDArray[np.uint8]) -> None:  # [H, W, 3]
-        """Send it a picture."""
+        """Send it a picture, if it is still there."""
+        if self not in self._window.visitors():
+            return
         self._client.scene.set_background_image(pixels, format="jpeg", jpeg_quality=JPEG_QUALITY)
 
     def _moved(self, camera: viser.CameraHandle) -> None:
