@@ -22,6 +22,7 @@ from ..files import write_text
 from ..logs import show_log
 from .charts import Series, compact, line_chart, moving_average
 from .comparison import write_comparison
+from .exports import exports
 from .headline import headline, with_baseline
 from .model_view import model_view
 from .page import details, page, pairs_table
@@ -125,6 +126,7 @@ SECTIONS: tuple[Section, ...] = (
     training_curves,
     prunings,
     distributions,
+    exports,
     machine_and_timing,
     settings_table,
 )

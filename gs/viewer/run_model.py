@@ -8,7 +8,7 @@ from typing import NamedTuple
 from torch import Tensor
 
 from ..data.camera import Camera
-from ..evaluation.render import load_run_scene
+from ..evaluation.run_scene import load_run_scene
 from ..model.ply import load_ply, read_offset
 from ..run_record import find_model
 from ..run_settings import read_settings

@@ -199,7 +199,7 @@ def test_a_pause_is_no_training_time_and_ends_when_asked_to_stop(
     assert any("Paused" in line for line in panel.lines)
     panel.paused = True
     stopping = trainer(scene, tmp_path / "stopped", viewer)
-    threading.Timer(0.5, lambda: setattr(stopping, "stop_requested", True)).start()
+    threading.Timer(0.5, lambda: setattr(stopping.stepper, "wants_stop", True)).start()
     assert stopping.fit() is not None
     viewer.close()
 
