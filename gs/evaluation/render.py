@@ -34,6 +34,7 @@ from ..model.renderer import RenderOutput, render
 from ..ranges import AT_LEAST_ONE, ITERATION, POSITIVE, check_ranges
 from ..run_record import find_model
 from ..run_settings import read_settings
+from .readable import frame_rate
 from .rendered import (
     PER_VIEW,
     RESULTS,
@@ -160,7 +161,8 @@ def render_views(
     stats |= timer.summary()
     if "fps" in stats:
         logger.info(
-            f"rendering: {stats['fps']:.4g} frames/s at {stats['width']}x{stats['height']}, "
+            f"rendering: {' '.join(frame_rate(stats['fps']))} "
+            f"at {stats['width']}x{stats['height']}, "
             f"{len(gaussians)} Gaussians, {stats['device']}"
         )
     if not {"test", "train"} & stats.keys():
