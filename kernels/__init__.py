@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 from .arguments import Capacity, Counts, RasterInputs, RenderSettings
 from .backend import uses_triton
+from .decoder import Decoded, ViewInput, decode, n_weights, seen_anchors
 from .densification import add_gradient_norms, add_langevin_noise, add_regularizer_gradients
 from .masks import sampled_in_any
 from .photometric import (
@@ -40,18 +41,22 @@ _NEED_TRITON = {
 __all__ = [
     "Capacity",
     "Counts",
+    "Decoded",
     "FusedAdam",
     "RasterInputs",
     "Records",
     "RenderSettings",
     "TileLists",
+    "ViewInput",
     "add_gradient_norms",
     "add_langevin_noise",
     "add_regularizer_gradients",
     "bin_tiles",
     "blend",
     "caches",
+    "decode",
     "logistic_noise",
+    "n_weights",
     "philox",
     "photometric_gradient",
     "photometric_loss",
@@ -60,6 +65,7 @@ __all__ = [
     "rasterization",
     "sample_masks",
     "sampled_in_any",
+    "seen_anchors",
     "split_seed",
     "structural_similarity",
     "uniform",

@@ -24,7 +24,7 @@ FLOORS: dict[str, list[set[str]]] = {
         {"arguments"},
         {"device", "reference"},
         {"runtime"},
-        {"masks", "sorting", "photometric", "adam"},
+        {"masks", "sorting", "photometric", "adam", "decoder"},
         {"densification"},
         {"projection"},
         {"binning"},
@@ -42,10 +42,11 @@ FLOORS: dict[str, list[set[str]]] = {
         {"config"},
         {"data"},
         {"model"},
+        {"neural"},
         {"evaluation"},
         {"training", "report", "viewer"},
         {"densification"},
-        {"cli", "render", "metrics"},
+        {"cli", "render", "metrics", "bake"},
     ],
 }
 
