@@ -27,6 +27,8 @@ from gs.evaluation.metrics import compute_metrics
 from gs.evaluation.render import render_views
 from gs.files import check_writable
 from gs.logs import show_log
+from gs.neural.anchors import first_anchors
+from gs.neural.config import NeuralConfig
 from gs.report.sections import write_report
 from gs.training.memory import keep_freed_memory
 from gs.training.run_folder import RunFolder
@@ -39,17 +41,17 @@ from pruning import METHODS
 logger = logging.getLogger("splatrim")
 
 
-def parse(args: list[str]) -> Config[Any, Any]:
+def parse(args: list[str]) -> Config[Any, Any, Any]:
     """Read the command line."""
     return cli.parse(args, METHODS, __doc__ or "")
 
 
-def build_trainer(config: Config[Any, Any]) -> Trainer:
+def build_trainer(config: Config[Any, Any, Any]) -> Trainer[Any]:
     """Check every input and make the trainer. Of the run, nothing is written yet."""
     train, method = config.train, config.choice.method
-    resolve_device(train.device)
+    device = resolve_device(train.device)
     check_writable(train.model_path)
-    start = load_start(train, method, METHODS)
+    start = load_start(train, method, METHODS, representation=config.choice.representation)
     train = with_start(train, start)
     RunFolder.of(train, start, config.scene.source_path).check()
     where = vars(config.scene).copy()
@@ -57,7 +59,7 @@ def build_trainer(config: Config[Any, Any]) -> Trainer:
     if config.choice.demo and not source.exists():
         logger.info(f"writing the built-in scene to {source}")
         write_demo_scene(source)
-    strategies: list[Strategy] = [config.densify.build()]
+    strategies: list[Strategy[Any]] = [config.densify.build()]
     if train.post_start is not None:
         iterations = train.iterations
         strategies += [PostRates(config.optim, start=train.post_start, iterations=iterations)]
@@ -70,6 +72,10 @@ def build_trainer(config: Config[Any, Any]) -> Trainer:
         cache=train.model_path / UNDISTORTED,
         world_offset=None if start is None else start.get("world_offset"),
     )
+    start = None if start is None else in_scene(start, scene.world_offset)
+    model = None
+    if isinstance(config.neural, NeuralConfig):
+        model = first_anchors(config.neural, scene, start, seed=train.seed, device=device)
     return Trainer(
         train,
         scene,
@@ -78,7 +84,8 @@ def build_trainer(config: Config[Any, Any]) -> Trainer:
         method=method,
         white_background=config.scene.white_background,
         settings=describe(dataclasses.replace(config, train=train)),
-        start=None if start is None else in_scene(start, scene.world_offset),
+        start=start,
+        model=model,
     )
 
 

@@ -37,7 +37,7 @@ HARMLESS = {
     "other_scene",
     "demo",
 }
-PARTS = ("optim", "densify", "pruning")
+PARTS = ("optim", "densify", "pruning", "neural")
 TOLERANCE = 1e-3  # of the scene's extent, between positions of the same camera
 
 logger = logging.getLogger("splatrim")

@@ -98,7 +98,11 @@ def find_origin(ply: Path | None, checkpoint: Path | None) -> Origin | None:
 
 
 def load_start(
-    config: TrainConfig, method: str, methods: Mapping[str, type[Heritage]]
+    config: TrainConfig,
+    method: str,
+    methods: Mapping[str, type[Heritage]],
+    *,
+    representation: str = "explicit",
 ) -> State | None:
     """The state for `Trainer(start=...)` that the flags ask for, None for the scene's points.
 
@@ -106,19 +110,25 @@ def load_start(
         config: Its start_ply or start_checkpoint is read; post_start says whether to post-train.
         method: The pruning method of the run.
         methods: All methods by name: what they left in a model is theirs to read.
+        representation: Of the run's model: "explicit" (Gaussians) or "neural".
 
     Raises:
         SplatrimError: absent, broken, no iterations left, or a checkpoint of another method that
             is not finished.
     """
+    if config.start_checkpoint is not None and config.start_ply is None:
+        _check_representation(config.start_checkpoint, representation)
     if config.start_ply is not None:
         others = [name for heir in methods.values() for name in heir.PROPERTIES]
         path, state = config.start_ply, _ply_state(config.start_ply, others)
     elif config.start_checkpoint is not None:
-        path, state = config.start_checkpoint, load_checkpoint(config.start_checkpoint)
+        path, state = (
+            config.start_checkpoint,
+            load_checkpoint(config.start_checkpoint, gaussians=representation == "explicit"),
+        )
     else:
         return None
-    for heir in methods.values():
+    for heir in methods.values() if representation == "explicit" else ():
         state = heir.adopt(state)
     if state.get("world_offset") is None:
         state = {**state, "world_offset": (state.get("config") or {}).get("world_offset")}
@@ -137,6 +147,16 @@ def load_start(
             f" go on with --method {state['method']} instead of {method}"
         )
     return state
+
+
+def _check_representation(path: Path, wanted: str) -> None:
+    """Refuse a checkpoint of another kind of model."""
+    seen = peek_checkpoint(path)
+    made = "explicit" if seen is None else seen[1].get("representation", "explicit")
+    if made != wanted:
+        raise SplatrimError(
+            f"{path} is a checkpoint of a model that is {made}: go on with --representation {made}"
+        )
 
 
 def _ply_state(path: Path, others: Iterable[str]) -> State:
@@ -166,8 +186,9 @@ def in_scene(state: State, world_offset: Sequence[float]) -> State:
     shift -= torch.tensor(state.get("world_offset") or (0.0, 0.0, 0.0), dtype=torch.float64)
     if not bool(shift.any()):
         return state
-    means = (state["params"]["means"].double() - shift).float()
-    return {**state, "params": {**state["params"], "means": means}}
+    name = "means" if "means" in state["params"] else "anchors"
+    places = (state["params"][name].double() - shift).float()
+    return {**state, "params": {**state["params"], name: places}}
 
 
 def finished(state: State) -> State:

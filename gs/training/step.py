@@ -155,7 +155,8 @@ class Stepper(Generic[M]):
             return
         (step, image, key, rates), self._replayed = self._replayed, None
         assert self.graphs is not None and self._buffer is not None
-        if not self.graphs.fits(key, len(self.gaussians), Counts(*self._buffer.wait())):
+        rows, entries, missing = self._buffer.wait()
+        if not self.graphs.fits(key, len(self.gaussians), Counts(rows, entries), missing):
             self._count_steps(key, -1)
             with torch.enable_grad():  # whoever looks at the model may have turned it off
                 self.update(step, self.forward_backward(step, image), rates)
@@ -184,8 +185,10 @@ class Stepper(Generic[M]):
             keywords["deterministic"] = True
         if bounds is not None:
             keywords["capacity"] = bounds.capacity
-        out = render(gaussians, inputs.view, background=inputs.background, **keywords)
-        skip = None if bounds is None else bounds.check(out.info["counts"])
+        view = inputs.view
+        splats = gaussians.splats(view) if bounds is None else gaussians.splats_within(view)
+        out = render(splats, view, background=inputs.background, **keywords)
+        skip = None if bounds is None else bounds.check(out.info["counts"], splats.missing)
         context = StepContext(
             gaussians,
             self.optimizer,

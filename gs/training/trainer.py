@@ -35,7 +35,6 @@ from ..evaluation.views import evaluate_views, mean_scores
 from ..model.gaussians import Gaussians
 from ..model.histograms import Histogram
 from ..model.model import Model
-from ..model.ply import save_ply
 from ..model.rates import OptimConfig
 from ..run_record import checkpoint_file, model_file
 from ..streams import heeded_signals
@@ -240,7 +239,7 @@ class Trainer(Generic[M]):
         path = model_file(self.config.model_path, step)
         model = self.exported()
         check_model(model, len(self.gaussians), step, self.folder.latest())
-        save_ply(path, model.to_ply(), world_offset=self.scene.world_offset)
+        model.save(path, self.scene.world_offset)
         self.folder.add_model(step)
         self.tracker.info(
             f"iteration {step}: saved {len(model)} of {len(self.gaussians)} Gaussians"

@@ -6,11 +6,10 @@ kernels/reference/decoder.py has the equations; on a GPU both are Triton kernels
 from __future__ import annotations
 
 from types import ModuleType
-from typing import get_args
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
-from typing_extensions import Literal
 
 from ..backend import uses_triton
 from ..reference import decoder as reference

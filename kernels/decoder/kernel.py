@@ -9,11 +9,12 @@ holds one number of each of their offsets (a column is an offset, up to 16), so 
 and nothing between the parameters and the Gaussians goes through memory. Products are in TF32, with
 float32 sums; in exact mode in three TF32 products each, which is float32 to rounding.
 
-Backward computes the hidden layer again. PROGRAMS programs walk through the anchors and sum the
-gradients of their weights in registers; each writes its sum to a row of its own, and the rows are
-added in order: equal calls have equal gradients. The first launch takes scale, rotation and
-position (the second net), the second opacity and colour, adding to the features' gradient. An
-anchor belongs to one program, so that its own gradients need no atomics.
+Backward computes the hidden layer again. PROGRAMS programs walk through the anchors, and each adds
+the gradients of the weights to a row of its own, which stays in the L2 cache; then the rows are
+added in order: equal calls have equal gradients. In registers these sums spill, 1.3 KB a thread.
+The first launch takes scale, rotation and position (the second net), the second opacity and colour,
+adding to the features' gradient. An anchor belongs to one program, so that its own gradients need
+no atomics.
 """
 
 from typing import Any, cast
@@ -30,8 +31,8 @@ from .backward import PROGRAMS, decode_look_bwd_kernel, decode_shape_bwd_kernel
 from .nets import direction_columns, hidden_layer, output, place_of
 
 BLOCK = 64  # anchors per program
-BACKWARD_BLOCK = 64
-BACKWARD_WARPS = 8
+BACKWARD_BLOCK = 32  # with 64 the operands of transposed products spill
+BACKWARD_WARPS = 4
 
 
 @triton.jit(do_not_specialize=["V"])
@@ -59,7 +60,7 @@ def decode_fwd_kernel(
     BLOCK: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    v = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    v = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     row, full = place_of(rows_ptr, v, V)
     features = tl.load(
         features_ptr + row[:, None] * H + tl.arange(0, H)[None, :], mask=full[:, None], other=0.0
@@ -154,7 +155,7 @@ class _Decode(torch.autograd.Function):
             zeros(x.shape, torch.float32, device) for x in (features, offsets, scales)
         )
         n_programs = max(min(-(-n_places // BACKWARD_BLOCK), PROGRAMS), 1)
-        partial = empty((n_programs, len(weights)), torch.float32, device)
+        partial = zeros((n_programs, len(weights)), torch.float32, device)
         shape = (quats, sizes, v_means, v_quats, v_sizes, v_features, v_offsets, v_scales)
         look = (opacities, colors, v_opacities, v_colors, v_features, ctx.off)
         for kernel, own in ((decode_shape_bwd_kernel, shape), (decode_look_bwd_kernel, look)):
@@ -198,6 +199,8 @@ def decode(
 ) -> Decoded:
     """As kernels.decode; `sees` says whether all nets see the direction."""
     assert HEADS == (1, 7, 3)  # what the kernels are written for
+    if max(len(anchors), len(rows)) * max(features.shape[1], 4 * offsets.shape[1]) >= 2**31:
+        raise ValueError(f"anchors: {len(anchors)} are too many for offsets of 32 bits")
     tensors = (x.contiguous() for x in (features, offsets, scales, weights, rows, center))
     off = None if off is None else off.contiguous()
     out = apply(_Decode, anchors.detach().contiguous(), *tensors, off, sees, exact)

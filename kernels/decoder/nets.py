@@ -9,7 +9,7 @@ def place_of(rows_ptr, v, V):
     """Row of the anchor in each place, 0 in empty ones, and whether there is one."""
     row = tl.load(rows_ptr + v, mask=v < V, other=-1)
     full = row >= 0
-    return tl.where(full, row, 0).to(tl.int64), full
+    return tl.where(full, row, 0), full
 
 
 @triton.jit
@@ -68,46 +68,41 @@ def output(
 
 
 @triton.jit
+def _add(ptr, x, mask):
+    """Add to a program's own sums. The same threads load and store, so nothing is in between."""
+    tl.store(ptr, tl.load(ptr, mask=mask, other=0.0) + x, mask=mask)
+
+
+@triton.jit
 def output_vjp(
-    v_out, v_hidden, v_w, v_b, hidden, aug, weights_ptr, c,
+    v_out, v_hidden, hidden, weights_ptr, sums_ptr, c,
     C: tl.constexpr, H: tl.constexpr, K: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """Add to the gradients of the hidden layer [BLOCK, H], W2 [H, 16] and, in row 3, b2 [16, 16]."""
+    """Add to the sums of W2 and b2; the gradient of the hidden layer with this number's part."""
     w = _second(weights_ptr, c, C, H, K)
     v_hidden = tl.dot(v_out, tl.trans(w), v_hidden, input_precision=PRECISION)
-    v_w = tl.dot(tl.trans(hidden), v_out, v_w, input_precision=PRECISION)
-    v_b = tl.dot(tl.trans(aug), v_out, v_b, input_precision=PRECISION)
-    return v_hidden, v_w, v_b
+    h, j = tl.arange(0, H)[:, None], tl.arange(0, 16)[None, :]
+    second = H * (H + 3) + H
+    v_w = tl.dot(tl.trans(hidden), v_out, input_precision=PRECISION)
+    _add(sums_ptr + second + (j * C + c) * H + h, v_w, (j < K) & (h < H))
+    j = tl.arange(0, 16)
+    _add(sums_ptr + second + C * K * H + j * C + c, tl.sum(v_out, axis=0), j < K)
+    return v_hidden
 
 
 @triton.jit
 def hidden_vjp(
-    v_pre, v_features, v_w, v_a, features, aug, weights_ptr,
+    v_pre, v_features, features, aug, weights_ptr, sums_ptr,
     H: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """Add to the gradients of the features, W1 [H in, H out] and its direction and bias [16, H]."""
+    """Add to the sums of W1 and b1; the gradient of the features with this net's part."""
     w = tl.trans(_first(weights_ptr, H))
     v_features = tl.dot(v_pre, w, v_features, input_precision=PRECISION)
-    v_w = tl.dot(tl.trans(features), v_pre, v_w, input_precision=PRECISION)
-    v_a = tl.dot(tl.trans(aug), v_pre, v_a, input_precision=PRECISION)
-    return v_features, v_w, v_a
-
-
-@triton.jit
-def store_first(v_w, v_a, partial_ptr, H: tl.constexpr):
-    """A program's gradient of W1 and b1."""
     i, o = tl.arange(0, H)[:, None], tl.arange(0, H)[None, :]
-    tl.store(partial_ptr + o * (H + 3) + i, v_w)
+    v_w = tl.dot(tl.trans(features), v_pre, input_precision=PRECISION)
+    _add(sums_ptr + o * (H + 3) + i, v_w, (i < H) & (o < H))
     a = tl.arange(0, 16)[:, None]
+    v_a = tl.dot(tl.trans(aug), v_pre, input_precision=PRECISION)
     place = tl.where(a < 3, o * (H + 3) + H + a, H * (H + 3) + o)
-    tl.store(partial_ptr + place, v_a, mask=a < 4)
-
-
-@triton.jit
-def store_second(v_w, v_b, partial_ptr, c, C: tl.constexpr, H: tl.constexpr, K: tl.constexpr):
-    """A program's gradient of W2 and b2 of number c of C."""
-    h, j = tl.arange(0, H)[:, None], tl.arange(0, 16)[None, :]
-    second = H * (H + 3) + H
-    tl.store(partial_ptr + second + (j * C + c) * H + h, v_w, mask=(j < K) & (h < H))
-    a = tl.arange(0, 16)[:, None]
-    tl.store(partial_ptr + second + C * K * H + a * 0 + j * C + c, v_b, mask=(a == 3) & (j < K))
+    _add(sums_ptr + place, v_a, (a < 4) & (o < H))
+    return v_features

@@ -163,9 +163,7 @@ def test_anchors_that_a_camera_sees(backend: str) -> None:
         )
         want = [0, 5, *[-1] * 62][:shown]
         assert rows.tolist() == want and count.tolist() == [2]
-    rows, count = seen_anchors(
-        anchors[:0], scales[:0], viewmat, K, 64, 48, 0.2, backend=backend
-    )
+    rows, count = seen_anchors(anchors[:0], scales[:0], viewmat, K, 64, 48, 0.2, backend=backend)
     assert rows.tolist() == [-1] * 64 and count.tolist() == [0]
 
 
