@@ -13,9 +13,6 @@ import sys
 import threading
 from typing import Any
 
-import torch
-
-import kernels
 from gs import cli
 from gs.cli import Config, describe
 from gs.config import resolve_device, resume_command
@@ -89,10 +86,12 @@ def build_trainer(config: Config[Any, Any, Any]) -> Trainer[Any]:
     )
 
 
-def _warm_up(device: torch.device) -> None:
+def _warm_up(device: str) -> None:
     # without Triton none of this is needed, and a GPU that fails is told of by what needs it next
     with contextlib.suppress(ImportError, RuntimeError):
-        kernels.warm_up(device)
+        from kernels import warm_up
+
+        warm_up(resolve_device(device))
 
 
 def main(args: list[str] | None = None) -> None:
@@ -102,9 +101,8 @@ def main(args: list[str] | None = None) -> None:
     out = config.train.model_path
     show_log(quiet=config.train.quiet)
     keep_freed_memory()
-    gpu = resolve_device(config.train.device)
-    if gpu.type == "cuda":
-        threading.Thread(target=_warm_up, args=(gpu,)).start()
+    if resolve_device(config.train.device).type == "cuda":
+        threading.Thread(target=_warm_up, args=(config.train.device,)).start()
     checkpoint = build_trainer(config).fit()
     if checkpoint is not None:
         print(f"stopped; go on with: {resume_command(args, out, checkpoint)}", file=sys.stderr)

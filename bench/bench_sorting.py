@@ -1,4 +1,4 @@
-"""kernels.sorting against torch.sort, by design, number of keys and bits.
+"""kernels.binning.sorting against torch.sort, by design, number of keys and bits.
 
 python -m bench.bench_sorting [--json FILE] [--designs ...]   a table, results checked
 pytest bench/bench_sorting.py    some of its rows through pytest-benchmark
@@ -15,7 +15,7 @@ import torch
 import triton
 from torch import Tensor
 
-from kernels.sorting import plan_sort
+from kernels.binning.sorting import plan_sort
 
 SIZES = (100_000, 500_000, 1_270_000, 2_100_000, 3_040_000, 5_840_000)
 BITS = (13, 15, 17, 31)

@@ -203,8 +203,9 @@ def _hash_tensor(x: Tensor) -> str:
 
 
 def _run(tree: Path, words: list[str]) -> None:
-    """Run Python in the checkout, on one thread, and only with its own packages."""
-    environment = os.environ | {"PYTHONPATH": str(tree), "OMP_NUM_THREADS": "1"}
+    """Run Python in the checkout, on one thread; its packages come before any other."""
+    path = os.pathsep.join(filter(None, [str(tree), os.environ.get("PYTHONPATH")]))
+    environment = os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
         [sys.executable, *words], cwd=tree, env=environment, capture_output=True, text=True
     )

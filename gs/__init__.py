@@ -5,7 +5,10 @@ wait for the others.
 """
 
 import importlib
+import os
 from typing import TYPE_CHECKING, Any
+
+from .idle_threads import let_idle_threads_sleep
 
 if TYPE_CHECKING:
     from .config import PUBLISHED_ITERATIONS as PUBLISHED_ITERATIONS
@@ -46,6 +49,8 @@ if TYPE_CHECKING:
     from .ranges import Range as Range
     from .ranges import check_ranges as check_ranges
     from .run_record import find_model as find_model
+    from .schedule import covers as covers
+    from .schedule import multiple_in as multiple_in
     from .schema import fields as fields
     from .schema import integer as integer
     from .schema import listed as listed
@@ -56,9 +61,12 @@ if TYPE_CHECKING:
     from .training.start import POST_ITERATIONS as POST_ITERATIONS
     from .training.start import State as State
     from .training.start import without_added as without_added
+    from .training.strategy import Population as Population
     from .training.strategy import StepContext as StepContext
     from .training.strategy import Strategy as Strategy
     from .training.trainer import Trainer as Trainer
+
+let_idle_threads_sleep(os.environ)  # counts only before torch is loaded
 
 # Names by the module that defines them.
 _HOME = {
@@ -99,6 +107,8 @@ _HOME = {
     "SOME_SHARE": "ranges",
     "Range": "ranges",
     "check_ranges": "ranges",
+    "covers": "schedule",
+    "multiple_in": "schedule",
     "fields": "schema",
     "integer": "schema",
     "listed": "schema",
@@ -110,6 +120,7 @@ _HOME = {
     "POST_ITERATIONS": "training.start",
     "State": "training.start",
     "without_added": "training.start",
+    "Population": "training.strategy",
     "StepContext": "training.strategy",
     "Strategy": "training.strategy",
     "Trainer": "training.trainer",

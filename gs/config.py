@@ -17,6 +17,7 @@ from tyro.conf import Suppress, arg
 
 from .errors import SplatrimError
 from .ranges import AT_LEAST_ONE, COUNT, ITERATION, SEED, SHARE, Range, check_ranges
+from .schedule import multiple_in
 
 PUBLISHED_ITERATIONS = 30_000
 
@@ -54,6 +55,15 @@ class TrainConfig:
     """Output folder."""
     iterations: Annotated[int, AT_LEAST_ONE] = PUBLISHED_ITERATIONS
     """Number of iterations, one image each."""
+    batch: Annotated[int, AT_LEAST_ONE] = 1
+    """Images per step of the optimizer, whose learning rates grow by the square root of it.
+    Iterations go on counting images: what is due at one happens in the step that has it."""
+    regularise: Literal["all", "seen"] = "all"
+    """Whom mask losses and MCMC's regularisers are means over: all Gaussians, as published, or
+    those that the step's images see, as often as they do. For scenes that an image shows little
+    of."""
+    adam_rows: Literal["all", "seen"] = "all"
+    """Which Gaussians a step moves: all, by momentum too, or those that its images see."""
     sh_degree: Annotated[int, Range(0, 3)] = 3
     """Highest degree of the spherical harmonics, 0 to 3."""
     sh_degree_interval: Annotated[int, AT_LEAST_ONE] = 1000
@@ -95,9 +105,10 @@ class TrainConfig:
     def __post_init__(self) -> None:
         check_ranges(self)
 
-    def sh_degree_grows_at(self, step: int) -> bool:
+    def sh_degree_grows_at(self, step: int, n_images: int = 1) -> bool:
         """Whether one more degree is used from `step` on: 1000, 2000, 3000 by default."""
-        return step > self.sh_degree_from_iter and step % self.sh_degree_interval == 0
+        due = multiple_in(step, self.sh_degree_interval, n_images)
+        return due is not None and due > self.sh_degree_from_iter
 
     def scaled(self, factor: float) -> "TrainConfig":
         """The same schedule over `factor` times as many iterations."""

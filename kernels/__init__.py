@@ -6,8 +6,6 @@ from typing import TYPE_CHECKING
 from .arguments import Capacity, Counts, RasterInputs, RenderSettings
 from .backend import uses_triton
 from .decoder import Decoded, ViewInput, decode, n_weights, seen_anchors
-from .densification import add_gradient_norms, add_langevin_noise, add_regularizer_gradients
-from .masks import sampled_in_any
 from .photometric import (
     photometric_gradient,
     photometric_loss,
@@ -15,26 +13,33 @@ from .photometric import (
     structural_similarity,
 )
 from .rasterization import rasterization
+from .reference.langevin import normals
 from .reference.masks import logistic_noise, philox, sample_masks, uniform
 from .runtime.cache import caches
+from .update import (
+    add_gradient_norms,
+    add_langevin_noise,
+    add_regularizer_gradients,
+    sampled_in_any,
+)
 
 if TYPE_CHECKING:
-    from .adam import FusedAdam
     from .binning import TileLists, bin_tiles
     from .blending import blend
-    from .masks.kernel import split_seed
+    from .device.masks import split_seed
     from .projection import project
     from .projection.records import Records
     from .runtime.launch import warm_up
+    from .update.adam import FusedAdam
 
 _NEED_TRITON = {
-    "FusedAdam": ".adam",
+    "FusedAdam": ".update.adam",
     "Records": ".projection.records",
     "TileLists": ".binning",
     "bin_tiles": ".binning",
     "blend": ".blending",
     "project": ".projection",
-    "split_seed": ".masks.kernel",
+    "split_seed": ".device.masks",
     "warm_up": ".runtime.launch",
 }
 
@@ -57,6 +62,7 @@ __all__ = [
     "decode",
     "logistic_noise",
     "n_weights",
+    "normals",
     "philox",
     "photometric_gradient",
     "photometric_loss",

@@ -84,7 +84,7 @@ def accumulate_scores(
         raise ValueError(f"cameras: the score {kind!r} needs at least one")
 
     # degree 0: no score depends on colours, and these are the cheapest
-    plain = gaussians
+    plain: Model = gaussians
     if isinstance(gaussians, Gaussians):
         plain = gaussians.exported(shN=gaussians.params["shN"].detach()[:, :0])
     total = torch.zeros(n, dtype=torch.float64, device=gaussians.device)

@@ -20,21 +20,21 @@ MAY_IMPORT = {"kernels": set(), "gs": {"kernels"}, "pruning": {"gs", "kernels"}}
 # Rooms on one floor do not know each other.
 FLOORS: dict[str, list[set[str]]] = {
     "kernels": [
-        {"constants", "validation", "backend"},
+        {"constants", "validation", "backend", "lazy_info"},
         {"arguments"},
         {"device", "reference"},
         {"runtime"},
-        {"masks", "sorting", "photometric", "adam", "decoder"},
-        {"densification"},
+        {"photometric", "update", "decoder"},
         {"projection"},
         {"binning"},
         {"blending"},
         {"pipeline"},
+        {"gsplat_forms"},
         {"rasterization"},
         {"compat"},
     ],
     "gs": [
-        {"streams", "logs", "seeds", "losses"},
+        {"streams", "logs", "seeds", "losses", "idle_threads", "schedule"},
         {"errors"},
         {"files", "ranges"},
         {"schema"},

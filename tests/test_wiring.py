@@ -20,7 +20,7 @@ from gs.losses import ssim
 from gs.model.gaussians import Gaussians
 from gs.seeds import derive_seed
 from gs.training.sampler import CameraSampler
-from kernels import add_langevin_noise, rasterization, sample_masks
+from kernels import add_langevin_noise, normals, rasterization, sample_masks
 
 SEED = 5
 ITERATIONS = 13
@@ -39,7 +39,7 @@ MASKS = """
 """
 MCMC = """
     --method 3dgs --densifier mcmc --densify_from_iter 50 --densify_until_iter 60 --budget 2x
-    --noise_lr 4e3 --lambda_opacity 0.3 --lambda_scale 0.2 --initial_opacity 0.3
+    --noise_lr 4e3 --lambda_opacity 0.3 --lambda_scale 0.2 --initial_opacity 0.02
     --initial_scale 0.4 --random_background
 """
 RATES = {"sh0": 0.02, "shN": 0.02 / 3, "opacities": 0.07, "scales": 0.02, "quats": 0.03}
@@ -155,8 +155,8 @@ class Loop:
         small = scales.amax(-1) <= 0.02 * self.extent
         clones, parents = (x.nonzero()[:, 0] for x in (moving & small, moving & ~small))
         stay = (~(moving & ~small)).nonzero()[:, 0]
-        generator = torch.Generator().manual_seed(derive_seed(SEED, "split", step))
-        noise = torch.randn(2, len(parents), 3, generator=generator)
+        seeds = [derive_seed(SEED, "split", step, child) for child in (0, 1)]
+        noise = torch.stack([normals(seed, self.ids[parents]) for seed in seeds])
         w, x, y, z = torch.nn.functional.normalize(self.p["quats"][parents], dim=-1).unbind(-1)
         first = (1 - 2 * (y * y + z * z), 2 * (x * y - w * z), 2 * (x * z + w * y))
         second = (2 * (x * y + w * z), 1 - 2 * (x * x + z * z), 2 * (y * z - w * x))
@@ -250,7 +250,7 @@ def test_monte_carlo_with_every_setting_away_from_its_default(source: Path, tmp_
     want = plain.get_scales().mul(0.4).log().detach()
     torch.testing.assert_close(trainer.gaussians.params["scales"].detach(), want)
     opacities = trainer.gaussians.get_opacities().detach()
-    torch.testing.assert_close(opacities, torch.full_like(opacities, 0.3))
+    torch.testing.assert_close(opacities, torch.full_like(opacities, 0.02))
     vary(trainer, "scales", 1.0, -0.5)
     loop = Loop(trainer, white=False, random=True)
     start = {name: x.clone() for name, x in loop.p.items()}

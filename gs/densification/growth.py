@@ -78,13 +78,13 @@ class GrowthConfig(DensifierConfig):
         config = super().scaled(factor)
         return replace(config, statistics_from_iter=round(self.statistics_from_iter * factor))
 
-    def gathers_at(self, step: int) -> bool:
+    def gathers_at(self, step: int, n_images: int = 1) -> bool:
         """Whether statistics are gathered at `step`."""
-        return self.statistics_from_iter < step < self.densify_until_iter
+        return self.statistics_from_iter < step and not self.is_over(step, n_images)
 
-    def densifies_at(self, step: int) -> bool:
+    def densifies_at(self, step: int, n_images: int = 1) -> bool:
         """Whether anchors grow and go at `step`: 1600, 1700, ..., 14900 by default."""
-        return super().densifies_at(step) and self.gathers_at(step)
+        return super().densifies_at(step, n_images) and self.gathers_at(step, n_images)
 
     def cell_sizes(self, voxel_size: float) -> list[float]:
         """Sizes of cells by level, scene units: .016, .004 and .001 by default."""
@@ -120,14 +120,15 @@ class AnchorGrowth(Strategy[Anchors]):
         return self.config.lambda_volume * mean_volume(out.splats.scales, out.splats.opacities)
 
     def phase(self, step: int) -> Hashable | None:
-        if self.config.densifies_at(step):
+        if self.config.densifies_at(step, self.n_images):
             return None
-        return "gathering" if self.config.gathers_at(step) else "resting"
+        return "gathering" if self.config.gathers_at(step, self.n_images) else "resting"
 
     def after_backward(self, step: int, ctx: StepContext[Anchors]) -> None:
-        if self.config.gathers_at(step):
-            add_statistics(ctx.gaussians, ctx.out, skip=ctx.skip)
-        if self.config.densifies_at(step):
+        if self.config.gathers_at(step, self.n_images):
+            for out in ctx.renderings:
+                add_statistics(ctx.gaussians, out, skip=ctx.skip)
+        if self.config.densifies_at(step, self.n_images):
             self.densify(step, ctx)
 
     @torch.no_grad()

@@ -19,10 +19,11 @@ let Gaussians die and are no part of the logged loss, and after the optimizer mo
 
     noise_lr lr sigmoid(-100 (o - 0.005)) Sigma eta        eta ~ N(0, I), lr that of positions
 
-(equation 8, see kernels/densification/langevin.py). There are no statistics of gradients, and
+(equation 8, see kernels/update/langevin.py). There are no statistics of gradients, and
 opacities are not reset. What other strategies name is removed, not moved, and the budget allows for
 others in its place; what they remove by themselves, between densifications, stays removed: the
-budget falls to what they left. All draws are by seed, iteration and id.
+budget falls to what they left. All draws are by seed, iteration and id: the k-th of the dead, by
+id, goes to the k-th Gaussian drawn.
 
 The published code starts from scales of 0.1 of the distance to the neighbours (`initial_scale`; by
 default it is 1 here, as in 3DGS), draws for the dead first and for the added from what that leaves,
@@ -103,6 +104,7 @@ class MCMCDensifier(Strategy):
     """Relocate, add, regularise and wander; see the module's docstring."""
 
     name = "densify"
+    regularized = ("opacities", "scales")
 
     def __init__(self, config: MCMCConfig) -> None:
         self.config = config
@@ -123,22 +125,24 @@ class MCMCDensifier(Strategy):
             gaussians.params["scales"].data += math.log(self.config.initial_scale)
 
     def phase(self, step: int) -> Hashable | None:
-        return None if self.config.densifies_at(step) else "wandering"
+        return None if self.config.densifies_at(step, self.n_images) else "wandering"
 
     def after_backward(self, step: int, ctx: StepContext) -> None:
-        if self.config.densifies_at(step):
+        if self.config.densifies_at(step, self.n_images):
             self.densify(step, ctx)
             return
         opacities, scales = (ctx.gaussians.params[name] for name in ("opacities", "scales"))
         if opacities.grad is None or scales.grad is None:
             raise ValueError("regularisers need the gradients of opacities and scales")
+        counts: Tensor | None = ctx.out.info.get("observations")
         add_regularizer_gradients(
             opacities,
             scales,
             opacities.grad,
             scales.grad,
-            lambda_opacity=self.config.lambda_opacity,
-            lambda_scale=self.config.lambda_scale,
+            lambda_opacity=self.n_images * self.config.lambda_opacity,
+            lambda_scale=self.n_images * self.config.lambda_scale,
+            shares=None if counts is None else counts / counts.sum().clamp_min(1.0),
         )
 
     def after_step(self, step: int, ctx: StepContext) -> None:
@@ -183,7 +187,9 @@ class MCMCDensifier(Strategy):
                 seed=derive_seed(self.seed, "mcmc", step),
             )
             share(gaussians, ctx.optimizer, sources, min_opacity=config.min_opacity)
-            copy_rows(gaussians, ctx.optimizer, rows_where(dead, n_dead), sources[:n_dead])
+            rows = rows_where(dead, n_dead)
+            rows = rows[gaussians.rows["ids"][rows].argsort()]
+            copy_rows(gaussians, ctx.optimizer, rows, sources[:n_dead])
         else:
             sources = stay.new_empty(0, dtype=torch.int64)
         if n_gone + n_new:
@@ -229,7 +235,7 @@ def draw_sources(
     *,
     seed: int,
 ) -> Tensor:  # [n] int64
-    """Draw n rows with replacement in proportion to their weights.
+    """Draw n rows with replacement in proportion to their weights, of those that are given.
 
     Counter-based by (seed, draw). Rows are walked through by id and weights are summed as whole
     numbers of 2^-24, exactly, so that a draw depends neither on the order of rows nor on threads.

@@ -31,7 +31,7 @@ from ..logs import show_log
 from ..model.model import Model
 from ..model.ply import read_offset
 from ..model.renderer import RenderOutput, render
-from ..neural.files import load_model
+from ..neural.loading import load_model
 from ..ranges import ITERATION, check_ranges
 from ..run_record import find_model
 from ..run_settings import read_settings

@@ -49,6 +49,9 @@ class Model(nn.Module, ABC):
     parts: int = 1
     """Gaussians that a row stands for. What is per Gaussian (masks, scores) has N * parts entries,
     those of a row next to each other."""
+    same_in_all_views: bool = False
+    """Whether `splats` gives the same Gaussians for every view, so that several views can be
+    rendered at once."""
 
     def __init__(self, n: int, device: torch.device | str) -> None:
         super().__init__()

@@ -22,6 +22,19 @@ class NoneLeft(SplatrimError):
     """Every Gaussian would be removed; the model is as it was."""
 
 
+def fresh_ids(parents: Tensor, first: int) -> Tensor:  # [M] -> [M], of the type of parents
+    """Ids from `first` on, one for a new Gaussian of each parent, ascending with the parents' ids.
+
+    So it does not matter in what order rows lie, or where. Parents that occur twice are taken in
+    their order.
+    """
+    ids = torch.empty_like(parents)
+    ids[parents.argsort(stable=True)] = torch.arange(
+        first, first + len(parents), dtype=parents.dtype, device=parents.device
+    )
+    return ids
+
+
 @torch.no_grad()
 def keep_rows(
     gaussians: Model,
@@ -121,7 +134,8 @@ def copy_rows(
 ) -> None:
     """Make each of `rows` a new Gaussian with the parameters of its source, in the same tensors.
 
-    They get fresh ids and zero moments and statistics. CUDA graphs of steps stay valid.
+    They get fresh ids, in the order of `rows`, and zero moments and statistics. CUDA graphs of
+    steps stay valid.
 
     Args:
         gaussians: The model.

@@ -32,6 +32,7 @@ from ..model.specs import ParameterSpec, Rate
 from ..model.view import NO_EXPOSURE
 from .config import NeuralConfig, falling
 from .decoder import NETS, fresh_decoder, kernel_weights
+from .files import save_anchors
 
 if TYPE_CHECKING:
     from ..data.scene import Scene
@@ -255,9 +256,9 @@ class Anchors(Model):
 
     def save(self, path: Path, world_offset: tuple[float, float, float]) -> None:
         """Write a .ply of Scaffold-GS's layout, and the decoder beside it (gs.neural.files)."""
-        from .files import save_anchors
-
-        save_anchors(path, self, world_offset)
+        shared = self.shared.state_dict()
+        tensors = self.to_tensors()
+        save_anchors(path, tensors, self.rows[OFF], shared, self.config, self.names, world_offset)
 
 
 def first_anchors(

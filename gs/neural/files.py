@@ -17,6 +17,7 @@ import io
 import json
 import math
 import warnings
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,14 +26,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from ..data.ply_table import read_header, read_table
 from ..errors import SplatrimError
 from ..files import atomic_write
-from ..model.gaussians import INITIAL_OPACITY, Gaussians
-from ..model.model import Model
-from ..model.ply import load_ply, offset_comments
+from ..model.gaussians import INITIAL_OPACITY
+from ..model.ply import offset_comments
 from ..schema import fields, listed, number, read_checked, text
-from .anchors import OFF, Anchors
 from .config import NeuralConfig
 from .decoder import net_sizes, split_net
 
@@ -62,47 +60,45 @@ def property_names(n_features: int, n_offsets: int) -> list[str]:
     ]
 
 
-def is_neural(path: Path) -> bool:
-    """Whether a .ply holds anchors. Raises SplatrimError where it is not one."""
-    vertex = read_header(path).element("vertex")
-    return vertex is not None and "f_anchor_feat_0" in vertex.properties
-
-
-def load_model(path: Path, device: torch.device | str = "cpu") -> Model:
-    """The model of a .ply, of Gaussians or of anchors.
-
-    Raises:
-        SplatrimError: the file, or the decoder beside it, is missing or damaged.
-    """
-    if is_neural(path):
-        return load_anchors(path, device)
-    return Gaussians.from_tensors({name: x.to(device) for name, x in load_ply(path).items()})
-
-
-def save_anchors(path: Path, model: Anchors, world_offset: tuple[float, float, float]) -> None:
+def save_anchors(
+    path: Path,
+    tensors: Mapping[str, Tensor],
+    off: Tensor,  # [N, k] bool
+    shared: Mapping[str, Tensor],
+    config: NeuralConfig,
+    names: Sequence[str],
+    world_offset: tuple[float, float, float],
+) -> None:
     """Write a model's .ply and the files beside it, each atomically; the .ply last.
+
+    Args:
+        path: The .ply; missing folders are made.
+        tensors: anchors [N,3], features [N,F], offsets [N,k,3], scales [N,6] (log).
+        off: Offsets that are switched off.
+        shared: mlp_opacity, mlp_cov, mlp_color, appearance and grid, as gs.neural.decoder says.
+        config: Shape of the nets.
+        names: Of the training images, by their row of `appearance`.
+        world_offset: What was subtracted from the world's coordinates.
 
     Raises:
         SplatrimError: one cannot be written.
     """
-    config, shared = model.config, model.shared
     for name, file in FILES.items():
-        weights = shared.get_parameter(name).detach().cpu()
+        weights = shared[name].detach().cpu()
         _save_module(path.with_name(file), _net_module(weights, net_sizes(config, name), name))
     if config.appearance_dim:
-        table = shared.get_parameter("appearance").detach().cpu()
-        module = nn.Module()
-        module.embedding = nn.Embedding.from_pretrained(table, freeze=False)
-        _save_module(path.with_name(APPEARANCE), _Lookup(module.embedding))
+        table = shared["appearance"].detach().cpu()
+        embedding = nn.Embedding.from_pretrained(table, freeze=False)
+        _save_module(path.with_name(APPEARANCE), _Lookup(embedding))
     details = {
         "view_input": config.view_input,
-        "voxel_size": model.grid,
-        "appearance": list(model.names) if config.appearance_dim else [],
+        "voxel_size": float(shared["grid"]),
+        "appearance": list(names) if config.appearance_dim else [],
     }
     with atomic_write(path.with_name(DETAILS)) as file:
         file.write((json.dumps(details, indent=1) + "\n").encode())
 
-    p, n, k = model.to_tensors(), len(model), config.offsets
+    p, n, k = tensors, len(off), config.offsets
     rotation = torch.tensor([1.0, 0.0, 0.0, 0.0]).expand(n, 4)
     columns = [
         p["anchors"].cpu(),
@@ -116,7 +112,7 @@ def save_anchors(path: Path, model: Anchors, world_offset: tuple[float, float, f
     names = property_names(config.feature_dim, k)
     types = [(name, "<f4") for name in names]
     lines = [f"property float {name}" for name in names]
-    bits = _pack_bits(model.rows[OFF].cpu())
+    bits = _pack_bits(off.cpu())
     if bits.any():
         types.append((OFF_BITS, "<u4"))
         lines.append(f"property uint {OFF_BITS}")
@@ -132,66 +128,14 @@ def save_anchors(path: Path, model: Anchors, world_offset: tuple[float, float, f
         file.write(table.tobytes())
 
 
-def load_anchors(path: Path, device: torch.device | str = "cpu") -> Anchors:
-    """Read a model that this project or Scaffold-GS has written.
-
-    Raises:
-        SplatrimError: a file is missing or damaged, or does not fit the others.
-    """
-    table = read_table(path)
-    names: tuple[str, ...] = table.dtype.names or ()
-    n_features = sum(name.startswith("f_anchor_feat_") for name in names)
-    n_offsets = sum(name.startswith("f_offset_") for name in names) // 3
-    wanted = property_names(n_features, n_offsets)
-    missing = [name for name in wanted if name not in names]
-    if missing or not n_features or not n_offsets:
-        what = missing[0] if missing else "f_offset_0"
-        raise SplatrimError(f"{path} is not a file of anchors: property {what} is missing")
-    values = torch.from_numpy(np.stack([table[name].astype(np.float32) for name in wanted], 1))
-    if not bool(values.isfinite().all()):
-        raise SplatrimError(f"{path} is damaged: it has values that are not finite")
-    parts = values.split([3, 3, 3 * n_offsets, n_features, 1, 6, 4], 1)
-    anchors, _, offsets, features, _, scales, _ = parts
-    details = _details(path.with_name(DETAILS))
-    appearance = _load_table(path.with_name(APPEARANCE)) if details["appearance"] else None
-    if appearance is None and not path.with_name(DETAILS).is_file():
-        appearance = _published_table(path.with_name(APPEARANCE))
-    config = NeuralConfig(
-        feature_dim=n_features,
-        offsets=n_offsets,
-        voxel_size=details["voxel_size"],
-        view_input=details["view_input"],
-        appearance_dim=0 if appearance is None else appearance.shape[1],
-    )
-    decoder = {
-        name: _load_net(path.with_name(file), net_sizes(config, name))
-        for name, file in FILES.items()
-    }
-    decoder["grid"] = torch.tensor([float(details["voxel_size"])])
-    if appearance is not None:
-        decoder["appearance"] = appearance
-    tensors = {
-        "anchors": anchors,
-        "features": features,
-        "offsets": offsets.reshape(-1, 3, n_offsets).transpose(1, 2),
-        "scales": scales,
-    }
-    on_device = {name: x.contiguous().to(device) for name, x in tensors.items()}
-    model = Anchors(on_device, config, decoder, details["appearance"])
-    if OFF_BITS in names:
-        bits = torch.from_numpy(table[OFF_BITS].astype(np.int64))
-        off = (bits[:, None] >> torch.arange(n_offsets)) & 1
-        model.rows[OFF] = off.bool().to(device)
-    return model
-
-
 def _pack_bits(off: Tensor) -> NDArray[np.uint32]:  # [N, k] bool -> [N]
     """Bit j of a row is its offset j."""
     bits = (off.long() << torch.arange(off.shape[1])).sum(1)
     return bits.numpy().astype(np.uint32)
 
 
-def _details(path: Path) -> dict[str, Any]:
+def read_details(path: Path) -> dict[str, Any]:
+    """What neural.json says; the defaults where there is none. Raises SplatrimError."""
     if not path.is_file():  # of Scaffold-GS
         return {"view_input": "all", "voxel_size": NeuralConfig.voxel_size, "appearance": []}
     details = read_checked(path, _DETAILS)
@@ -250,7 +194,8 @@ def _load_state(path: Path) -> dict[str, Tensor]:
     return state
 
 
-def _load_net(path: Path, sizes: tuple[int, int, int]) -> Tensor:
+def read_net(path: Path, sizes: tuple[int, int, int]) -> Tensor:  # [p]
+    """The vector of a net in a file. Raises SplatrimError where it is none of these sizes."""
     n_in, n_hidden, n_out = sizes
     shapes = {
         "0.weight": (n_hidden, n_in),
@@ -265,13 +210,14 @@ def _load_net(path: Path, sizes: tuple[int, int, int]) -> Tensor:
     return torch.cat([state[name].float().flatten() for name in shapes])
 
 
-def _load_table(path: Path) -> Tensor:  # [images, A]
+def read_appearances(path: Path) -> Tensor:  # [images, A]
+    """The appearances in a file. Raises SplatrimError."""
     tables = [x for x in _load_state(path).values() if x.dim() == 2 and len(x)]
     if len(tables) != 1:
         raise SplatrimError(f"{path} is no table of appearances")
     return tables[0].float()
 
 
-def _published_table(path: Path) -> Tensor | None:
+def find_appearances(path: Path) -> Tensor | None:
     """That of Scaffold-GS, which does not name its images: all views get the mean."""
-    return _load_table(path) if path.is_file() else None
+    return read_appearances(path) if path.is_file() else None

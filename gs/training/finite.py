@@ -34,15 +34,19 @@ class LossNotFinite(SplatrimError):
 def not_finite(tensors: Mapping[str, Tensor]) -> str:
     """Which tensors have NaN or infinite values, and how many; "" where all are finite.
 
-    Integers are finite. One transfer from the device, and more only where something is wrong.
+    Integers are finite. The tensors may lie on several devices, as Adam's counts stay on the host;
+    one transfer from each, and more only where something is wrong.
     """
     floats = {name: x for name, x in tensors.items() if x.is_floating_point() and x.numel()}
     if not floats:
         return ""
-    fine = torch.stack([x.detach().isfinite().all() for x in floats.values()]).tolist()
+    verdicts: dict[torch.device, list[Tensor]] = {}
+    for x in floats.values():
+        verdicts.setdefault(x.device, []).append(x.detach().isfinite().all())
+    fine = {device: iter(torch.stack(all_).tolist()) for device, all_ in verdicts.items()}
     bad = []
-    for (name, x), is_fine in zip(floats.items(), fine, strict=True):
-        if not is_fine:
+    for name, x in floats.items():
+        if not next(fine[x.device]):
             count = int((~x.detach().isfinite()).sum())
             bad.append(f"{name} ({count} of {x.numel()})")
     more = f" and {len(bad) - SHOWN} more" if len(bad) > SHOWN else ""

@@ -20,7 +20,7 @@ from ..config import TrainConfig
 from ..data.loader import ImageLoader
 from ..data.scene import Scene
 from ..model.model import Model
-from .strategy import Strategy
+from .strategy import StepContext, Strategy
 from .tracker import Tracker
 
 EVALUATION_AHEAD = 1000  # iterations before an evaluation, its images begin to be decoded
@@ -50,6 +50,9 @@ class Run(Protocol):
     @property
     def n_rendered(self) -> int: ...
 
+    @property
+    def computed(self) -> StepContext[Any] | None: ...
+
     def exported(self) -> Model: ...
 
     def evaluate(self, step: int) -> dict[str, float]: ...
@@ -73,6 +76,17 @@ class Observer:
         """Iteration `step` is over, or on its way on the GPU."""
 
 
+class Due:
+    """Iterations of the settings at which something happens."""
+
+    def __init__(self, config: TrainConfig, *images: int) -> None:
+        self._images, self._batch = frozenset(images), config.batch
+
+    def at(self, step: int) -> bool:
+        """Whether the step that ends with image `step` has one of them."""
+        return any(step - k in self._images for k in range(self._batch))
+
+
 class Progress(Observer):
     """Sends losses, counts and what strategies tell to the log, at times."""
 
@@ -89,10 +103,10 @@ class Evaluation(Observer):
     """Evaluates at iterations of the settings, and at the last."""
 
     def __init__(self, config: TrainConfig) -> None:
-        self._steps = {*config.test_iterations, config.iterations}
+        self._due = Due(config, *config.test_iterations, config.iterations)
 
     def is_due(self, step: int) -> bool:
-        return step in self._steps
+        return self._due.at(step)
 
     def report(self, run: Run, step: int) -> None:
         run.evaluate(step)
@@ -107,10 +121,10 @@ class Saving(Observer):
     """Saves the model at iterations of the settings, and at the last."""
 
     def __init__(self, config: TrainConfig) -> None:
-        self._steps = {*config.save_iterations, config.iterations}
+        self._due = Due(config, *config.save_iterations, config.iterations)
 
     def is_due(self, step: int) -> bool:
-        return step in self._steps
+        return self._due.at(step)
 
     def report(self, run: Run, step: int) -> None:
         run.save(step)
@@ -120,10 +134,10 @@ class Checkpoints(Observer):
     """Saves a checkpoint after iterations of the settings."""
 
     def __init__(self, config: TrainConfig) -> None:
-        self._steps = set(config.checkpoint_iterations)
+        self._due = Due(config, *config.checkpoint_iterations)
 
     def on_step(self, run: Run, step: int) -> None:
-        if step in self._steps:
+        if self._due.at(step):
             run.checkpoint(step)
 
 

@@ -29,6 +29,7 @@ from ..model.model import Model
 from ..model.ply import load_ply, read_offset
 from ..model.rates import OptimConfig
 from ..model.specs import PUBLISHED, ParameterSpec
+from ..schedule import multiple_in
 from .checkpoint import load_checkpoint, peek_checkpoint
 from .run_state import RunState
 from .strategy import StepContext, Strategy
@@ -205,7 +206,7 @@ def finished(state: State) -> State:
         "strategies": {},
         "sampler": {},
         "rng": {},
-        "config": {},
+        "config": {"batch": (state.get("config") or {}).get("batch", 1)},
         "tracker": None,
     }
 
@@ -264,19 +265,22 @@ class PostRates(Strategy):
         self._extent = extent
 
     def after_backward(self, step: int, ctx: StepContext) -> None:
-        decays, rest = divmod(step - self.start, self.interval)
+        decays = (step - self.start) // self.interval
         self._set = True
         for group in ctx.optimizer.param_groups:
             spec: ParameterSpec = group["spec"]
             if not spec.scheduled:
-                _set_rate(group, spec.rate(self.optim, self._extent) * DECAY**decays)
-            elif rest == 0:
+                rate = spec.rate(self.optim, self._extent) * DECAY**decays
+                _set_rate(group, group["gain"] * rate)
+            elif self._changes_at(step):
                 _set_rate(group, float(group["lr"]) * DECAY)
 
     def phase(self, step: int) -> Hashable | None:
         """None where the host sets rates: at first, and where they change."""
-        changes = (step - self.start) % self.interval == 0
-        return None if changes or not self._set else "between"
+        return None if self._changes_at(step) or not self._set else "between"
+
+    def _changes_at(self, step: int) -> bool:
+        return multiple_in(step - self.start, self.interval, self.n_images) is not None
 
 
 def _set_rate(group: dict[str, Any], rate: float) -> None:

@@ -1,4 +1,4 @@
-"""The training loop: one image per iteration, in the order of Inria's published loop.
+"""The training loop: one or more images per step, in the order of Inria's published loop.
 
     learning rates -> SH degree -> camera
     forward_backward    before_render -> render -> after_render -> loss -> backward
@@ -9,8 +9,9 @@
 gs.training.step takes the step: in these two parts or, where nothing is to be reported and steps
 are alike, at once as a captured graph.
 
-Iterations count from 1. Everything random is drawn from the run's seed and a counter, or has its
-state in the checkpoint, so that a resumed run goes on exactly as an uninterrupted one.
+Iterations count images from 1; that of a step of several (--batch) is its last one's, and the last
+step of a run has as many as are left. Everything random is drawn from the run's seed and a counter,
+or has its state in the checkpoint, so that a resumed run goes on exactly as an uninterrupted one.
 """
 
 from __future__ import annotations
@@ -38,6 +39,7 @@ from ..model.model import Model
 from ..model.rates import OptimConfig
 from ..run_record import checkpoint_file, model_file
 from ..streams import heeded_signals
+from .batch import moments_for
 from .checkpoint import save_checkpoint
 from .checkpoint_schema import check_like
 from .finite import check_model, check_state, explained
@@ -49,12 +51,13 @@ from .run_folder import RunFolder
 from .run_state import RunState
 from .same_run import changed_settings, check_scene, rates_changed, scene_entry
 from .sampler import CameraSampler
+from .seen import STEPS, Unseen, count_steps
 from .start import State, add_aged_moments
 from .step import Stepper
-from .strategy import M, Strategy, final_keep
+from .strategy import M, StepContext, Strategy, final_keep
 from .tracker import Tracker
 
-PREFETCH = 4  # images decoded ahead
+PREFETCH = 4  # steps whose images are decoded ahead
 LOGGED_TRAIN_VIEWS = range(5, 30, 5)  # evaluated beside the test views, as in Inria's log
 LOGGED_IMAGES = 5  # test views that go to TensorBoard
 
@@ -100,7 +103,8 @@ class Trainer(Generic[M]):
         self.strategies = tuple(strategies)
         self.optim = optim or OptimConfig()
         self.white_background = white_background
-        self.settings = {**(settings or {}), **scene.record}
+        batch = {"batch": config.batch} if config.batch > 1 else {}
+        self.settings = {**batch, **(settings or {}), **scene.record}
         self.device = resolve_device(config.device)
         self.cameras = [*scene.train, *scene.test]
         self.images = ImageLoader(
@@ -108,13 +112,16 @@ class Trainer(Generic[M]):
         )
         self.images.check()
         self.sampler = CameraSampler(len(scene.train), config.seed)
-        self.tracker = Tracker(config.iterations, quiet=config.quiet)
+        self.tracker = Tracker(config.iterations, quiet=config.quiet, n_images=config.batch)
         self.folder = RunFolder.of(config, start, scene.source)
         self.step = 0
         self.seed = config.seed
         self.stop_requested = False
         self.n_rendered = 0  # rows that the last iteration began with
-        self.observers = (*default_observers(config), *observers)
+        self.computed: StepContext[M] | None = None  # while observers report
+        pushed = dict.fromkeys(name for s in self.strategies for name in s.regularized)
+        unseen = Unseen(tuple(pushed), config.batch)
+        self.observers = (*default_observers(config), unseen, *observers)
         if start is not None:
             check_scene(start, scene, self.settings)
         if model is None:
@@ -122,6 +129,7 @@ class Trainer(Generic[M]):
             model = cast(M, _first_model(config, scene, start, self.device))
         self.gaussians = model
         for strategy in self.strategies:
+            strategy.n_images = config.batch
             strategy.setup(
                 self.gaussians,
                 extent=scene.extent,
@@ -129,7 +137,12 @@ class Trainer(Generic[M]):
                 seed=config.seed,
             )
         self.gaussians.check_complete()
-        self.optimizer = build_optimizer(self.gaussians, self.optim, extent=scene.extent)
+        by_row = config.adam_rows == "seen"
+        self.optimizer = build_optimizer(
+            self.gaussians, self.optim, extent=scene.extent, n_images=config.batch, by_row=by_row
+        )
+        if by_row:
+            count_steps(self.gaussians, start)
         self.stepper = Stepper(
             config,
             scene,
@@ -164,30 +177,32 @@ class Trainer(Generic[M]):
                 f"{self.method}: {len(self.scene.train)} training and {len(self.scene.test)} test"
                 f" views, {len(self.gaussians)} Gaussians, on {self.device}"
             )
-            for step in range(self.step + 1, config.iterations + 1):
-                self.train_step(step)
-                if self.stop_requested and step < config.iterations:
-                    path = self.checkpoint(step)
+            while self.step < config.iterations:
+                self.train_step(min(self.step + config.batch, config.iterations))
+                if self.stop_requested and self.step < config.iterations:
+                    path = self.checkpoint(self.step)
                     self.write_history()
                     return path
             self.write_history()
         return None
 
     def train_step(self, step: int) -> None:
-        """Iteration `step`, counted from 1."""
+        """The step whose last image is iteration `step`, counted from 1."""
         self.stepper.settle()
-        extent = self.scene.extent
-        rates = learning_rates(self.optimizer, self.optim, extent=extent, step=step)
-        if self.config.sh_degree_grows_at(step):
+        extent, n_images = self.scene.extent, min(self.config.batch, step - self.step)
+        first = step - n_images + 1
+        rates = learning_rates(self.optimizer, self.optim, extent=extent, step=first)
+        if self.config.sh_degree_grows_at(step, n_images):
             self.gaussians.one_up_sh_degree()
-        index = self.sampler.next()
-        self.images.prefetch(self.sampler.upcoming(PREFETCH))
+        indices = [self.sampler.next() for _ in range(n_images)]
+        self.images.prefetch(self.sampler.upcoming(PREFETCH * self.config.batch))
         self.n_rendered = len(self.gaussians)
         due = [observer for observer in self.observers if observer.is_due(step)]
-        if due or not self.stepper.replay(step, index, rates):
-            computed = self.stepper.forward_backward(step, index)
+        if due or not self.stepper.replay(step, indices, rates):
+            computed = self.computed = self.stepper.forward_backward(step, indices)
             for observer in due:
                 observer.report(self, step)
+            self.computed = None
             self.stepper.update(step, computed, rates)
             del computed
         self.step = step
@@ -309,6 +324,11 @@ class Trainer(Generic[M]):
             logger.warning(f"settings differ from the checkpoint's: {', '.join(changes)}")
         if rates_changed(state.config, self.settings):
             optimizer = {**optimizer, "lrs": {}}
+        before, now = state.config.get("batch", 1), self.config.batch
+        if before != now:
+            optimizer = moments_for({**optimizer, "lrs": {}}, before, now)
+            if STEPS in self.gaussians.rows:
+                self.gaussians.rows[STEPS].mul_(before).floor_divide_(now)
         load_optimizer_state(self.optimizer, optimizer)
         self.seed = self.stepper.seed = state.rng.get("seed", self.seed)
         for strategy in self.strategies:

@@ -1,12 +1,12 @@
 r"""Depth-sorted lists of Gaussians per tile, by way of bins of 4x4 tiles.
 
 An entry is a record in a tile's list; a member is a record in a bin. Records in depth order
-(binning/depth_order.py) are expanded into members (binning/coarse.py), these are sorted by bin,
-stably, so that each bin stays in depth order (sorting/), and each member becomes an entry of those
-tiles of its bin that its ellipse touches (binning/fine.py). A member stands for 4 to 7 entries on
-garden and bonsai, and the sort has as much less to do. On an H200, depth order and lists together
-take 0.15 ms on garden-x1 and 0.44 ms on garden-7x7, where one sort of all entries took 0.28 and
-1.02 ms; at the peak 8 bytes per entry, of 19 (bench_binning.py).
+(depth_order.py) are expanded into members (coarse.py), these are sorted by bin, stably, so that
+each bin stays in depth order (sorting.py), and each member becomes an entry of those tiles of its
+bin that its ellipse touches (fine.py). A member stands for 4 to 7 entries on garden and bonsai, and
+the sort has as much less to do. On an H200, depth order and lists together take 0.15
+ms on garden-x1 and 0.44 ms on garden-7x7, where one sort of all entries took 0.28 and 1.02 ms; at
+the peak 8 bytes per entry, of 19 (bench_binning.py).
 
 Lists lie in buffers of a capacity chosen by the caller. Entries past the capacity are dropped, so
 the caller compares their number with the capacity and repeats with larger buffers. There is a third
@@ -31,11 +31,11 @@ from ..projection.records import Projected, Records
 from ..runtime.cache import caches
 from ..runtime.launch import empty, launch, zeros
 from ..runtime.packed import Layout
-from ..sorting import passes, plan_sort
 from .coarse import BIN_TILES, BLOCK, expand_kernel
 from .depth_order import MEMBER_SHARE, DepthOrder, Members, depth_order, member_capacity
 from .fine import CLASSES, LANES, count_chunks_kernel, place_kernel, scan_tiles_kernel
 from .row_keys import RowKeys, row_keys
+from .sorting import passes, plan_sort
 
 PARTS = 4  # of 32 members per program that makes lists; at most 7
 LIST_WINDOW = 8  # chunks looked back at together

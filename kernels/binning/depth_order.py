@@ -1,8 +1,8 @@
 """Depth order: records from front to back, and sums of their entries and members in that order.
 
-A sort of the bits of the depths (sorting/), then a running sum over the counts that projection has
-made, in one launch where that is quicker. The sums say where binning/coarse.py finds the members of
-a rank, and how many rows, members and entries there are.
+A sort of the bits of the depths (sorting.py), then a running sum over the counts that projection
+has made, in one launch where that is quicker. The sums say where coarse.py finds the members of a
+rank, and how many rows, members and entries there are.
 """
 
 from typing import NamedTuple
@@ -15,10 +15,10 @@ from torch import Tensor
 from ..device.grid_barrier import wait_for_all
 from ..device.running_sum import SCAN, chain, scan_programs
 from ..runtime.launch import empty, launch
-from ..sorting import plan_sort
-from ..sorting.digits import THREADS
-from ..sorting.passes import sort_kernel
 from .coarse import BLOCK
+from .sort_digits import THREADS
+from .sort_passes import sort_kernel
+from .sorting import plan_sort
 
 MEMBER_SHARE = tl.constexpr(3)  # entries of lists for whose capacity there is one of a member
 COUNT_BITS = tl.constexpr(30)  # of the number of members in a word

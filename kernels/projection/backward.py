@@ -19,8 +19,8 @@ from ..device.linalg import (
     store3,
     sym2_inverse_vjp,
 )
+from ..device.masks import hard_mask_vjp, load_seed, logistic_noise
 from ..device.transpose import join4
-from ..masks.kernel import hard_mask_vjp, load_seed, logistic_noise
 from .cameras.pinhole import (
     center_offset,
     load_camera,

@@ -5,8 +5,8 @@ import triton.language as tl
 
 from .. import constants
 from ..device.linalg import Vec3, add3, cross3, dot3, load3, normalize3, quat_to_rotmat
+from ..device.masks import hard_mask, load_seed, logistic_noise
 from ..device.running_sum import OWN, RUNNING, publish, sum_before
-from ..masks.kernel import hard_mask, load_seed, logistic_noise
 from .cameras.pinhole import center_offset, load_camera, perspective, to_camera
 from .ellipse import count_tiles, cutoff
 from .ewa import (

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ..arguments import RasterInputs, RenderSettings
-from ..masks.kernel import split_seed
+from ..device.masks import split_seed
 from ..runtime.recording import Scalar
 
 

@@ -29,7 +29,7 @@ SPILLS_ALLOWED: dict[str, int] = {
     # odd widths alone, for a third program per scheduler
     r"kernels.photometric.kernel._ssim_gradient_kernel\(.*ALIGN=1": 48,
     # a few values used once, for two programs per SM
-    "kernels.sorting.passes.sweep_kernel": 48,
+    "kernels.binning.sort_passes.sweep_kernel": 48,
     # sm_80's compiler will have it so
     "kernels.binning.depth_order._order_kernel": 48,
 }
@@ -133,7 +133,7 @@ def bin_received() -> None:
 def sort_everywhere() -> None:
     import torch
 
-    from kernels.sorting import plan_sort
+    from kernels.binning.sorting import plan_sort
 
     keys, count = torch.zeros(5000, dtype=torch.int32), torch.zeros(1, dtype=torch.int32)
     for exchange in ("global", "shared"):
@@ -146,7 +146,8 @@ def sort_everywhere() -> None:
 
 def sort_in_launches() -> None:
     """What is one launch where many programs run at once, and else several."""
-    from kernels import caches, sorting
+    from kernels import caches
+    from kernels.binning import sorting
 
     before = sorting.programs_at_once
     for n_programs in (0, 132):
@@ -168,6 +169,8 @@ def step_adam() -> None:
     optimizer, rates = FusedAdam(params), torch.zeros(3, 2)
     for skip in (None, torch.zeros(1, dtype=torch.int32)):
         optimizer.apply(rates, skip=skip)
+    optimizer.param_groups[0]["by_row"], optimizer.rows = True, torch.zeros(128, 2)
+    optimizer.apply(rates, skip=skip)
 
 
 def add_statistics() -> None:
@@ -177,8 +180,8 @@ def add_statistics() -> None:
 
     v, radii, sums = torch.zeros(2, 128, 2), torch.zeros(2, 128, 2).int(), torch.zeros(128)
     for skip in (None, torch.zeros(1, dtype=torch.int32)):
-        sizes = {"width": 80, "height": 56}
-        add_gradient_norms(v, radii, sums, sums.clone(), skip=skip, backend="triton", **sizes)
+        out = sums, sums.clone()
+        add_gradient_norms(v, radii, *out, width=80, height=56, skip=skip, backend="triton")
 
 
 def explore() -> None:
@@ -193,9 +196,9 @@ def explore() -> None:
             means, quats, means, opacities, ids, seed=seed, lr=torch.zeros(1), noise_lr=1.0,
             skip=skip, backend="triton",
         )  # fmt: skip
-    add_regularizer_gradients(
-        opacities, means, opacities, means, lambda_opacity=0.1, lambda_scale=0.1, backend="triton"
-    )
+    weights: dict[str, Any] = {"lambda_opacity": 0.1, "lambda_scale": 0.1, "backend": "triton"}
+    for shares in (None, opacities):
+        add_regularizer_gradients(opacities, means, opacities, means, shares=shares, **weights)
 
 
 def compare_images() -> None:

@@ -268,7 +268,7 @@ def test_fixed_capacity(assert_close, monkeypatch):
 @pytest.mark.gpu
 def test_capture(assert_close):
     """A graph of forward and backward draws anew with the seed in memory."""
-    from kernels.masks.kernel import split_seed
+    from kernels.device.masks import split_seed
 
     scene = make_scene(200)
     logits = torch.randn(200, 2, device=DEVICE, requires_grad=True)

@@ -12,7 +12,7 @@ GS = [
     # the loop
     Mutant(
         "rates are never updated",
-        "rates = learning_rates(self.optimizer, self.optim, extent=extent, step=step)",
+        "rates = learning_rates(self.optimizer, self.optim, extent=extent, step=first)",
         "rates = learning_rates(self.optimizer, self.optim, extent=extent, step=1)",
         WIRING,
     ),
@@ -42,8 +42,8 @@ GS = [
     ),
     Mutant(
         "strategies' losses are dropped",
-        "loss = total(values[0], v_colors, colors, *terms)",
-        "loss = total(values[0], v_colors, colors)",
+        "loss = total(values[0], [v_image for _, v_image in found], images, *terms)",
+        "loss = total(values[0], [v_image for _, v_image in found], images)",
         WIRING,
     ),
     Mutant(
@@ -51,8 +51,8 @@ GS = [
     ),
     Mutant(
         "SH degree from the first iteration",
-        "return step > self.sh_degree_from_iter and step % self.sh_degree_interval == 0",
-        "return step % self.sh_degree_interval == 0",
+        "return due is not None and due > self.sh_degree_from_iter",
+        "return due is not None",
         WIRING,
     ),
     Mutant(

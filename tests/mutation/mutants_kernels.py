@@ -6,7 +6,7 @@ MASKS = ("test_masks.py",)
 EDGES = ("test_edges.py",)
 NUMBERS = ("test_constants.py",)
 PROJECT = ("test_projection.py::test_sizes", "-k 63")
-DRAWS = ("test_kernel.py",)
+DRAWS = ("device/test_masks.py",)
 
 KERNELS = [
     # what both share
@@ -140,7 +140,7 @@ KERNELS = [
         "kernels' clamped slopes move",
         "v_u = tl.where(s.u == s.x, -fx * dot3(v_row_x, camera.r2), 0.0)",
         "v_u = -fx * dot3(v_row_x, camera.r2)",
-        PROJECT,
+        ("test_projection.py::test_activated_inputs",),
     ),
     Mutant(
         "kernels' conic loses its cross term",
@@ -152,13 +152,13 @@ KERNELS = [
         "kernels' ellipse is a pixel short",
         "x1 = tl.floor((mx + right - 0.5 + MARGIN) / TILE)",
         "x1 = tl.floor((mx + right - 1.5 + MARGIN) / TILE)",
-        ("test_binning.py::test_isect_tiles",),
+        ("test_projection.py::test_tiles_per_gauss",),
     ),
     Mutant(
         "kernels' masks keep a few more",
         "return tl.where(noisy > 0.0, 1.0, 0.0)",
         "return tl.where(noisy > -0.1, 1.0, 0.0)",
-        PROJECT,
+        ("test_projection.py::test_mask_logits_in_one_column_with_ids",),
     ),
     Mutant(
         "kernels' mask gradient is not straight through",

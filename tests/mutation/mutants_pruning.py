@@ -166,6 +166,6 @@ PRUNING = [
         "later prunings remove as much",
         "self.ratio * self.decay**index",
         "self.ratio",
-        ("test_score_pruning.py", "-k not run"),
+        ("test_score_pruning.py",),
     ),
 ]

@@ -196,6 +196,18 @@ def test_the_dead_move_in_place() -> None:
             assert torch.equal(now[name][untouched], before[name][untouched])
 
 
+def test_the_dead_are_not_drawn_from() -> None:
+    gaussians = model(200)
+    dead = torch.arange(200) % 2 == 0
+    gaussians.params["opacities"].data[:] = torch.where(dead, -1.4, 0.0)
+    means = gaussians.params["means"].detach()
+    case = Case(gaussians, budget="200", min_opacity=0.25)
+    alive = means[~dead].clone()
+    case.run()
+    assert case.counts["n_relocated"] == 100.0
+    assert all((alive == row).all(-1).any() for row in gaussians.params["means"][dead])
+
+
 def test_growth_ends_exactly_at_the_budget() -> None:
     case = Case(model(100), budget="131")
     sizes = []

@@ -55,6 +55,14 @@ def saved(out: Path) -> list[str]:
     return sorted(path.name for path in files if path.name != "input.ply")
 
 
+@pytest.mark.gpu
+def test_tensors_may_lie_on_several_devices() -> None:
+    bad = torch.tensor([1.0, float("nan")])
+    tensors = {"a": torch.ones(2), "b": torch.ones(3, device="cuda"), "c": bad.cuda(), "d": bad}
+    assert not_finite({name: tensors[name] for name in "ab"}) == ""
+    assert not_finite(tensors) == "numbers are not finite in c (1 of 2), d (1 of 2)"
+
+
 @pytest.mark.parametrize("name", ["means", "quats", "scales", "opacities", "sh0", "shN"])
 def test_a_model_that_is_not_finite_is_not_saved(scene: Scene, tmp_path: Path, name: str) -> None:
     trainer = make(scene, tmp_path, At(7, spoil(name, float("nan"))), save_iterations=(5, 8))

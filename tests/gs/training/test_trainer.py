@@ -140,13 +140,14 @@ def test_tensorboard_scalars(scene: Scene, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("stop", [17, 24])  # before and on an iteration that densifies
-def test_resuming_equals_not_stopping(scene: Scene, tmp_path: Path, stop: int) -> None:
-    whole = make(scene, tmp_path / "whole", *methods(), checkpoint_iterations=(stop,))
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def test_resuming_equals_not_stopping(scene: Scene, tmp_path: Path, stop: int, device: str) -> None:
+    run: dict[str, Any] = {"device": device, "deterministic": True}
+    whole = make(scene, tmp_path / "whole", *methods(), checkpoint_iterations=(stop,), **run)
     whole.fit()
     start = load_checkpoint(tmp_path / "whole" / f"chkpnt{stop}.pth")
-    assert start["step"] == stop
-    resumed = make(scene, tmp_path / "resumed", *methods(), start=start)
-    assert len(resumed.gaussians) != len(whole.gaussians)  # rows still come and go
+    resumed = make(scene, tmp_path / "resumed", *methods(), start=start, **run)
+    assert resumed.step == stop and len(resumed.gaussians) != len(whole.gaussians)
     resumed.fit()
 
     want, got = state_of(whole), state_of(resumed)
@@ -365,17 +366,19 @@ def test_random_background_differs_by_iteration(scene: Scene, tmp_path: Path) ->
 @pytest.mark.gpu
 @pytest.mark.parametrize("densifier", [DENSIFY, MCMC], ids=["default", "mcmc"])
 @pytest.mark.parametrize("tight", [False, True], ids=["roomy", "overflowing"])
+@pytest.mark.parametrize("batch", [1, 3])
 def test_graphs_change_nothing(
     scene: Scene,
     tmp_path: Path,
     densifier: DensifierConfig,
     tight: bool,
+    batch: int,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def methods() -> list[Strategy]:
         return [densifier.build(), MASKS.build(densify_until=densifier.densify_until_iter)]
 
-    options = {"device": "cuda", "deterministic": True}
+    options = {"device": "cuda", "deterministic": True, "batch": batch, "iterations": 40 * batch}
     eager = make(scene, tmp_path / "eager", *methods(), cuda_graphs=False, **options)
     eager.fit()
     capacity, replays = StepGraphs.capacity, []

@@ -1,4 +1,4 @@
-"""Noise of kernels.masks.kernel: the bits of the reference, whatever the seed's size."""
+"""Noise of kernels.device.masks: the bits of the reference, whatever the seed's size."""
 
 import pytest
 import torch
@@ -6,7 +6,7 @@ import triton
 import triton.language as tl
 
 from kernels import sample_masks, sampled_in_any
-from kernels.masks.kernel import logistic_noise, split_seed
+from kernels.device.masks import logistic_noise, split_seed
 from kernels.reference.masks import uniform
 from kernels.runtime.launch import launch
 

@@ -7,9 +7,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from kernels import sorting
-from kernels.sorting import SORT_WINDOW, plan_sort
-from kernels.sorting.digits import CHUNK_SIZES
+from kernels.binning import sorting
+from kernels.binning.sort_digits import CHUNK_SIZES
+from kernels.binning.sorting import SORT_WINDOW, plan_sort
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 Exchange = Literal["global", "shared"]

@@ -7,7 +7,7 @@ cut into passes of at most 8 bits. For a pass with digit d(i) of key i,
 
 The first term comes from one count of the digits of all passes, since a pass only reorders keys.
 Each pass has one program per chunk of consecutive keys. It orders its chunk by the digit
-(sorting/digits.py), publishes how many keys of each digit it has, adds up what the chunks before it
+(sort_digits.py), publishes how many keys of each digit it has, adds up what the chunks before it
 have published (device/running_sum.py, here for 256 sums at once), and moves runs of equal digits to
 their places, in whole sectors. (Adinets and Merrill, Onesweep, 2022.)
 
@@ -38,8 +38,8 @@ from torch import Tensor
 from ..device.grid_barrier import programs_at_once
 from ..device.intrinsics import INTERPRET
 from ..runtime.launch import empty, launch, zeros
-from .digits import CHUNK_SIZES, DIGITS, THREADS
-from .passes import histograms_kernel, sort_kernel, sweep_kernel
+from .sort_digits import CHUNK_SIZES, DIGITS, THREADS
+from .sort_passes import histograms_kernel, sort_kernel, sweep_kernel
 
 MAX_REGISTERS = 128  # lets two programs of 8 warps share an SM
 WARPS = THREADS.value // 32

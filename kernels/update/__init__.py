@@ -1,8 +1,9 @@
-"""What densifiers add to a step: gradient norms per Gaussian, Langevin noise, regularisers.
+"""What a step does beside rendering: Adam, gradient norms, Langevin noise, repeated mask draws.
 
 These functions check their arguments once and call a backend.
 """
 
+from collections.abc import Sequence
 from types import ModuleType
 
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor
 from ..backend import uses_triton
 from ..reference import gradient_norms as reference_norms
 from ..reference import langevin as reference_langevin
+from ..reference import masks as reference_masks
 from ..validation import check
 
 
@@ -77,7 +79,7 @@ def add_langevin_noise(
     backend: str = "auto",
 ) -> None:
     """Move means at random by their covariance, the faint ones; see
-    kernels/densification/langevin.py.
+    kernels/update/langevin.py.
 
     Nothing waits for the device, and CUDA graphs can capture it. A Gaussian's noise depends on
     seed and id alone.
@@ -121,6 +123,7 @@ def add_regularizer_gradients(
     *,
     lambda_opacity: float,
     lambda_scale: float,
+    shares: Tensor | None = None,  # [N]
     backend: str = "auto",
 ) -> None:
     """Add the gradients of lambda_opacity mean(opacity) + lambda_scale mean(scale).
@@ -132,6 +135,7 @@ def add_regularizer_gradients(
         v_scales: Gradient of the logarithms, changed in place. [N, 3]
         lambda_opacity: Weight of the mean opacity.
         lambda_scale: Weight of the mean scale over Gaussians and axes.
+        shares: Weights of the Gaussians in these means, float32, in place of 1 / N each. [N]
         backend: "triton" (CUDA), "reference" (PyTorch, anywhere) or "auto".
 
     Raises:
@@ -140,8 +144,11 @@ def add_regularizer_gradients(
     dims = check(opacities=(opacities, "N"), scales=(scales, "N 3"))
     check(dims, v_opacities=(v_opacities, "N"), v_scales=(v_scales, "N 3"))
     _check_floats(opacities=opacities, scales=scales, v_opacities=v_opacities, v_scales=v_scales)
+    if shares is not None:
+        check(dims, shares=(shares, "N"))
+        _check_floats(shares=shares)
     _backend(backend, opacities).add_regularizer_gradients(
-        opacities, scales, v_opacities, v_scales, lambda_opacity, lambda_scale
+        opacities, scales, v_opacities, v_scales, lambda_opacity, lambda_scale, shares
     )
 
 
@@ -157,3 +164,33 @@ def _backend(backend: str, x: Tensor) -> ModuleType:
 
         return langevin
     return reference_langevin
+
+
+def sampled_in_any(
+    mask_logits: Tensor,  # [N] or [N, 2] (keep, drop)
+    seeds: Sequence[int],
+    ids: Tensor,  # [N] int32
+    *,
+    backend: str = "auto",
+) -> Tensor:  # [N] bool
+    """Which Gaussians have a mask of 1 in at least one of several draws.
+
+    Args:
+        mask_logits: Of existing, or of keeping and dropping, float32. [N] or [N, 2]
+        seeds: One per draw, as `sample_masks` takes them; at least one.
+        ids: Names of the Gaussians in the draws. [N]
+        backend: "triton" (CUDA), "reference" (PyTorch, anywhere) or "auto".
+
+    Raises:
+        ValueError: shapes disagree, no seed is given, or the backend is unknown.
+    """
+    n = len(mask_logits)
+    if mask_logits.shape not in ((n,), (n, 2)) or ids.shape != (n,):
+        shapes = f"{list(mask_logits.shape)}, {list(ids.shape)}"
+        raise ValueError(f"mask_logits and ids: expected [N] or [N 2], and [N], got {shapes}")
+    if not seeds:
+        raise ValueError("seeds: expected at least one")
+    run: ModuleType = reference_masks
+    if uses_triton(backend, mask_logits):
+        from . import sampled_masks as run
+    return run.sampled_in_any(mask_logits, seeds, ids)

@@ -1,11 +1,11 @@
-r"""Kernels of the radix sort: a pass over all chunks, or a whole sort in one launch (sorting/)."""
+"""Kernels of the radix sort (sorting.py): a pass over all chunks, or a whole sort in a launch."""
 
 import triton
 import triton.language as tl
 
 from ..device.grid_barrier import wait_for_all
 from ..device.running_sum import OWN, RUNNING
-from .digits import DIGITS, count_digits, digit_mask, histograms, order_chunk, shared_memory
+from .sort_digits import DIGITS, count_digits, digit_mask, histograms, order_chunk, shared_memory
 
 
 @triton.jit
