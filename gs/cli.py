@@ -80,7 +80,7 @@ class ExplicitConfig:
     """Gaussians as they are: nothing to set."""
 
 
-R = TypeVar("R", ExplicitConfig, NeuralConfig)
+R = TypeVar("R", bound=ExplicitConfig | NeuralConfig)
 
 
 @dataclass(frozen=True)
@@ -161,7 +161,9 @@ def default_config(
             raise SplatrimError(
                 "post-training takes Gaussians: make some of the anchors with python -m gs.bake"
             )
-        densify = GrowthConfig()
+        densify, train = GrowthConfig(), dataclasses.replace(train, sh_degree=0)
+        if choice.demo:  # as many Gaussians as the explicit demo has
+            neural = dataclasses.replace(neural, offsets=4, voxel_size=0.1)
     pruning = method.preset(preset)
     if origin is not None and origin.post_start is not None:
         start = origin.post_start

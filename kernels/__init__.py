@@ -15,6 +15,7 @@ from .photometric import (
 from .rasterization import rasterization
 from .reference.langevin import normals
 from .reference.masks import logistic_noise, philox, sample_masks, uniform
+from .reference.spherical_harmonics import sh_basis
 from .runtime.cache import caches
 from .update import (
     add_gradient_norms,
@@ -72,6 +73,7 @@ __all__ = [
     "sample_masks",
     "sampled_in_any",
     "seen_anchors",
+    "sh_basis",
     "split_seed",
     "structural_similarity",
     "uniform",

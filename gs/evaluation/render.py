@@ -106,7 +106,7 @@ def render_views(
     check_writable(model_path)
     where = resolve_device(device)
     gaussians = load_model(ply, where)
-    scene = _load_scene(settings, source_path, images, resolution, model_path, read_offset(ply))
+    scene = load_run_scene(settings, source_path, images, resolution, model_path, read_offset(ply))
     white = bool(settings.get("white_background", False))
     background = torch.full((3,), float(white), device=where)
     stats: dict[str, Any] = {
@@ -147,7 +147,7 @@ def render_views(
     return stats
 
 
-def _load_scene(
+def load_run_scene(
     settings: dict[str, Any],
     source_path: str | Path | None,
     images: str | None,
@@ -155,6 +155,11 @@ def _load_scene(
     model_path: Path,
     world_offset: tuple[float, float, float],
 ) -> Scene:
+    """The scene of a run, read as in its training but for what is given.
+
+    Raises:
+        SplatrimError: the scene is not there, or is broken.
+    """
     source = source_path or settings.get("source_path")
     if not source:
         raise SplatrimError("the run does not say where its scene is: give it with -s")

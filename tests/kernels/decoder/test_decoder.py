@@ -17,7 +17,7 @@ LEARNT = ("features", "offsets", "scales", "weights")
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
-def inputs(n: int, k: int = 10, n_features: int = 32, seed: int = 0) -> dict[str, Tensor]:
+def inputs(n: int, k: int = 10, n_features: int = 32, seed: int = 0) -> dict[str, Any]:
     """Anchors as they are in training, float64: every other seen, one place empty."""
     g = torch.Generator().manual_seed(seed)
     rand = lambda *shape: torch.randn(*shape, generator=g, dtype=torch.float64)  # noqa: E731
@@ -34,7 +34,7 @@ def inputs(n: int, k: int = 10, n_features: int = 32, seed: int = 0) -> dict[str
     }
 
 
-def plain(t: dict[str, Tensor], row: int, j: int) -> Decoded:
+def plain(t: dict[str, Any], row: int, j: int) -> Decoded:
     """One Gaussian, by modules of torch."""
     n, k = t["features"].shape[1], t["offsets"].shape[1]
     d = t["anchors"][row] - t["center"]
@@ -79,7 +79,7 @@ def test_the_reference_has_the_gradient_of_finite_differences() -> None:
     assert torch.autograd.gradcheck(run, leaves, atol=1e-6)
 
 
-def gradients(t: dict[str, Tensor], **options: Any) -> tuple[Decoded, dict[str, Tensor]]:
+def gradients(t: dict[str, Any], **options: Any) -> tuple[Decoded, dict[str, Tensor]]:
     t = {k: x.detach().requires_grad_(k in LEARNT) for k, x in t.items()}
     out = decode(**t, **options)
     g = torch.Generator().manual_seed(5)
@@ -91,7 +91,7 @@ def gradients(t: dict[str, Tensor], **options: Any) -> tuple[Decoded, dict[str, 
     return out, dict(zip(LEARNT, found, strict=True))
 
 
-def to_device(t: dict[str, Tensor]) -> dict[str, Tensor]:
+def to_device(t: dict[str, Any]) -> dict[str, Any]:
     return {k: (x.float() if x.is_floating_point() else x).to(DEVICE) for k, x in t.items()}
 
 
@@ -171,9 +171,9 @@ def test_kernel_and_reference_see_the_same() -> None:
     g = torch.Generator().manual_seed(3)
     anchors, scales = 4.0 * torch.randn(600, 3, generator=g), torch.randn(600, 6, generator=g) - 3
     viewmat, K = camera()
-    tensors = [x.to(DEVICE) for x in (anchors, scales, viewmat, K)]
+    a, s, v, m = (x.to(DEVICE) for x in (anchors, scales, viewmat, K))
     rows = [
-        seen_anchors(*tensors, 64, 48, 0.2, backend=backend)[0].tolist()
+        seen_anchors(a, s, v, m, 64, 48, 0.2, backend=backend)[0].tolist()
         for backend in ("triton", "reference")
     ]
     assert rows[0] == rows[1] and 50 < sum(row >= 0 for row in rows[0]) < 550
