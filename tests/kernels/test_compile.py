@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from decoder_calls import decode_anchors
+from compile_calls import decode_anchors, draw_masks
 
 REPO = Path(__file__).resolve().parents[2]
 CAPABILITIES = (80, 90)
@@ -213,15 +213,6 @@ def compare_images() -> None:
         photometric(colors, torch.zeros(40, width, 3, dtype=torch.uint8), 0.2, True)
     photometric(colors, colors, 0.2, True)
     photometric(colors, colors, 0.2, False)
-
-
-def draw_masks() -> None:
-    import torch
-
-    from kernels import sampled_in_any
-
-    ids = torch.zeros(128, dtype=torch.int32)
-    sampled_in_any(torch.zeros(128, 2), [1, 2], ids, backend="triton")
 
 
 CALLS: list[Callable[[], None]] = [
