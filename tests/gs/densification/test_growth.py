@@ -95,33 +95,22 @@ def test_cells_are_those_of_comparing_all_with_all() -> None:
 
 def test_a_cell_gets_one_anchor_with_the_largest_features() -> None:
     _, model = setup(MOMENTUM, POINTS)
-    p = model.params
-    with torch.no_grad():
-        p["features"].copy_(torch.arange(40.0).view(5, 8).flip(1))
-        p["scales"].zero_()  # offsets are in scene units
-        p["offsets"].zero_()
-        p["offsets"][0, 1] = torch.tensor([0.31, 0.02, 0.0])
-        p["offsets"][1, 2] = torch.tensor([-0.68, -0.01, 0.0])  # to the same cell
-        p["offsets"][2, 0] = torch.tensor([0.5, 0.0, 0.0])
-    anchors = p["anchors"].detach().clone()
-    order = {tuple(x): k for k, x in enumerate(anchors.tolist())}
+    order = {tuple(x): k for k, x in enumerate(model.params["anchors"].tolist())}
     a, b, c = order[0, 0, 0], order[1, 0, 0], order[0, 1, 0]
-    with torch.no_grad():
-        features = torch.arange(24.0).view(3, 8) % 7
-        p["features"][[a, b, c]] = features
-        p["offsets"].zero_()
-        p["offsets"][a, 1] = torch.tensor([0.31, 0.02, 0.0])
-        p["offsets"][b, 2] = torch.tensor([-0.68, -0.01, 0.0])
-        p["offsets"][c, 0] = torch.tensor([0.5, 0.0, 0.0])
     model.add_parameter(ParameterSpec("mask_logits", (K, 2), 0.1), torch.rand(5, K, 2))
     optimizer = build_optimizer(model, OptimConfig(), extent=1.0)
     for parameter in model.params.values():
         parameter.grad = torch.ones_like(parameter)
     optimizer.step()
-    before = {name: x.detach().clone() for name, x in model.params.items()}
+    p = model.params
     with torch.no_grad():
-        for name in ("anchors", "offsets", "scales", "features"):
-            model.params[name].copy_(p[name] if name in p else model.params[name])
+        p["features"][[a, b, c]] = torch.arange(24.0).view(3, 8) % 7
+        p["scales"].zero_()  # offsets are in scene units
+        p["offsets"].zero_()
+        p["offsets"][a, 1] = torch.tensor([0.31, 0.02, 0.0])
+        p["offsets"][b, 2] = torch.tensor([-0.68, -0.01, 0.0])  # to the same cell
+        p["offsets"][c, 0] = torch.tensor([0.5, 0.0, 0.0])
+    before = {name: x.detach().clone() for name, x in p.items()}
     chosen = torch.zeros(5, K, dtype=torch.bool)
     chosen[a, 1] = chosen[b, 2] = chosen[c, 0] = chosen[c, 3] = True  # (c, 3) lies in c's own cell
     assert grow(model, optimizer, chosen, 0.1, 5) == 2
