@@ -1,9 +1,9 @@
 """report.html: what a run did, on one page that needs no other file: `python -m gs.report -m OUT`.
 
 It shows what is there: of history.json, config.json, results.json, per_view.json,
-render_stats.json, pruning.json, rendered views and saved models any may be missing. A section is a
-function of the run's data that returns its heading and HTML, or None where it has nothing to show;
-`SECTIONS` lists them in order.
+render_stats.json, pruning.json, bake.json, rendered views and saved models any may be missing. A
+section is a function of the run's data that returns its heading and HTML, or None where it has
+nothing to show; `SECTIONS` lists them in order.
 """
 
 import logging
@@ -24,6 +24,7 @@ from ..errors import SplatrimError
 from ..evaluation.metrics import read_image
 from ..files import write_text
 from ..logs import show_log
+from .baking import baking
 from .charts import Series, compact, line_chart, moving_average
 from .page import (
     details,
@@ -68,7 +69,8 @@ def headline(run: Run) -> tuple[str, str] | None:
             peak = int(max(counts))
             fewer = 100 * (1 - n / peak)
             detail = f"{fewer:.{0 if fewer >= 10 else 1}f} % fewer than the peak of {peak:,}"
-        tiles.append(tile("Gaussians", f"{n:,}", "", detail))
+        noun = "Anchors" if run.settings.get("representation") == "neural" else "Gaussians"
+        tiles.append(tile(noun, f"{n:,}", "", detail))
     if run.ply_bytes is not None:
         tiles.append(tile("Model", f"{run.ply_bytes / 1e6:.3g}", "MB", "as .ply"))
     timing = run.history.get("timing", {})
@@ -225,6 +227,7 @@ SECTIONS: tuple[Section, ...] = (
     distributions,
     test_views,
     view_table,
+    baking,
     machine_and_timing,
     settings_table,
 )

@@ -13,6 +13,8 @@ from ..data.scene import load_scene
 from ..errors import SplatrimError, run_cli
 from ..logs import show_log
 from ..model.ply import load_ply
+from ..neural.baking import bake
+from ..neural.loading import is_neural, load_anchors
 from ..run_record import find_model
 from ..run_settings import read_settings
 from .page import write_page
@@ -56,12 +58,13 @@ def write_run_page(config: PageConfig) -> Path:
         eval=bool(settings.get("eval", False)),
         init_points=1,  # the points play no part here
     )
+    tensors = load_ply(ply) if not is_neural(ply) else bake(load_anchors(ply), scene.train)
     output = config.output or config.model_path / "view.html"
     white = float(bool(settings.get("white_background", False)))
     try:
         size = write_page(
             output,
-            load_ply(ply),
+            tensors,
             scene.test or scene.train,
             title=f"{Path(source).name}, iteration {iteration}",
             background=(white, white, white),
