@@ -1,4 +1,4 @@
-r"""Anchors decoded into Gaussians: forward in one launch, backward in two.
+r"""Anchors decoded into Gaussians: forward in one launch, backward in three.
 
 kernels/reference/decoder.py has the equations. A program owns BLOCK anchors; a matrix [BLOCK, 16]
 holds one number of each of their offsets (a column is an offset, up to 16), so that a net is
@@ -12,9 +12,9 @@ float32 sums; in exact mode in three TF32 products each, which is float32 to rou
 Backward computes the hidden layer again. PROGRAMS programs walk through the anchors, and each adds
 the gradients of the weights to a row of its own, which stays in the L2 cache; then the rows are
 added in order: equal calls have equal gradients. In registers these sums spill, 1.3 KB a thread.
-The first launch takes scale, rotation and position (the second net), the second opacity and colour,
-adding to the features' gradient. An anchor belongs to one program, so that its own gradients need
-no atomics.
+A launch takes one net: that of scale and rotation first, with positions, then opacity, then colour,
+each adding to the features' gradient. An anchor belongs to one program, so that its own gradients
+need no atomics.
 """
 
 from typing import Any, cast
@@ -156,12 +156,20 @@ class _Decode(torch.autograd.Function):
         )
         n_programs = max(min(-(-n_places // BACKWARD_BLOCK), PROGRAMS), 1)
         partial = zeros((n_programs, len(weights)), torch.float32, device)
-        shape = (quats, sizes, v_means, v_quats, v_sizes, v_features, v_offsets, v_scales)
-        look = (opacities, colors, v_opacities, v_colors, v_features, ctx.off)
-        for kernel, own in ((decode_shape_bwd_kernel, shape), (decode_look_bwd_kernel, look)):
+        grid, kinds = (n_programs,), ctx.kinds(BACKWARD_BLOCK)
+        ends = partial, n_places, n_programs, 3
+        launch(
+            decode_shape_bwd_kernel, grid, *inputs, quats, sizes, v_means, v_quats, v_sizes,
+            v_features, v_offsets, v_scales, *ends, num_warps=BACKWARD_WARPS, **kinds,
+        )  # fmt: skip
+        for values, v_values, off, own in (
+            (opacities, v_opacities, ctx.off, {"START": 0, "C": 1}),
+            (colors, v_colors, None, {"START": kinds["HEAD2"], "C": 3, "SEES": True}),
+        ):
+            ends = partial, n_places, n_programs, own["C"]
             launch(
-                kernel, (n_programs,), *inputs, *own, partial, n_places, n_programs,
-                num_warps=BACKWARD_WARPS, **ctx.kinds(BACKWARD_BLOCK),
+                decode_look_bwd_kernel, grid, *inputs, values, v_values, v_features, off, *ends,
+                num_warps=BACKWARD_WARPS, **{"START": 0, "C": 1} | kinds | own,
             )  # fmt: skip
         v_weights = partial.sum(0)
         return None, v_features, v_offsets, v_scales, v_weights, *[None] * 5

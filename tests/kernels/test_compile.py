@@ -33,6 +33,9 @@ SPILLS_ALLOWED: dict[str, int] = {
     "kernels.binning.sort_passes.sweep_kernel": 48,
     # sm_80's compiler will have it so
     "kernels.binning.depth_order._order_kernel": 48,
+    "kernels.decoder.backward.decode_shape_bwd_kernel": 72,
+    # three products in place of one, which no training takes
+    r"kernels.decoder.backward.*PRECISION=tf32x3": 304,
 }
 
 
