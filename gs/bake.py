@@ -20,7 +20,7 @@ from .config import PUBLISHED_ITERATIONS, TrainConfig, as_plain, resolve_device
 from .data.loader import ImageLoader
 from .data.scene import Scene
 from .errors import SplatrimError, run_cli
-from .evaluation.render import load_run_scene
+from .evaluation.run_scene import load_run_scene
 from .evaluation.views import evaluate_views, mean_scores
 from .files import check_writable, write_json
 from .logs import show_log
@@ -87,7 +87,7 @@ def bake_run(config: BakeConfig) -> dict[str, Any]:
     model = load_model(ply, device)
     if not isinstance(model, Anchors):
         raise SplatrimError(f"{ply} holds Gaussians already: there is nothing to bake")
-    scene = load_run_scene(settings, config.source_path, None, None, out, read_offset(ply))
+    scene = load_run_scene(settings, out, read_offset(ply), source_path=config.source_path)
     tensors = bake(model, scene.train, views=config.views)
     save_ply(out / BAKED, tensors, world_offset=scene.world_offset)
     white = bool(settings.get("white_background", False))

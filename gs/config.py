@@ -16,7 +16,7 @@ import torch
 from tyro.conf import Suppress, arg
 
 from .errors import SplatrimError
-from .ranges import AT_LEAST_ONE, COUNT, ITERATION, SEED, SHARE, Range, check_ranges
+from .ranges import AT_LEAST_ONE, COUNT, ITERATION, POSITIVE, SEED, SHARE, Range, check_ranges
 from .schedule import multiple_in
 
 PUBLISHED_ITERATIONS = 30_000
@@ -80,6 +80,8 @@ class TrainConfig:
     """Iterations at which the model is saved as .ply, besides the last."""
     checkpoint_iterations: Annotated[tuple[int, ...], ITERATION] = ()
     """Iterations at which a checkpoint (chkpntN.pth) is saved."""
+    checkpoint_interval: Annotated[int, COUNT] = 0
+    """Also save one after so many iterations, and keep the last two of these; 0 for none."""
     start_checkpoint: Path | None = None
     """Go on from this checkpoint: of this project, of Inria's 3DGS, or of a method's published
     code. One from the end of its schedule is post-trained, as --start_ply."""
@@ -95,10 +97,21 @@ class TrainConfig:
     """Seed of everything random."""
     device: str = "auto"
     """Device to train on: auto (a GPU if there is one), cpu, cuda, cuda:1, ..."""
+    rank_timeout: Annotated[float, POSITIVE] = 60.0
+    """Seconds after which a silent rank is given up: all others then stop."""
+    rank_backend: Literal["auto", "gloo"] = "auto"
+    """How ranks talk: auto is NCCL between GPUs and gloo between CPUs. gloo also lets several ranks
+    share a GPU, to try things out."""
     cuda_graphs: bool = True
     """On a GPU, capture iterations as CUDA graphs and replay them."""
     deterministic: bool = False
     """Gradients do not depend on the order in which a GPU's threads run: equal runs, but slower."""
+    viewer: bool = False
+    """Show the training in a browser, at http://localhost:8080 unless told otherwise."""
+    viewer_host: str = "127.0.0.1"
+    """Address that the viewer listens on; 0.0.0.0 lets other machines in."""
+    viewer_port: Annotated[int, Range(0, 65535)] = 8080
+    """Port of the viewer; the next free one where it is taken."""
     quiet: bool = False
     """Show nothing but warnings and errors on the terminal; train.log has the rest."""
 
@@ -149,8 +162,16 @@ def as_plain(config: Any) -> Any:
     return str(config) if isinstance(config, Path) else config
 
 
-def resume_command(args: Sequence[str], model_path: Path, checkpoint: Path) -> str:
+def resume_command(
+    args: Sequence[str], model_path: Path, checkpoint: Path, n_ranks: int = 1
+) -> str:
     """The command that goes on from `checkpoint`: `args` of train.py, pointed at it."""
+    program = ["python"] if n_ranks == 1 else ["torchrun", "--nproc_per_node", str(n_ranks)]
+    return shlex.join([*program, "train.py", *resume_arguments(args, model_path, checkpoint)])
+
+
+def resume_arguments(args: Sequence[str], model_path: Path, checkpoint: Path) -> list[str]:
+    """The arguments of `resume_command`."""
     kept: list[str] = []
     skip = False
     for word in args:
@@ -162,4 +183,4 @@ def resume_command(args: Sequence[str], model_path: Path, checkpoint: Path) -> s
             kept.append(word)
     if not {word.split("=")[0].replace("_", "-") for word in kept} & {"-m", "--model-path"}:
         kept += ["-m", str(model_path)]
-    return shlex.join(["python", "train.py", *kept, "--start_checkpoint", str(checkpoint)])
+    return [*kept, "--start_checkpoint", str(checkpoint)]

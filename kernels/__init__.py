@@ -3,12 +3,14 @@
 import importlib
 from typing import TYPE_CHECKING
 
+from . import exchange
 from .arguments import Capacity, Counts, RasterInputs, RenderSettings
 from .backend import uses_triton
 from .decoder import Decoded, ViewInput, decode, n_weights, seen_anchors
 from .photometric import (
     photometric_gradient,
     photometric_loss,
+    photometric_rows,
     photometric_values,
     structural_similarity,
 )
@@ -61,12 +63,14 @@ __all__ = [
     "blend",
     "caches",
     "decode",
+    "exchange",
     "logistic_noise",
     "n_weights",
     "normals",
     "philox",
     "photometric_gradient",
     "photometric_loss",
+    "photometric_rows",
     "photometric_values",
     "project",
     "rasterization",

@@ -197,6 +197,7 @@ class MaskGaussian(Strategy):
     """The strategy that the trainer calls; see the module's docstring."""
 
     name = "mask_gaussian"
+    runs_on_several_ranks = True
     regularized = ("mask_logits",)
 
     def __init__(self, config: MaskGaussianConfig, *, densify_until: int) -> None:

@@ -37,7 +37,7 @@ from kernels import add_gradient_norms, normals
 
 from ..model.gaussians import Gaussians
 from ..model.morton import reorder
-from ..model.rows import fresh_ids, gather_rows, replace_values
+from ..model.rows import gather_rows, replace_values
 from ..ranges import AT_LEAST_ONE, COUNT, NOT_NEGATIVE, SHARE, check_ranges
 from ..schedule import covers, multiple_in
 from ..seeds import derive_seed
@@ -154,6 +154,7 @@ class DefaultDensifier(Strategy):
     """Clone, split, prune and reset opacities; see the module's docstring."""
 
     name = "densify"
+    runs_on_several_ranks = True
 
     def __init__(self, config: DensifyConfig) -> None:
         self.config = config
@@ -217,11 +218,9 @@ class DefaultDensifier(Strategy):
         grown.keep(~drop if others is None else ~(drop | others), ctx.optimizer)
         for name in (GRADIENTS, VIEWS):
             gaussians.rows[name].zero_()
-        self._counts = {
-            "n_cloned": float(n_clones),
-            "n_split": float(n_parents),
-            "n_pruned": float(n_grown - len(gaussians)),
-        }
+        counts = ctx.total(n_clones, n_parents, n_grown - len(gaussians))
+        names = ("n_cloned", "n_split", "n_pruned")
+        self._counts = {name: float(n) for name, n in zip(names, counts, strict=True)}
 
     def _noise(self, step: int, ids: Tensor) -> Tensor:  # [M] -> [2, M, 3], standard normal
         """By the parent's id: the same whatever other Gaussians there are, and in any order."""
@@ -241,8 +240,9 @@ class DefaultDensifier(Strategy):
 class Grown(Gaussians):
     """A model as cloning and splitting leave it, for strategies to look at before pruning.
 
-    Its rows are those that stay, clones, all first children and all second children. It holds only
-    where each comes from: parameters and buffers are gathered when they are asked for.
+    Its rows are those that stay, clones, all first children and all second children; the new ones
+    are numbered in this order, each part by the parents' ids. It holds only where each comes from:
+    parameters and buffers are gathered when they are asked for.
     """
 
     def __init__(
@@ -261,7 +261,11 @@ class Grown(Gaussians):
         self.sh_degree, self.active_sh_degree = gaussians.sh_degree, gaussians.active_sh_degree
         self.specs, self.shared = gaussians.specs, gaussians.shared
         self.shared_specs = gaussians.shared_specs
-        self.next_id = gaussians.next_id + len(self.sources) - self.n_stay
+        self.next_id, numbered = gaussians.next_id, []
+        for rows in (clones, *[parents] * N_CHILDREN):
+            ids, self.next_id = gaussians.numbering(gaussians.rows["ids"][rows], self.next_id)
+            numbered.append(ids)
+        self.new_ids = torch.cat(numbered)
         self.params: Any = _Lazy(gaussians.params, self._parameter)
         self.rows: Any = _Lazy(gaussians.rows, self._row)
 
@@ -272,17 +276,6 @@ class Grown(Gaussians):
     def device(self) -> torch.device:
         return self.sources.device
 
-    def new_ids(self) -> Tensor:  # [clones and children] int32
-        """By the parents' ids: those of all clones first, of first children, of second ones."""
-        parents = self.origin.rows["ids"][self.sources[self.n_stay :]]
-        n_clones = self.n_older - self.n_stay
-        n_parents = (len(parents) - n_clones) // N_CHILDREN
-        first, ids = self.origin.next_id, []
-        for part in parents.split([n_clones, *[n_parents] * N_CHILDREN]):
-            ids.append(fresh_ids(part, first))
-            first += len(part)
-        return torch.cat(ids)
-
     def _parameter(self, name: str) -> Tensor:
         values = self.origin.params[name].detach()[self.sources]
         if name in self.children_values:
@@ -291,7 +284,7 @@ class Grown(Gaussians):
 
     def _row(self, name: str) -> Tensor:
         values = self.origin.rows[name][self.sources]
-        values[self.n_stay :] = self.new_ids() if name == "ids" else 0
+        values[self.n_stay :] = self.new_ids if name == "ids" else 0
         return values
 
     @torch.no_grad()
@@ -306,7 +299,7 @@ class Grown(Gaussians):
             optimizer,
             self.sources[index],
             n_kept=counts[0],
-            new_ids=self.new_ids()[index[counts[0] :] - self.n_stay],
+            new_ids=self.new_ids[index[counts[0] :] - self.n_stay],
             last={
                 name: values[index[n_older:] - self.n_older]
                 for name, values in self.children_values.items()

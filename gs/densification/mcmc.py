@@ -22,8 +22,7 @@ let Gaussians die and are no part of the logged loss, and after the optimizer mo
 (equation 8, see kernels/update/langevin.py). There are no statistics of gradients, and
 opacities are not reset. What other strategies name is removed, not moved, and the budget allows for
 others in its place; what they remove by themselves, between densifications, stays removed: the
-budget falls to what they left. All draws are by seed, iteration and id: the k-th of the dead, by
-id, goes to the k-th Gaussian drawn.
+budget falls to what they left. All draws are by seed, iteration and id.
 
 The published code starts from scales of 0.1 of the distance to the neighbours (`initial_scale`; by
 default it is 1 here, as in 3DGS), draws for the dead first and for the added from what that leaves,
@@ -35,6 +34,7 @@ from __future__ import annotations
 import math
 from collections.abc import Hashable
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any
 
 import torch
@@ -47,9 +47,10 @@ from ..model.gaussians import Gaussians
 from ..model.rows import clear_moments, copy_rows, gather_rows
 from ..ranges import COUNT, INNER_SHARE, NOT_NEGATIVE, POSITIVE
 from ..seeds import derive_seed
-from ..training.strategy import StepContext, Strategy, rows_to_prune
+from ..training.strategy import Population, StepContext, Strategy, rows_to_prune
 from .adaptive import DensifierConfig, rows_where
 from .budget import budget_limit, check_budget
+from .mcmc_shards import densify_shards
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -104,6 +105,7 @@ class MCMCDensifier(Strategy):
     """Relocate, add, regularise and wander; see the module's docstring."""
 
     name = "densify"
+    runs_on_several_ranks = True
     regularized = ("opacities", "scales")
 
     def __init__(self, config: MCMCConfig) -> None:
@@ -119,7 +121,8 @@ class MCMCDensifier(Strategy):
         self.seed, self.n_start, self.n_last = seed, len(gaussians), len(gaussians)
         check_budget(self.config.budget, self.n_start)
         opacities = gaussians.params["opacities"].data
-        if bool((opacities == opacities[0]).all()):  # those of a trained model differ
+        # those of a trained model differ
+        if not gaussians.is_shard and bool((opacities == opacities[0]).all()):
             o = self.config.initial_opacity
             opacities.fill_(math.log(o / (1.0 - o)))
             gaussians.params["scales"].data += math.log(self.config.initial_scale)
@@ -132,17 +135,23 @@ class MCMCDensifier(Strategy):
             self.densify(step, ctx)
             return
         opacities, scales = (ctx.gaussians.params[name] for name in ("opacities", "scales"))
+        population: Population | None = ctx.out.info.get("population")
         if opacities.grad is None or scales.grad is None:
             raise ValueError("regularisers need the gradients of opacities and scales")
         counts: Tensor | None = ctx.out.info.get("observations")
+        part, n_seen = 1.0, torch.zeros(()) if counts is None else counts.sum()
+        if population is not None and counts is None:
+            part = len(opacities) / population.n  # of means over all
+        elif population is not None and population.observations is not None:
+            n_seen = n_seen + population.observations
         add_regularizer_gradients(
             opacities,
             scales,
             opacities.grad,
             scales.grad,
-            lambda_opacity=self.n_images * self.config.lambda_opacity,
-            lambda_scale=self.n_images * self.config.lambda_scale,
-            shares=None if counts is None else counts / counts.sum().clamp_min(1.0),
+            lambda_opacity=part * self.n_images * self.config.lambda_opacity,
+            lambda_scale=part * self.n_images * self.config.lambda_scale,
+            shares=None if counts is None else counts / n_seen.clamp_min(1.0),
         )
 
     def after_step(self, step: int, ctx: StepContext) -> None:
@@ -166,16 +175,17 @@ class MCMCDensifier(Strategy):
     @torch.no_grad()
     def densify(self, step: int, ctx: StepContext) -> None:
         """Move the dead and add others now; tensors stay where they are if none comes or goes."""
+        if ctx.ranks is not None:
+            self._densify_shards(step, ctx)
+            return
         config, gaussians = self.config, ctx.gaussians
-        if len(gaussians) < self.n_last:
-            self.ceiling = len(gaussians)
         opacities = gaussians.get_opacities()
         named = rows_to_prune(step, gaussians, ctx.strategies)
         stay = torch.ones_like(opacities, dtype=torch.bool) if named is None else ~named
         dead = stay & (opacities <= config.min_opacity)
         n_stay, n_dead = torch.stack([stay.sum(), dead.sum()]).tolist()
         n_gone = len(gaussians) - n_stay
-        n_new = max(min(self.limit(), int(n_stay * (1.0 + config.growth))) - n_stay, 0)
+        n_new = self.n_new(len(gaussians), n_stay)
         if n_dead == n_stay:  # there is none to put them onto
             n_dead = n_new = 0
         if n_dead + n_new:
@@ -187,9 +197,7 @@ class MCMCDensifier(Strategy):
                 seed=derive_seed(self.seed, "mcmc", step),
             )
             share(gaussians, ctx.optimizer, sources, min_opacity=config.min_opacity)
-            rows = rows_where(dead, n_dead)
-            rows = rows[gaussians.rows["ids"][rows].argsort()]
-            copy_rows(gaussians, ctx.optimizer, rows, sources[:n_dead])
+            copy_rows(gaussians, ctx.optimizer, rows_where(dead, n_dead), sources[:n_dead])
         else:
             sources = stay.new_empty(0, dtype=torch.int64)
         if n_gone + n_new:
@@ -208,6 +216,19 @@ class MCMCDensifier(Strategy):
             "n_added": float(n_new),
             "n_pruned": float(n_gone),
         }
+
+    def _densify_shards(self, step: int, ctx: StepContext) -> None:
+        least = self.config.min_opacity
+        draw = partial(draw_sources, seed=derive_seed(self.seed, "mcmc", step))
+        part = partial(share, ctx.gaussians, ctx.optimizer, min_opacity=least)
+        counts, self.n_last = densify_shards(step, ctx, least, self.n_new, draw, part)
+        self._counts = {**counts}
+
+    def n_new(self, n: int, n_stay: int) -> int:
+        """How many of n Gaussians, of which some stay, are added now."""
+        if n < self.n_last:
+            self.ceiling = n
+        return max(min(self.limit(), int(n_stay * (1.0 + self.config.growth))) - n_stay, 0)
 
     def limit(self) -> int:
         """The number of Gaussians that may be reached now."""

@@ -127,6 +127,7 @@ class TamingConfig(DensifyConfig):
 class TamingDensifier(DefaultDensifier):
     """Clone and split by score up to the budget; see the module's docstring."""
 
+    runs_on_several_ranks = False
     config: TamingConfig
 
     def __init__(self, config: TamingConfig) -> None:

@@ -33,6 +33,23 @@ if TYPE_CHECKING:
 
 __all__ = ["Model", "Splats"]
 
+Numbering = Callable[[Tensor, int], tuple[Tensor, int]]
+"""Ids of one child of each parent, given the parents' ids and the first that is free; and the next
+that is free."""
+
+
+def fresh_ids(parents: Tensor, first: int) -> tuple[Tensor, int]:  # [M] -> [M], of that type
+    """Ids from `first` on, one for a new Gaussian of each parent, ascending with the parents' ids.
+
+    So it does not matter in what order rows lie, or where. Parents that occur twice are taken in
+    their order.
+    """
+    ids = torch.empty_like(parents)
+    ids[parents.argsort(stable=True)] = torch.arange(
+        first, first + len(parents), dtype=parents.dtype, device=parents.device
+    )
+    return ids, first + len(parents)
+
 
 class Model(nn.Module, ABC):
     """Parameters with rows, parameters without, and how they become Gaussians.
@@ -53,8 +70,12 @@ class Model(nn.Module, ABC):
     """Whether `splats` gives the same Gaussians for every view, so that several views can be
     rendered at once."""
 
+    is_shard: bool = False
+    """Whether its rows are some of a larger model's: then it may be without any."""
+
     def __init__(self, n: int, device: torch.device | str) -> None:
         super().__init__()
+        self.numbering: Numbering = fresh_ids
         self.params = nn.ParameterDict()
         ids = torch.arange(n, dtype=torch.int32, device=device)
         self.rows: dict[str, Tensor] = {"ids": ids}

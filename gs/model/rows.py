@@ -22,19 +22,6 @@ class NoneLeft(SplatrimError):
     """Every Gaussian would be removed; the model is as it was."""
 
 
-def fresh_ids(parents: Tensor, first: int) -> Tensor:  # [M] -> [M], of the type of parents
-    """Ids from `first` on, one for a new Gaussian of each parent, ascending with the parents' ids.
-
-    So it does not matter in what order rows lie, or where. Parents that occur twice are taken in
-    their order.
-    """
-    ids = torch.empty_like(parents)
-    ids[parents.argsort(stable=True)] = torch.arange(
-        first, first + len(parents), dtype=parents.dtype, device=parents.device
-    )
-    return ids
-
-
 @torch.no_grad()
 def keep_rows(
     gaussians: Model,
@@ -95,7 +82,7 @@ def gather_rows(
         NoneLeft: M is 0.
     """
     n_rows, kept = len(sources), sources[:n_kept]
-    if n_rows == 0:
+    if n_rows == 0 and not gaussians.is_shard:
         raise NoneLeft("no Gaussian would be left")
     for name in list(gaussians.params):
         moments = _pop_moments(optimizer, gaussians.params[name])

@@ -20,9 +20,11 @@ from ..config import TrainConfig
 from ..data.loader import ImageLoader
 from ..data.scene import Scene
 from ..model.model import Model
+from ..schedule import multiple_in
 from .strategy import StepContext, Strategy
 from .tracker import Tracker
 
+KEPT = 2  # checkpoints of an interval
 EVALUATION_AHEAD = 1000  # iterations before an evaluation, its images begin to be decoded
 
 
@@ -51,6 +53,12 @@ class Run(Protocol):
     def n_rendered(self) -> int: ...
 
     @property
+    def white_background(self) -> bool: ...
+
+    @property
+    def stop_requested(self) -> bool: ...
+
+    @property
     def computed(self) -> StepContext[Any] | None: ...
 
     def exported(self) -> Model: ...
@@ -60,6 +68,8 @@ class Run(Protocol):
     def save(self, step: int) -> Path: ...
 
     def checkpoint(self, step: int) -> Path: ...
+
+    def drop_checkpoint(self, step: int) -> None: ...
 
 
 class Observer:
@@ -131,14 +141,22 @@ class Saving(Observer):
 
 
 class Checkpoints(Observer):
-    """Saves a checkpoint after iterations of the settings."""
+    """Saves a checkpoint after iterations of the settings, and of those that are due at an interval
+    keeps the last two."""
 
     def __init__(self, config: TrainConfig) -> None:
-        self._due = Due(config, *config.checkpoint_iterations)
+        self._due, self._config = Due(config, *config.checkpoint_iterations), config
+        self._passing: list[int] = []
 
     def on_step(self, run: Run, step: int) -> None:
-        if self._due.at(step):
+        interval, is_named = self._config.checkpoint_interval, self._due.at(step)
+        is_due = interval and multiple_in(step, interval, self._config.batch) is not None
+        if is_named or is_due:
             run.checkpoint(step)
+        if is_due and not is_named:
+            self._passing.append(step)
+            if len(self._passing) > KEPT:
+                run.drop_checkpoint(self._passing.pop(0))
 
 
 def default_observers(config: TrainConfig) -> tuple[Observer, ...]:

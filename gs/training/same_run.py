@@ -31,11 +31,18 @@ HARMLESS = {
     "test_iterations",
     "save_iterations",
     "checkpoint_iterations",
+    "checkpoint_interval",
+    "rank_timeout",
+    "rank_backend",
     "start_checkpoint",
     "start_ply",
     "overwrite",
     "other_scene",
     "demo",
+    "baseline",
+    "viewer",
+    "viewer_host",
+    "viewer_port",
 }
 PARTS = ("optim", "densify", "pruning", "neural")
 TOLERANCE = 1e-3  # of the scene's extent, between positions of the same camera

@@ -23,14 +23,18 @@ import torch
 from torch import Tensor
 
 from ..config import PUBLISHED_ITERATIONS, TrainConfig
+from ..data.scene import Scene
+from ..data.visibility import check_points, check_sight
+from ..distributed.ranks import Ranks
 from ..errors import SplatrimError
+from ..formats.model_file import load_model, load_offset
 from ..model.gaussians import Gaussians
 from ..model.model import Model
-from ..model.ply import load_ply, read_offset
 from ..model.rates import OptimConfig
 from ..model.specs import PUBLISHED, ParameterSpec
 from ..schedule import multiple_in
-from .checkpoint import load_checkpoint, peek_checkpoint
+from .checkpoint import load_checkpoint
+from .checkpoint_shards import load_any, peek_any
 from .run_state import RunState
 from .strategy import StepContext, Strategy
 
@@ -88,7 +92,7 @@ def find_origin(ply: Path | None, checkpoint: Path | None) -> Origin | None:
         return Origin(PUBLISHED_ITERATIONS, PUBLISHED_ITERATIONS)
     if checkpoint is None or not checkpoint.exists():
         return None
-    seen = peek_checkpoint(checkpoint)
+    seen = peek_any(checkpoint)
     if seen is None:
         return None
     step, settings = seen
@@ -102,6 +106,7 @@ def load_start(
     config: TrainConfig,
     method: str,
     methods: Mapping[str, type[Heritage]],
+    ranks: Ranks | None = None,
     *,
     representation: str = "explicit",
 ) -> State | None:
@@ -111,6 +116,7 @@ def load_start(
         config: Its start_ply or start_checkpoint is read; post_start says whether to post-train.
         method: The pruning method of the run.
         methods: All methods by name: what they left in a model is theirs to read.
+        ranks: Those that train together: of shards each takes its own rows, unless it post-trains.
         representation: Of the run's model: "explicit" (Gaussians) or "neural".
 
     Raises:
@@ -123,10 +129,10 @@ def load_start(
         others = [name for heir in methods.values() for name in heir.PROPERTIES]
         path, state = config.start_ply, _ply_state(config.start_ply, others)
     elif config.start_checkpoint is not None:
-        path, state = (
-            config.start_checkpoint,
-            load_checkpoint(config.start_checkpoint, gaussians=representation == "explicit"),
-        )
+        path = config.start_checkpoint
+        is_explicit = representation == "explicit"
+        together = ranks if config.post_start is None else None
+        state = load_any(path, together) if is_explicit else load_checkpoint(path, gaussians=False)
     else:
         return None
     for heir in methods.values() if representation == "explicit" else ():
@@ -152,7 +158,7 @@ def load_start(
 
 def _check_representation(path: Path, wanted: str) -> None:
     """Refuse a checkpoint of another kind of model."""
-    seen = peek_checkpoint(path)
+    seen = peek_any(path)
     made = "explicit" if seen is None else seen[1].get("representation", "explicit")
     if made != wanted:
         raise SplatrimError(
@@ -160,14 +166,31 @@ def _check_representation(path: Path, wanted: str) -> None:
         )
 
 
+def first_model(
+    config: TrainConfig, scene: Scene, start: State | None, device: torch.device
+) -> Gaussians:
+    """The Gaussians that a run begins with: of a start, or at the scene's points."""
+    if start is not None:
+        is_shard = bool(start.get("is_shard"))
+        if not is_shard:
+            check_sight(scene.train, start["params"]["means"], "Gaussians")
+        model = Gaussians.from_state(start, device)
+        model.is_shard = is_shard
+        return model
+    points, colors = scene.points, scene.colors
+    check_points(points)
+    check_sight(scene.train, points, "starting points")
+    return Gaussians.from_points(points, colors, sh_degree=config.sh_degree, device=device)
+
+
 def _ply_state(path: Path, others: Iterable[str]) -> State:
     """A .ply as the state of a finished run, on the CPU."""
-    params = load_ply(path, others=others)
+    params = load_model(path, others=others)
     n = len(params["means"])
     if n == 0:
         raise SplatrimError(f"{path} holds no Gaussians")
     degree = Gaussians.from_tensors({name: params[name] for name in PUBLISHED}).sh_degree
-    offset = read_offset(path)
+    offset = load_offset(path)
     state = RunState(
         method="3dgs",
         step=PUBLISHED_ITERATIONS,
@@ -253,6 +276,7 @@ class PostRates(Strategy):
     """
 
     name = "post_rates"
+    runs_on_several_ranks = True
 
     def __init__(self, optim: OptimConfig, *, start: int, iterations: int) -> None:
         self.optim, self.start = optim, start

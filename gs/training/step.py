@@ -86,6 +86,7 @@ class Stepper(Generic[M]):
         self.images, self.tracker, self.seed = images, tracker, config.seed
         graphed = config.cuda_graphs and gaussians.device.type == "cuda"
         self.graphs = StepGraphs(CudaRecorder()) if graphed else None
+        self.wants_stop = False  # somebody has asked this process to stop
         self._running = False
         self._stream: torch.cuda.Stream | None = None
         self._buffer: InputBuffer | None = None
@@ -173,6 +174,16 @@ class Stepper(Generic[M]):
             self._count_steps(key, -1)
             with torch.enable_grad():  # whoever looks at the model may have turned it off
                 self.update(step, self.forward_backward(step, images), rates)
+
+    @property
+    def stops(self) -> bool:
+        """Whether no further step is to be taken."""
+        return self.wants_stop
+
+    @property
+    def n_gaussians(self) -> int:
+        """Rows of the model, on all ranks."""
+        return len(self.gaussians)
 
     def background_color(self, step: int | None) -> tuple[float, ...]:
         """Black, white, or random in training; never random for `step` None."""
@@ -269,6 +280,7 @@ class Stepper(Generic[M]):
     def _update(self, step: int, context: StepContext[M]) -> None:
         for strategy in self.strategies:
             strategy.after_backward(step, context)
+        self._rows_may_have_changed()
         params = [p for group in self.optimizer.param_groups for p in group["params"]]
         self._stepped = [p for p in params if p.grad is not None]
         if self.config.adam_rows == "seen":
@@ -276,10 +288,16 @@ class Stepper(Generic[M]):
         if context.inputs is not None and context.inputs.rates is not None:
             self._fused_adam.apply(context.inputs.rates, skip=context.skip)
         elif step < self.config.iterations:  # the published loop leaves the last step out
-            self.optimizer.step()
+            if context.skip is None:
+                self.optimizer.step()
+            else:
+                self._fused_adam.step(skip=context.skip)
         self.optimizer.zero_grad(set_to_none=True)
         for strategy in self.strategies:
             strategy.after_step(step, context)
+
+    def _rows_may_have_changed(self) -> None:
+        """Strategies have seen the gradients, the optimizer has not stepped."""
 
     def _upload(
         self, step: int, indices: Sequence[int], rates: Rates
@@ -326,6 +344,8 @@ class Stepper(Generic[M]):
     def _key(self, step: int, indices: Sequence[int]) -> Hashable | None:
         """What distinguishes graphs, or None where `step` must be taken in parts."""
         if not self._running or step == self.config.iterations:
+            return None
+        if len(indices) != self.config.batch:
             return None
         if len(indices) > 1 and not self.gaussians.same_in_all_views:
             return None

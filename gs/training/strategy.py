@@ -40,6 +40,7 @@ from .optimizer import learning_rate
 
 if TYPE_CHECKING:
     from ..data.camera import Camera
+    from ..distributed.ranks import Ranks
     from ..evaluation.views import Images
     from ..model.histograms import Histogram
     from ..model.renderer import RenderOutput
@@ -98,6 +99,14 @@ class StepContext(Generic[M]):
     """Not 0 where a captured step must change nothing; None in an eager one. [1] int32"""
     others: Sequence[RenderOutput] = field(default_factory=tuple)
     """Renderings of the images that are not in `out`."""
+    ranks: Ranks | None = None
+    """Those that the model is spread over, where it is; `gaussians` has this one's rows."""
+
+    def total(self, *counts: int) -> list[int]:
+        """Sums of counts over all ranks. Waits."""
+        if self.ranks is None:
+            return list(counts)
+        return [sum(column) for column in zip(*self.ranks.tell(counts), strict=True)]
 
     @property
     def renderings(self) -> tuple[RenderOutput, ...]:
@@ -138,6 +147,9 @@ class Strategy(Generic[M]):
 
     name: str = "strategy"
     """Key of this strategy's state in a checkpoint and of its scalars in the log."""
+    runs_on_several_ranks: bool = False
+    """Whether it may be given a part of the Gaussians, the others being on other ranks: rows that
+    it edits, numbers and draws are then those that one rank with all of them would come to."""
     regularized: tuple[str, ...] = ()
     """Parameters that it pushes towards nothing, whatever images show."""
     n_images: int = 1

@@ -18,9 +18,8 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import signal
-import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Generic, cast
 
@@ -31,17 +30,16 @@ from ..config import TrainConfig, resolve_device
 from ..data.camera import Camera
 from ..data.loader import ImageLoader
 from ..data.scene import Scene
-from ..data.visibility import check_points, check_sight
+from ..distributed.ranks import Ranks
 from ..evaluation.views import evaluate_views, mean_scores
-from ..model.gaussians import Gaussians
 from ..model.histograms import Histogram
 from ..model.model import Model
 from ..model.rates import OptimConfig
-from ..run_record import checkpoint_file, model_file
-from ..streams import heeded_signals
+from ..run_record import checkpoint_file, model_file, shards_folder
 from .batch import moments_for
 from .checkpoint import save_checkpoint
 from .checkpoint_schema import check_like
+from .checkpoint_shards import remove_checkpoint, save_shards
 from .finite import check_model, check_state, explained
 from .memory import peak_memory
 from .observer import Observer, default_observers
@@ -52,9 +50,11 @@ from .run_state import RunState
 from .same_run import changed_settings, check_scene, rates_changed, scene_entry
 from .sampler import CameraSampler
 from .seen import STEPS, Unseen, count_steps
-from .start import State, add_aged_moments
-from .step import Stepper
+from .sharded_step import ShardedStepper
+from .start import State, add_aged_moments, first_model
+from .stopping import stop_on_signal
 from .strategy import M, StepContext, Strategy, final_keep
+from .team import SAME_SIGNAL, Team
 from .tracker import Tracker
 
 PREFETCH = 4  # steps whose images are decoded ahead
@@ -80,6 +80,7 @@ class Trainer(Generic[M]):
         model: What to train, on the device of the run and, where there is a `start`, with its
             values; None: Gaussians, of `start` or at the scene's points.
         observers: Called after those that every run has (gs.training.observer), in this order.
+        ranks: Those that train the model together, each of which builds a trainer; None for one.
 
     Building a trainer writes nothing; `fit` does. `evaluate`, `save` and `checkpoint` may be called
     at any time after.
@@ -98,25 +99,27 @@ class Trainer(Generic[M]):
         start: State | None = None,
         model: M | None = None,
         observers: Sequence[Observer] = (),
+        ranks: Ranks | None = None,
     ) -> None:
+        self.team = team = Team(ranks)
         self.config, self.scene, self.method = config, scene, method
         self.strategies = tuple(strategies)
         self.optim = optim or OptimConfig()
         self.white_background = white_background
         batch = {"batch": config.batch} if config.batch > 1 else {}
         self.settings = {**batch, **(settings or {}), **scene.record}
-        self.device = resolve_device(config.device)
+        self.device = resolve_device(config.device) if ranks is None else ranks.device
         self.cameras = [*scene.train, *scene.test]
         self.images = ImageLoader(
             self.cameras, white_background=white_background, device=self.device
         )
         self.images.check()
         self.sampler = CameraSampler(len(scene.train), config.seed)
-        self.tracker = Tracker(config.iterations, quiet=config.quiet, n_images=config.batch)
+        quiet = config.quiet or not team.is_first
+        self.tracker = Tracker(config.iterations, quiet=quiet, n_images=config.batch)
         self.folder = RunFolder.of(config, start, scene.source)
         self.step = 0
         self.seed = config.seed
-        self.stop_requested = False
         self.n_rendered = 0  # rows that the last iteration began with
         self.computed: StepContext[M] | None = None  # while observers report
         pushed = dict.fromkeys(name for s in self.strategies for name in s.regularized)
@@ -126,7 +129,7 @@ class Trainer(Generic[M]):
             check_scene(start, scene, self.settings)
         if model is None:
             # M is Gaussians where no model is given
-            model = cast(M, _first_model(config, scene, start, self.device))
+            model = cast(M, first_model(config, scene, start, self.device))
         self.gaussians = model
         for strategy in self.strategies:
             strategy.n_images = config.batch
@@ -143,18 +146,14 @@ class Trainer(Generic[M]):
         )
         if by_row:
             count_steps(self.gaussians, start)
-        self.stepper = Stepper(
-            config,
-            scene,
-            self.gaussians,
-            self.optimizer,
-            self.strategies,
-            self.images,
-            self.tracker,
-            white_background=white_background,
-        )
         if start is not None:
             self._restore(RunState.from_dict(start))
+        team.spread(self.gaussians, self.optimizer)
+        parts = config, scene, self.gaussians, self.optimizer, self.strategies, self.images
+        self.stepper = team.stepper(*parts, self.tracker, white_background=white_background)
+        self.stepper.seed = self.seed
+        if start is not None and isinstance(self.stepper, ShardedStepper):
+            self.stepper.planner.costs.load_state_dict(start.get("costs") or {})
 
     def fit(self) -> Path | None:
         """Train to the end.
@@ -169,22 +168,41 @@ class Trainer(Generic[M]):
         told = explained(
             self.gaussians, self.strategies, step=lambda: self.step, good=self.folder.latest
         )
-        with told, self.folder.held(), self._stop_on_signal(), self.tracker, self.stepper.running():
-            settings = {**self.settings, "run": self.folder.run}
-            write_run_files(config.model_path, self.scene, settings)
-            self.tracker.open(config.model_path, self.step + 1)
+        with told, self.team.told_once(), contextlib.ExitStack() as stack:
+            self.team.check_settings(self.settings)
+            self.team.alone(partial(self._begin, stack))
+            patience = 0.0 if self.team.ranks is None else SAME_SIGNAL
+            stack.enter_context(stop_on_signal(self._request_stop, patience=patience))
+            stack.enter_context(self.stepper.running())
             self.tracker.info(
                 f"{self.method}: {len(self.scene.train)} training and {len(self.scene.test)} test"
-                f" views, {len(self.gaussians)} Gaussians, on {self.device}"
+                f" views, {self.stepper.n_gaussians} Gaussians,"
+                f" on {self.team.describe(self.device)}"
             )
             while self.step < config.iterations:
                 self.train_step(min(self.step + config.batch, config.iterations))
-                if self.stop_requested and self.step < config.iterations:
+                if self.stepper.stops and self.step < config.iterations:
                     path = self.checkpoint(self.step)
                     self.write_history()
                     return path
             self.write_history()
         return None
+
+    def _begin(self, stack: contextlib.ExitStack) -> None:
+        """Take the output folder, and write what is known before the first iteration."""
+        folder = self.config.model_path
+        stack.enter_context(self.folder.held())
+        stack.enter_context(self.tracker)
+        write_run_files(folder, self.scene, {**self.settings, "run": self.folder.run})
+        self.tracker.open(folder, self.step + 1)
+
+    @property
+    def stop_requested(self) -> bool:
+        """Whether the run has been asked to stop, and goes on to the end of the iteration."""
+        return self.stepper.wants_stop
+
+    def _request_stop(self) -> None:
+        self.stepper.wants_stop = True
 
     def train_step(self, step: int) -> None:
         """The step whose last image is iteration `step`, counted from 1."""
@@ -195,8 +213,9 @@ class Trainer(Generic[M]):
         if self.config.sh_degree_grows_at(step, n_images):
             self.gaussians.one_up_sh_degree()
         indices = [self.sampler.next() for _ in range(n_images)]
-        self.images.prefetch(self.sampler.upcoming(PREFETCH * self.config.batch))
-        self.n_rendered = len(self.gaussians)
+        upcoming = self.sampler.upcoming(PREFETCH * self.config.batch)
+        self.images.prefetch(filter(self.team.keeps_image, upcoming))
+        self.n_rendered = self.stepper.n_gaussians
         due = [observer for observer in self.observers if observer.is_due(step)]
         if due or not self.stepper.replay(step, indices, rates):
             computed = self.computed = self.stepper.forward_backward(step, indices)
@@ -212,7 +231,11 @@ class Trainer(Generic[M]):
     @torch.no_grad()
     def evaluate(self, step: int) -> dict[str, float]:
         """PSNR by split ("test", "train") of the model as it would be saved now."""
-        model, n_train = self.exported(), len(self.scene.train)
+        model = self.exported()
+        return self.team.alone(lambda: self._evaluate(model, step)) or {}
+
+    def _evaluate(self, model: Model, step: int) -> dict[str, float]:
+        n_train = len(self.scene.train)
         opacities = model.to_ply()["opacities"].sigmoid()
         self.tracker.histogram("scene/opacity_histogram", opacities, step)
         splits = {
@@ -245,28 +268,33 @@ class Trainer(Generic[M]):
 
     @torch.no_grad()
     def exported(self) -> Model:
-        """The model as it is saved and tested: exported parameters of rows that all keep."""
+        """The model as it is saved and tested: exported parameters of rows that all keep.
+
+        Of several ranks, all call it, and the first has the whole.
+        """
         self.stepper.settle()
-        return self.gaussians.exported(final_keep(self.gaussians, self.strategies))
+        keep, ids = final_keep(self.gaussians, self.strategies), self.gaussians.rows["ids"]
+        return self.team.complete(self.gaussians.exported(keep), ids if keep is None else ids[keep])
 
     def save(self, step: int) -> Path:
         """Write the model as point_cloud/iteration_N/point_cloud.ply."""
         path = model_file(self.config.model_path, step)
-        model = self.exported()
-        check_model(model, len(self.gaussians), step, self.folder.latest())
-        model.save(path, self.scene.world_offset)
-        self.folder.add_model(step)
-        self.tracker.info(
-            f"iteration {step}: saved {len(model)} of {len(self.gaussians)} Gaussians"
-        )
+        model, n = self.exported(), self.stepper.n_gaussians
+
+        def write() -> None:
+            check_model(model, n, step, self.folder.latest())
+            model.save(path, self.scene.world_offset)
+            self.folder.add_model(step)
+            self.tracker.info(f"iteration {step}: saved {len(model)} of {n} Gaussians")
+
+        self.team.alone(write)
         self.write_history(last=False)
         return path
 
     def checkpoint(self, step: int) -> Path:
         """Write all that going on after iteration `step` needs."""
         self.stepper.settle()
-        gaussians = self.gaussians
-        path = checkpoint_file(self.config.model_path, step)
+        gaussians, folder = self.gaussians, self.config.model_path
         state = RunState(
             run=self.folder.run,
             method=self.method,
@@ -286,11 +314,26 @@ class Trainer(Generic[M]):
             config=self.settings,
             tracker=self.tracker.state_dict(),
         ).to_dict()
-        check_state(state, step, self.folder.latest())
-        save_checkpoint(path, state)
-        self.folder.add_checkpoint(step)
+        good = self.folder.latest()
+        if isinstance(self.stepper, ShardedStepper):
+            costs, path = self.stepper.planner.costs.state_dict(), shards_folder(folder, step)
+            save_shards(path, state, self.stepper.ranks, costs, good)
+        else:
+            check_state(state, step, good)
+            path = checkpoint_file(folder, step)
+            save_checkpoint(path, state)
+        self.team.alone(lambda: self.folder.add_checkpoint(step))
         self.tracker.info(f"iteration {step}: saved the checkpoint {path}")
         return path
+
+    def drop_checkpoint(self, step: int) -> None:
+        """Remove the checkpoint of an iteration."""
+
+        def remove() -> None:
+            self.folder.drop_checkpoint(step)
+            remove_checkpoint(self.config.model_path, step)
+
+        self.team.alone(remove)
 
     def write_history(self, *, last: bool = True) -> None:
         """Write history.json as it stands; if not for the last time, a full disk fails nothing."""
@@ -307,8 +350,9 @@ class Trainer(Generic[M]):
         histograms: dict[str, Histogram] = {}
         for strategy in self.strategies:
             histograms |= strategy.histograms(self.gaussians)
-        more = {"settings": self.settings, "timing": timing, **histograms}
-        self.tracker.write_history(path, last=last, **more)
+        more = {"settings": self.settings, "timing": timing, **self.team.summed(histograms)}
+        more |= self.team.about(self.gaussians)
+        self.team.alone(lambda: self.tracker.write_history(path, last=last, **more))
 
     def _background(self, step: int | None) -> Tensor:  # [3]
         return torch.tensor(self.stepper.background_color(step), device=self.device)
@@ -330,7 +374,7 @@ class Trainer(Generic[M]):
             if STEPS in self.gaussians.rows:
                 self.gaussians.rows[STEPS].mul_(before).floor_divide_(now)
         load_optimizer_state(self.optimizer, optimizer)
-        self.seed = self.stepper.seed = state.rng.get("seed", self.seed)
+        self.seed = state.rng.get("seed", self.seed)
         for strategy in self.strategies:
             if strategy.name in state.strategies:
                 known = state.strategies[strategy.name]
@@ -340,40 +384,6 @@ class Trainer(Generic[M]):
             self.sampler.load_state_dict(state.sampler)
         if state.tracker:
             self.tracker.load_state_dict(state.tracker, self.device)
-
-    @contextlib.contextmanager
-    def _stop_on_signal(self) -> Iterator[None]:
-        """The first Ctrl-C, SIGTERM or SIGHUP ends the iteration, the second stops at once."""
-        if threading.current_thread() is not threading.main_thread():
-            yield
-            return
-
-        def request_stop(number: int, frame: Any) -> None:
-            self.stop_requested = True
-            for handled in previous:
-                signal.signal(handled, signal.default_int_handler)
-
-        heeded = (signal.SIGINT, *heeded_signals())
-        previous = {number: signal.getsignal(number) for number in heeded}
-        try:
-            for number in previous:
-                signal.signal(number, request_stop)
-            yield
-        finally:
-            for number, handler in previous.items():
-                signal.signal(number, handler)
-
-
-def _first_model(
-    config: TrainConfig, scene: Scene, start: State | None, device: torch.device
-) -> Gaussians:
-    if start is not None:
-        check_sight(scene.train, start["params"]["means"], "Gaussians")
-        return Gaussians.from_state(start, device)
-    points, colors = scene.points, scene.colors
-    check_points(points)
-    check_sight(scene.train, points, "starting points")
-    return Gaussians.from_points(points, colors, sh_degree=config.sh_degree, device=device)
 
 
 def _device_name(device: torch.device) -> str:

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from compile_calls import decode_anchors, draw_masks
 
 REPO = Path(__file__).resolve().parents[2]
@@ -101,15 +102,11 @@ def project_gaussians(**changes: Any) -> None:
 
 
 def project_low_degree() -> None:
-    import torch
-
     project_gaussians(sh_degree=1, mask_words=torch.zeros(2, dtype=torch.int32))
 
 
 def project_covariances() -> None:
     """Everything rare at once: several cameras, their gradients, covariances, antialiasing."""
-    import torch
-
     leaf = lambda *shape: torch.zeros(*shape, requires_grad=True)  # noqa: E731
     project_gaussians(
         viewmats=leaf(2, 4, 4), Ks=torch.zeros(2, 3, 3), covars=leaf(128, 3, 3), antialiased=True,
@@ -118,25 +115,32 @@ def project_covariances() -> None:
 
 
 def project_cameras() -> None:
-    import torch
-
     viewmats = torch.zeros(2, 4, 4, requires_grad=True)
     project_gaussians(viewmats=viewmats, Ks=torch.zeros(2, 3, 3), antialiased=True)
 
 
 def bin_received() -> None:
     """Records whose keys are formed anew."""
-    import torch
-
     from kernels import Records, bin_tiles
 
     for n_rows in (None, torch.zeros(1, dtype=torch.int32)):
         bin_tiles(Records(torch.zeros(128, 16), None, n_rows, 1, 128, 80, 56))
 
 
-def sort_everywhere() -> None:
-    import torch
+def exchange_records() -> None:
+    from kernels import RasterInputs, RenderSettings, exchange
 
+    x = inputs(colors_rest=None)
+    settings = RenderSettings(x.pop("width"), x.pop("height"), sh_degree=x.pop("sh_degree"))
+    made = exchange.project_records(RasterInputs(**x), settings, backend="triton")
+    buffer, table = torch.zeros(2, 65, 12), torch.zeros(1, 5, dtype=torch.int32)
+    _, sent = exchange.pack_records(made, table.new_zeros(128), table, buffer[0], backend="triton")
+    values, _ = exchange.unpack_records(buffer, backend="triton")
+    exchange.pack_gradients(values, buffer, backend="triton")
+    exchange.unpack_gradients(buffer[0], sent, made)
+
+
+def sort_everywhere() -> None:
     from kernels.binning.sorting import plan_sort
 
     keys, count = torch.zeros(5000, dtype=torch.int32), torch.zeros(1, dtype=torch.int32)
@@ -163,8 +167,6 @@ def sort_in_launches() -> None:
 
 
 def step_adam() -> None:
-    import torch
-
     from kernels import FusedAdam
 
     params = [torch.zeros(128, n, requires_grad=True) for n in (3, 45, 1)]
@@ -178,8 +180,6 @@ def step_adam() -> None:
 
 
 def add_statistics() -> None:
-    import torch
-
     from kernels import add_gradient_norms
 
     v, radii, sums = torch.zeros(2, 128, 2), torch.zeros(2, 128, 2).int(), torch.zeros(128)
@@ -189,8 +189,6 @@ def add_statistics() -> None:
 
 
 def explore() -> None:
-    import torch
-
     from kernels import add_langevin_noise, add_regularizer_gradients
 
     means, quats, opacities = torch.zeros(128, 3), torch.zeros(128, 4), torch.zeros(128)
@@ -207,8 +205,6 @@ def explore() -> None:
 
 def compare_images() -> None:
     """Widths by what divides them; float targets, and values alone."""
-    import torch
-
     from kernels.photometric.kernel import photometric
 
     for width in (52, 50, 51):
@@ -228,6 +224,7 @@ CALLS: list[Callable[[], None]] = [
     project_covariances,
     project_cameras,
     bin_received,
+    exchange_records,
     sort_in_launches,
     step_adam,
     add_statistics,

@@ -11,8 +11,9 @@ from gs.densification.adaptive import GRADIENTS, VIEWS, DensifyConfig
 from gs.densification.mcmc import MCMCConfig, draw_sources
 from gs.densification.taming import draw
 from gs.model.gaussians import Gaussians
+from gs.model.model import fresh_ids
 from gs.model.rates import OptimConfig
-from gs.model.rows import fresh_ids, gather_rows
+from gs.model.rows import gather_rows
 from gs.training.optimizer import build_optimizer
 from gs.training.strategy import StepContext
 
@@ -65,9 +66,9 @@ def test_the_order_of_rows_does_not_matter(kind: str) -> None:
 
 def test_fresh_ids_ascend_with_the_parents() -> None:
     parents = torch.tensor([30, 4, 9, 4], dtype=torch.int32)
-    ids = fresh_ids(parents, 100)
-    assert ids.tolist() == [103, 100, 102, 101] and ids.dtype == torch.int32
-    assert fresh_ids(parents[:0], 5).tolist() == []
+    ids, free = fresh_ids(parents, 100)
+    assert ids.tolist() == [103, 100, 102, 101] and ids.dtype == torch.int32 and free == 104
+    assert fresh_ids(parents[:0], 5)[0].tolist() == []
 
 
 @pytest.mark.parametrize("k", [0, 5, 60, 110])

@@ -116,7 +116,7 @@ def run_of(scene: Scene, out: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     dim = dataclasses.replace(CONFIG, view_input="all")
     model = model_of(scene, dim, ignores_view=False)
     Trainer(config, scene, model=model, settings=settings).fit()
-    monkeypatch.setattr("gs.bake.load_run_scene", lambda *_: scene)
+    monkeypatch.setattr("gs.bake.load_run_scene", lambda *_, **__: scene)
     return out
 
 
