@@ -29,6 +29,8 @@ from gs.evaluation.metrics import compute_metrics
 from gs.evaluation.render import render_views
 from gs.files import check_writable
 from gs.logs import show_log
+from gs.neural.anchors import first_anchors
+from gs.neural.config import NeuralConfig
 from gs.report.sections import write_report
 from gs.run_record import holds_run, saved_checkpoints
 from gs.training.memory import keep_freed_memory
@@ -45,14 +47,14 @@ from pruning import METHODS
 logger = logging.getLogger("splatrim")
 
 
-def parse(args: list[str]) -> Config[Any, Any]:
+def parse(args: list[str]) -> Config[Any, Any, Any]:
     """Read the command line."""
     return cli.parse(args, METHODS, __doc__ or "")
 
 
 def build_trainer(
-    config: Config[Any, Any], ranks: Ranks | None = None, observers: Sequence[Observer] = ()
-) -> Trainer:
+    config: Config[Any, Any, Any], ranks: Ranks | None = None, observers: Sequence[Observer] = ()
+) -> Trainer[Any]:
     """Check every input and make the trainer. Of the run, nothing is written yet.
 
     Args:
@@ -61,18 +63,18 @@ def build_trainer(
         observers: Beside those that every run has.
     """
     train, method = config.train, config.choice.method
-    resolve_device(train.device)
+    device = resolve_device(train.device)
     check_writable(train.model_path)
     if ranks is not None:
         check_for_ranks(config)
-    start = load_start(train, method, METHODS, ranks)
+    start = load_start(train, method, METHODS, ranks, representation=config.choice.representation)
     train = with_start(train, start)
     RunFolder.of(train, start, config.scene.source_path).check()
     where = vars(config.scene).copy()
     source = where.pop("source_path")
     if config.choice.demo:
         _write_demo(source)
-    strategies: list[Strategy] = [config.densify.build()]
+    strategies: list[Strategy[Any]] = [config.densify.build()]
     if train.post_start is not None:
         iterations = train.iterations
         strategies += [PostRates(config.optim, start=train.post_start, iterations=iterations)]
@@ -85,6 +87,10 @@ def build_trainer(
         cache=train.model_path / UNDISTORTED,
         world_offset=None if start is None else start.get("world_offset"),
     )
+    start = None if start is None else in_scene(start, scene.world_offset)
+    model = None
+    if isinstance(config.neural, NeuralConfig):
+        model = first_anchors(config.neural, scene, start, seed=train.seed, device=device)
     return Trainer(
         train,
         scene,
@@ -93,7 +99,8 @@ def build_trainer(
         method=method,
         white_background=config.scene.white_background,
         settings=describe(dataclasses.replace(config, train=train)),
-        start=None if start is None else in_scene(start, scene.world_offset),
+        start=start,
+        model=model,
         ranks=ranks,
         observers=observers,
     )
@@ -107,13 +114,13 @@ def _warm_up(device: str) -> None:
         warm_up(resolve_device(device))
 
 
-def _measure(config: Config[Any, Any]) -> None:
+def _measure(config: Config[Any, Any, Any]) -> None:
     out, device = config.train.model_path, config.train.device
     render_views(out, skip_train=True, quiet=config.train.quiet, device=device)
     compute_metrics([out], device=device)
 
 
-def _train_baseline(config: Config[Any, Any]) -> bool:
+def _train_baseline(config: Config[Any, Any, Any]) -> bool:
     """Train and measure what the demo's report compares with; False where there is none.
 
     The run itself is finished by then: whoever stops here keeps it and its report.
@@ -158,7 +165,9 @@ def main(args: list[str] | None = None) -> None:
         sys.exit(0 if may_restart() else 130)
 
 
-def restarted(config: Config[Any, Any], args: list[str], ranks: Ranks) -> Config[Any, Any]:
+def restarted(
+    config: Config[Any, Any, Any], args: list[str], ranks: Ranks
+) -> Config[Any, Any, Any]:
     """The settings of a run that torchrun has started again: it goes on by itself."""
     if not is_restart():
         return config
@@ -172,8 +181,12 @@ def restarted(config: Config[Any, Any], args: list[str], ranks: Ranks) -> Config
     )
 
 
-def check_for_ranks(config: Config[Any, Any]) -> None:
+def check_for_ranks(config: Config[Any, Any, Any]) -> None:
     """Raise SplatrimError where a densifier or method does not run on several ranks."""
+    if isinstance(config.neural, NeuralConfig):
+        raise SplatrimError(
+            "--representation neural does not run on several GPUs yet: use explicit, or one GPU"
+        )
     densifiers = {name: settings().build() for name, settings in DENSIFIERS.items()}
     methods = {
         name: settings.preset(next(iter(settings.PRESETS))).build(densify_until=0)
@@ -195,7 +208,7 @@ def _write_demo(source: Path) -> None:
 
 
 def _conclude(
-    config: Config[Any, Any], args: list[str], checkpoint: Path | None, n_ranks: int
+    config: Config[Any, Any, Any], args: list[str], checkpoint: Path | None, n_ranks: int
 ) -> None:
     """Say how to go on; evaluate and report the built-in scene."""
     out = config.train.model_path

@@ -44,7 +44,7 @@ HARMLESS = {
     "viewer_host",
     "viewer_port",
 }
-PARTS = ("optim", "densify", "pruning")
+PARTS = ("optim", "densify", "pruning", "neural")
 TOLERANCE = 1e-3  # of the scene's extent, between positions of the same camera
 
 logger = logging.getLogger("splatrim")

@@ -11,6 +11,8 @@ from ..data.camera import Camera
 from ..evaluation.camera_path import cameras_for
 from ..evaluation.run_scene import load_run_scene
 from ..formats.model_file import load_model, load_offset
+from ..neural.baking import bake
+from ..neural.loading import is_neural, load_anchors
 from ..run_record import find_model
 from ..run_settings import read_settings
 
@@ -48,4 +50,5 @@ def load_shown(model_path: Path, iteration: int = -1, source_path: Path | None =
     white = float(bool(settings.get("white_background", False)))
     title = f"{scene.source.name}, iteration {iteration}"
     background = (white, white, white)
-    return Shown(load_model(ply), scene.test or scene.train, background, title)
+    tensors = bake(load_anchors(ply), scene.train) if is_neural(ply) else load_model(ply)
+    return Shown(tensors, scene.test or scene.train, background, title)
