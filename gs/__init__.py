@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from .files import atomic_write as atomic_write
     from .files import read_json as read_json
     from .files import write_json as write_json
+    from .formats.model_file import load_model as load_model
+    from .formats.model_file import save_model as save_model
     from .model.gaussians import Gaussians as Gaussians
     from .model.histograms import Histogram as Histogram
     from .model.histograms import unit_histogram as unit_histogram
@@ -81,6 +83,8 @@ _HOME = {
     "atomic_write": "files",
     "read_json": "files",
     "write_json": "files",
+    "load_model": "formats.model_file",
+    "save_model": "formats.model_file",
     "Gaussians": "model.gaussians",
     "Histogram": "model.histograms",
     "unit_histogram": "model.histograms",

@@ -21,6 +21,7 @@ from .densification.mcmc import MCMCConfig
 from .densification.taming import TamingConfig
 from .errors import SplatrimError
 from .model.rates import OptimConfig
+from .run_record import BASELINE
 from .training.start import Heritage, Origin, find_origin
 from .training.strategy import Strategy
 
@@ -32,6 +33,7 @@ FAST_ITERATIONS = 14_000
 SCALE_BELOW = 7000  # iterations under which --schedule auto scales
 DEMO_SCENE = Path("output") / "demo_scene"
 DEMO_ITERATIONS = 500
+BASELINE_METHOD = "3dgs"
 _PATHS = ("source_path", "model_path")
 # Flags of Inria's program that change no result, and whether a value follows.
 FOREIGN = {
@@ -93,6 +95,8 @@ class Choice:
     demo: bool = False
     """Train on the built-in scene (written to -s if it is not there) with the preset demo, then
     evaluate and write the report."""
+    baseline: bool = True
+    """With --demo: train 3DGS as long, in OUT/baseline, for the report to compare with."""
 
 
 @dataclass(frozen=True)
@@ -164,6 +168,29 @@ def default_config(
         optim, densify = optim.hastened(), densify.hastened()
     choice = dataclasses.replace(choice, preset=preset)
     return Config(choice, scene, train, optim, densify, pruning)
+
+
+def baseline_of(
+    config: Config[Any, Any], methods: Mapping[str, type[Method]]
+) -> Config[Any, Any] | None:
+    """3DGS of the same length into OUT/baseline, where a demo is to be compared with it.
+
+    Args:
+        config: Of a run that begins at its scene's points.
+        methods: As for `parse`.
+    """
+    choice, train = config.choice, config.train
+    if not (choice.demo and choice.baseline) or choice.method == BASELINE_METHOD:
+        return None
+    if train.start_ply is not None or train.start_checkpoint is not None:
+        return None
+    factor = train.iterations / PUBLISHED_ITERATIONS
+    return dataclasses.replace(
+        config,
+        choice=dataclasses.replace(choice, method=BASELINE_METHOD, preset="demo"),
+        train=dataclasses.replace(train, model_path=train.model_path / BASELINE),
+        pruning=methods[BASELINE_METHOD].preset("demo").scaled(factor),
+    )
 
 
 def parse(

@@ -42,11 +42,14 @@ FLOORS: dict[str, list[set[str]]] = {
         {"config"},
         {"data"},
         {"model"},
+        {"formats"},
         {"evaluation"},
         {"distributed"},
-        {"training", "report", "viewer"},
+        {"training"},
+        {"viewer"},
+        {"report"},
         {"densification"},
-        {"cli", "render", "metrics"},
+        {"cli", "render", "metrics", "export"},
     ],
 }
 

@@ -39,6 +39,10 @@ HARMLESS = {
     "overwrite",
     "other_scene",
     "demo",
+    "baseline",
+    "viewer",
+    "viewer_host",
+    "viewer_port",
 }
 PARTS = ("optim", "densify", "pruning")
 TOLERANCE = 1e-3  # of the scene's extent, between positions of the same camera

@@ -27,9 +27,9 @@ from ..data.scene import Scene
 from ..data.visibility import check_points, check_sight
 from ..distributed.ranks import Ranks
 from ..errors import SplatrimError
+from ..formats.model_file import load_model, load_offset
 from ..model.gaussians import Gaussians
 from ..model.model import Model
-from ..model.ply import load_ply, read_offset
 from ..model.rates import OptimConfig
 from ..model.specs import PUBLISHED, ParameterSpec
 from ..schedule import multiple_in
@@ -167,12 +167,12 @@ def first_model(
 
 def _ply_state(path: Path, others: Iterable[str]) -> State:
     """A .ply as the state of a finished run, on the CPU."""
-    params = load_ply(path, others=others)
+    params = load_model(path, others=others)
     n = len(params["means"])
     if n == 0:
         raise SplatrimError(f"{path} holds no Gaussians")
     degree = Gaussians.from_tensors({name: params[name] for name in PUBLISHED}).sh_degree
-    offset = read_offset(path)
+    offset = load_offset(path)
     state = RunState(
         method="3dgs",
         step=PUBLISHED_ITERATIONS,

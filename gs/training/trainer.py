@@ -197,6 +197,11 @@ class Trainer(Generic[M]):
         write_run_files(folder, self.scene, {**self.settings, "run": self.folder.run})
         self.tracker.open(folder, self.step + 1)
 
+    @property
+    def stop_requested(self) -> bool:
+        """Whether the run has been asked to stop, and goes on to the end of the iteration."""
+        return self.stepper.wants_stop
+
     def _request_stop(self) -> None:
         self.stepper.wants_stop = True
 

@@ -146,7 +146,7 @@ def test_positional_order_is_that_of_gsplat() -> None:
     arguments: list[Any] = [*values.values(), *planes, *rest, *more]
     by_position = rasterization(*arguments, backend=backend)
     values |= {"near_plane": 2.5, "far_plane": 3.5, "eps2d": 0.7, "backgrounds": backgrounds}
-    modes = {"render_mode": "RGB+ED", "rasterize_mode": "antialiased"}
+    modes: dict[str, Any] = {"render_mode": "RGB+ED", "rasterize_mode": "antialiased"}
     by_name = rasterization(**values, **modes, absgrad=True, backend=backend)
     assert torch.equal(by_position[0], by_name[0])
     assert not torch.equal(by_position[0][..., :3], rasterization(**scene())[0])

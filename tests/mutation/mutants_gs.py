@@ -7,6 +7,7 @@ DENSIFY = ("test_adaptive.py", "test_adaptive_parts.py")
 TAMING = ("test_taming.py",)
 CHAIN = ("test_mcmc.py",)
 NUMBERS = ("test_constants.py",)
+FORMATS = ("test_model_file.py",)
 BATCH, SEEN, ORDER = ("test_batch.py",), ("test_seen.py",), ("test_order.py",)
 
 GS = [
@@ -264,5 +265,49 @@ GS = [
     ),
     Mutant(
         "neighbours are averaged over two", "k: int = 3,", "k: int = 2,", ("test_gaussians.py",)
+    ),
+    # files to send, and flights
+    Mutant(
+        "SPZ loses signs of quaternions",
+        "sign << np.uint32(9) | share",
+        "share",
+        FORMATS,
+    ),
+    Mutant(
+        "SPZ takes the largest component's sign as it is",
+        "signs = np.where(np.take_along_axis(quats, largest[:, None], axis=1) < 0, -1, 1)",
+        "signs = 1",
+        FORMATS,
+    ),
+    Mutant(
+        "chunks of a compressed .ply are far apart",
+        "model = model.rows(morton_order(torch.from_numpy(model.means)).numpy())",
+        "model = model.rows(np.arange(len(model.means)))",
+        FORMATS,
+    ),
+    Mutant("a .glb's w comes first", "model.quats[:, [1, 2, 3, 0]],", "model.quats,", FORMATS),
+    Mutant(
+        "exports of an older model are shown",
+        'if entry is None or entry["model"] != mark_of(folder, iteration):',
+        "if entry is None:",
+        ("test_export.py",),
+    ),
+    Mutant(
+        "the PSNR noted is the old model's",
+        '(("ply_psnr", tensors), ("psnr", written))',
+        '(("ply_psnr", tensors), ("psnr", tensors))',
+        ("test_export.py",),
+    ),
+    Mutant(
+        "the orbit is at no height",
+        "+ height * up",
+        "",
+        ("test_camera_path.py",),
+    ),
+    Mutant(
+        "far is bright",
+        "(1 / depth.clamp_min(1e-6) - low)",
+        "(depth - low)",
+        ("test_video.py",),
     ),
 ]
