@@ -6,7 +6,6 @@ into flat command-line flags.
 """
 
 import dataclasses
-import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ import torch
 from tyro.conf import Suppress, arg
 
 from .errors import SplatrimError
+from .invocation import command
 from .ranges import AT_LEAST_ONE, COUNT, ITERATION, SEED, SHARE, Range, check_ranges
 
 PUBLISHED_ITERATIONS = 30_000
@@ -53,7 +53,8 @@ class TrainConfig:
     model_path: Annotated[Path, arg(aliases=("-m",))]
     """Output folder."""
     iterations: Annotated[int, AT_LEAST_ONE] = PUBLISHED_ITERATIONS
-    """Number of iterations, one image each."""
+    """Number of iterations, one image each. After --start_ply: so many more, or beyond 30000 the
+    iteration at which to end."""
     sh_degree: Annotated[int, Range(0, 3)] = 3
     """Highest degree of the spherical harmonics, 0 to 3."""
     sh_degree_interval: Annotated[int, AT_LEAST_ONE] = 1000
@@ -89,6 +90,9 @@ class TrainConfig:
     """On a GPU, capture iterations as CUDA graphs and replay them."""
     deterministic: bool = False
     """Gradients do not depend on the order in which a GPU's threads run: equal runs, but slower."""
+    report: bool = False
+    """After training, measure the test views and write report.html (`splatrim train` does;
+    --no_report leaves it out)."""
     quiet: bool = False
     """Show nothing but warnings and errors on the terminal; train.log has the rest."""
 
@@ -138,12 +142,20 @@ def as_plain(config: Any) -> Any:
     return str(config) if isinstance(config, Path) else config
 
 
-def resume_command(args: Sequence[str], model_path: Path, checkpoint: Path) -> str:
-    """The command that goes on from `checkpoint`: `args` of train.py, pointed at it."""
+def resume_command(args: Sequence[str], model_path: Path, checkpoint: Path, iterations: int) -> str:
+    """The command that goes on from a checkpoint.
+
+    Args:
+        args: The command line of the run.
+        model_path: Its output folder, which `args` need not say.
+        checkpoint: Where to go on.
+        iterations: Its last iteration, which `args` may count from another start.
+    """
     kept: list[str] = []
     skip = False
     for word in args:
-        if word.split("=")[0].replace("-", "_") in ("__start_checkpoint", "__start_ply"):
+        name = word.split("=")[0].replace("-", "_")
+        if name in ("__start_checkpoint", "__start_ply", "__iterations"):
             skip = "=" not in word  # the next word is its value
         elif skip:
             skip = False
@@ -151,4 +163,5 @@ def resume_command(args: Sequence[str], model_path: Path, checkpoint: Path) -> s
             kept.append(word)
     if not {word.split("=")[0].replace("_", "-") for word in kept} & {"-m", "--model-path"}:
         kept += ["-m", str(model_path)]
-    return shlex.join(["python", "train.py", *kept, "--start_checkpoint", str(checkpoint)])
+    kept += ["--iterations", str(iterations)]
+    return command("train", *kept, "--start_checkpoint", checkpoint)

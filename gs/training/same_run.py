@@ -26,6 +26,7 @@ HARMLESS = {
     "run",
     "model_path",
     "quiet",
+    "report",
     "device",
     "cuda_graphs",
     "test_iterations",
@@ -36,6 +37,7 @@ HARMLESS = {
     "overwrite",
     "other_scene",
     "demo",
+    "config",
 }
 PARTS = ("optim", "densify", "pruning")
 TOLERANCE = 1e-3  # of the scene's extent, between positions of the same camera
