@@ -204,8 +204,8 @@ def parse(
         choice = {name: former[name] for name in CHOICE if former.get(name) is not None}
         starts = {name: Path(former[name]) for name in STARTS if former.get(name)}
         of_file = {**choice, **starts, "iterations": former["iterations"]}
-        if given.get("method", former["method"]) != former["method"]:
-            choice.pop("preset", None)
+        if given.get("method", former["method"]) != former["method"] or given.keys() & {*STARTS}:
+            choice.pop("preset", None)  # it was meant for another method, or another start
         if not given.keys() & {"iterations", "recipe"}:
             choice["iterations"] = former["iterations"]
         if not given.keys() & {*STARTS}:

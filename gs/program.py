@@ -161,9 +161,10 @@ def _parse_quietly(words: list[str], methods: Mapping[str, type[Method]]) -> Con
         with contextlib.redirect_stderr(said), contextlib.redirect_stdout(said):
             return parse(words, methods, "")
     except SystemExit as error:
-        lines = [line.strip("│ ") for line in said.getvalue().splitlines()]
-        inside = [line for line in lines if line and line[0] not in "╭╰─"]
-        raise SplatrimError(inside[0] if inside else "unknown settings") from error
+        # a frame, whose strokes depend on the terminal, around a title and then the sentence
+        lines = [line.strip(" -│╭╮╰╯─") for line in said.getvalue().splitlines()]
+        texts = [line for line in lines if line]
+        raise SplatrimError(texts[1] if len(texts) > 1 else "unknown settings") from error
 
 
 def _warm_up(device: str) -> None:
