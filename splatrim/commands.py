@@ -27,6 +27,7 @@ COMMANDS: dict[str, tuple[str, ...]] = {
         "pruning.mask_gaussian",
         "pruning",
     ),
+    "prepare": ("gs.prepare.prepare",),
     "render": ("gs.evaluation.render",),
     "metrics": ("gs.evaluation.metrics",),
     "report": ("gs.report.sections",),

@@ -47,7 +47,7 @@ FLOORS: dict[str, list[set[str]]] = {
         {"config_file"},
         {"data"},
         {"model"},
-        {"evaluation"},
+        {"evaluation", "prepare"},
         {"training", "report", "viewer"},
         {"densification"},
         {"cli", "render", "metrics"},
