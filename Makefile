@@ -7,7 +7,7 @@ OUT ?= output/demo
 # processes that test; each has one thread, as images are tiny
 WORKERS ?= 2
 
-.PHONY: demo test lint mutants clean
+.PHONY: demo test lint docs mutants clean
 
 demo: $(STAMP)
 	$(RUN) train.py --demo -s $(SCENE) -m $(OUT) --overwrite
@@ -22,6 +22,10 @@ lint: $(STAMP)
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check -q .
 	$(VENV)/bin/pyright --pythonpath $(RUN)
+
+# the site, build/site/index.html
+docs: $(STAMP)
+	NO_MKDOCS_2_WARNING=1 $(RUN) -m mkdocs build --strict -q
 
 # by hand: an hour or two on two cores
 mutants: $(STAMP)

@@ -3,19 +3,40 @@
 The same as `splatrim train`, but without its report unless --report is given.
 """
 
-import sys
+from __future__ import annotations
 
-import splatrim.train
+import sys
+from typing import TYPE_CHECKING, Any
+
 from gs.errors import run_cli
 from splatrim.commands import run
-from splatrim.train import build_trainer, parse
 
-__all__ = ["build_trainer", "main", "parse"]
+if TYPE_CHECKING:
+    from gs import Trainer
+    from gs.cli import Config
+
+# splatrim.train imports torch: a wrong flag is told before.
+
+
+def parse(args: list[str]) -> Config[Any, Any]:
+    """Read the command line."""
+    from splatrim import train
+
+    return train.parse(args)
+
+
+def build_trainer(config: Config[Any, Any]) -> Trainer:
+    """Check every input and make the trainer. Of the run, nothing is written yet."""
+    from splatrim import train
+
+    return train.build_trainer(config)
 
 
 def main(args: list[str] | None = None) -> None:
     """Train, and say what to run next."""
-    splatrim.train.main(args, report=False)
+    from splatrim import train
+
+    train.main(args, report=False)
 
 
 if __name__ == "__main__":

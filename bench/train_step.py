@@ -1,6 +1,7 @@
 """Where the milliseconds of a training iteration go, beside an estimate of the limit.
 
-    python -m bench.train_step [--workloads garden-x1 garden-3x3 garden-7x7] [--out FOLDER]
+    python -m bench.train_step [--workloads garden-x1 garden-3x3 garden-7x7] [--batch 8]
+        [--out FOLDER]
 
 Iterations are those of gs.training.trainer (bench/training.py says which). FOLDER gets
 train_step.json, .md and .png. Three figures per workload:
@@ -10,6 +11,9 @@ train_step.json, .md and .png. Three figures per workload:
     busy     time in which the GPU runs kernels or copies (union of their intervals, torch.profiler)
              over 20 further iterations, by stage; stages are told by the names of kernels.
     idle     wall - busy: the GPU waits for the host.
+
+With --batch B an iteration is a step of B images, and all figures are divided by B: milliseconds
+per image, beside the limits of steps of one image.
 
 The limit of a stage is its traffic over the memory's bandwidth B, or its instructions over 60 % of
 the issue rate R = SMs x 4 schedulers x 32 lanes x clock, or its special functions over the rate
@@ -193,6 +197,7 @@ def measure(name: str, machine: Machine | None, arguments: argparse.Namespace) -
     device = resolve_device(arguments.device)
     w = workload(name)
     row: dict[str, Any] = {"workload": name, "width": w.width, "height": w.height}
+    row["batch"] = arguments.batch
     row |= counts(w, device)
     forget_peak(device)
     with tempfile.TemporaryDirectory() as folder:
@@ -203,17 +208,20 @@ def measure(name: str, machine: Machine | None, arguments: argparse.Namespace) -
             method=arguments.method,
             graphs=not arguments.no_graph,
             densifying=arguments.densifying,
+            batch=arguments.batch,
         )
+        steps, n_images = arguments.steps, arguments.steps * arguments.batch
         try:
-            run_steps(trainer, min(WARM_UP, arguments.steps))
-            row["wall_ms"] = 1e3 * seconds_per_step(trainer, spans=SPANS, steps=arguments.steps)
+            run_steps(trainer, min(WARM_UP, steps))
+            seconds = seconds_per_step(trainer, spans=SPANS, steps=steps)
+            row["wall_ms"] = 1e3 * seconds / arguments.batch
             if machine is not None:
-                intervals = profile_steps(trainer, arguments.steps)
-                row["stages"] = group(intervals, arguments.steps)
+                intervals = profile_steps(trainer, steps)
+                row["stages"] = group(intervals, n_images)
                 row["busy_ms"] = sum(row["stages"].values())
                 row["idle_ms"] = max(0.0, row["wall_ms"] - row["busy_ms"])
-                row["launches"] = len(intervals) / arguments.steps
-                row["kernels"] = by_kernel(intervals, arguments.steps)
+                row["launches"] = len(intervals) / n_images
+                row["kernels"] = by_kernel(intervals, n_images)
                 work = ("n_gaussians", "n_visible", "n_isects", "n_pixels", "tile_pixels")
                 row["limits"] = limits(machine, **{key: row[key] for key in work})
                 row["n_gaussians_after"] = len(trainer.gaussians)
@@ -319,13 +327,16 @@ def main(args: Sequence[str] | None = None) -> None:
     parser.add_argument("--method", default="3dgs", help="pruning method")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--steps", type=int, default=STEPS, help="iterations per span")
+    parser.add_argument("--batch", type=int, default=1, help="images per iteration")
     parser.add_argument("--no_graph", action="store_true", help="launch kernels one by one")
     parser.add_argument(
         "--densifying", action="store_true", help="iterations that densify, not later ones"
     )
     arguments = parser.parse_args(args)
     device = resolve_device(arguments.device)
-    about = about_machine(device, "python -m bench.train_step")
+    command = "python -m bench.train_step"
+    command += f" --batch {arguments.batch}" if arguments.batch > 1 else ""
+    about = about_machine(device, command)
     machine = None
     if device.type == "cuda":
         machine = measure_machine(device)

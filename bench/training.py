@@ -100,6 +100,7 @@ def build_trainer(
     method: str = "3dgs",
     graphs: bool = True,
     densifying: bool = False,
+    batch: int = 1,
 ) -> Trainer:
     """A trainer that stands before an iteration on the workload.
 
@@ -110,6 +111,7 @@ def build_trainer(
         method: Pruning method, with its default preset.
         graphs: Whether iterations may be captured as CUDA graphs.
         densifying: Iterations that gather statistics and densify, instead of later ones.
+        batch: Images per step, all of the same camera.
     """
     tensors, camera = raw_parameters(w), camera_of(w, folder / "view.png")
     _write_truth(Gaussians.from_tensors(tensors).to(device), camera)
@@ -123,6 +125,7 @@ def build_trainer(
         save_iterations=(),
         quiet=True,
         cuda_graphs=graphs,
+        batch=batch,
     )
     densify = DensifyConfig()
     pruner = METHODS[method].preset(next(iter(METHODS[method].PRESETS)))
@@ -147,14 +150,14 @@ def build_trainer(
 
 
 def run_steps(trainer: Trainer, count: int) -> None:
-    """`count` iterations; the device may still be at work afterwards."""
+    """`count` steps; the device may still be at work afterwards."""
     with trainer.stepper.running():
-        for step in range(trainer.step + 1, trainer.step + count + 1):
-            trainer.train_step(step)
+        for _ in range(count):
+            trainer.train_step(trainer.step + trainer.config.batch)
 
 
 def seconds_per_step(trainer: Trainer, *, spans: int, steps: int) -> float:
-    """Median over `spans` of the time of `steps` iterations, divided by their number.
+    """Median over `spans` of the time of `steps` steps, divided by their number.
 
     The device is waited for at the ends of a span only, as little as in training.
     """

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from .files import atomic_write as atomic_write
     from .files import read_json as read_json
     from .files import write_json as write_json
+    from .formats.model_file import load_model as load_model
+    from .formats.model_file import save_model as save_model
     from .model.gaussians import Gaussians as Gaussians
     from .model.histograms import Histogram as Histogram
     from .model.histograms import unit_histogram as unit_histogram
@@ -49,6 +51,8 @@ if TYPE_CHECKING:
     from .ranges import Range as Range
     from .ranges import check_ranges as check_ranges
     from .run_record import find_model as find_model
+    from .schedule import covers as covers
+    from .schedule import multiple_in as multiple_in
     from .schema import fields as fields
     from .schema import integer as integer
     from .schema import listed as listed
@@ -59,6 +63,7 @@ if TYPE_CHECKING:
     from .training.start import POST_ITERATIONS as POST_ITERATIONS
     from .training.start import State as State
     from .training.start import without_added as without_added
+    from .training.strategy import Population as Population
     from .training.strategy import StepContext as StepContext
     from .training.strategy import Strategy as Strategy
     from .training.trainer import Trainer as Trainer
@@ -79,6 +84,8 @@ _HOME = {
     "atomic_write": "files",
     "read_json": "files",
     "write_json": "files",
+    "load_model": "formats.model_file",
+    "save_model": "formats.model_file",
     "Gaussians": "model.gaussians",
     "Histogram": "model.histograms",
     "unit_histogram": "model.histograms",
@@ -104,6 +111,8 @@ _HOME = {
     "SOME_SHARE": "ranges",
     "Range": "ranges",
     "check_ranges": "ranges",
+    "covers": "schedule",
+    "multiple_in": "schedule",
     "fields": "schema",
     "integer": "schema",
     "listed": "schema",
@@ -115,6 +124,7 @@ _HOME = {
     "POST_ITERATIONS": "training.start",
     "State": "training.start",
     "without_added": "training.start",
+    "Population": "training.strategy",
     "StepContext": "training.strategy",
     "Strategy": "training.strategy",
     "Trainer": "training.trainer",

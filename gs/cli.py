@@ -15,7 +15,13 @@ from typing import Any, ClassVar, Generic, Literal, Protocol, TypeVar, get_args
 
 import tyro
 
-from .config import PUBLISHED_ITERATIONS, SceneConfig, TrainConfig, as_plain
+from .config import (
+    PUBLISHED_ITERATIONS,
+    SceneConfig,
+    TrainConfig,
+    as_plain,
+    iterations_after_ply,
+)
 from .config_file import CHOICE, STARTS, as_words, read_config
 from .densification.adaptive import DensifierConfig, DensifyConfig
 from .densification.mcmc import MCMCConfig
@@ -231,8 +237,8 @@ def _implied(given: Mapping[str, Any], methods: Mapping[str, type[Method]]) -> C
     choice = {name: given[name] for name in CHOICE if name in given}
     ply, checkpoint = (given.get(name) for name in STARTS)
     iterations = given.get("iterations")
-    if ply is not None and iterations is not None and 0 < iterations <= PUBLISHED_ITERATIONS:
-        iterations += PUBLISHED_ITERATIONS  # so many more
+    if ply is not None and iterations is not None:
+        iterations = iterations_after_ply(iterations)
     origin = find_origin(ply, checkpoint)
     choice = Choice(**{"method": next(iter(methods)), **choice})
     return default_config(choice, iterations, methods, origin)

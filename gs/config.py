@@ -16,7 +16,8 @@ from tyro.conf import Suppress, arg
 
 from .errors import SplatrimError
 from .invocation import command
-from .ranges import AT_LEAST_ONE, COUNT, ITERATION, SEED, SHARE, Range, check_ranges
+from .ranges import AT_LEAST_ONE, COUNT, ITERATION, POSITIVE, SEED, SHARE, Range, check_ranges
+from .schedule import multiple_in
 
 PUBLISHED_ITERATIONS = 30_000
 
@@ -55,6 +56,15 @@ class TrainConfig:
     iterations: Annotated[int, AT_LEAST_ONE] = PUBLISHED_ITERATIONS
     """Number of iterations, one image each. After --start_ply: so many more, or beyond 30000 the
     iteration at which to end."""
+    batch: Annotated[int, AT_LEAST_ONE] = 1
+    """Images per step of the optimizer, whose learning rates grow by the square root of it.
+    Iterations go on counting images: what is due at one happens in the step that has it."""
+    regularise: Literal["all", "seen"] = "all"
+    """Whom mask losses and MCMC's regularisers are means over: all Gaussians, as published, or
+    those that the step's images see, as often as they do. For scenes that an image shows little
+    of."""
+    adam_rows: Literal["all", "seen"] = "all"
+    """Which Gaussians a step moves: all, by momentum too, or those that its images see."""
     sh_degree: Annotated[int, Range(0, 3)] = 3
     """Highest degree of the spherical harmonics, 0 to 3."""
     sh_degree_interval: Annotated[int, AT_LEAST_ONE] = 1000
@@ -71,6 +81,8 @@ class TrainConfig:
     """Iterations at which the model is saved as .ply, besides the last."""
     checkpoint_iterations: Annotated[tuple[int, ...], ITERATION] = ()
     """Iterations at which a checkpoint (chkpntN.pth) is saved."""
+    checkpoint_interval: Annotated[int, COUNT] = 0
+    """Also save one after so many iterations, and keep the last two of these; 0 for none."""
     start_checkpoint: Path | None = None
     """Go on from this checkpoint: of this project, of Inria's 3DGS, or of a method's published
     code. One from the end of its schedule is post-trained, as --start_ply."""
@@ -86,6 +98,11 @@ class TrainConfig:
     """Seed of everything random."""
     device: str = "auto"
     """Device to train on: auto (a GPU if there is one), cpu, cuda, cuda:1, ..."""
+    rank_timeout: Annotated[float, POSITIVE] = 60.0
+    """Seconds after which a silent rank is given up: all others then stop."""
+    rank_backend: Literal["auto", "gloo"] = "auto"
+    """How ranks talk: auto is NCCL between GPUs and gloo between CPUs. gloo also lets several ranks
+    share a GPU, to try things out."""
     cuda_graphs: bool = True
     """On a GPU, capture iterations as CUDA graphs and replay them."""
     deterministic: bool = False
@@ -99,9 +116,10 @@ class TrainConfig:
     def __post_init__(self) -> None:
         check_ranges(self)
 
-    def sh_degree_grows_at(self, step: int) -> bool:
+    def sh_degree_grows_at(self, step: int, n_images: int = 1) -> bool:
         """Whether one more degree is used from `step` on: 1000, 2000, 3000 by default."""
-        return step > self.sh_degree_from_iter and step % self.sh_degree_interval == 0
+        due = multiple_in(step, self.sh_degree_interval, n_images)
+        return due is not None and due > self.sh_degree_from_iter
 
     def scaled(self, factor: float) -> "TrainConfig":
         """The same schedule over `factor` times as many iterations."""
@@ -142,26 +160,52 @@ def as_plain(config: Any) -> Any:
     return str(config) if isinstance(config, Path) else config
 
 
-def resume_command(args: Sequence[str], model_path: Path, checkpoint: Path, iterations: int) -> str:
-    """The command that goes on from a checkpoint.
+def resume_command(
+    args: Sequence[str], model_path: Path, checkpoint: Path, n_ranks: int = 1
+) -> str:
+    """The command that goes on from `checkpoint`: that of `args`, pointed at it."""
+    words = resume_arguments(args, model_path, checkpoint)
+    return command("train", *words, n_ranks=n_ranks)
 
-    Args:
-        args: The command line of the run.
-        model_path: Its output folder, which `args` need not say.
-        checkpoint: Where to go on.
-        iterations: Its last iteration, which `args` may count from another start.
-    """
+
+def resume_arguments(args: Sequence[str], model_path: Path, checkpoint: Path) -> list[str]:
+    """The arguments of `resume_command`."""
     kept: list[str] = []
     skip = False
     for word in args:
-        name = word.split("=")[0].replace("-", "_")
-        if name in ("__start_checkpoint", "__start_ply", "__iterations"):
+        if _plain(word) in ("__start_checkpoint", "__start_ply"):
             skip = "=" not in word  # the next word is its value
         elif skip:
             skip = False
         elif word != "--overwrite":
             kept.append(word)
-    if not {word.split("=")[0].replace("_", "-") for word in kept} & {"-m", "--model-path"}:
+    if not {_plain(word) for word in kept} & {"_m", "__model_path"}:
         kept += ["-m", str(model_path)]
-    kept += ["--iterations", str(iterations)]
-    return command("train", *kept, "--start_checkpoint", checkpoint)
+    if any(_plain(word) == "__start_ply" for word in args):
+        kept = _counted_on(kept)
+    return [*kept, "--start_checkpoint", str(checkpoint)]
+
+
+def iterations_after_ply(iterations: int) -> int:
+    """The last iteration of a run from a finished .ply: so many more, or itself if it is beyond."""
+    more = 0 < iterations <= PUBLISHED_ITERATIONS
+    return PUBLISHED_ITERATIONS + iterations if more else iterations
+
+
+def _counted_on(args: Sequence[str]) -> list[str]:
+    """Arguments whose --iterations counted from a finished .ply, for a start that counts from 0."""
+    words = [*args]
+    for i, word in enumerate(args):
+        if _plain(word) != "__iterations":
+            continue
+        if "=" in word:
+            name, value = word.split("=", 1)
+            words[i] = f"{name}={iterations_after_ply(int(value))}"
+        elif i + 1 < len(words):
+            words[i + 1] = str(iterations_after_ply(int(words[i + 1])))
+    return words
+
+
+def _plain(word: str) -> str:
+    """A flag without its value, with underscores."""
+    return word.split("=")[0].replace("-", "_")

@@ -12,14 +12,20 @@ ROOT = Path(__file__).resolve().parents[1]
 SCRIPT = "train.py"
 
 
-def command(name: str, *words: str | Path) -> str:
+def command(name: str, *words: str | Path, n_ranks: int = 1) -> str:
     """The line that runs a command of splatrim as this process was started.
 
     Args:
         name: The command: "train", "render", ...
         words: What follows it.
+        n_ranks: Processes that torchrun starts; 1 is without it.
     """
-    return " ".join([*_program(name), *(shlex.quote(str(word)) for word in words)])
+    quoted = [shlex.quote(str(word)) for word in words]
+    if n_ranks == 1:
+        return " ".join([*_program(name), *quoted])
+    started = Path(sys.argv[0])
+    program = [shlex.quote(sys.argv[0])] if started.name == SCRIPT else ["-m", "splatrim", name]
+    return " ".join(["torchrun", "--nproc_per_node", str(n_ranks), *program, *quoted])
 
 
 def _program(name: str) -> list[str]:

@@ -3,6 +3,7 @@
 SSIM and the loss of 3DGS are a Triton kernel for float32 on a GPU, and plain PyTorch elsewhere.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -27,8 +28,8 @@ def to_float(image: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
 
 def total(
     image_loss: Tensor,  # []
-    v_colors: Tensor,  # as colors
-    colors: Tensor,  # any shape
+    v_colors: Sequence[Tensor],  # as colors
+    colors: Sequence[Tensor],  # of any shapes
     *terms: Tensor,  # []
 ) -> Tensor:  # []
     """image_loss, whose gradient with respect to colors is v_colors, and the terms; added.
@@ -36,15 +37,14 @@ def total(
     For `backward()` alone, without a gradient: given one, torch imports sympy, which takes up to
     two seconds of a run's first step. A scale would not reach v_colors.
     """
-    return _Total.apply(image_loss, v_colors, colors, *terms)
+    return _Total.apply(image_loss, len(colors), *v_colors, *colors, *terms)
 
 
 class _Total(torch.autograd.Function):
     @staticmethod
-    def forward(
-        ctx: Any, image_loss: Tensor, v_colors: Tensor, _: Tensor, *terms: Tensor
-    ) -> Tensor:
-        ctx.save_for_backward(v_colors)
+    def forward(ctx: Any, image_loss: Tensor, n_images: int, *tensors: Tensor) -> Tensor:
+        ctx.save_for_backward(*tensors[:n_images])
+        terms = tensors[2 * n_images :]
         ctx.n_terms = len(terms)
         return sum(terms, start=image_loss.clone())
 
@@ -53,4 +53,5 @@ class _Total(torch.autograd.Function):
     def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
         ctx: Any, v: Tensor
     ) -> tuple[Tensor | None, ...]:
-        return None, None, ctx.saved_tensors[0], *[v] * ctx.n_terms
+        v_colors = ctx.saved_tensors
+        return None, None, *[None] * len(v_colors), *v_colors, *[v] * ctx.n_terms

@@ -11,11 +11,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from .cli import Config, Method, describe, parse
+import torch
+
+from .cli import DENSIFIERS, Config, Method, describe, parse
 from .config import resolve_device
 from .data.demo import write_demo_scene
 from .data.scene import load_scene
 from .data.undistort import FOLDER as UNDISTORTED
+from .distributed.ranks import Ranks
 from .errors import SplatrimError
 from .evaluation.metrics import compute_metrics
 from .evaluation.render import render_views
@@ -25,6 +28,7 @@ from .training.memory import keep_freed_memory
 from .training.observer import Observer
 from .training.run_folder import RunFolder
 from .training.same_run import with_start
+from .training.sharded_step import runs_on_ranks
 from .training.start import PostRates, in_scene, load_start
 from .training.strategy import Strategy
 from .training.trainer import Trainer
@@ -35,6 +39,7 @@ logger = logging.getLogger("splatrim")
 def build_trainer(
     config: Config[Any, Any],
     methods: Mapping[str, type[Method]],
+    ranks: Ranks | None = None,
     observers: Sequence[Observer] = (),
 ) -> Trainer:
     """Check every input and make the trainer. Of the run, nothing is written yet.
@@ -42,19 +47,21 @@ def build_trainer(
     Args:
         config: All settings.
         methods: Settings of the pruning methods by name.
+        ranks: Those that train together, each of which makes a trainer; None for one.
         observers: Look on beside those that every run has.
     """
     train, method = config.train, config.choice.method
     resolve_device(train.device)
     check_writable(train.model_path)
-    start = load_start(train, method, methods)
+    if ranks is not None:
+        check_for_ranks(config, methods)
+    start = load_start(train, method, methods, ranks)
     train = with_start(train, start)
     RunFolder.of(train, start, config.scene.source_path).check()
     where = vars(config.scene).copy()
     source = where.pop("source_path")
-    if config.choice.demo and not source.exists():
-        logger.info(f"writing the built-in scene to {source} (a few seconds)")
-        write_demo_scene(source)
+    if config.choice.demo:
+        write_demo(source)
     strategies: list[Strategy] = [config.densify.build()]
     if train.post_start is not None:
         iterations = train.iterations
@@ -78,35 +85,53 @@ def build_trainer(
         settings=describe(dataclasses.replace(config, train=train)),
         start=None if start is None else in_scene(start, scene.world_offset),
         observers=observers,
+        ranks=ranks,
     )
 
 
-def fit(trainer: Trainer, *, report: bool) -> Path | None:
-    """Train to the end; then, where it is asked for, measure the test views and write the report.
+def check_for_ranks(config: Config[Any, Any], methods: Mapping[str, type[Method]]) -> None:
+    """Raise SplatrimError where a densifier or method does not run on several ranks."""
+    densifiers = {name: settings().build() for name, settings in DENSIFIERS.items()}
+    pruners = {
+        name: settings.preset(next(iter(settings.PRESETS))).build(densify_until=0)
+        for name, settings in methods.items()
+    }
+    for flag, known in (("densifier", densifiers), ("method", pruners)):
+        chosen = getattr(config.choice, flag)
+        if not runs_on_ranks(known[chosen]):
+            fine = " or ".join(name for name, strategy in known.items() if runs_on_ranks(strategy))
+            raise SplatrimError(
+                f"--{flag} {chosen} does not run on several GPUs yet: use {fine}, or one GPU"
+            )
 
-    Args:
-        trainer: As `build_trainer` makes it.
-        report: Whether to write results.json and report.html. Without test views the report alone.
+
+def write_demo(source: Path) -> None:
+    """Write the built-in scene where nothing is yet."""
+    if not source.exists():
+        logger.info(f"writing the built-in scene to {source} (a few seconds)")
+        write_demo_scene(source)
+
+
+def conclude(trainer: Trainer) -> Path:
+    """Measure the test views of a finished run, where it has some, and write its report.
 
     Returns:
-        None; or, after Ctrl-C or SIGTERM, the checkpoint that was saved.
+        report.html.
     """
-    checkpoint = trainer.fit()
-    if checkpoint is not None or not report:
-        return checkpoint
-    out, device = trainer.config.model_path, trainer.config.device
+    config = trainer.config
+    out, device = config.model_path, config.device
     if trainer.scene.test:
-        render_views(out, skip_train=True, quiet=trainer.config.quiet, device=device)
+        render_views(out, skip_train=True, quiet=config.quiet, device=device)
         compute_metrics([out], device=device)
-    logger.info(f"report: {write_report(out)}")
-    return None
+    report = write_report(out)
+    logger.info(f"report: {report}")
+    return report
 
 
-def prepare_device(name: str) -> None:
-    """Make ready the device that a config names, in the background. Raises SplatrimError."""
-    keep_freed_memory()
-    if resolve_device(name).type == "cuda":
-        threading.Thread(target=_warm_up, args=(name,)).start()
+def warm_up_device(device: torch.device) -> None:
+    """Make a GPU ready in the background, while the scene is loaded."""
+    if device.type == "cuda":
+        threading.Thread(target=_warm_up, args=(device,)).start()
 
 
 def train(
@@ -135,9 +160,11 @@ def train(
     """
     words = ["--source_path", str(source_path), "--model_path", str(model_path)]
     config = _parse_quietly([*words, *_as_words(settings)], methods)
-    prepare_device(config.train.device)
-    trainer = build_trainer(config, methods, observers)
-    fit(trainer, report=config.train.report)
+    keep_freed_memory()
+    warm_up_device(resolve_device(config.train.device))
+    trainer = build_trainer(config, methods, observers=observers)
+    if trainer.fit() is None and config.train.report:
+        conclude(trainer)
     return trainer
 
 
@@ -167,9 +194,9 @@ def _parse_quietly(words: list[str], methods: Mapping[str, type[Method]]) -> Con
         raise SplatrimError(texts[1] if len(texts) > 1 else "unknown settings") from error
 
 
-def _warm_up(device: str) -> None:
+def _warm_up(device: torch.device) -> None:
     # without Triton none of this is needed, and a GPU that fails is told of by what needs it next
     with contextlib.suppress(ImportError, RuntimeError):
         from kernels import warm_up
 
-        warm_up(resolve_device(device))
+        warm_up(device)

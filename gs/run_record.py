@@ -23,6 +23,7 @@ from .files import read_json, write_json
 from .schema import digits, fields, integer, listed, mapped, maybe, read_checked, text
 
 RECORD = "run.json"
+MANIFEST = "manifest.json"  # of a checkpoint of several ranks: without it there is none
 CONFIG = "config.json"
 _RECORD = fields(
     {
@@ -87,6 +88,17 @@ def checkpoint_file(folder: Path, iteration: int) -> Path:
     return folder / f"chkpnt{iteration}.pth"
 
 
+def shards_folder(folder: Path, iteration: int) -> Path:
+    """Where several ranks save it (gs.training.checkpoint_shards)."""
+    return folder / f"chkpnt{iteration}"
+
+
+def checkpoint_path(folder: Path, iteration: int) -> Path:
+    """Where the checkpoint of an iteration is: a folder if it is complete there, else a file."""
+    shards = shards_folder(folder, iteration)
+    return shards if (shards / MANIFEST).is_file() else checkpoint_file(folder, iteration)
+
+
 def saved_models(folder: str | Path) -> dict[int, Path]:
     """The run's saved models by iteration, ascending. Raises SplatrimError for a broken record."""
     folder = Path(folder)
@@ -123,9 +135,9 @@ def saved_checkpoints(folder: str | Path) -> dict[int, Path]:
     if record is not None:
         found: Iterable[int] = record.checkpoints
     else:
-        found = _numbers(folder.glob("chkpnt*.pth"), r"chkpnt(\d+)\.pth")
-    paths = {i: checkpoint_file(folder, i) for i in sorted(found)}
-    return {i: path for i, path in paths.items() if path.is_file()}
+        found = _numbers(folder.glob("chkpnt*"), r"chkpnt(\d+)(?:\.pth)?")
+    paths = {i: checkpoint_path(folder, i) for i in sorted({*found})}
+    return {i: path for i, path in paths.items() if path.exists()}
 
 
 def holds_run(folder: Path) -> bool:
@@ -142,7 +154,8 @@ def holds_run(folder: Path) -> bool:
 def has_saved(folder: Path) -> bool:
     """Whether a model or a checkpoint lies in a folder."""
     models = folder.glob("point_cloud/iteration_*/point_cloud.ply")
-    return any(models) or any(folder.glob("chkpnt*.pth"))
+    checkpoints = (*folder.glob("chkpnt*.pth"), *folder.glob(f"chkpnt*/{MANIFEST}"))
+    return any(models) or any(checkpoints)
 
 
 def _numbers(paths: Iterable[Path], pattern: str) -> list[int]:

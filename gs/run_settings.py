@@ -37,6 +37,7 @@ SETTINGS: Check = fields(
         "iterations": integer(0),
         "sh_degree": integer(0, 3),
         "seed": integer(),
+        "batch": integer(1),
         "lambda_dssim": number(),
         "init_points": maybe(integer(1)),
         "post_start": maybe(integer(0)),

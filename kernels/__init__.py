@@ -3,15 +3,18 @@
 import importlib
 from typing import TYPE_CHECKING
 
+from . import exchange
 from .arguments import Capacity, Counts, RasterInputs, RenderSettings
 from .backend import uses_triton
 from .photometric import (
     photometric_gradient,
     photometric_loss,
+    photometric_rows,
     photometric_values,
     structural_similarity,
 )
 from .rasterization import rasterization
+from .reference.langevin import normals
 from .reference.masks import logistic_noise, philox, sample_masks, uniform
 from .runtime.cache import caches
 from .update import (
@@ -55,10 +58,13 @@ __all__ = [
     "bin_tiles",
     "blend",
     "caches",
+    "exchange",
     "logistic_noise",
+    "normals",
     "philox",
     "photometric_gradient",
     "photometric_loss",
+    "photometric_rows",
     "photometric_values",
     "project",
     "rasterization",

@@ -1,12 +1,17 @@
-"""Inria's rasterizer classes of 2023, with the masks that MaskGaussian added.
+"""Inria's rasterizer classes in both forms, with the masks that MaskGaussian added.
 
 A drop-in for `diff_gaussian_rasterization` and `mask_diff_gaussian_rasterization`:
 
     from kernels.compat import GaussianRasterizationSettings, GaussianRasterizer
 
+The form of 2023 returns image and radii. Since October 2024 the settings say `antialiasing`, and
+inverse depth comes third. `dc` holds degree 0 apart, as later training code has it; here it is the
+last argument.
+
 What differs: the support of a Gaussian is its exact ellipse and not a square of three standard
 deviations, gradients under mixed masks are exact (the published backward is not), nothing in view
-gives the background, and masks are optional.
+gives the background, masks are optional, and antialiasing scales opacities by sqrt(det /
+det_blurred) however small that is (Inria's factor is at least 0.005).
 """
 
 from typing import Any, NamedTuple
@@ -36,6 +41,7 @@ class GaussianRasterizationSettings(NamedTuple):
     campos: Tensor  # [3], read from viewmatrix instead
     prefiltered: bool  # without effect
     debug: bool  # without effect
+    antialiasing: bool | None = None  # None: the form of 2023
 
 
 class GaussianRasterizer(nn.Module):
@@ -62,7 +68,8 @@ class GaussianRasterizer(nn.Module):
         rotations: Tensor | None = None,  # [N, 4]
         cov3D_precomp: Tensor | None = None,  # [N, 6]  # noqa: N803
         masks: Tensor | None = None,  # [N] or [N, 1]
-    ) -> tuple[Tensor, Tensor]:
+        dc: Tensor | None = None,  # [N, 1, 3]
+    ) -> tuple[Tensor, ...]:
         """Render, differentiably in every argument.
 
         Args:
@@ -76,9 +83,12 @@ class GaussianRasterizer(nn.Module):
             rotations: quaternions (w, x, y, z), used as they are; or else
             cov3D_precomp: covariances (xx, xy, xz, yy, yz, zz).
             masks: Factor on each Gaussian's alpha.
+            dc: Degree 0 of the spherical harmonics, of which `shs` are then the others.
 
         Returns:
-            Image [3, H, W] and radii [N] int32: the larger half extent in pixels, 0 = culled.
+            Image [3, H, W] and radii [N] int32: the larger half extent in pixels, 0 = culled. Where
+            the settings give `antialiasing`, also the sum of weights over depths [1, H, W], which
+            takes a second rendering.
 
         Raises:
             ValueError: both or none of two alternatives are given, or a shape does not fit.
@@ -88,6 +98,8 @@ class GaussianRasterizer(nn.Module):
         shape = scales is not None and rotations is not None
         if shape == (cov3D_precomp is not None) or (scales is None) != (rotations is None):
             raise ValueError("give exactly one of (scales, rotations) and cov3D_precomp")
+        if dc is not None and shs is None:
+            raise ValueError("dc: expected shs beside it")
         s = self.raster_settings
         n = check(means3D=(means3D, "N 3"))["N"]
         opacities = opacities.reshape(-1)
@@ -109,11 +121,14 @@ class GaussianRasterizer(nn.Module):
             colors=(colors, "N K 3" if shs is not None else "N 3"),
         )
         assert colors is not None
-        if shs is not None and shs.shape[1] < (s.sh_degree + 1) ** 2:
-            least = (s.sh_degree + 1) ** 2
+        least, bands = (s.sh_degree + 1) ** 2, int(dc is not None)
+        if shs is not None and shs.shape[1] + bands < least:
+            bands += shs.shape[1]
             raise ValueError(
-                f"shs: sh_degree={s.sh_degree} needs {least} coefficients, got {shs.shape[1]}"
+                f"shs: sh_degree={s.sh_degree} needs {least} coefficients, got {bands}"
             )
+        if dc is not None:
+            check({"N": n}, dc=(dc, "N 1 3"))
         if masks is not None:
             check({"N": n}, masks=(masks, "N"))
         check_same(
@@ -125,6 +140,7 @@ class GaussianRasterizer(nn.Module):
             colors=colors,
             covars=covars,
             masks=masks,
+            dc=dc,
         )
 
         found: dict[str, Tensor] = {}
@@ -136,21 +152,49 @@ class GaussianRasterizer(nn.Module):
             rotations,
             scales,
             opacities,
-            colors,
+            colors if dc is None else dc,
             s.viewmatrix.T.to(means3D)[None],
             _intrinsics(s, means3D)[None],
+            colors_rest=None if dc is None else colors,
             covars=covars,
             masks=masks,
             backgrounds=s.bg.to(means3D).reshape(1, 3),
         )
         degree = None if shs is None else s.sh_degree
         size = s.image_width, s.image_height
-        settings = RenderSettings(*size, NEAR_PLANE, sh_degree=degree, normalize_quats=False)
-        image, _, info = choose_backend("auto", means3D)(inputs, settings)
-        if info["means2d"].requires_grad:
-            # A hook on the tensor and not the tensor itself: that would be a reference cycle.
-            info["means2d"].register_hook(lambda v_means2d: found.update(grad=v_means2d))
-        return image[0].permute(2, 0, 1), info["radii"][0].amax(-1)
+        smooth = bool(s.antialiasing)
+        settings = RenderSettings(
+            *size, NEAR_PLANE, sh_degree=degree, normalize_quats=False, antialiased=smooth
+        )
+        image, radii = _render(inputs, settings, found)
+        if s.antialiasing is None:
+            return image, radii
+        inputs = inputs._replace(
+            colors=_inverse_depths(s, means3D), colors_rest=None, backgrounds=None
+        )
+        return image, radii, _render(inputs, settings._replace(sh_degree=None), found)[0]
+
+
+def _render(
+    inputs: RasterInputs, settings: RenderSettings, found: dict[str, Tensor]
+) -> tuple[Tensor, Tensor]:
+    """Image [D, H, W] and radii [N]; in the backward the gradient of means2d adds to `found`."""
+    image, _, info = choose_backend("auto", inputs.means)(inputs, settings)
+
+    def add(v_means2d: Tensor) -> None:
+        found["grad"] = found["grad"] + v_means2d if "grad" in found else v_means2d
+
+    if info["means2d"].requires_grad:
+        # A hook on the tensor and not the tensor itself: that would be a reference cycle.
+        info["means2d"].register_hook(add)
+    return image[0].permute(2, 0, 1), info["radii"][0].amax(-1)
+
+
+def _inverse_depths(s: GaussianRasterizationSettings, means: Tensor) -> Tensor:  # [N, 1]
+    view = s.viewmatrix.to(means)
+    depths = means @ view[:3, 2] + view[3, 2]
+    seen = depths > NEAR_PLANE
+    return torch.where(seen, 1.0 / torch.where(seen, depths, 1.0), 0.0)[:, None]
 
 
 class _ScreenGradient(torch.autograd.Function):

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from .arguments import Capacity, RasterInputs, RenderSettings
-from .binning import DepthOrder, ListsLayout, list_tiles
+from .binning import DepthOrder, ListsLayout, bin_tiles, list_tiles
 from .blending import (
     BlendSettings,
     background_of,
@@ -34,6 +34,7 @@ from .blending import (
 )
 from .blending.contributions import contributions
 from .constants import TILE_SIZE
+from .lazy_info import Info
 from .projection import (
     COUNTS,
     ENTRIES,
@@ -45,11 +46,13 @@ from .projection import (
     project_fwd,
 )
 from .projection.inputs import ProjectionInputs, gather_inputs, row_stride
-from .projection.record import record_conics, record_depths, spread
+from .projection.record import record_conics, record_depths, record_opacities, spread
+from .projection.records import Records
+from .reference.rasterization import describe_images
 from .reference.rasterization import rasterize as rasterize_nothing
+from .reference.tile_keys import TileKeys, keys_of_lists
 from .runtime.cache import Table, caches
 from .runtime.capacity import learned_capacity
-from .runtime.lazy_info import Info
 from .runtime.packed import Layout
 from .runtime.recording import Results, new_name, run_recorded
 
@@ -120,6 +123,7 @@ class _Plan(NamedTuple):
     name: int  # stands for the kind: runtime/recording.py
     backward: int | None  # the same, where the backward of blending can be recorded
     settings: RenderSettings
+    images: dict[str, Any]  # entries of info that are the same in every call
     rows: int  # capacity
     with_ids: bool
     integers: Layout
@@ -145,6 +149,7 @@ def _plan(
         name,
         name if features is None and not s.deterministic else None,
         s,
+        describe_images(C, s.width, s.height),
         rows,
         C > 1 or features is not None or s.contributions,
         integers_layout(C, N, rows),
@@ -214,15 +219,9 @@ def _render(
 
 def _info(r: _Rendered, plan: _Plan, masks: Tensor | None) -> Info:
     """What a call returns besides images."""
-    entries = {
-        "width": plan.settings.width,
-        "height": plan.settings.height,
-        "tile_size": TILE_SIZE,
-        "means2d": r.means2d,
-        "masks": masks,
-    }
     # Only what is needed lives on with the dictionary.
-    return Info(entries, _Kept(r.values, r.rows, r.integers, plan.integers), _LATER)
+    kept = _Kept(r.values, r.rows, r.integers, plan)
+    return Info({**plan.images, "means2d": r.means2d, "masks": masks}, kept, _LATER)
 
 
 class _Kept(NamedTuple):
@@ -231,10 +230,10 @@ class _Kept(NamedTuple):
     values: Tensor
     rows: Tensor
     integers: Tensor
-    layout: Layout
+    plan: _Plan
 
     def part(self, k: int) -> Tensor:
-        return self.layout.part(self.integers, k)
+        return self.plan.integers.part(self.integers, k)
 
     def one_count(self, k: int) -> Tensor:
         return self.part(COUNTS)[k : k + 1]
@@ -242,11 +241,28 @@ class _Kept(NamedTuple):
     def by_gaussian(self, x: Tensor) -> Tensor:
         return spread(x, self.rows)
 
+    @torch.no_grad()
+    def tile_keys(self) -> TileKeys:
+        """Of the lists, which are made again: they are seldom asked for, and large."""
+        s, rows = self.plan.settings, self.rows.flatten()
+        (C, N), seen = self.rows.shape, (rows >= 0).nonzero().squeeze(1)
+        pairs = rows.new_zeros(len(self.values))
+        pairs[rows[seen].long()] = seen.int()
+        records = Records(self.values, pairs, self.part(COUNTS)[:1], C, N, s.width, s.height)
+        lists = bin_tiles(records)
+        found = pairs[lists.flatten_ids[: int(lists.offsets[-1])].long()]
+        depths = self.by_gaussian(record_depths(self.values)).flatten()
+        return keys_of_lists(found, lists.offsets, depths, records.tiles_x, records.tiles_y)
+
 
 _LATER: dict[str, Callable[[_Kept], Tensor]] = {
     "radii": lambda kept: kept.part(RADII),
     "depths": lambda kept: kept.by_gaussian(record_depths(kept.values)),
     "conics": lambda kept: kept.by_gaussian(record_conics(kept.values)),
+    "opacities": lambda kept: kept.by_gaussian(record_opacities(kept.values)),
+    "isect_ids": lambda kept: kept.tile_keys().isect_ids,
+    "flatten_ids": lambda kept: kept.tile_keys().flatten_ids,
+    "isect_offsets": lambda kept: kept.tile_keys().isect_offsets,
     "tiles_per_gauss": lambda kept: kept.by_gaussian(kept.part(TILE_COUNTS)[0]),
     "n_isects": lambda kept: kept.one_count(ENTRIES),
     "n_nonfinite": lambda kept: kept.one_count(NONFINITE),

@@ -2,6 +2,7 @@
 
 import itertools
 from collections.abc import Hashable
+from functools import partial
 from typing import Any, NamedTuple, Protocol, SupportsIndex
 
 import torch
@@ -9,7 +10,8 @@ from torch import Tensor
 
 from .arguments import Capacity, RasterInputs, RenderSettings
 from .backend import uses_triton
-from .constants import EPS2D, FAR_PLANE, MAX_SH_DEGREE, NEAR_PLANE
+from .constants import EPS2D, FAR_PLANE, MAX_SH_DEGREE, NEAR_PLANE, TILE_SIZE
+from .gsplat_forms import Form, rasterize_form
 from .reference.rasterization import rasterize as rasterize_reference
 from .runtime.cache import Table, caches
 from .validation import check, check_same
@@ -19,15 +21,12 @@ RENDER_MODES = ("RGB", "D", "ED", "RGB+D", "RGB+ED")
 # gsplat's keywords that are not ours, and the values at which they change nothing here.
 _ANY_BOOL, _ANY_INT = (True, False), (int,)
 _GSPLAT_KEYWORDS: dict[str, tuple[object, ...]] = {
-    "radius_clip": (0.0,),
-    "packed": _ANY_BOOL,
     "tile_size": _ANY_INT,
-    "sparse_grad": (False,),
     "channel_chunk": _ANY_INT,
+    "sparse_grad": (False,),
     "distributed": (False,),
     "camera_model": ("pinhole",),
     "segmented": _ANY_BOOL,
-    "covars": (None,),
     "with_ut": (False,),
     "with_eval3d": (False,),
     "global_z_order": _ANY_BOOL,
@@ -42,23 +41,32 @@ _GSPLAT_KEYWORDS: dict[str, tuple[object, ...]] = {
 
 def rasterization(
     means: Tensor,  # [N, 3]
-    quats: Tensor,  # [N, 4]
-    scales: Tensor,  # [N, 3]
+    quats: Tensor | None,  # [N, 4]
+    scales: Tensor | None,  # [N, 3]
     opacities: Tensor,  # [N]
-    colors: Tensor,  # [N, D], [C, N, D] or, with sh_degree, [N, K, 3]
+    colors: Tensor,  # [N, D], [C, N, D] or, with sh_degree, [N, K, 3], [C, N, K, 3]
     viewmats: Tensor,  # [C, 4, 4]
     Ks: Tensor,  # [C, 3, 3]
     width: int,
     height: int,
     near_plane: float = NEAR_PLANE,
     far_plane: float = FAR_PLANE,
-    *,
+    radius_clip: float = 0.0,
     eps2d: float = EPS2D,
     sh_degree: int | None = None,
+    packed: bool = False,
+    tile_size: int = TILE_SIZE,
     backgrounds: Tensor | None = None,  # [C, D]
     render_mode: str = "RGB",
-    rasterize_mode: str = "classic",
+    sparse_grad: bool = False,
     absgrad: bool = False,
+    rasterize_mode: str = "classic",
+    channel_chunk: int = 32,
+    distributed: bool = False,
+    camera_model: str = "pinhole",
+    segmented: bool = False,
+    covars: Tensor | None = None,  # [N, 3, 3]
+    *,
     masks: Tensor | None = None,  # [N] or [N, 1]
     mask_logits: Tensor | None = None,  # [N], [N, 1] or [N, 2]
     mask_seed: int | Tensor = 0,  # or [2] int32
@@ -74,7 +82,9 @@ def rasterization(
 ) -> tuple[Tensor, Tensor, dict[str, Any]]:
     """Render N Gaussians into C pinhole cameras, differentiably in every float argument.
 
-    All tensors share one device and one dtype, float32 (or float64 with the reference).
+    All tensors share one device and one dtype, float32 (or float64 with the reference). They may
+    all have leading batch dimensions, as means [..., N, 3] and viewmats [..., C, 4, 4]; results
+    then have them too, and are those of one call per element. Arguments come in gsplat's order.
 
     Args:
         means: Centres in the world.
@@ -82,20 +92,30 @@ def rasterization(
         scales: Standard deviations along the axes, in world units.
         opacities: In [0, 1].
         colors: D channels per Gaussian, the same or its own in every camera; with `sh_degree`,
-            spherical harmonics of at least that degree, which become RGB + 0.5, at least 0.
+            spherical harmonics of at least that degree, the same or its own in every camera, which
+            become RGB + 0.5, at least 0.
         viewmats: World to camera, OpenCV axes (x right, y down, z forward).
         Ks: Intrinsics in pixels; the centre of the first pixel is at (0.5, 0.5). No skew.
         width: Of the images, in pixels.
         height: Of the images, in pixels.
         near_plane: Gaussians whose centre is not beyond this depth are culled.
         far_plane: Gaussians whose centre is not before this depth are culled.
+        radius_clip: Gaussians whose half extents in a camera are both at most so many pixels are
+            culled there. Costs a call per camera, and a projection.
         eps2d: Added to the projected covariances' diagonal, in square pixels.
         sh_degree: 0 to 3 if `colors` are spherical harmonics.
+        packed: `info` has a row for each of V visible pairs of camera and Gaussian, which waits
+            for the device: radii, means2d, depths, conics, opacities and tiles_per_gauss are [V,
+            ...], batch_ids, camera_ids and gaussian_ids name the pairs. Unlike gsplat's, the
+            default is False; images are the same.
+        tile_size: Without effect, as channel_chunk and segmented: tiles are TILE_SIZE wide.
         backgrounds: Colour behind everything; depth has none.
         render_mode: "RGB" colours, "D" depth sum(w z), "ED" expected depth sum(w z) / sum(w), or
             colours with depth as last channel.
         rasterize_mode: "antialiased" scales opacities by sqrt(det / det_blurred).
         absgrad: Backward also sums absolute values per pixel into `info["means2d"].absgrad`.
+        sparse_grad: Not supported, as distributed and other cameras than pinholes.
+        covars: Covariances in the world, in place of quats and scales, which are not looked at.
         masks: Factor on each Gaussian's alpha after the 1/255 test, with a gradient also at 0.
         mask_logits: Draw hard masks instead: 1 with probability sigmoid(logit), or sigmoid of the
             difference (keep, drop); straight-through gradient.
@@ -120,18 +140,23 @@ def rasterization(
 
     Returns:
         colors [C, H, W, D] (depth last), alphas [C, H, W, 1], and a dictionary with width, height,
-        tile_size, radii [C, N, 2] int32 (half extents in pixels, 0 = culled), means2d [C, N, 2]
-        (retains .grad), depths [C, N], conics [C, N, 3], tiles_per_gauss [C, N], n_isects,
-        n_nonfinite (Gaussians culled for NaN or infinite parameters), masks [N] (or None), and
-        on request contrib_max, contrib_sum, contrib_count, contrib_top [N], over all cameras.
+        tile_size, tile_width, tile_height, n_cameras, n_batches, radii [C, N, 2] int32 (half
+        extents in pixels, 0 = culled), means2d [C, N, 2] (retains .grad), depths [C, N], conics
+        [C, N, 3], opacities [C, N] (as blended, 0 = culled), tiles_per_gauss [C, N], n_isects,
+        n_nonfinite (Gaussians culled for NaN or infinite parameters), masks [N] (or None),
+        isect_ids [n_isects] int64, flatten_ids, isect_offsets [C, tile_height, tile_width] (made
+        when read: reference/tile_keys.py), gaussian_ids, camera_ids and batch_ids (None unless
+        packed), and on request contrib_max, contrib_sum, contrib_count, contrib_top [N], over all
+        cameras.
 
     Raises:
         ValueError: an argument has a wrong shape, dtype, device or value.
         NotImplementedError: a keyword of gsplat at a value that is not supported.
         TypeError: an unknown keyword.
     """
-    if gsplat_keywords:
-        _check_gsplat_keywords(gsplat_keywords)
+    if gsplat_keywords or sparse_grad or distributed or camera_model != "pinhole":
+        named = {"sparse_grad": sparse_grad, "distributed": distributed}
+        _check_gsplat_keywords({**named, "camera_model": camera_model, **gsplat_keywords})
     if type(width) is not int or type(height) is not int or width < 1 or height < 1:
         width, height = _size("width", width), _size("height", height)
     antialiased = rasterize_mode == "antialiased"
@@ -146,15 +171,34 @@ def rasterization(
         width, height, float(near_plane), float(far_plane), float(eps2d), sh_degree, render_mode,
         antialiased, raw, True, absgrad, contributions, deterministic, exact,
     )  # fmt: skip
-    if masks is not None and _is_column(masks):
-        masks = masks.reshape(-1)
-    if mask_logits is not None and _is_column(mask_logits):
-        mask_logits = mask_logits.reshape(-1)
+    if covars is not None:
+        quats = scales = None
     words, seed = (mask_seed, 0) if isinstance(mask_seed, Tensor) else (None, int(mask_seed))
     inputs = RasterInputs(
-        means, quats, scales, opacities, colors, viewmats, Ks, colors_rest, None, backgrounds,
+        means, quats, scales, opacities, colors, viewmats, Ks, colors_rest, covars, backgrounds,
         masks, mask_logits, mask_ids, words, seed,
     )  # fmt: skip
+    by_camera = sh_degree is not None and getattr(colors, "ndim", 3) == 4
+    if packed or radius_clip > 0.0 or getattr(means, "ndim", 2) > 2 or by_camera:
+        if capacity is not None:
+            raise ValueError("capacity: expected none with batches, packing or a radius clip")
+        form = Form(tuple(means.shape[:-2]), float(radius_clip), bool(packed))
+        return rasterize_form(partial(_rasterize, backend=backend), inputs, settings, form)
+    return _rasterize(inputs, settings, capacity, backend)
+
+
+def _rasterize(
+    inputs: RasterInputs,
+    settings: RenderSettings,
+    capacity: Capacity | None = None,
+    backend: str = "auto",
+) -> tuple[Tensor, Tensor, dict[str, Any]]:
+    """Render the plain form."""
+    masks, mask_logits = inputs.masks, inputs.mask_logits
+    if masks is not None and _is_column(masks):
+        inputs = inputs._replace(masks=masks.reshape(-1))
+    if mask_logits is not None and _is_column(mask_logits):
+        inputs = inputs._replace(mask_logits=mask_logits.reshape(-1))
     kind = _kind_of(inputs, settings, backend)
     return kind.rasterize(inputs, settings, capacity, kind.name)
 
@@ -199,13 +243,13 @@ def _validate(x: RasterInputs, settings: RenderSettings) -> None:
         raise ValueError(
             f"render_mode: expected one of {RENDER_MODES}, got {settings.render_mode!r}"
         )
+    dims = check(means=(x.means, "N 3"))
+    if x.covars is None:
+        check(dims, quats=(x.quats, "N 4"), scales=(x.scales, "N 3"))
+    else:
+        check(dims, covars=(x.covars, "N 3 3"))
     dims = check(
-        means=(x.means, "N 3"),
-        quats=(x.quats, "N 4"),
-        scales=(x.scales, "N 3"),
-        opacities=(x.opacities, "N"),
-        viewmats=(x.viewmats, "C 4 4"),
-        Ks=(x.Ks, "C 3 3"),
+        dims, opacities=(x.opacities, "N"), viewmats=(x.viewmats, "C 4 4"), Ks=(x.Ks, "C 3 3")
     )
     if dims["C"] == 0:
         raise ValueError("viewmats: expected at least one camera, got [0, 4, 4]")

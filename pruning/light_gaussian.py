@@ -38,6 +38,7 @@ class LightGaussianConfig(ScorePruningConfig):
     v_pow: Annotated[float, NOT_NEGATIVE] = 0.1
     """Exponent of the volume; 0 leaves it out."""
 
+    NAME: ClassVar[str] = "light-gaussian"
     PRESETS: ClassVar[dict[str, dict[str, Any]]] = {
         "default": {},
         "two-step": {"prune_iterations": (16_000, 24_000), "ratio": 0.5, "decay": 0.8},

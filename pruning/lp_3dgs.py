@@ -54,8 +54,10 @@ from gs import (
     SplatrimError,
     StepContext,
     Strategy,
+    covers,
     derive_seed,
     keep_rows,
+    multiple_in,
 )
 from kernels import logistic_noise
 
@@ -106,6 +108,7 @@ class LP3DGSConfig(MethodConfig):
     logit_decay: Annotated[float, NOT_NEGATIVE] = 0.01
     """Decoupled weight decay of mask logits (AdamW)."""
 
+    NAME: ClassVar[str] = "lp-3dgs"
     PRESETS: ClassVar[dict[str, dict[str, Any]]] = {
         "radsplat": {},
         "mini-splatting": {"score": "mini-splatting", "score_scale": "mean"},
@@ -206,7 +209,7 @@ class LP3DGS(Strategy):
         self._is_new = gaussians.add_parameter(spec, logits)
 
     def before_render(self, step: int, gaussians: Gaussians) -> dict[str, Any]:
-        if self._is_new and step > self.config.mask_until_iter:
+        if self._is_new and step - self.n_images >= self.config.mask_until_iter:
             raise SplatrimError(
                 f"LP-3DGS prunes at iteration {self.config.mask_until_iter} and the run begins at"
                 f" {step}: give a later --mask_from_iter and --mask_until_iter"
@@ -233,23 +236,27 @@ class LP3DGS(Strategy):
 
     def phase(self, step: int) -> Hashable | None:
         config = self.config
-        return None if config.mask_from_iter <= step <= config.mask_until_iter else "waiting"
+        first = step - self.n_images + 1
+        inside = config.mask_from_iter <= step and first <= config.mask_until_iter
+        return None if inside else "waiting"
 
     def after_backward(self, step: int, ctx: StepContext) -> None:
         if self._trains_at(step):
             self._prepare_adamw(step, ctx)
-        elif step == self.config.mask_until_iter:
+        elif covers(step, self.config.mask_until_iter, self.n_images):
             self._prune(step, ctx)
 
     def after_step(self, step: int, ctx: StepContext) -> None:
-        # What iteration step + 1 will render: nothing that scores depend on changes in between.
-        if self.refreshes_at(step + 1):
-            ctx.gaussians.rows[SCORES] = self._scores(step + 1, ctx.gaussians, ctx.cameras)
+        # What the next step will render: nothing that scores depend on changes in between.
+        then = step + self.n_images
+        if self.refreshes_at(then):
+            ctx.gaussians.rows[SCORES] = self._scores(then, ctx.gaussians, ctx.cameras)
 
     def refreshes_at(self, step: int) -> bool:
         """Whether iteration `step` renders with new scores: 19520, 19540, ..., 19980 by default."""
         since = step - self.config.mask_from_iter
-        return self._trains_at(step) and since % self.config.score_interval == 0
+        due = multiple_in(since, self.config.score_interval, self.n_images)
+        return self._trains_at(step) and due is not None and due > 0
 
     def _trains_at(self, step: int) -> bool:
         return self.config.mask_from_iter < step < self.config.mask_until_iter
@@ -258,13 +265,14 @@ class LP3DGS(Strategy):
     def _prepare_adamw(self, step: int, ctx: StepContext) -> None:
         """Set the rate and decay the logits: with Adam's step after it, this is AdamW's."""
         config, logits = self.config, ctx.gaussians.params["mask_logits"]
-        if step == config.mask_from_iter + 1:  # post-training begins with moments of an age
+        # post-training begins with moments of an age
+        if covers(step, config.mask_from_iter + 1, self.n_images):
             ctx.optimizer.state.pop(logits, None)
         for group in ctx.optimizer.param_groups:
             if group["name"] == "mask_logits":
-                group["lr"] = config.logit_lr
+                group["lr"] = group["gain"] * config.logit_lr
         if logits.grad is not None:  # there is none if the densifier has just changed rows
-            logits.mul_(1.0 - config.logit_lr * config.logit_decay)
+            logits.mul_((1.0 - config.logit_lr * config.logit_decay) ** self.n_images)
 
     def _prune(self, step: int, ctx: StepContext) -> None:
         n_before = len(ctx.gaussians)
@@ -321,7 +329,8 @@ class LP3DGS(Strategy):
 
     def final_keep(self, gaussians: Gaussians) -> Tensor | None:  # [N] bool
         # Models are saved before iteration `mask_until_iter` prunes.
-        return self.decide(gaussians) if self._step == self.config.mask_until_iter else None
+        is_last = covers(self._step, self.config.mask_until_iter, self.n_images)
+        return self.decide(gaussians) if is_last else None
 
     def scalars(self, step: int) -> dict[str, float | Tensor]:
         if self._logits is None:

@@ -7,8 +7,9 @@ rasterizer; its straight-through gradient moves the logits, and the loss gains
 
     lambda(it) * mean(M)^2,     lambda(it) = lambda_mask for from <= it <= until, else 0
 
-with the mean over all N Gaussians, seen or not. What is absent from each of ten fresh samples goes,
-inside every densification and at multiples of mask_prune_iter after it.
+with the mean over all N Gaussians, seen or not, also where others have a part of them. What is
+absent from each of ten fresh samples goes, inside every densification and at multiples of
+mask_prune_iter after it.
 
 The published post-training of a finished model (30000 to 35000) writes its mask loss inside the
 bracket that the share of D-SSIM, 0.2, multiplies: its lambda_mask of 0.1 weighs 0.02 as counted
@@ -39,6 +40,7 @@ from gs import (
     Gaussians,
     Histogram,
     ParameterSpec,
+    Population,
     RenderOutput,
     SplatrimError,
     State,
@@ -46,6 +48,7 @@ from gs import (
     Strategy,
     derive_seed,
     keep_rows,
+    multiple_in,
     step_gain,
     unit_histogram,
     without_added,
@@ -88,6 +91,7 @@ class MaskGaussianConfig(MethodConfig):
     """Least probability of the Gaussians that are saved, above 0 and below 1. On bonsai, 0.5, 0.8
     and 0.9 keep 393, 377 and 363 thousand for 31.278, 31.275 and 31.257 dB."""
 
+    NAME: ClassVar[str] = "mask-gaussian"
     PRESETS: ClassVar[dict[str, dict[str, Any]]] = {
         "beta": {},
         "alpha": {"lambda_mask": 0.1, "mask_from_iter": 19_000, "mask_until_iter": 20_000},
@@ -188,6 +192,8 @@ class MaskGaussian(Strategy):
     """The strategy that the trainer calls; see the module's docstring."""
 
     name = "mask_gaussian"
+    runs_on_several_ranks = True
+    regularized = ("mask_logits",)
 
     def __init__(self, config: MaskGaussianConfig, *, densify_until: int) -> None:
         self.config = config
@@ -212,22 +218,33 @@ class MaskGaussian(Strategy):
 
     def loss(self, step: int, gaussians: Gaussians, out: RenderOutput) -> Tensor | None:
         masks = out.info["masks"]  # [N], differentiable
-        n_used = masks.sum()
+        n_used, n_present = masks.sum(), len(masks)
+        population: Population | None = out.info.get("population")
+        if population is not None:  # the mean is over all, and so is the same for every part
+            n_used, n_present = n_used + population.kept, population.n
         # In place, so that replays of a captured step go on writing it.
         kept = self._n_used
         self._n_used = n_used.detach() if kept is None else kept.copy_(n_used.detach())
         if not self._penalizes_at(step):
             return None
         weight = self.config.lambda_mask * self.config.lambda_mask_factor
-        n = len(masks) if self.config.mean_over == "present" else self.n_start
-        return weight * (n_used / n).square()
+        n = n_present if self.config.mean_over == "present" else self.n_start
+        counts: Tensor | None = out.info.get("observations")
+        if counts is None:
+            return weight * (n_used / n).square()
+        n_seen, observed = counts.sum(), (counts * masks).sum()
+        if population is not None and population.observations is not None:
+            n_seen, observed = n_seen + population.observations, observed + population.observed
+        return weight * (n_present / n * observed / n_seen.clamp_min(1.0)).square()
 
     def _penalizes_at(self, step: int) -> bool:
-        return self.config.mask_from_iter <= step <= self.config.mask_until_iter
+        first = step - self.n_images + 1
+        return self.config.mask_from_iter <= step and first <= self.config.mask_until_iter
 
     def _prunes_at(self, step: int) -> bool:
         interval = self.config.mask_prune_iter
-        return bool(interval) and step >= self.densify_until and step % interval == 0
+        due = multiple_in(step, interval, self.n_images) if interval else None
+        return due is not None and due >= self.densify_until
 
     def phase(self, step: int) -> Hashable | None:
         return None if self._prunes_at(step) else self._penalizes_at(step)

@@ -12,6 +12,9 @@ from gs import SplatrimError, State, Strategy, check_ranges, without_added
 class MethodConfig:
     """Base of the methods' settings: named presets, a schedule that scales, a strategy to build."""
 
+    NAME: ClassVar[str] = ""
+    """What `--method` calls it; classes without one are bases."""
+
     PRESETS: ClassVar[dict[str, dict[str, Any]]] = {}
     """Settings by preset, as far as they differ from the defaults; the first is the default."""
 
@@ -82,6 +85,7 @@ class MethodConfig:
 class NoPruning(MethodConfig):
     """3DGS as published: nothing beyond the densifier removes Gaussians."""
 
+    NAME: ClassVar[str] = "3dgs"
     PRESETS: ClassVar[dict[str, dict[str, Any]]] = {"published": {}, "demo": {}}
 
     def scaled(self, factor: float) -> Self:

@@ -47,6 +47,7 @@ class MiniSplattingConfig(ScorePruningConfig):
     cut: Annotated[float, SOME_SHARE] = 0.99
     """Of the sum of scores, what the cumulative cut leaves."""
 
+    NAME: ClassVar[str] = "mini-splatting"
     PRESETS: ClassVar[dict[str, dict[str, Any]]] = {
         "outdoor": {},
         "indoor": {"metric": "indoor"},

@@ -30,6 +30,7 @@ class RadSplatConfig(ScorePruningConfig):
     ratio: Annotated[float | None, PRUNED_SHARE] = None
     """Prune this share of the lowest scores instead, each time."""
 
+    NAME: ClassVar[str] = "radsplat"
     PRESETS: ClassVar[dict[str, dict[str, Any]]] = {
         "default": {},
         "light": {"threshold": 0.25},

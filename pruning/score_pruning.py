@@ -25,6 +25,7 @@ from gs import (
     SplatrimError,
     StepContext,
     Strategy,
+    covers,
     derive_seed,
     keep_rows,
 )
@@ -97,6 +98,7 @@ class OpacityConfig(ScorePruningConfig):
     ratio: Annotated[float, PRUNED_SHARE] = 0.6
     """Share of the Gaussians that each pruning removes."""
 
+    NAME: ClassVar[str] = "opacity"
     PRESETS: ClassVar[dict[str, dict[str, Any]]] = {"default": {}, "demo": {}}
 
     def score(self, gaussians: Gaussians, cameras: Sequence[Camera]) -> Tensor:
@@ -117,8 +119,9 @@ class ScorePruning(Strategy):
 
     def setup(self, gaussians: Gaussians, *, extent: float, iterations: int, seed: int) -> None:
         self.seed = seed
-        # the model is saved before the last iteration prunes
-        late = [step for step in self.config.prune_iterations if step >= iterations]
+        # the model is saved before the last step prunes
+        first_of_last = iterations - self.n_images + 1
+        late = [step for step in self.config.prune_iterations if step >= first_of_last]
         if late:
             text = f"--prune_iterations {' '.join(map(str, late))}: the run has {iterations}"
             if len(late) == len(self.config.prune_iterations):
@@ -126,15 +129,21 @@ class ScorePruning(Strategy):
             logger.warning(f"{text}, so that pruning is left out")
 
     def phase(self, step: int) -> Hashable | None:
-        return None if step in self.config.prune_iterations else "waiting"
+        return "waiting" if self._due(step) is None else None
+
+    def _due(self, step: int) -> int | None:
+        """The pruning that the step has, of several the last; None without."""
+        due = [x for x in self.config.prune_iterations if covers(step, x, self.n_images)]
+        return due[-1] if due else None
 
     @torch.no_grad()
     def after_backward(self, step: int, ctx: StepContext) -> None:
         config, gaussians = self.config, ctx.gaussians
-        if step not in config.prune_iterations:
+        due = self._due(step)
+        if due is None:
             return
         scores = config.score(gaussians, ctx.cameras)
-        keep = _keep(config, step, scores, gaussians, self.seed)
+        keep = _keep(config, due, scores, gaussians, self.seed)
         n_left = int(keep.sum())
         logger.info(f"iteration {step}: kept {n_left} of {len(gaussians)} Gaussians by score")
         if config.save_scores and ctx.model_path is not None:

@@ -31,6 +31,7 @@ COMMANDS: dict[str, tuple[str, ...]] = {
     "render": ("gs.evaluation.render",),
     "metrics": ("gs.evaluation.metrics",),
     "report": ("gs.report.sections",),
+    "export": ("gs.evaluation.export",),
 }
 
 # What --help of a command with many flags shows; --help_all shows the others too.

@@ -64,12 +64,15 @@ class Source:
         self.title = re.sub(r": `[^`]*`\.?$", ".", " ".join(first.split()))
         self.about = rest.strip()
         self.flags: dict[str, Flag] = {}
-        self.keys: dict[str, list[str]] = {}  # of dicts at the top of a module, by the dict's name
+        self.foreign: list[str] = []  # flags of another program, which are accepted
+        self.names: list[str] = []  # of classes with a NAME: pruning methods
         for tree in trees:
             for name, value in _assignments(tree.body):
-                if isinstance(value, ast.Dict):
-                    found = [key.value for key in value.keys if isinstance(key, ast.Constant)]
-                    self.keys[name] = [str(key) for key in found]
+                if name == "FOREIGN":
+                    self.foreign += ast.literal_eval(value)
+            for name in _class_names(tree):
+                if name not in self.names:
+                    self.names.append(name)
             for flag in _flags(tree):
                 self.flags.setdefault(flag.name, flag)
 
@@ -84,7 +87,7 @@ def check_words(words: Iterable[str], source: Source) -> None:
         return
     known = {word for flag in source.flags.values() for word in flag.words}
     known |= {"-h", "--help", "--help_all"}
-    known |= {f"--{name}" for name in source.keys.get("FOREIGN", ())}
+    known |= {f"--{name}" for name in source.foreign}
     # dashes work in place of underscores
     by_plain = {word.replace("-", "_"): word for word in known}
     for word in words:
@@ -115,10 +118,12 @@ def show_help(command: str, source: Source, everyday: Sequence[str] | None) -> s
     lines = [" ".join(filter(None, ["splatrim", command, placed, "[FLAGS]"])), "", source.title]
     if source.about:
         lines += ["", *_wrapped(source.about)]
-    if methods := source.keys.get("METHODS"):
+    if source.names:
         lines += [
             "",
-            *textwrap.wrap(f"Methods: {', '.join(methods)}; --help_all has their presets.", WIDTH),
+            *textwrap.wrap(
+                f"Methods: {', '.join(source.names)}; --help_all has their presets.", WIDTH
+            ),
         ]
     lines += ["", *(line for flag in chosen for line in _entry(flag))]
     hidden = len(source.flags) - len(chosen)
@@ -173,6 +178,23 @@ def _flags(tree: ast.Module) -> Iterator[Flag]:
                 text = str(following.value.value)
             value = None if field.value is None else ast.unparse(field.value)
             yield _flag(field.target.id, field.annotation, text, constants.get(value or "", value))
+
+
+def _class_names(tree: ast.Module) -> Iterator[str]:
+    """The NAMEs of a module's classes, as they are written or as a constant of the module."""
+    constants = {
+        name: value.value
+        for name, value in _assignments(tree.body)
+        if isinstance(value, ast.Constant)
+    }
+    for node in tree.body:
+        if isinstance(node, ast.ClassDef):
+            for name, value in _assignments(node.body):
+                if name == "NAME":
+                    found = value.value if isinstance(value, ast.Constant) else None
+                    found = constants.get(value.id) if isinstance(value, ast.Name) else found
+                    if found:
+                        yield str(found)
 
 
 def _flag(name: str, annotation: ast.expr, text: str, default: str | None) -> Flag:

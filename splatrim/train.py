@@ -4,36 +4,36 @@
 of the --method, --preset, --schedule, --iterations and start given with them.
 """
 
-from __future__ import annotations
-
+import dataclasses
 import logging
 import sys
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
-if TYPE_CHECKING:
-    from gs import Trainer
-    from gs.cli import Config
+from gs import cli, program
+from gs.cli import Config
+from gs.config import resume_arguments, resume_command
+from gs.distributed.processes import find_ranks
+from gs.distributed.ranks import Ranks, Solo
+from gs.distributed.torchrun import closed, is_first, is_restart, may_restart, told_by_first
+from gs.invocation import command
+from gs.logs import show_log
+from gs.run_record import holds_run, saved_checkpoints
+from gs.training.memory import keep_freed_memory
+from gs.training.trainer import Trainer
+from pruning import METHODS
 
 logger = logging.getLogger("splatrim")
 
 
-# What torch is needed for is imported within: a wrong flag is told before.
-
-
 def parse(args: list[str]) -> Config[Any, Any]:
     """Read the command line."""
-    from gs import cli
-    from pruning import METHODS
-
     return cli.parse(args, METHODS, __doc__ or "")
 
 
-def build_trainer(config: Config[Any, Any]) -> Trainer:
-    """Check every input and make the trainer. Of the run, nothing is written yet."""
-    from gs.program import build_trainer
-    from pruning import METHODS
-
-    return build_trainer(config, METHODS)
+def build_trainer(config: Config[Any, Any], ranks: Ranks | None = None) -> Trainer:
+    """Check every input and make the trainer: gs.program.build_trainer with all methods."""
+    return program.build_trainer(config, METHODS, ranks)
 
 
 def main(args: list[str] | None = None, *, report: bool = True) -> None:
@@ -44,24 +44,58 @@ def main(args: list[str] | None = None, *, report: bool = True) -> None:
         report: Whether to do so where no flag says.
     """
     args = sys.argv[1:] if args is None else args
-    # first, as the last of --report and --no_report counts
-    config = parse(["--report", *args] if report else args)
-
-    from gs.config import resume_command
-    from gs.invocation import command
-    from gs.logs import show_log
-    from gs.program import fit, prepare_device
-
-    out, iterations = config.train.model_path, config.train.iterations
-    show_log(quiet=config.train.quiet)
-    prepare_device(config.train.device)
-    asked = config.train.report or config.choice.demo
-    checkpoint = fit(build_trainer(config), report=asked)
+    if report:
+        args = ["--report", *args]  # first, as the last of --report and --no_report counts
+    with told_by_first():
+        config = parse(args)
+    train = config.train
+    show_log(quiet=train.quiet or not is_first())
+    keep_freed_memory()
+    ranks = find_ranks(train.device, backend=train.rank_backend, timeout=train.rank_timeout)
+    program.warm_up_device(ranks.device)
+    with closed(ranks, args, train.model_path):
+        config = restarted(config, args, ranks)
+        if config.choice.demo:
+            ranks.first_only(lambda: program.write_demo(config.scene.source_path))
+        many = None if isinstance(ranks, Solo) else ranks
+        trainer = ranks.together(lambda: build_trainer(config, many))
+        checkpoint = trainer.fit()
+    if ranks.rank == 0:
+        _conclude(trainer, config, args, checkpoint, ranks.size)
     if checkpoint is not None:
-        line = resume_command(args, out, checkpoint, iterations)
+        # what torchrun takes for a failure it starts again
+        sys.exit(0 if may_restart() else 130)
+
+
+def restarted(config: Config[Any, Any], args: list[str], ranks: Ranks) -> Config[Any, Any]:
+    """The settings of a run that torchrun has started again: it goes on by itself."""
+    if not is_restart():
+        return config
+    out = config.train.model_path
+    saved = ranks.agree(ranks.first_only(lambda: list(saved_checkpoints(out).values())))
+    if saved:
+        logger.info(f"started again by torchrun: going on from {saved[-1]}")
+        return parse(resume_arguments(args, out, saved[-1]))
+    return dataclasses.replace(
+        config, train=dataclasses.replace(config.train, overwrite=holds_run(out))
+    )
+
+
+def _conclude(
+    trainer: Trainer,
+    config: Config[Any, Any],
+    args: list[str],
+    checkpoint: Path | None,
+    n_ranks: int,
+) -> None:
+    """Measure and report, or say how to go on."""
+    out = config.train.model_path
+    if checkpoint is not None:
+        line = resume_command(args, out, checkpoint, n_ranks)
         print(f"stopped; go on with: {line}", file=sys.stderr)
-        sys.exit(130)
-    if not asked:
+    elif config.train.report or config.choice.demo:
+        program.conclude(trainer)
+    else:
         lines = [command("render", "-m", out, "--skip_train")]
         lines += [command(name, "-m", out) for name in ("metrics", "report")]
         logger.info(f"next: {' && '.join(lines)}")

@@ -319,7 +319,7 @@ def test_a_finished_ply_is_post_trained_and_resumed(
     # the run goes on as post-training, with the bytes of the uninterrupted one
     again = tmp_path / "again"
     command = resume_command(
-        [*args, "--start_ply", str(finished_ply)], again, out / "chkpnt30025.pth", 30_040
+        [*args, "--start_ply", str(finished_ply)], again, out / "chkpnt30025.pth"
     )
     assert "--start_ply" not in command
     train.main(command_flags(command))

@@ -21,7 +21,7 @@ from gs.model.gaussians import Gaussians
 from gs.seeds import derive_seed
 from gs.training.sampler import CameraSampler
 from gs.training.trainer import Trainer
-from kernels import add_langevin_noise, rasterization, sample_masks
+from kernels import add_langevin_noise, normals, rasterization, sample_masks
 
 SEED = 5
 ITERATIONS = 13
@@ -156,8 +156,8 @@ class Loop:
         small = scales.amax(-1) <= 0.02 * self.extent
         clones, parents = (x.nonzero()[:, 0] for x in (moving & small, moving & ~small))
         stay = (~(moving & ~small)).nonzero()[:, 0]
-        generator = torch.Generator().manual_seed(derive_seed(SEED, "split", step))
-        noise = torch.randn(2, len(parents), 3, generator=generator)
+        seeds = [derive_seed(SEED, "split", step, child) for child in (0, 1)]
+        noise = torch.stack([normals(seed, self.ids[parents]) for seed in seeds])
         w, x, y, z = torch.nn.functional.normalize(self.p["quats"][parents], dim=-1).unbind(-1)
         first = (1 - 2 * (y * y + z * z), 2 * (x * y - w * z), 2 * (x * z + w * y))
         second = (2 * (x * y + w * z), 1 - 2 * (x * x + z * z), 2 * (y * z - w * x))

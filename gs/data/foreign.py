@@ -1,4 +1,4 @@
-"""Recognises files of Gaussians in formats that are not read, so that an error can name them."""
+"""Recognises files that are not what was asked for, so that an error can say what they are."""
 
 import zipfile
 import zlib
@@ -7,10 +7,11 @@ from pathlib import Path
 from .ply_table import Header
 
 CONVERTERS = "convert it to an uncompressed .ply, for example with SuperSplat or splat-transform"
+READERS = "--start_ply reads it, as gs.load_model does"
 
 _MAGIC = {
-    b"NGSP": f"an SPZ file of compressed Gaussians: {CONVERTERS}",
-    b"glTF": f"a binary glTF file: {CONVERTERS}",
+    b"NGSP": f"an SPZ file of compressed Gaussians: {READERS}",
+    b"glTF": f"a binary glTF file: {READERS}",
     b"LASF": "a LAS or LAZ point cloud, not Gaussians",
     b"ASTM-E57": "an E57 point cloud, not Gaussians",
     b"# .PCD": "a PCD point cloud, not Gaussians",
@@ -21,10 +22,10 @@ _MAGIC = {
     b"version https://git-lfs": "a Git LFS pointer and not the file itself: run `git lfs pull`",
 }
 _SUFFIXES = {
-    ".splat": f"a .splat file: {CONVERTERS}",
-    ".ksplat": f"a .ksplat file of compressed Gaussians: {CONVERTERS}",
-    ".spz": f"an SPZ file of compressed Gaussians: {CONVERTERS}",
-    ".sog": f"a SOG file of compressed Gaussians: {CONVERTERS}",
+    ".splat": f"a .splat file: {READERS}",
+    ".ksplat": f"a .ksplat file of compressed Gaussians: {READERS}",
+    ".spz": f"an SPZ file of compressed Gaussians: {READERS}",
+    ".sog": f"a SOG file of compressed Gaussians: {READERS}",
 }
 
 
@@ -70,7 +71,7 @@ def _recognise_archive(path: Path) -> str:
     if pickle is not None:
         return "a PyTorch file, perhaps a checkpoint: export it as .ply where it was written"
     if any(name.endswith("meta.json") for name in names):
-        return f"a SOG file of compressed Gaussians: {CONVERTERS}"
+        return f"a SOG file of compressed Gaussians: {READERS}"
     return "a zip archive: unpack it first"
 
 
@@ -79,7 +80,7 @@ def recognise_ply(header: Header) -> str | None:
     vertex = header.element("vertex")
     names = set(vertex.properties) if vertex else set()
     if "packed_position" in names or header.element("chunk"):
-        return f"a compressed .ply of SuperSplat or PlayCanvas: {CONVERTERS}"
+        return f"a compressed .ply of SuperSplat or PlayCanvas: {READERS}"
     if any("codebook" in element.name for element in header.elements):
         return f"a .ply of Gaussians compressed with codebooks: {CONVERTERS}"
     if "f_anchor_feat_0" in names or "f_offset_0" in names:

@@ -33,12 +33,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 import torch
 from torch import Tensor
 
-from kernels import add_gradient_norms
+from kernels import add_gradient_norms, normals
 
 from ..model.gaussians import Gaussians
 from ..model.morton import reorder
 from ..model.rows import gather_rows, replace_values
 from ..ranges import AT_LEAST_ONE, COUNT, NOT_NEGATIVE, SHARE, check_ranges
+from ..schedule import covers, multiple_in
 from ..seeds import derive_seed
 from ..training.strategy import StepContext, Strategy, rows_to_prune
 
@@ -86,10 +87,14 @@ class DensifierConfig:
         """For a run that is short for its quality (--recipe fast)."""
         return self
 
-    def densifies_at(self, step: int) -> bool:
+    def densifies_at(self, step: int, n_images: int = 1) -> bool:
         """Whether rows are added and removed at `step`: 600, 700, ..., 14900 by default."""
-        inside = self.densify_from_iter < step < self.densify_until_iter
-        return inside and step % self.densification_interval == 0
+        due = multiple_in(step, self.densification_interval, n_images)
+        return due is not None and self.densify_from_iter < due < self.densify_until_iter
+
+    def is_over(self, step: int, n_images: int = 1) -> bool:
+        """Whether densification has ended before the images of this step."""
+        return step - n_images + 1 >= self.densify_until_iter
 
     def build(self) -> Strategy:
         """The strategy with these settings."""
@@ -133,12 +138,13 @@ class DensifyConfig(DensifierConfig):
         never = max(self.densify_until_iter, 1)
         return replace(self, densification_interval=interval, opacity_reset_interval=never)
 
-    def resets_opacity_at(self, step: int, *, white_background: bool) -> bool:
+    def resets_opacity_at(self, step: int, n_images: int = 1, *, white_background: bool) -> bool:
         """Whether opacities are reset at `step`: 3000, 6000, 9000 and 12000 by default."""
-        if step >= self.densify_until_iter:
-            return False
-        on_white = white_background and step == self.densify_from_iter
-        return on_white or step % self.opacity_reset_interval == 0
+        due = multiple_in(step, self.opacity_reset_interval, n_images)
+        if due is not None and due < self.densify_until_iter:
+            return True
+        begins = covers(step, self.densify_from_iter, n_images)
+        return white_background and begins and self.densify_from_iter < self.densify_until_iter
 
     def build(self) -> DefaultDensifier:
         return DefaultDensifier(self)
@@ -148,6 +154,7 @@ class DefaultDensifier(Strategy):
     """Clone, split, prune and reset opacities; see the module's docstring."""
 
     name = "densify"
+    runs_on_several_ranks = True
 
     def __init__(self, config: DensifyConfig) -> None:
         self.config = config
@@ -162,20 +169,22 @@ class DefaultDensifier(Strategy):
 
     def phase(self, step: int) -> Hashable | None:
         config = self.config
-        if step >= config.densify_until_iter:
+        if config.is_over(step, self.n_images):
             return "done"
-        resets = any(config.resets_opacity_at(step, white_background=x) for x in (False, True))
-        return None if resets or config.densifies_at(step) else "gathering"
+        on_white = config.resets_opacity_at(step, self.n_images, white_background=True)
+        return None if on_white or config.densifies_at(step, self.n_images) else "gathering"
 
     def after_backward(self, step: int, ctx: StepContext) -> None:
-        if step >= self.config.densify_until_iter:
+        if self.config.is_over(step, self.n_images):
             return
-        add_statistics(ctx.gaussians, ctx.out.info, skip=ctx.skip)
-        if self.config.densifies_at(step):
+        for out in ctx.renderings:
+            add_statistics(ctx.gaussians, out.info, skip=ctx.skip)
+        if self.config.densifies_at(step, self.n_images):
             self.densify(step, ctx)
             if self.config.reorder:
                 reorder(ctx.gaussians, ctx.optimizer)
-        if self.config.resets_opacity_at(step, white_background=ctx.white_background):
+        on_white = ctx.white_background
+        if self.config.resets_opacity_at(step, self.n_images, white_background=on_white):
             limit = math.log(RESET_OPACITY / (1.0 - RESET_OPACITY))
             opacities = ctx.gaussians.params["opacities"].detach().clamp_max(limit)
             replace_values(ctx.gaussians, ctx.optimizer, "opacities", opacities)
@@ -192,7 +201,7 @@ class DefaultDensifier(Strategy):
         cloned, parted = moving & small, moving & ~small
         n_clones, n_parents = torch.stack([cloned.sum(), parted.sum()]).tolist()  # waits
         parents = rows_where(parted, n_parents)
-        noise = self._noise(step, n_parents).to(gaussians.device)
+        noise = self._noise(step, gaussians.rows["ids"][parents])
         grown = Grown(
             gaussians,
             stay=rows_where(~parted, len(gaussians) - n_parents),
@@ -209,16 +218,14 @@ class DefaultDensifier(Strategy):
         grown.keep(~drop if others is None else ~(drop | others), ctx.optimizer)
         for name in (GRADIENTS, VIEWS):
             gaussians.rows[name].zero_()
-        self._counts = {
-            "n_cloned": float(n_clones),
-            "n_split": float(n_parents),
-            "n_pruned": float(n_grown - len(gaussians)),
-        }
+        counts = ctx.total(n_clones, n_parents, n_grown - len(gaussians))
+        names = ("n_cloned", "n_split", "n_pruned")
+        self._counts = {name: float(n) for name, n in zip(names, counts, strict=True)}
 
-    def _noise(self, step: int, n: int) -> Tensor:  # [2, n, 3], standard normal
-        # Seeded by the iteration, so a resumed run draws the same; on the CPU, for any device.
-        generator = torch.Generator().manual_seed(derive_seed(self.seed, "split", step))
-        return torch.randn(N_CHILDREN, n, 3, generator=generator)
+    def _noise(self, step: int, ids: Tensor) -> Tensor:  # [M] -> [2, M, 3], standard normal
+        """By the parent's id: the same whatever other Gaussians there are, and in any order."""
+        seeds = (derive_seed(self.seed, "split", step, child) for child in range(N_CHILDREN))
+        return torch.stack([normals(seed, ids) for seed in seeds])
 
     def scalars(self, step: int) -> dict[str, float | Tensor]:
         return self._counts
@@ -233,8 +240,9 @@ class DefaultDensifier(Strategy):
 class Grown(Gaussians):
     """A model as cloning and splitting leave it, for strategies to look at before pruning.
 
-    Its rows are those that stay, clones, all first children and all second children. It holds only
-    where each comes from: parameters and buffers are gathered when they are asked for.
+    Its rows are those that stay, clones, all first children and all second children; the new ones
+    are numbered in this order, each part by the parents' ids. It holds only where each comes from:
+    parameters and buffers are gathered when they are asked for.
     """
 
     def __init__(
@@ -253,7 +261,11 @@ class Grown(Gaussians):
         self.sh_degree, self.active_sh_degree = gaussians.sh_degree, gaussians.active_sh_degree
         self.specs, self.shared = gaussians.specs, gaussians.shared
         self.shared_specs = gaussians.shared_specs
-        self.next_id = gaussians.next_id + len(self.sources) - self.n_stay
+        self.next_id, numbered = gaussians.next_id, []
+        for rows in (clones, *[parents] * N_CHILDREN):
+            ids, self.next_id = gaussians.numbering(gaussians.rows["ids"][rows], self.next_id)
+            numbered.append(ids)
+        self.new_ids = torch.cat(numbered)
         self.params: Any = _Lazy(gaussians.params, self._parameter)
         self.rows: Any = _Lazy(gaussians.rows, self._row)
 
@@ -264,10 +276,6 @@ class Grown(Gaussians):
     def device(self) -> torch.device:
         return self.sources.device
 
-    def new_ids(self) -> Tensor:  # [clones and children] int32
-        ids = torch.arange(self.origin.next_id, self.next_id, device=self.device)
-        return ids.to(self.origin.rows["ids"])
-
     def _parameter(self, name: str) -> Tensor:
         values = self.origin.params[name].detach()[self.sources]
         if name in self.children_values:
@@ -276,7 +284,7 @@ class Grown(Gaussians):
 
     def _row(self, name: str) -> Tensor:
         values = self.origin.rows[name][self.sources]
-        values[self.n_stay :] = self.new_ids() if name == "ids" else 0
+        values[self.n_stay :] = self.new_ids if name == "ids" else 0
         return values
 
     @torch.no_grad()
@@ -291,7 +299,7 @@ class Grown(Gaussians):
             optimizer,
             self.sources[index],
             n_kept=counts[0],
-            new_ids=self.new_ids()[index[counts[0] :] - self.n_stay],
+            new_ids=self.new_ids[index[counts[0] :] - self.n_stay],
             last={
                 name: values[index[n_older:] - self.n_older]
                 for name, values in self.children_values.items()

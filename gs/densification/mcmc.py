@@ -34,6 +34,7 @@ from __future__ import annotations
 import math
 from collections.abc import Hashable
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any
 
 import torch
@@ -46,9 +47,10 @@ from ..model.gaussians import Gaussians
 from ..model.rows import clear_moments, copy_rows, gather_rows
 from ..ranges import COUNT, INNER_SHARE, NOT_NEGATIVE, POSITIVE
 from ..seeds import derive_seed
-from ..training.strategy import StepContext, Strategy, rows_to_prune
+from ..training.strategy import Population, StepContext, Strategy, rows_to_prune
 from .adaptive import DensifierConfig, rows_where
 from .budget import budget_limit, check_budget
+from .mcmc_shards import densify_shards
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -103,6 +105,8 @@ class MCMCDensifier(Strategy):
     """Relocate, add, regularise and wander; see the module's docstring."""
 
     name = "densify"
+    runs_on_several_ranks = True
+    regularized = ("opacities", "scales")
 
     def __init__(self, config: MCMCConfig) -> None:
         self.config = config
@@ -117,28 +121,37 @@ class MCMCDensifier(Strategy):
         self.seed, self.n_start, self.n_last = seed, len(gaussians), len(gaussians)
         check_budget(self.config.budget, self.n_start)
         opacities = gaussians.params["opacities"].data
-        if bool((opacities == opacities[0]).all()):  # those of a trained model differ
+        # those of a trained model differ
+        if not gaussians.is_shard and bool((opacities == opacities[0]).all()):
             o = self.config.initial_opacity
             opacities.fill_(math.log(o / (1.0 - o)))
             gaussians.params["scales"].data += math.log(self.config.initial_scale)
 
     def phase(self, step: int) -> Hashable | None:
-        return None if self.config.densifies_at(step) else "wandering"
+        return None if self.config.densifies_at(step, self.n_images) else "wandering"
 
     def after_backward(self, step: int, ctx: StepContext) -> None:
-        if self.config.densifies_at(step):
+        if self.config.densifies_at(step, self.n_images):
             self.densify(step, ctx)
             return
         opacities, scales = (ctx.gaussians.params[name] for name in ("opacities", "scales"))
+        population: Population | None = ctx.out.info.get("population")
         if opacities.grad is None or scales.grad is None:
             raise ValueError("regularisers need the gradients of opacities and scales")
+        counts: Tensor | None = ctx.out.info.get("observations")
+        part, n_seen = 1.0, torch.zeros(()) if counts is None else counts.sum()
+        if population is not None and counts is None:
+            part = len(opacities) / population.n  # of means over all
+        elif population is not None and population.observations is not None:
+            n_seen = n_seen + population.observations
         add_regularizer_gradients(
             opacities,
             scales,
             opacities.grad,
             scales.grad,
-            lambda_opacity=self.config.lambda_opacity,
-            lambda_scale=self.config.lambda_scale,
+            lambda_opacity=part * self.n_images * self.config.lambda_opacity,
+            lambda_scale=part * self.n_images * self.config.lambda_scale,
+            shares=None if counts is None else counts / n_seen.clamp_min(1.0),
         )
 
     def after_step(self, step: int, ctx: StepContext) -> None:
@@ -162,16 +175,17 @@ class MCMCDensifier(Strategy):
     @torch.no_grad()
     def densify(self, step: int, ctx: StepContext) -> None:
         """Move the dead and add others now; tensors stay where they are if none comes or goes."""
+        if ctx.ranks is not None:
+            self._densify_shards(step, ctx)
+            return
         config, gaussians = self.config, ctx.gaussians
-        if len(gaussians) < self.n_last:
-            self.ceiling = len(gaussians)
         opacities = gaussians.get_opacities()
         named = rows_to_prune(step, gaussians, ctx.strategies)
         stay = torch.ones_like(opacities, dtype=torch.bool) if named is None else ~named
         dead = stay & (opacities <= config.min_opacity)
         n_stay, n_dead = torch.stack([stay.sum(), dead.sum()]).tolist()
         n_gone = len(gaussians) - n_stay
-        n_new = max(min(self.limit(), int(n_stay * (1.0 + config.growth))) - n_stay, 0)
+        n_new = self.n_new(len(gaussians), n_stay)
         if n_dead == n_stay:  # there is none to put them onto
             n_dead = n_new = 0
         if n_dead + n_new:
@@ -203,6 +217,19 @@ class MCMCDensifier(Strategy):
             "n_pruned": float(n_gone),
         }
 
+    def _densify_shards(self, step: int, ctx: StepContext) -> None:
+        least = self.config.min_opacity
+        draw = partial(draw_sources, seed=derive_seed(self.seed, "mcmc", step))
+        part = partial(share, ctx.gaussians, ctx.optimizer, min_opacity=least)
+        counts, self.n_last = densify_shards(step, ctx, least, self.n_new, draw, part)
+        self._counts = {**counts}
+
+    def n_new(self, n: int, n_stay: int) -> int:
+        """How many of n Gaussians, of which some stay, are added now."""
+        if n < self.n_last:
+            self.ceiling = n
+        return max(min(self.limit(), int(n_stay * (1.0 + self.config.growth))) - n_stay, 0)
+
     def limit(self) -> int:
         """The number of Gaussians that may be reached now."""
         limit = budget_limit(self.config.budget, self.n_start)
@@ -229,7 +256,7 @@ def draw_sources(
     *,
     seed: int,
 ) -> Tensor:  # [n] int64
-    """Draw n rows with replacement in proportion to their weights.
+    """Draw n rows with replacement in proportion to their weights, of those that are given.
 
     Counter-based by (seed, draw). Rows are walked through by id and weights are summed as whole
     numbers of 2^-24, exactly, so that a draw depends neither on the order of rows nor on threads.

@@ -115,9 +115,9 @@ class TamingConfig(DensifyConfig):
         return range(first, self.densify_until_iter, interval)
 
     def target(self, step: int, n_start: int) -> int:
-        """N(x), the number of Gaussians that densification at `step` may lead to."""
+        """N(x), the number of Gaussians that densification at `step`, or just before, leads to."""
         rounds = self.rounds()
-        x = (rounds.index(step) + 1) / len(rounds)
+        x = sum(step >= due for due in rounds) / len(rounds)
         return n_start + math.floor((self.limit(n_start) - n_start) * (2 * x - x * x))
 
     def build(self) -> TamingDensifier:
@@ -127,6 +127,7 @@ class TamingConfig(DensifyConfig):
 class TamingDensifier(DefaultDensifier):
     """Clone and split by score up to the budget; see the module's docstring."""
 
+    runs_on_several_ranks = False
     config: TamingConfig
 
     def __init__(self, config: TamingConfig) -> None:
@@ -155,7 +156,7 @@ class TamingDensifier(DefaultDensifier):
         clones, parents = self._draw_growth(step, gaussians, candidates, scores, n_free)
         stay = torch.ones(len(gaussians), dtype=torch.bool, device=gaussians.device)
         stay[parents] = False
-        noise = self._noise(step, len(parents)).to(gaussians.device)
+        noise = self._noise(step, gaussians.rows["ids"][parents])
         grown = Grown(
             gaussians,
             stay=stay.nonzero()[:, 0],
@@ -333,11 +334,12 @@ def draw(
     """Draw k of the candidates without replacement, in proportion to their scores.
 
     An exponential race (Efraimidis and Spirakis 2006) with the counter-based uniform number of
-    (seed, id): a draw depends on no order of rows. Scores of 0 come last, by row.
+    (seed, id): a draw depends on no order of rows. Scores of 0 come last, by id.
     """
     u = uniform(seed, ids).double().clamp(2.0**-32, 1.0 - 2.0**-32)
     keys = scores.double().clamp_min(0).log() - torch.log(-torch.log1p(-u))
     rows = candidates.nonzero()[:, 0]
+    rows = rows[ids[rows].argsort()]
     order = keys[rows].sort(descending=True, stable=True).indices[:k]
     drawn = torch.zeros_like(candidates)
     drawn[rows[order]] = True

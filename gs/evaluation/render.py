@@ -1,5 +1,7 @@
 """Render a trained model's views: `python -m gs.render -m OUT [--skip_train]`.
 
+With --video out.mp4, a flight along --path becomes a video instead (`gs.evaluation.video`).
+
 Writes {train,test}/ours_N/{renders,gt}/00000.png, 8 bits a channel, numbered per folder as in the
 original code, and render_stats.json: image names, mean quality and rendering speed.
 """
@@ -12,7 +14,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import torch
 import tyro
@@ -21,17 +23,15 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ..config import resolve_device
-from ..data.camera import NEAR_PLANE, Camera
+from ..data.camera import Camera
 from ..data.loader import ImageLoader
-from ..data.scene import Scene, load_scene
-from ..data.undistort import FOLDER as UNDISTORTED
 from ..errors import SplatrimError
 from ..files import atomic_write, check_writable, write_json
 from ..logs import show_log
 from ..model.gaussians import Gaussians
 from ..model.ply import load_ply, read_offset
 from ..model.renderer import RenderOutput, render
-from ..ranges import ITERATION, check_ranges
+from ..ranges import AT_LEAST_ONE, ITERATION, POSITIVE, check_ranges
 from ..run_record import find_model
 from ..run_settings import read_settings
 from .rendered import (
@@ -44,10 +44,13 @@ from .rendered import (
     read_results,
     read_stats,
 )
+from .run_scene import load_run_scene
+from .video import Flight, write_video
 from .views import ViewScore, evaluate_views, mean_scores
 
 TIMED_VIEWS = 50  # renderings for the speed on a GPU, where one is too short to be exact
 WARM_UP = 5
+_OF_VIDEO = ("path", "views", "seconds", "fps", "width")
 
 logger = logging.getLogger("splatrim")
 
@@ -74,6 +77,19 @@ class RenderConfig:
     """Resolution as in training, instead of the run's."""
     device: str = "auto"
     """auto, cpu or cuda."""
+    video: Path | None = None
+    """Film a flight into this file, NAME.mp4, instead of rendering views."""
+    path: str = "orbit"
+    """The flight: orbit, interpolate (through the views, by name), or a file of cameras: a
+    cameras.json or a camera path of nerfstudio."""
+    views: tuple[Literal["color", "depth", "mask"], ...] = ("color",)
+    """What the video shows, side by side; mask is how much of a pixel Gaussians cover."""
+    seconds: Annotated[float, POSITIVE] = 6.0
+    """Length of the video, unless a camera path says it."""
+    fps: Annotated[int, AT_LEAST_ONE] = 30
+    """Frames per second."""
+    width: Annotated[int | None, AT_LEAST_ONE] = None
+    """Pixels across one view of the video; by default as many as in training."""
 
     def __post_init__(self) -> None:
         check_ranges(self)
@@ -105,7 +121,14 @@ def render_views(
     check_writable(model_path)
     where = resolve_device(device)
     gaussians = Gaussians.from_tensors({name: x.to(where) for name, x in load_ply(ply).items()})
-    scene = _load_scene(settings, source_path, images, resolution, model_path, read_offset(ply))
+    scene = load_run_scene(
+        settings,
+        model_path,
+        read_offset(ply),
+        source_path=source_path,
+        images=images,
+        resolution=resolution,
+    )
     white = bool(settings.get("white_background", False))
     background = torch.full((3,), float(white), device=where)
     stats: dict[str, Any] = {
@@ -144,39 +167,6 @@ def render_views(
         raise SplatrimError("there is nothing to render: the scene has no such views")
     _write_stats(model_path, method_name(iteration), stats)
     return stats
-
-
-def _load_scene(
-    settings: dict[str, Any],
-    source_path: str | Path | None,
-    images: str | None,
-    resolution: int | None,
-    model_path: Path,
-    world_offset: tuple[float, float, float],
-) -> Scene:
-    source = source_path or settings.get("source_path")
-    if not source:
-        raise SplatrimError("the run does not say where its scene is: give it with -s")
-    return load_scene(
-        Path(source),
-        images=images or settings.get("images"),
-        resolution=settings.get("resolution", -1) if resolution is None else resolution,
-        eval=bool(settings.get("eval", False)),
-        white_background=bool(settings.get("white_background", False)),
-        init_points=1,  # the points play no part here
-        distortion=str(settings.get("distortion", "undistort")),
-        cache=model_path / UNDISTORTED,
-        world_offset=world_offset,
-        near=_near_plane(settings),
-    )
-
-
-def _near_plane(settings: dict[str, Any]) -> float:
-    """That of the training; the published one where a run does not say."""
-    near = settings.get("near_plane", NEAR_PLANE)
-    if not isinstance(near, (int, float)) or not 0 <= near < float("inf"):
-        raise SplatrimError(f"the run's near_plane is damaged: {near!r:.80}")
-    return float(near)
 
 
 def _render_split(
@@ -281,4 +271,19 @@ def main(args: Sequence[str] | None = None) -> None:
         use_underscores=True,
     )
     show_log(quiet=config.quiet)
-    render_views(**vars(config))
+    if config.video is not None:
+        write_video(
+            config.video,
+            config.model_path,
+            Flight(config.path, config.views, config.seconds, config.fps, config.width),
+            iteration=config.iteration,
+            source_path=config.source_path,
+            device=config.device,
+            quiet=config.quiet,
+        )
+        return
+    given = [name for name in _OF_VIDEO if getattr(config, name) != getattr(RenderConfig, name)]
+    if given:
+        raise SplatrimError(f"--{given[0]} is for a video: give --video NAME.mp4 too")
+    of_views = {name: x for name, x in vars(config).items() if name not in (*_OF_VIDEO, "video")}
+    render_views(**of_views)

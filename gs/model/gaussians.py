@@ -31,6 +31,8 @@ MIN_SQUARED_DISTANCE = 1e-7  # of neighbours, so that duplicated points get a fi
 class Gaussians(Model):
     """N Gaussians as raw parameters, with activations as `get_` methods."""
 
+    same_in_all_views = True
+
     def __init__(
         self,
         tensors: dict[str, Tensor],  # as `params` in the module docstring

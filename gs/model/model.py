@@ -28,6 +28,24 @@ if TYPE_CHECKING:
     from .view import View
 
 
+Numbering = Callable[[Tensor, int], tuple[Tensor, int]]
+"""Ids of one child of each parent, given the parents' ids and the first that is free; and the next
+that is free."""
+
+
+def fresh_ids(parents: Tensor, first: int) -> tuple[Tensor, int]:  # [M] -> [M], of that type
+    """Ids from `first` on, one for a new Gaussian of each parent, ascending with the parents' ids.
+
+    So it does not matter in what order rows lie, or where. Parents that occur twice are taken in
+    their order.
+    """
+    ids = torch.empty_like(parents)
+    ids[parents.argsort(stable=True)] = torch.arange(
+        first, first + len(parents), dtype=parents.dtype, device=parents.device
+    )
+    return ids, first + len(parents)
+
+
 class Splats(NamedTuple):
     """Gaussians as they are drawn: all that rendering needs but the camera. N of them."""
 
@@ -61,9 +79,16 @@ class Model(nn.Module, ABC):
     """Highest degree of spherical harmonics that it may use."""
     active_sh_degree: int = 0
     """Highest degree that it uses now."""
+    same_in_all_views: bool = False
+    """Whether `splats` gives the same Gaussians for every view, so that several views can be
+    rendered at once."""
+
+    is_shard: bool = False
+    """Whether its rows are some of a larger model's: then it may be without any."""
 
     def __init__(self, n: int, device: torch.device | str) -> None:
         super().__init__()
+        self.numbering: Numbering = fresh_ids
         self.params = nn.ParameterDict()
         ids = torch.arange(n, dtype=torch.int32, device=device)
         self.rows: dict[str, Tensor] = {"ids": ids}

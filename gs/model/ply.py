@@ -150,7 +150,7 @@ def load_ply(path: str | Path, *, others: Iterable[str] = ()) -> dict[str, Tenso
     with np.errstate(over="ignore", invalid="ignore"):
         for i, name in enumerate(wanted):
             table[:, i] = vertices[name]
-    table = _sound_rows(path, table, wanted)
+    table = sound_rows(path, table, wanted)
 
     n = len(table)
     values = torch.from_numpy(table)
@@ -215,8 +215,17 @@ def _read_vertices(path: Path) -> NDArray[np.void]:
     return read_table(path)
 
 
-def _sound_rows(path: Path, table: NDArray[np.float32], names: list[str]) -> NDArray[np.float32]:
-    """The rows that are finite, activated too; each with a rotation. What is mended is told."""
+def sound_rows(path: Path, table: NDArray[np.float32], names: list[str]) -> NDArray[np.float32]:
+    """The rows that are finite, activated too; each with a rotation. What is mended is told.
+
+    Args:
+        path: Where they are from, for messages.
+        table: Values of Gaussians. [N, M]
+        names: Of the columns; a .ply's for scales and rotations.
+
+    Raises:
+        SplatrimError: no row is finite.
+    """
     finite = np.isfinite(table)
     scales = slice(names.index("scale_0"), names.index("scale_0") + 3)
     finite[:, scales] &= table[:, scales] <= MAX_LOG_SCALE

@@ -17,11 +17,12 @@ class RenderOutput(NamedTuple):
     """A rendered view."""
 
     colors: Tensor
-    """[H, W, D], not clamped above; D = 3, or as `render_mode` says."""
+    """[H, W, D], not clamped above; D = 3, or as `render_mode` says. [C, H, W, D] of a view of
+    more than one camera."""
     alphas: Tensor
-    """[H, W, 1]."""
+    """[H, W, 1], or [C, H, W, 1]."""
     info: dict[str, Any]
-    """As `kernels.rasterization` returns it, for C = 1 camera."""
+    """As `kernels.rasterization` returns it, for C cameras."""
 
 
 def render(
@@ -36,7 +37,7 @@ def render(
     """Render one view, differentiable in the model's parameters.
 
     Args:
-        model: What to draw.
+        model: What to draw; in a view of several cameras one that is `same_in_all_views`.
         camera: The view, at the resolution to render.
         background: Colour behind the Gaussians, on the model's device. [3]
         sh_degree: Highest SH degree to use.
@@ -57,7 +58,7 @@ def render(
     keywords: dict[str, Any] = {
         "near_plane": view.near,
         "sh_degree": s.sh_degree if sh_degree is None else sh_degree,
-        "backgrounds": None if background is None else background[None],
+        "backgrounds": None if background is None else background.expand(view.n_cameras, -1),
         "colors_rest": s.colors_rest,
         "raw": s.raw,
     } | raster_kwargs

@@ -63,7 +63,7 @@ def gather_rows(
         NoneLeft: M is 0.
     """
     n_rows, kept = len(sources), sources[:n_kept]
-    if n_rows == 0:
+    if n_rows == 0 and not gaussians.is_shard:
         raise NoneLeft("no Gaussian would be left")
     for name in list(gaussians.params):
         moments = _pop_moments(optimizer, gaussians.params[name])
@@ -102,7 +102,8 @@ def copy_rows(
 ) -> None:
     """Make each of `rows` a new Gaussian with the parameters of its source, in the same tensors.
 
-    They get fresh ids and zero moments and statistics. CUDA graphs of steps stay valid.
+    They get fresh ids, in the order of `rows`, and zero moments and statistics. CUDA graphs of
+    steps stay valid.
 
     Args:
         gaussians: The model.

@@ -1,6 +1,6 @@
-"""One camera as rendering reads it: tensors on the model's device, packed into one vector.
+"""Cameras as rendering reads them: tensors on the model's device, packed into a vector each.
 
-The vector's layout, in words of 4 bytes; a captured step finds the view at the head of its inputs:
+A vector's layout, in words of 4 bytes; a captured step finds its views at the head of its inputs:
 
     0   viewmat     world to camera, row by row     16 floats
     16  K           intrinsics in pixels             9 floats
@@ -9,6 +9,7 @@ The vector's layout, in words of 4 bytes; a captured step finds the view at the 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -25,21 +26,34 @@ NO_EXPOSURE = -1
 
 
 class View(NamedTuple):
-    """A camera on a device."""
+    """A camera on a device, or C of them of one size that are rendered at once."""
 
     viewmats: Tensor
-    """World to camera. [1, 4, 4] float32"""
+    """World to camera. [C, 4, 4] float32"""
     Ks: Tensor
-    """Intrinsics in pixels. [1, 3, 3] float32"""
+    """Intrinsics in pixels. [C, 3, 3] float32"""
     exposure: Tensor
     """Place among the run's cameras, as a row of what is learnt for each; NO_EXPOSURE where the
-    camera is none of them. [1] int32"""
+    camera is none of them. [C] int32"""
     width: int
     """Pixels."""
     height: int
     """Pixels."""
     near: float = NEAR_PLANE
     """Depth of the near plane."""
+
+    @property
+    def n_cameras(self) -> int:
+        return len(self.viewmats)
+
+    def one(self, k: int) -> View:
+        """Camera k alone; it shares memory."""
+        if self.n_cameras == 1:
+            return self
+        rows = slice(k, k + 1)
+        return self._replace(
+            viewmats=self.viewmats[rows], Ks=self.Ks[rows], exposure=self.exposure[rows]
+        )
 
 
 def pack_view(camera: Camera, exposure: int = NO_EXPOSURE) -> NDArray[np.float32]:  # [VIEW_WORDS]
@@ -52,16 +66,17 @@ def pack_view(camera: Camera, exposure: int = NO_EXPOSURE) -> NDArray[np.float32
 
 
 def unpack_view(
-    words: Tensor,  # [VIEW_WORDS] float32
+    words: Tensor,  # [C VIEW_WORDS] float32
     width: int,
     height: int,
     near: float,
 ) -> View:
-    """The view in a vector, which it shares memory with."""
+    """The view in one or more vectors, which it shares memory with."""
+    words = words.view(-1, VIEW_WORDS)
     return View(
-        words[VIEWMAT:INTRINSICS].view(1, 4, 4),
-        words[INTRINSICS : INTRINSICS + 9].view(1, 3, 3),
-        words[EXPOSURE : EXPOSURE + 1].view(torch.int32),
+        words[:, VIEWMAT:INTRINSICS].view(-1, 4, 4),
+        words[:, INTRINSICS : INTRINSICS + 9].view(-1, 3, 3),
+        words[:, EXPOSURE].view(torch.int32),
         width,
         height,
         near,
@@ -73,3 +88,15 @@ def view_of(camera: Camera, device: torch.device, exposure: int = NO_EXPOSURE) -
     """A camera on the device, copied there once and not per step."""
     words = torch.from_numpy(pack_view(camera, exposure)).to(device)
     return unpack_view(words, camera.width, camera.height, camera.near)
+
+
+def views_of(cameras: Sequence[Camera], device: torch.device, exposures: Sequence[int]) -> View:
+    """Cameras of one size and near plane on the device, as one view."""
+    views = [view_of(camera, device, k) for camera, k in zip(cameras, exposures, strict=True)]
+    if len(views) == 1:
+        return views[0]
+    return views[0]._replace(
+        viewmats=torch.cat([view.viewmats for view in views]),
+        Ks=torch.cat([view.Ks for view in views]),
+        exposure=torch.cat([view.exposure for view in views]),
+    )

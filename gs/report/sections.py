@@ -25,6 +25,7 @@ from ..evaluation.metrics import read_image
 from ..files import write_text
 from ..logs import show_log
 from .charts import Series, compact, line_chart, moving_average
+from .exports import exports
 from .page import (
     details,
     error_legend,
@@ -225,6 +226,7 @@ SECTIONS: tuple[Section, ...] = (
     distributions,
     test_views,
     view_table,
+    exports,
     machine_and_timing,
     settings_table,
 )

@@ -74,6 +74,7 @@ _ENTRIES = fields(
                         {
                             **dict.fromkeys(HISTORY_COLUMNS, _NUMBERS),
                             "test": listed(mapped(number(is_finite=False))),
+                            "unseen": listed(mapped(anything)),
                         },
                         needs=(*HISTORY_COLUMNS, "test"),
                     ),

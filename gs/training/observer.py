@@ -20,9 +20,11 @@ from ..config import TrainConfig
 from ..data.loader import ImageLoader
 from ..data.scene import Scene
 from ..model.model import Model
-from .strategy import Strategy
+from ..schedule import multiple_in
+from .strategy import StepContext, Strategy
 from .tracker import Tracker
 
+KEPT = 2  # checkpoints of an interval
 EVALUATION_AHEAD = 1000  # iterations before an evaluation, its images begin to be decoded
 
 
@@ -50,6 +52,9 @@ class Run(Protocol):
     @property
     def n_rendered(self) -> int: ...
 
+    @property
+    def computed(self) -> StepContext[Any] | None: ...
+
     def exported(self) -> Model: ...
 
     def evaluate(self, step: int) -> dict[str, float]: ...
@@ -57,6 +62,8 @@ class Run(Protocol):
     def save(self, step: int) -> Path: ...
 
     def checkpoint(self, step: int) -> Path: ...
+
+    def drop_checkpoint(self, step: int) -> None: ...
 
 
 class Observer:
@@ -71,6 +78,17 @@ class Observer:
 
     def on_step(self, run: Run, step: int) -> None:
         """Iteration `step` is over, or on its way on the GPU."""
+
+
+class Due:
+    """Iterations of the settings at which something happens."""
+
+    def __init__(self, config: TrainConfig, *images: int) -> None:
+        self._images, self._batch = frozenset(images), config.batch
+
+    def at(self, step: int) -> bool:
+        """Whether the step that ends with image `step` has one of them."""
+        return any(step - k in self._images for k in range(self._batch))
 
 
 class Progress(Observer):
@@ -89,10 +107,10 @@ class Evaluation(Observer):
     """Evaluates at iterations of the settings, and at the last."""
 
     def __init__(self, config: TrainConfig) -> None:
-        self._steps = {*config.test_iterations, config.iterations}
+        self._due = Due(config, *config.test_iterations, config.iterations)
 
     def is_due(self, step: int) -> bool:
-        return step in self._steps
+        return self._due.at(step)
 
     def report(self, run: Run, step: int) -> None:
         run.evaluate(step)
@@ -107,24 +125,32 @@ class Saving(Observer):
     """Saves the model at iterations of the settings, and at the last."""
 
     def __init__(self, config: TrainConfig) -> None:
-        self._steps = {*config.save_iterations, config.iterations}
+        self._due = Due(config, *config.save_iterations, config.iterations)
 
     def is_due(self, step: int) -> bool:
-        return step in self._steps
+        return self._due.at(step)
 
     def report(self, run: Run, step: int) -> None:
         run.save(step)
 
 
 class Checkpoints(Observer):
-    """Saves a checkpoint after iterations of the settings."""
+    """Saves a checkpoint after iterations of the settings, and of those that are due at an interval
+    keeps the last two."""
 
     def __init__(self, config: TrainConfig) -> None:
-        self._steps = set(config.checkpoint_iterations)
+        self._due, self._config = Due(config, *config.checkpoint_iterations), config
+        self._passing: list[int] = []
 
     def on_step(self, run: Run, step: int) -> None:
-        if step in self._steps:
+        interval, is_named = self._config.checkpoint_interval, self._due.at(step)
+        is_due = interval and multiple_in(step, interval, self._config.batch) is not None
+        if is_named or is_due:
             run.checkpoint(step)
+        if is_due and not is_named:
+            self._passing.append(step)
+            if len(self._passing) > KEPT:
+                run.drop_checkpoint(self._passing.pop(0))
 
 
 def default_observers(config: TrainConfig) -> tuple[Observer, ...]:

@@ -15,6 +15,8 @@ from kernels import uses_triton
 from ..model.model import Model
 from ..model.rates import OptimConfig, annealing
 from ..model.specs import ParameterSpec
+from .batch import batched
+from .row_adam import RowAdam
 from .run_state import Part
 
 BETAS = (0.9, 0.999)
@@ -26,24 +28,32 @@ def build_optimizer(
     config: OptimConfig,
     *,
     extent: float,
+    n_images: int = 1,
+    by_row: bool = False,
 ) -> torch.optim.Adam:
     """Adam with one group per parameter, in the order of their specs.
 
-    A group has the parameter's "name" and "spec". What needs no gradient has no group.
+    A group has the parameter's "name" and "spec", and the "gain" that every learning rate is
+    multiplied by. What needs no gradient has no group.
 
     Args:
         gaussians: The model, with all parameters of its strategies.
         config: Learning rates.
         extent: Radius of the scene, which scales the learning rate of positions.
+        n_images: Images of a step (gs.training.batch).
+        by_row: Whether parameters with rows step by row (gs.training.seen).
     """
+    adam = batched(BETAS, EPS, n_images)
     tensors = dict(gaussians.params) | dict(gaussians.shared.named_parameters())
     specs = [*gaussians.specs.values(), *gaussians.shared_specs.values()]
     groups = [
         {
             "params": [tensors[spec.name]],
-            "lr": spec.rate(config, extent),
+            "lr": adam.gain * spec.rate(config, extent),
             "name": spec.name,
             "spec": spec,
+            "gain": adam.gain,
+            "by_row": by_row and spec.name in gaussians.params,
         }
         for spec in sorted(specs, key=lambda spec: spec.order)
         if tensors[spec.name].requires_grad
@@ -51,8 +61,10 @@ def build_optimizer(
     if uses_triton("auto", next(iter(gaussians.params.values()))):
         from kernels import FusedAdam
 
-        return FusedAdam(groups, lr=0.0, betas=BETAS, eps=EPS)
-    return torch.optim.Adam(groups, lr=0.0, betas=BETAS, eps=EPS, fused=True)
+        return FusedAdam(groups, lr=0.0, betas=adam.betas, eps=adam.eps)
+    if by_row:
+        return RowAdam(groups, lr=0.0, betas=adam.betas, eps=adam.eps)
+    return torch.optim.Adam(groups, lr=0.0, betas=adam.betas, eps=adam.eps, fused=True)
 
 
 def learning_rates(
@@ -66,7 +78,7 @@ def learning_rates(
         rates[spec.name] = group["lr"]
         if spec.scheduled or (spec.anneals and anneals):
             share = annealing(config, step) if spec.anneals else 1.0
-            rates[spec.name] = share * spec.rate(config, extent, step)
+            rates[spec.name] = group["gain"] * share * spec.rate(config, extent, step)
     return rates
 
 

@@ -26,7 +26,7 @@ from ..errors import SplatrimError
 from ..files import lock_file, remove_temporaries
 from ..run_record import (
     RunRecord,
-    checkpoint_file,
+    checkpoint_path,
     has_saved,
     holds_run,
     model_file,
@@ -134,11 +134,16 @@ class RunFolder:
         kept = tuple(sorted({*self.record.checkpoints, iteration}))
         self._note(replace(self.record, checkpoints=kept))
 
+    def drop_checkpoint(self, iteration: int) -> None:
+        """Note that the checkpoint of an iteration is to be removed."""
+        kept = tuple(i for i in self.record.checkpoints if i != iteration)
+        self._note(replace(self.record, checkpoints=kept))
+
     def latest(self) -> Path | None:
         """The last model or checkpoint that this run has saved."""
         models, checkpoints = self.record.models, self.record.checkpoints
         if checkpoints and checkpoints[-1] >= max(models, default=0):
-            return checkpoint_file(self.path, checkpoints[-1])
+            return checkpoint_path(self.path, checkpoints[-1])
         return model_file(self.path, max(models)) if models else None
 
     def _note(self, record: RunRecord) -> None:

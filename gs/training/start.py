@@ -23,13 +23,17 @@ import torch
 from torch import Tensor
 
 from ..config import PUBLISHED_ITERATIONS, TrainConfig
+from ..data.scene import Scene
+from ..data.visibility import check_points, check_sight
+from ..distributed.ranks import Ranks
 from ..errors import SplatrimError
+from ..formats.model_file import load_model, load_offset
 from ..model.gaussians import Gaussians
 from ..model.model import Model
-from ..model.ply import load_ply, read_offset
 from ..model.rates import OptimConfig
 from ..model.specs import PUBLISHED, ParameterSpec
-from .checkpoint import load_checkpoint, peek_checkpoint
+from ..schedule import multiple_in
+from .checkpoint_shards import load_any, peek_any
 from .run_state import RunState
 from .strategy import StepContext, Strategy
 
@@ -87,7 +91,7 @@ def find_origin(ply: Path | None, checkpoint: Path | None) -> Origin | None:
         return Origin(PUBLISHED_ITERATIONS, PUBLISHED_ITERATIONS)
     if checkpoint is None or not checkpoint.exists():
         return None
-    seen = peek_checkpoint(checkpoint)
+    seen = peek_any(checkpoint)
     if seen is None:
         return None
     step, settings = seen
@@ -98,7 +102,10 @@ def find_origin(ply: Path | None, checkpoint: Path | None) -> Origin | None:
 
 
 def load_start(
-    config: TrainConfig, method: str, methods: Mapping[str, type[Heritage]]
+    config: TrainConfig,
+    method: str,
+    methods: Mapping[str, type[Heritage]],
+    ranks: Ranks | None = None,
 ) -> State | None:
     """The state for `Trainer(start=...)` that the flags ask for, None for the scene's points.
 
@@ -106,6 +113,7 @@ def load_start(
         config: Its start_ply or start_checkpoint is read; post_start says whether to post-train.
         method: The pruning method of the run.
         methods: All methods by name: what they left in a model is theirs to read.
+        ranks: Those that train together: of shards each takes its own rows, unless it post-trains.
 
     Raises:
         SplatrimError: absent, broken, no iterations left, or a checkpoint of another method that
@@ -115,7 +123,8 @@ def load_start(
         others = [name for heir in methods.values() for name in heir.PROPERTIES]
         path, state = config.start_ply, _ply_state(config.start_ply, others)
     elif config.start_checkpoint is not None:
-        path, state = config.start_checkpoint, load_checkpoint(config.start_checkpoint)
+        path = config.start_checkpoint
+        state = load_any(path, ranks if config.post_start is None else None)
     else:
         return None
     for heir in methods.values():
@@ -139,14 +148,31 @@ def load_start(
     return state
 
 
+def first_model(
+    config: TrainConfig, scene: Scene, start: State | None, device: torch.device
+) -> Gaussians:
+    """The Gaussians that a run begins with: of a start, or at the scene's points."""
+    if start is not None:
+        is_shard = bool(start.get("is_shard"))
+        if not is_shard:
+            check_sight(scene.train, start["params"]["means"], "Gaussians")
+        model = Gaussians.from_state(start, device)
+        model.is_shard = is_shard
+        return model
+    points, colors = scene.points, scene.colors
+    check_points(points)
+    check_sight(scene.train, points, "starting points")
+    return Gaussians.from_points(points, colors, sh_degree=config.sh_degree, device=device)
+
+
 def _ply_state(path: Path, others: Iterable[str]) -> State:
     """A .ply as the state of a finished run, on the CPU."""
-    params = load_ply(path, others=others)
+    params = load_model(path, others=others)
     n = len(params["means"])
     if n == 0:
         raise SplatrimError(f"{path} holds no Gaussians")
     degree = Gaussians.from_tensors({name: params[name] for name in PUBLISHED}).sh_degree
-    offset = read_offset(path)
+    offset = load_offset(path)
     state = RunState(
         method="3dgs",
         step=PUBLISHED_ITERATIONS,
@@ -184,7 +210,7 @@ def finished(state: State) -> State:
         "strategies": {},
         "sampler": {},
         "rng": {},
-        "config": {},
+        "config": {"batch": (state.get("config") or {}).get("batch", 1)},
         "tracker": None,
     }
 
@@ -231,6 +257,7 @@ class PostRates(Strategy):
     """
 
     name = "post_rates"
+    runs_on_several_ranks = True
 
     def __init__(self, optim: OptimConfig, *, start: int, iterations: int) -> None:
         self.optim, self.start = optim, start
@@ -243,19 +270,22 @@ class PostRates(Strategy):
         self._extent = extent
 
     def after_backward(self, step: int, ctx: StepContext) -> None:
-        decays, rest = divmod(step - self.start, self.interval)
+        decays = (step - self.start) // self.interval
         self._set = True
         for group in ctx.optimizer.param_groups:
             spec: ParameterSpec = group["spec"]
             if not spec.scheduled:
-                _set_rate(group, spec.rate(self.optim, self._extent) * DECAY**decays)
-            elif rest == 0:
+                rate = spec.rate(self.optim, self._extent) * DECAY**decays
+                _set_rate(group, group["gain"] * rate)
+            elif self._changes_at(step):
                 _set_rate(group, float(group["lr"]) * DECAY)
 
     def phase(self, step: int) -> Hashable | None:
         """None where the host sets rates: at first, and where they change."""
-        changes = (step - self.start) % self.interval == 0
-        return None if changes or not self._set else "between"
+        return None if self._changes_at(step) or not self._set else "between"
+
+    def _changes_at(self, step: int) -> bool:
+        return multiple_in(step - self.start, self.interval, self.n_images) is not None
 
 
 def _set_rate(group: dict[str, Any], rate: float) -> None:

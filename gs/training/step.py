@@ -11,25 +11,28 @@ step counts for certain once `settle` has returned: whoever reads the model call
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, Generic, NamedTuple, cast
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from kernels import Counts, photometric_gradient
 
 from ..config import TrainConfig
-from ..data.camera import Camera
 from ..data.loader import ImageLoader
 from ..data.scene import Scene
 from ..losses import total
 from ..model.renderer import render
-from ..model.view import pack_view, view_of
+from ..model.view import pack_view
 from ..seeds import derive_seed
+from .batch import grouped
 from .captured_steps import Bounds, CudaRecorder, StepGraphs
 from .optimizer import set_learning_rates
+from .seen import RowAdam, mark_rows
 from .step_inputs import InputBuffer, StepInputs
 from .strategy import M, StepContext, Strategy
 from .tracker import Tracker
@@ -45,7 +48,7 @@ class _Replayed(NamedTuple):
     """A step that a graph took, and that is not settled."""
 
     step: int
-    image: int
+    images: Sequence[int]
     key: Hashable
     rates: Rates
 
@@ -83,10 +86,12 @@ class Stepper(Generic[M]):
         self.images, self.tracker, self.seed = images, tracker, config.seed
         graphed = config.cuda_graphs and gaussians.device.type == "cuda"
         self.graphs = StepGraphs(CudaRecorder()) if graphed else None
+        self.wants_stop = False  # somebody has asked this process to stop
         self._running = False
         self._stream: torch.cuda.Stream | None = None
         self._buffer: InputBuffer | None = None
-        self._targets: dict[tuple[int, ...], Tensor] = {}  # a captured step's image, by shape
+        # a captured step's images, by their shape
+        self._targets: dict[tuple[int, ...], list[Tensor]] = {}
         self._views = [pack_view(camera, k) for k, camera in enumerate(images.cameras)]
         self._replayed: _Replayed | None = None
         self._warming_up: Hashable | None = None  # key of the eager step that goes on
@@ -106,15 +111,23 @@ class Stepper(Generic[M]):
             finally:
                 self._running = False
 
-    def forward_backward(self, step: int, index: int) -> StepContext[M]:
-        """Render image `index` and find the gradients, which parameters then have."""
-        camera = self.images.cameras[index]
+    def forward_backward(self, step: int, indices: Sequence[int]) -> StepContext[M]:
+        """Render images and find the sum of their gradients, which parameters then have.
+
+        Args:
+            step: Number of the last image.
+            indices: Which images, by camera.
+        """
+        self._announce(len(indices))
+        device, together = self.gaussians.device, self.gaussians.same_in_all_views
+        indices, views = grouped(self.images.cameras, indices, device, together=together)
         inputs = StepInputs(
-            view_of(camera, self.gaussians.device, index),
-            torch.tensor(self.background_color(step), device=self.gaussians.device),
+            views[0],
+            torch.tensor(self.background_color(step), device=device),
             self._device_inputs(step),
+            others=tuple(views[1:]),
         )
-        return self._forward_backward(step, camera, self.images[index], inputs)
+        return self._forward_backward(step, indices, [self.images[i] for i in indices], inputs)
 
     def update(self, step: int, computed: StepContext[M], rates: Rates) -> None:
         """Densify, prune and step, by the gradients that `forward_backward` has left."""
@@ -127,12 +140,13 @@ class Stepper(Generic[M]):
             n_rows = int((info["radii"] > 0).all(-1).sum())
             self.graphs.warmed_up(key, n, Counts(n_rows, int(info["n_isects"])))
 
-    def replay(self, step: int, index: int, rates: Rates) -> bool:
+    def replay(self, step: int, indices: Sequence[int], rates: Rates) -> bool:
         """Take a step as a graph; False where it has to be taken in parts.
 
         Call `settle` before it.
         """
-        key = None if self.graphs is None else self._key(step, self.images.cameras[index])
+        self._announce(len(indices))
+        key = None if self.graphs is None else self._key(step, indices)
         if key is None or self.graphs is None:
             return False
         plan = self.graphs.plan(key, self.gaussians)
@@ -141,24 +155,34 @@ class Stepper(Generic[M]):
         if plan not in ("capture", "replay"):
             return False
         set_learning_rates(self.optimizer, rates)
-        buffer, target = self._upload(step, index, rates)
+        buffer, targets = self._upload(step, indices, rates)
         if plan == "capture":
-            self._capture(self.graphs, key, step, index, buffer, target)
+            self._capture(self.graphs, key, step, indices, buffer, targets)
         self.graphs.replay(key)
         self._count_steps(key, 1)
-        self._replayed = _Replayed(step, index, key, rates)
+        self._replayed = _Replayed(step, indices, key, rates)
         return True
 
     def settle(self) -> None:
         """Make sure that the last step counts: repeat it if a graph's buffers were too small."""
         if self._replayed is None:
             return
-        (step, image, key, rates), self._replayed = self._replayed, None
+        (step, images, key, rates), self._replayed = self._replayed, None
         assert self.graphs is not None and self._buffer is not None
         if not self.graphs.fits(key, len(self.gaussians), Counts(*self._buffer.wait())):
             self._count_steps(key, -1)
             with torch.enable_grad():  # whoever looks at the model may have turned it off
-                self.update(step, self.forward_backward(step, image), rates)
+                self.update(step, self.forward_backward(step, images), rates)
+
+    @property
+    def stops(self) -> bool:
+        """Whether no further step is to be taken."""
+        return self.wants_stop
+
+    @property
+    def n_gaussians(self) -> int:
+        """Rows of the model, on all ranks."""
+        return len(self.gaussians)
 
     def background_color(self, step: int | None) -> tuple[float, ...]:
         """Black, white, or random in training; never random for `step` None."""
@@ -170,12 +194,15 @@ class Stepper(Generic[M]):
     def _forward_backward(
         self,
         step: int,
-        camera: Camera,
-        target: Tensor,  # [H, W, 3] uint8
+        indices: Sequence[int],
+        targets: Sequence[Tensor],  # [H, W, 3] uint8
         inputs: StepInputs,
         bounds: Bounds | None = None,
     ) -> StepContext[M]:
-        """Under capture there are `bounds`, and `skip` says whether the rendering kept them."""
+        """Images are in the order of the views of `inputs`.
+
+        Under capture there are `bounds`, and `skip` says whether the rendering kept them.
+        """
         gaussians, config = self.gaussians, self.config
         keywords: dict[str, Any] = dict(inputs.integers)
         for strategy in self.strategies:
@@ -184,13 +211,16 @@ class Stepper(Generic[M]):
             keywords["deterministic"] = True
         if bounds is not None:
             keywords["capacity"] = bounds.capacity
-        out = render(gaussians, inputs.view, background=inputs.background, **keywords)
+        out, *others = (
+            render(gaussians, view, background=inputs.background, **keywords)
+            for view in (inputs.view, *inputs.others)
+        )
         skip = None if bounds is None else bounds.check(out.info["counts"])
         context = StepContext(
             gaussians,
             self.optimizer,
             out,
-            camera,
+            self.images.cameras[indices[0]],
             extent=self.scene.extent,
             iterations=config.iterations,
             white_background=self.white_background,
@@ -201,76 +231,132 @@ class Stepper(Generic[M]):
             step_seed=derive_seed(self.seed, "step", step),
             inputs=inputs,
             skip=skip,
+            others=others,
         )
-        colors = out.colors
-        for strategy in self.strategies:
-            colors = strategy.after_render(step, colors, context)
-        values, v_colors = photometric_gradient(colors, target, config.lambda_dssim)
+        if config.regularise == "seen":
+            out.info["observations"] = context.observations
+        n_images = len(indices)
+        images = self._shown(step, indices, inputs, context)
+        found = [
+            photometric_gradient(image, target, config.lambda_dssim)
+            for image, target in zip(images, targets, strict=True)
+        ]
+        values = found[0][0] if n_images == 1 else torch.stack([x for x, _ in found]).sum(0)
         terms = [strategy.loss(step, gaussians, out) for strategy in self.strategies]
-        terms = [term for term in terms if term is not None]
-        loss = total(values[0], v_colors, colors, *terms)
+        terms = [x if n_images == 1 else n_images * x for x in terms if x is not None]
+        loss = total(values[0], [v_image for _, v_image in found], images, *terms)
         loss.backward()
-        self.tracker.record(torch.cat([loss.detach().view(1), values[3:]]), skip)
+        losses = torch.cat([loss.detach().view(1), values[3:]])
+        self.tracker.record(losses, skip, n_images)
         return context
+
+    def _shown(
+        self, step: int, indices: Sequence[int], inputs: StepInputs, context: StepContext[M]
+    ) -> list[Tensor]:  # [H, W, 3] each
+        """The images' colours as the loss sees them."""
+        images: list[Tensor] = []
+        views = (inputs.view, *inputs.others)
+        for view, out in zip(views, context.renderings, strict=True):
+            # unbind: its backward copies each image once
+            parts = (out.colors,) if view.n_cameras == 1 else out.colors.unbind(0)
+            for k, colors in enumerate(parts):
+                shown = context
+                if len(indices) > 1:
+                    shown = dataclasses.replace(
+                        context,
+                        camera=self.images.cameras[indices[len(images)]],
+                        inputs=dataclasses.replace(inputs, view=view.one(k), others=()),
+                    )
+                for strategy in self.strategies:
+                    colors = strategy.after_render(step, colors, shown)
+                images.append(colors)
+        return images
 
     def _update(self, step: int, context: StepContext[M]) -> None:
         for strategy in self.strategies:
             strategy.after_backward(step, context)
+        self._rows_may_have_changed()
         params = [p for group in self.optimizer.param_groups for p in group["params"]]
         self._stepped = [p for p in params if p.grad is not None]
+        if self.config.adam_rows == "seen":
+            mark_rows(self.gaussians, cast("RowAdam", self.optimizer), context)
         if context.inputs is not None and context.inputs.rates is not None:
             self._fused_adam.apply(context.inputs.rates, skip=context.skip)
         elif step < self.config.iterations:  # the published loop leaves the last step out
-            self.optimizer.step()
+            if context.skip is None:
+                self.optimizer.step()
+            else:
+                self._fused_adam.step(skip=context.skip)
         self.optimizer.zero_grad(set_to_none=True)
         for strategy in self.strategies:
             strategy.after_step(step, context)
 
-    def _upload(self, step: int, index: int, rates: Rates) -> tuple[InputBuffer, Tensor]:
-        """Queue a captured step's inputs and image; where they go."""
-        integers, image = self._device_inputs(step), self.images[index]
+    def _rows_may_have_changed(self) -> None:
+        """Strategies have seen the gradients, the optimizer has not stepped."""
+
+    def _upload(
+        self, step: int, indices: Sequence[int], rates: Rates
+    ) -> tuple[InputBuffer, list[Tensor]]:
+        """Queue a captured step's inputs and images; where they go."""
+        integers, images = self._device_inputs(step), [self.images[i] for i in indices]
         if self._buffer is None:
-            n_params = len(self.optimizer.param_groups)
-            self._buffer = InputBuffer(self.gaussians.device, n_params, integers)
-        if image.shape not in self._targets:
-            self._targets[image.shape] = torch.empty_like(image)
+            n_params, n_images = len(self.optimizer.param_groups), self.config.batch
+            self._buffer = InputBuffer(self.gaussians.device, n_params, integers, n_images)
+        targets = self._targets.setdefault(images[0].shape, [])
+        while len(targets) < len(images):
+            targets.append(torch.empty_like(images[0]))
+        views = [self._views[i] for i in indices]
         self._buffer.upload(
-            self._views[index],
+            views[0] if len(views) == 1 else np.concatenate(views),
             self.background_color(step),
             derive_seed(self.seed, "step", step),
             integers,
             rates.get("means", 0.0),
             self._fused_adam.rates_for(),
         )
-        return self._buffer, self._targets[image.shape].copy_(image)
+        for target, image in zip(targets, images, strict=True):
+            target.copy_(image)
+        return self._buffer, targets
 
     def _capture(
         self,
         graphs: StepGraphs,
         key: Hashable,
         step: int,
-        index: int,
+        indices: Sequence[int],
         buffer: InputBuffer,
-        target: Tensor,  # [H, W, 3] uint8
+        targets: Sequence[Tensor],  # [H, W, 3] uint8
     ) -> None:
-        camera = self.images.cameras[index]
+        camera = self.images.cameras[indices[0]]
         capacity = graphs.capacity(len(self.gaussians))
         limits = torch.tensor(capacity, dtype=torch.int32, device=self.gaussians.device)
         inputs = buffer.inputs(camera.width, camera.height, camera.near)
         bounds = Bounds(capacity, limits, buffer)
-        compute = partial(self._forward_backward, step, camera, target, inputs, bounds)
+        compute = partial(self._forward_backward, step, indices, targets, inputs, bounds)
         graphs.capture(key, capacity, lambda: self._update(step, compute()))
         self._counts[key] = [self.optimizer.state[p]["step"] for p in self._stepped]
 
-    def _key(self, step: int, camera: Camera) -> Hashable | None:
+    def _key(self, step: int, indices: Sequence[int]) -> Hashable | None:
         """What distinguishes graphs, or None where `step` must be taken in parts."""
         if not self._running or step == self.config.iterations:
+            return None
+        if len(indices) != self.config.batch:
+            return None
+        if len(indices) > 1 and not self.gaussians.same_in_all_views:
+            return None
+        cameras = [self.images.cameras[i] for i in indices]
+        size, *others = ((camera.width, camera.height, camera.near) for camera in cameras)
+        if any(other != size for other in others):
             return None
         phases = tuple(strategy.phase(step) for strategy in self.strategies)
         if None in phases:
             return None
-        size = camera.width, camera.height, camera.near
         return *size, self.gaussians.active_sh_degree, phases
+
+    def _announce(self, n_images: int) -> None:
+        """Tell strategies how many images the step has that is about to be taken."""
+        for strategy in self.strategies:
+            strategy.n_images = n_images
 
     def _device_inputs(self, step: int) -> dict[str, int]:
         integers: dict[str, int] = {}

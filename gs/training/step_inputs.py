@@ -3,7 +3,7 @@
 An `InputBuffer` is one tensor that one copy brings up to date. Its layout, in words of 4 bytes;
 pieces begin at multiples of 16 bytes:
 
-    view        gs.model.view                                   VIEW_WORDS
+    views       gs.model.view                                   VIEW_WORDS each
     background  colour                                          3 floats
     serial      number of the upload                            1 integer
     means_lr    learning rate of positions                      1 float
@@ -27,7 +27,7 @@ from ..model.view import VIEW_WORDS, View, unpack_view
 PATIENCE = 10.0  # seconds until a silent GPU is asked for errors
 
 ALIGNED = 4  # words
-BACKGROUND, SERIAL, MEANS_LR, INTEGERS = (VIEW_WORDS + ALIGNED * k for k in range(4))
+BACKGROUND, SERIAL, MEANS_LR, INTEGERS = (ALIGNED * k for k in range(4))  # after the views
 SEED = "step_seed"  # the first of the integers
 
 
@@ -36,6 +36,7 @@ class StepInputs:
     """The inputs of one step. In a captured step all tensors are views of an InputBuffer."""
 
     view: View
+    """Of the images, or of those that have the size of the first."""
     background: Tensor
     """Colour behind the Gaussians. [3]"""
     integers: Mapping[str, int | Tensor]
@@ -46,6 +47,8 @@ class StepInputs:
     """Learning rate of positions; None in an eager step. [1]"""
     rates: Tensor | None = None
     """Of Adam's step (kernels.FusedAdam.rates_for); None in an eager step. [P, 2]"""
+    others: tuple[View, ...] = ()
+    """Views of the images that are not in `view`, in an eager step."""
 
 
 class InputBuffer:
@@ -55,11 +58,16 @@ class InputBuffer:
         device: Where steps run.
         n_params: Parameters of the optimizer.
         names: Of the integers that strategies give.
+        n_images: Images of a step.
     """
 
-    def __init__(self, device: torch.device, n_params: int, names: Iterable[str]) -> None:
-        self._places = {name: INTEGERS + ALIGNED * k for k, name in enumerate((SEED, *names))}
-        self._rates = INTEGERS + ALIGNED * len(self._places)
+    def __init__(
+        self, device: torch.device, n_params: int, names: Iterable[str], n_images: int = 1
+    ) -> None:
+        self._head = VIEW_WORDS * n_images
+        first = self._head + INTEGERS
+        self._places = {name: first + ALIGNED * k for k, name in enumerate((SEED, *names))}
+        self._rates = first + ALIGNED * len(self._places)
         size, pinned = self._rates + 2 * n_params, device.type == "cuda"
         self._n_params = n_params
         self._buffer = torch.zeros(size, device=device)
@@ -74,20 +82,20 @@ class InputBuffer:
 
     def inputs(self, width: int, height: int, near: float) -> StepInputs:
         """Where steps on images of that size and near plane find their inputs."""
-        buffer, words = self._buffer, self._buffer.view(torch.int32)
+        buffer, words, head = self._buffer, self._buffer.view(torch.int32), self._head
         integers = {name: words[k : k + 2] for name, k in self._places.items()}
         return StepInputs(
-            unpack_view(buffer[:VIEW_WORDS], width, height, near),
-            buffer[BACKGROUND : BACKGROUND + 3],
+            unpack_view(buffer[:head], width, height, near),
+            buffer[head + BACKGROUND : head + BACKGROUND + 3],
             seed=integers.pop(SEED),
             integers=integers,
-            means_lr=buffer[MEANS_LR : MEANS_LR + 1],
+            means_lr=buffer[head + MEANS_LR : head + MEANS_LR + 1],
             rates=buffer[self._rates :].view(self._n_params, 2),
         )
 
     def upload(
         self,
-        view: NDArray[np.float32],  # [VIEW_WORDS]
+        view: NDArray[np.float32],  # [C VIEW_WORDS]
         background: tuple[float, ...],  # 3
         seed: int,
         integers: Mapping[str, int],
@@ -107,22 +115,23 @@ class InputBuffer:
                 f"device_inputs: expected {sorted(expected)} in every iteration,"
                 f" got {sorted(integers)}"
             )
-        floats, words = self._floats, self._words
-        floats[:VIEW_WORDS] = view
-        floats[BACKGROUND : BACKGROUND + 3] = background
+        floats, words, head = self._floats, self._words, self._head
+        floats[:head] = view
+        floats[head + BACKGROUND : head + BACKGROUND + 3] = background
         self._serial = (self._serial + 1) & 0x3FFFFFFF
-        words[SERIAL] = self._serial
-        words[INTEGERS : INTEGERS + 2] = split_seed(seed)
+        words[head + SERIAL] = self._serial
+        words[head + INTEGERS : head + INTEGERS + 2] = split_seed(seed)
         for name, value in integers.items():
             k = self._places[name]
             words[k : k + 2] = split_seed(value)
-        floats[MEANS_LR] = means_lr
+        floats[head + MEANS_LR] = means_lr
         floats[self._rates :] = rates.numpy().ravel()
         self._buffer.copy_(self._staging, non_blocking=True)
 
     def report(self, counts: Tensor) -> None:  # [2] int32
         """Record into the graph that `counts` go to the host."""
-        serial = self._buffer.view(torch.int32)[SERIAL : SERIAL + 1]
+        place = self._head + SERIAL
+        serial = self._buffer.view(torch.int32)[place : place + 1]
         self._report[:3].copy_(torch.cat([counts, serial]), non_blocking=True)
 
     def wait(self) -> tuple[int, int]:

@@ -16,6 +16,10 @@ One iteration, 1-based, in Inria's order:
 A densifier is a strategy like any other and comes first in `StepContext.strategies`; when it prunes
 it also removes what `prune_rows` of the others names (see `rows_to_prune`). Strategies change
 training; what only looks on is an observer (gs.training.observer).
+
+A step of `n_images` images is one iteration whose number is that of its last image. What happens at
+an image or an interval asks gs.schedule. `after_render` is called for each image; the loss that
+`loss` returns counts once per image, and so must what other hooks add to gradients.
 """
 
 from __future__ import annotations
@@ -24,7 +28,7 @@ from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Generic
+from typing import TYPE_CHECKING, Any, Generic, NamedTuple
 
 import torch
 from torch import Tensor
@@ -36,6 +40,7 @@ from .optimizer import learning_rate
 
 if TYPE_CHECKING:
     from ..data.camera import Camera
+    from ..distributed.ranks import Ranks
     from ..evaluation.views import Images
     from ..model.histograms import Histogram
     from ..model.renderer import RenderOutput
@@ -46,6 +51,23 @@ M = TypeVar("M", bound=Model, default=Gaussians)
 """The model that is trained."""
 
 
+class Population(NamedTuple):
+    """The Gaussians of a scene of which a model has a part, the others being elsewhere.
+
+    Who takes the steps of such a model gives it as `info["population"]` of the first rendering,
+    before `loss` is called.
+    """
+
+    n: int
+    """All of them, those of the model too."""
+    kept: Tensor
+    """Sum of the masks of those elsewhere, which were drawn for the same step. []"""
+    observations: Tensor | None = None
+    """Sum of the observations elsewhere, where regularisers are means over them. []"""
+    observed: Tensor | None = None
+    """Sum of the masks times the observations elsewhere. []"""
+
+
 @dataclass
 class StepContext(Generic[M]):
     """What an iteration shows to its strategies once it has rendered."""
@@ -54,9 +76,9 @@ class StepContext(Generic[M]):
     optimizer: torch.optim.Optimizer
     out: RenderOutput
     """This iteration's rendering; `out.info` has radii [C,N,2] and means2d [C,N,2], after backward
-    with `.grad`."""
+    with `.grad`. Where images differ in size, that of the first size: see `renderings`."""
     camera: Camera
-    """That of the image; a captured step must take `inputs.view`."""
+    """That of the (first) image; a captured step must take `inputs.view`."""
     extent: float
     """Radius of the training cameras, scene units."""
     iterations: int
@@ -75,6 +97,29 @@ class StepContext(Generic[M]):
     """What differs from step to step: the view, the background, ..."""
     skip: Tensor | None = None
     """Not 0 where a captured step must change nothing; None in an eager one. [1] int32"""
+    others: Sequence[RenderOutput] = field(default_factory=tuple)
+    """Renderings of the images that are not in `out`."""
+    ranks: Ranks | None = None
+    """Those that the model is spread over, where it is; `gaussians` has this one's rows."""
+
+    def total(self, *counts: int) -> list[int]:
+        """Sums of counts over all ranks. Waits."""
+        if self.ranks is None:
+            return list(counts)
+        return [sum(column) for column in zip(*self.ranks.tell(counts), strict=True)]
+
+    @property
+    def renderings(self) -> tuple[RenderOutput, ...]:
+        """All renderings of this iteration."""
+        return self.out, *self.others
+
+    @cached_property
+    def observations(self) -> Tensor:  # [N] float32
+        """How many of this iteration's images see each Gaussian."""
+        first, *others = ((out.info["radii"] > 0).all(-1).sum(0) for out in self.renderings)
+        for counts in others:
+            first = first + counts
+        return first.float()
 
     @cached_property
     def device_seed(self) -> Tensor:  # [2] int32
@@ -98,6 +143,14 @@ class Strategy(Generic[M]):
 
     name: str = "strategy"
     """Key of this strategy's state in a checkpoint and of its scalars in the log."""
+    runs_on_several_ranks: bool = False
+    """Whether it may be given a part of the Gaussians, the others being on other ranks: rows that
+    it edits, numbers and draws are then those that one rank with all of them would come to."""
+    regularized: tuple[str, ...] = ()
+    """Parameters that it pushes towards nothing, whatever images show."""
+    n_images: int = 1
+    """Images of the present step, which whoever takes steps sets; in `setup` those of all steps but
+    perhaps the last."""
 
     def setup(self, gaussians: M, *, extent: float, iterations: int, seed: int) -> None:
         """Add parameters (`add_parameter`, `add_shared`) and row buffers (`gaussians.rows`), once.
@@ -130,7 +183,15 @@ class Strategy(Generic[M]):
         return colors
 
     def loss(self, step: int, gaussians: M, out: RenderOutput) -> Tensor | None:
-        """A scalar added to the photometric loss, or None."""
+        """A scalar added to the photometric loss, or None.
+
+        Args:
+            step: The iteration.
+            gaussians: The model.
+            out: Its (first) rendering. Where the model is a part of a scene, `out.info` has its
+                `Population`; with --regularise seen it has `observations` [N], and a regulariser is
+                to be a mean over them.
+        """
         return None
 
     def after_backward(self, step: int, ctx: StepContext[M]) -> None:

@@ -19,6 +19,7 @@ from tqdm import tqdm
 from ..errors import SplatrimError
 from ..files import write_json
 from ..logs import LogFile
+from ..schedule import multiple_in
 from .event_log import EventLog
 from .finite import LossNotFinite
 from .run_state import Part
@@ -32,12 +33,13 @@ logger = logging.getLogger("splatrim")
 class Tracker:
     """Records one run. `open` starts writing; until then nothing is touched on the disk."""
 
-    def __init__(self, iterations: int, *, quiet: bool) -> None:
+    def __init__(self, iterations: int, *, quiet: bool, n_images: int = 1) -> None:
         self.iterations = iterations
         self.quiet = quiet
+        self.n_images = n_images  # of a step
         self.history: dict[str, list[Any]] = {name: [] for name in (*HISTORY_COLUMNS, "test")}
         self.seconds_before = 0.0  # of the runs that this one resumes
-        self._sums: Tensor | None = None  # [4] loss, L1, mean squared error, number of steps
+        self._sums: Tensor | None = None  # [4] loss, L1, mean squared error, number of images
         self._sent: tuple[Any, ...] | None = None  # an update on its way
         self._started = time.perf_counter()
         self._last_log = self._started
@@ -70,21 +72,22 @@ class Tracker:
         """Training time so far, earlier parts of a resumed run included."""
         return self.seconds_before + time.perf_counter() - self._started
 
-    def record(self, losses: Tensor, skip: Tensor | None = None) -> None:
-        """Add this iteration's loss, L1 and mean squared error. A CUDA graph can capture it.
+    def record(self, losses: Tensor, skip: Tensor | None = None, n_images: int = 1) -> None:
+        """Add a step's loss, L1 and mean squared error. A CUDA graph can capture it.
 
         Args:
-            losses: On the training device. [3]
-            skip: The iteration does not count where this is not 0. [1] int32
+            losses: Sums over its images, on the training device. [3]
+            skip: The step does not count where this is not 0. [1] int32
+            n_images: How many images it had.
         """
-        one = torch.ones_like(losses[:1])
-        row = torch.cat([losses, one])
+        row = torch.cat([losses, torch.full_like(losses[:1], n_images)])
         if self._sums is None:
             self._sums = torch.zeros_like(row)
         self._sums += row if skip is None else torch.where(skip == 0, row, 0.0)
 
     def is_due(self, step: int) -> bool:
-        return step % LOG_INTERVAL == 0 or step == self.iterations
+        due = multiple_in(step, LOG_INTERVAL, self.n_images) is not None
+        return due or step == self.iterations
 
     def log(self, step: int, n_gaussians: int, scalars: Mapping[str, float | Tensor]) -> None:
         """Send the means since the last call to the host, and show those of the last call.
@@ -151,6 +154,14 @@ class Tracker:
         self.scalar(f"{split}/loss_viewpoint - l1_loss", l1, step)
         self.scalar(f"{split}/loss_viewpoint - psnr", psnr, step)
         self.info(f"iteration {step}: {split} views PSNR {psnr:.2f} dB, L1 {l1:.4f}")
+
+    def unseen(self, step: int, seen: float, moved: Mapping[str, float]) -> None:
+        """Keep which share of the Gaussians a step saw, and by parameter moved without seeing."""
+        row = {"step": step, "seen": seen, "moved": dict(moved)}
+        self.history.setdefault("unseen", []).append(row)
+        self.scalar("unseen/seen", seen, step)
+        for name, share in moved.items():
+            self.scalar(f"unseen/moved_{name}", share, step)
 
     def image(self, name: str, image: Tensor, step: int) -> None:  # [H, W, 3] uint8
         if self._events is not None:

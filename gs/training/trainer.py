@@ -1,4 +1,4 @@
-"""The training loop: one image per iteration, in the order of Inria's published loop.
+"""The training loop: one or more images per step, in the order of Inria's published loop.
 
     learning rates -> SH degree -> camera
     forward_backward    before_render -> render -> after_render -> loss -> backward
@@ -9,17 +9,17 @@
 gs.training.step takes the step: in these two parts or, where nothing is to be reported and steps
 are alike, at once as a captured graph.
 
-Iterations count from 1. Everything random is drawn from the run's seed and a counter, or has its
-state in the checkpoint, so that a resumed run goes on exactly as an uninterrupted one.
+Iterations count images from 1; that of a step of several (--batch) is its last one's, and the last
+step of a run has as many as are left. Everything random is drawn from the run's seed and a counter,
+or has its state in the checkpoint, so that a resumed run goes on exactly as an uninterrupted one.
 """
 
 from __future__ import annotations
 
 import contextlib
 import logging
-import signal
-import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Generic, cast
 
@@ -30,17 +30,17 @@ from ..config import TrainConfig, resolve_device
 from ..data.camera import Camera
 from ..data.loader import ImageLoader
 from ..data.scene import Scene
-from ..data.visibility import check_points, check_sight
+from ..distributed.ranks import Ranks
 from ..evaluation.views import evaluate_views, mean_scores
-from ..model.gaussians import Gaussians
 from ..model.histograms import Histogram
 from ..model.model import Model
 from ..model.ply import save_ply
 from ..model.rates import OptimConfig
-from ..run_record import checkpoint_file, model_file
-from ..streams import heeded_signals
+from ..run_record import checkpoint_file, model_file, shards_folder
+from .batch import moments_for
 from .checkpoint import save_checkpoint
 from .checkpoint_schema import check_like
+from .checkpoint_shards import remove_checkpoint, save_shards
 from .finite import check_model, check_state, explained
 from .memory import peak_memory
 from .observer import Observer, default_observers
@@ -50,12 +50,15 @@ from .run_folder import RunFolder
 from .run_state import RunState
 from .same_run import changed_settings, check_scene, rates_changed, scene_entry
 from .sampler import CameraSampler
-from .start import State, add_aged_moments
-from .step import Stepper
-from .strategy import M, Strategy, final_keep
+from .seen import STEPS, Unseen, count_steps
+from .sharded_step import ShardedStepper
+from .start import State, add_aged_moments, first_model
+from .stopping import stop_on_signal
+from .strategy import M, StepContext, Strategy, final_keep
+from .team import SAME_SIGNAL, Team
 from .tracker import Tracker
 
-PREFETCH = 4  # images decoded ahead
+PREFETCH = 4  # steps whose images are decoded ahead
 LOGGED_TRAIN_VIEWS = range(5, 30, 5)  # evaluated beside the test views, as in Inria's log
 LOGGED_IMAGES = 5  # test views that go to TensorBoard
 
@@ -78,6 +81,7 @@ class Trainer(Generic[M]):
         model: What to train, on the device of the run and, where there is a `start`, with its
             values; None: Gaussians, of `start` or at the scene's points.
         observers: Called after those that every run has (gs.training.observer), in this order.
+        ranks: Those that train the model together, each of which builds a trainer; None for one.
 
     Building a trainer writes nothing; `fit` does. `evaluate`, `save` and `checkpoint` may be called
     at any time after.
@@ -96,33 +100,40 @@ class Trainer(Generic[M]):
         start: State | None = None,
         model: M | None = None,
         observers: Sequence[Observer] = (),
+        ranks: Ranks | None = None,
     ) -> None:
+        self.team = team = Team(ranks)
         self.config, self.scene, self.method = config, scene, method
         self.strategies = tuple(strategies)
         self.optim = optim or OptimConfig()
         self.white_background = white_background
-        self.settings = {**(settings or {}), **scene.record}
-        self.device = resolve_device(config.device)
+        batch = {"batch": config.batch} if config.batch > 1 else {}
+        self.settings = {**batch, **(settings or {}), **scene.record}
+        self.device = resolve_device(config.device) if ranks is None else ranks.device
         self.cameras = [*scene.train, *scene.test]
         self.images = ImageLoader(
             self.cameras, white_background=white_background, device=self.device
         )
         self.images.check()
         self.sampler = CameraSampler(len(scene.train), config.seed)
-        self.tracker = Tracker(config.iterations, quiet=config.quiet)
+        quiet = config.quiet or not team.is_first
+        self.tracker = Tracker(config.iterations, quiet=quiet, n_images=config.batch)
         self.folder = RunFolder.of(config, start, scene.source)
         self.step = 0
         self.seed = config.seed
-        self.stop_requested = False
         self.n_rendered = 0  # rows that the last iteration began with
-        self.observers = (*default_observers(config), *observers)
+        self.computed: StepContext[M] | None = None  # while observers report
+        pushed = dict.fromkeys(name for s in self.strategies for name in s.regularized)
+        unseen = Unseen(tuple(pushed), config.batch)
+        self.observers = (*default_observers(config), unseen, *observers)
         if start is not None:
             check_scene(start, scene, self.settings)
         if model is None:
             # M is Gaussians where no model is given
-            model = cast(M, _first_model(config, scene, start, self.device))
+            model = cast(M, first_model(config, scene, start, self.device))
         self.gaussians = model
         for strategy in self.strategies:
+            strategy.n_images = config.batch
             strategy.setup(
                 self.gaussians,
                 extent=scene.extent,
@@ -130,19 +141,20 @@ class Trainer(Generic[M]):
                 seed=config.seed,
             )
         self.gaussians.check_complete()
-        self.optimizer = build_optimizer(self.gaussians, self.optim, extent=scene.extent)
-        self.stepper = Stepper(
-            config,
-            scene,
-            self.gaussians,
-            self.optimizer,
-            self.strategies,
-            self.images,
-            self.tracker,
-            white_background=white_background,
+        by_row = config.adam_rows == "seen"
+        self.optimizer = build_optimizer(
+            self.gaussians, self.optim, extent=scene.extent, n_images=config.batch, by_row=by_row
         )
+        if by_row:
+            count_steps(self.gaussians, start)
         if start is not None:
             self._restore(RunState.from_dict(start))
+        team.spread(self.gaussians, self.optimizer)
+        parts = config, scene, self.gaussians, self.optimizer, self.strategies, self.images
+        self.stepper = team.stepper(*parts, self.tracker, white_background=white_background)
+        self.stepper.seed = self.seed
+        if start is not None and isinstance(self.stepper, ShardedStepper):
+            self.stepper.planner.costs.load_state_dict(start.get("costs") or {})
 
     def fit(self) -> Path | None:
         """Train to the end.
@@ -157,38 +169,55 @@ class Trainer(Generic[M]):
         told = explained(
             self.gaussians, self.strategies, step=lambda: self.step, good=self.folder.latest
         )
-        with told, self.folder.held(), self._stop_on_signal(), self.tracker, self.stepper.running():
-            settings = {**self.settings, "run": self.folder.run}
-            write_run_files(config.model_path, self.scene, settings)
-            self.tracker.open(config.model_path, self.step + 1)
+        with told, self.team.told_once(), contextlib.ExitStack() as stack:
+            self.team.check_settings(self.settings)
+            self.team.alone(partial(self._begin, stack))
+            patience = 0.0 if self.team.ranks is None else SAME_SIGNAL
+            stack.enter_context(stop_on_signal(self._request_stop, patience=patience))
+            stack.enter_context(self.stepper.running())
             self.tracker.info(
                 f"{self.method}: {len(self.scene.train)} training and {len(self.scene.test)} test"
-                f" views, {len(self.gaussians)} Gaussians, on {self.device}"
+                f" views, {self.stepper.n_gaussians} Gaussians,"
+                f" on {self.team.describe(self.device)}"
             )
-            for step in range(self.step + 1, config.iterations + 1):
-                self.train_step(step)
-                if self.stop_requested and step < config.iterations:
-                    path = self.checkpoint(step)
+            while self.step < config.iterations:
+                self.train_step(min(self.step + config.batch, config.iterations))
+                if self.stepper.stops and self.step < config.iterations:
+                    path = self.checkpoint(self.step)
                     self.write_history()
                     return path
             self.write_history()
         return None
 
+    def _begin(self, stack: contextlib.ExitStack) -> None:
+        """Take the output folder, and write what is known before the first iteration."""
+        folder = self.config.model_path
+        stack.enter_context(self.folder.held())
+        stack.enter_context(self.tracker)
+        write_run_files(folder, self.scene, {**self.settings, "run": self.folder.run})
+        self.tracker.open(folder, self.step + 1)
+
+    def _request_stop(self) -> None:
+        self.stepper.wants_stop = True
+
     def train_step(self, step: int) -> None:
-        """Iteration `step`, counted from 1."""
+        """The step whose last image is iteration `step`, counted from 1."""
         self.stepper.settle()
-        extent = self.scene.extent
-        rates = learning_rates(self.optimizer, self.optim, extent=extent, step=step)
-        if self.config.sh_degree_grows_at(step):
+        extent, n_images = self.scene.extent, min(self.config.batch, step - self.step)
+        first = step - n_images + 1
+        rates = learning_rates(self.optimizer, self.optim, extent=extent, step=first)
+        if self.config.sh_degree_grows_at(step, n_images):
             self.gaussians.one_up_sh_degree()
-        index = self.sampler.next()
-        self.images.prefetch(self.sampler.upcoming(PREFETCH))
-        self.n_rendered = len(self.gaussians)
+        indices = [self.sampler.next() for _ in range(n_images)]
+        upcoming = self.sampler.upcoming(PREFETCH * self.config.batch)
+        self.images.prefetch(filter(self.team.keeps_image, upcoming))
+        self.n_rendered = self.stepper.n_gaussians
         due = [observer for observer in self.observers if observer.is_due(step)]
-        if due or not self.stepper.replay(step, index, rates):
-            computed = self.stepper.forward_backward(step, index)
+        if due or not self.stepper.replay(step, indices, rates):
+            computed = self.computed = self.stepper.forward_backward(step, indices)
             for observer in due:
                 observer.report(self, step)
+            self.computed = None
             self.stepper.update(step, computed, rates)
             del computed
         self.step = step
@@ -198,7 +227,11 @@ class Trainer(Generic[M]):
     @torch.no_grad()
     def evaluate(self, step: int) -> dict[str, float]:
         """PSNR by split ("test", "train") of the model as it would be saved now."""
-        model, n_train = self.exported(), len(self.scene.train)
+        model = self.exported()
+        return self.team.alone(lambda: self._evaluate(model, step)) or {}
+
+    def _evaluate(self, model: Model, step: int) -> dict[str, float]:
+        n_train = len(self.scene.train)
         opacities = model.to_ply()["opacities"].sigmoid()
         self.tracker.histogram("scene/opacity_histogram", opacities, step)
         splits = {
@@ -231,28 +264,33 @@ class Trainer(Generic[M]):
 
     @torch.no_grad()
     def exported(self) -> Model:
-        """The model as it is saved and tested: exported parameters of rows that all keep."""
+        """The model as it is saved and tested: exported parameters of rows that all keep.
+
+        Of several ranks, all call it, and the first has the whole.
+        """
         self.stepper.settle()
-        return self.gaussians.exported(final_keep(self.gaussians, self.strategies))
+        keep, ids = final_keep(self.gaussians, self.strategies), self.gaussians.rows["ids"]
+        return self.team.complete(self.gaussians.exported(keep), ids if keep is None else ids[keep])
 
     def save(self, step: int) -> Path:
         """Write the model as point_cloud/iteration_N/point_cloud.ply."""
         path = model_file(self.config.model_path, step)
-        model = self.exported()
-        check_model(model, len(self.gaussians), step, self.folder.latest())
-        save_ply(path, model.to_ply(), world_offset=self.scene.world_offset)
-        self.folder.add_model(step)
-        self.tracker.info(
-            f"iteration {step}: saved {len(model)} of {len(self.gaussians)} Gaussians"
-        )
+        model, n = self.exported(), self.stepper.n_gaussians
+
+        def write() -> None:
+            check_model(model, n, step, self.folder.latest())
+            save_ply(path, model.to_ply(), world_offset=self.scene.world_offset)
+            self.folder.add_model(step)
+            self.tracker.info(f"iteration {step}: saved {len(model)} of {n} Gaussians")
+
+        self.team.alone(write)
         self.write_history(last=False)
         return path
 
     def checkpoint(self, step: int) -> Path:
         """Write all that going on after iteration `step` needs."""
         self.stepper.settle()
-        gaussians = self.gaussians
-        path = checkpoint_file(self.config.model_path, step)
+        gaussians, folder = self.gaussians, self.config.model_path
         state = RunState(
             run=self.folder.run,
             method=self.method,
@@ -272,11 +310,26 @@ class Trainer(Generic[M]):
             config=self.settings,
             tracker=self.tracker.state_dict(),
         ).to_dict()
-        check_state(state, step, self.folder.latest())
-        save_checkpoint(path, state)
-        self.folder.add_checkpoint(step)
+        good = self.folder.latest()
+        if isinstance(self.stepper, ShardedStepper):
+            costs, path = self.stepper.planner.costs.state_dict(), shards_folder(folder, step)
+            save_shards(path, state, self.stepper.ranks, costs, good)
+        else:
+            check_state(state, step, good)
+            path = checkpoint_file(folder, step)
+            save_checkpoint(path, state)
+        self.team.alone(lambda: self.folder.add_checkpoint(step))
         self.tracker.info(f"iteration {step}: saved the checkpoint {path}")
         return path
+
+    def drop_checkpoint(self, step: int) -> None:
+        """Remove the checkpoint of an iteration."""
+
+        def remove() -> None:
+            self.folder.drop_checkpoint(step)
+            remove_checkpoint(self.config.model_path, step)
+
+        self.team.alone(remove)
 
     def write_history(self, *, last: bool = True) -> None:
         """Write history.json as it stands; if not for the last time, a full disk fails nothing."""
@@ -293,8 +346,9 @@ class Trainer(Generic[M]):
         histograms: dict[str, Histogram] = {}
         for strategy in self.strategies:
             histograms |= strategy.histograms(self.gaussians)
-        more = {"settings": self.settings, "timing": timing, **histograms}
-        self.tracker.write_history(path, last=last, **more)
+        more = {"settings": self.settings, "timing": timing, **self.team.summed(histograms)}
+        more |= self.team.about(self.gaussians)
+        self.team.alone(lambda: self.tracker.write_history(path, last=last, **more))
 
     def _background(self, step: int | None) -> Tensor:  # [3]
         return torch.tensor(self.stepper.background_color(step), device=self.device)
@@ -310,8 +364,13 @@ class Trainer(Generic[M]):
             logger.warning(f"settings differ from the checkpoint's: {', '.join(changes)}")
         if rates_changed(state.config, self.settings):
             optimizer = {**optimizer, "lrs": {}}
+        before, now = state.config.get("batch", 1), self.config.batch
+        if before != now:
+            optimizer = moments_for({**optimizer, "lrs": {}}, before, now)
+            if STEPS in self.gaussians.rows:
+                self.gaussians.rows[STEPS].mul_(before).floor_divide_(now)
         load_optimizer_state(self.optimizer, optimizer)
-        self.seed = self.stepper.seed = state.rng.get("seed", self.seed)
+        self.seed = state.rng.get("seed", self.seed)
         for strategy in self.strategies:
             if strategy.name in state.strategies:
                 known = state.strategies[strategy.name]
@@ -321,40 +380,6 @@ class Trainer(Generic[M]):
             self.sampler.load_state_dict(state.sampler)
         if state.tracker:
             self.tracker.load_state_dict(state.tracker, self.device)
-
-    @contextlib.contextmanager
-    def _stop_on_signal(self) -> Iterator[None]:
-        """The first Ctrl-C, SIGTERM or SIGHUP ends the iteration, the second stops at once."""
-        if threading.current_thread() is not threading.main_thread():
-            yield
-            return
-
-        def request_stop(number: int, frame: Any) -> None:
-            self.stop_requested = True
-            for handled in previous:
-                signal.signal(handled, signal.default_int_handler)
-
-        heeded = (signal.SIGINT, *heeded_signals())
-        previous = {number: signal.getsignal(number) for number in heeded}
-        try:
-            for number in previous:
-                signal.signal(number, request_stop)
-            yield
-        finally:
-            for number, handler in previous.items():
-                signal.signal(number, handler)
-
-
-def _first_model(
-    config: TrainConfig, scene: Scene, start: State | None, device: torch.device
-) -> Gaussians:
-    if start is not None:
-        check_sight(scene.train, start["params"]["means"], "Gaussians")
-        return Gaussians.from_state(start, device)
-    points, colors = scene.points, scene.colors
-    check_points(points)
-    check_sight(scene.train, points, "starting points")
-    return Gaussians.from_points(points, colors, sh_degree=config.sh_degree, device=device)
 
 
 def _device_name(device: torch.device) -> str:

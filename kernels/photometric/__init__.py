@@ -45,6 +45,51 @@ def photometric_gradient(
     return run.photometric_gradient(colors, target, float(lambda_dssim))
 
 
+BAND = 16
+"""Bands of an image that `photometric_rows` takes begin at multiples of so many rows."""
+REACH = 10
+"""Rows beyond its own that a row's gradient depends on: two windows of SSIM follow each other."""
+
+
+def photometric_rows(
+    colors: Tensor,  # [H, W, 3]
+    target: Tensor,  # [H, W, 3]
+    lambda_dssim: float,
+    *,
+    first: int,
+    last: int,
+    n_rows: int,
+    backend: str = "auto",
+) -> tuple[Tensor, Tensor]:  # [5], [H, W, 3]
+    """What a band of rows contributes to `photometric_gradient` of the image that it is cut from.
+
+    Args:
+        colors: A window of a rendering: the band and, where the image goes on, at least REACH rows
+            beyond it. [H, W, 3]
+        target: The same window of the ground truth.
+        lambda_dssim: Share of D-SSIM.
+        first: The band's first row within the window, a multiple of BAND.
+        last: The row after its last one; a multiple of BAND, or H.
+        n_rows: Rows of the whole image.
+        backend: As in `photometric_gradient`.
+
+    Returns:
+        The band's parts of the five values, which sum to those of the image over its bands; and the
+        gradient of the image's loss in the band's rows, zero in the others. [5], [H, W, 3]
+
+    Raises:
+        ValueError: as `photometric_gradient`, or the band is not as above.
+    """
+    run, colors, target = _prepare(backend, colors, target)
+    H = len(colors)
+    ends = last % BAND == 0 or last == H
+    if first % BAND or not (ends and 0 <= first < last <= H <= n_rows):
+        raise ValueError(f"rows {first} to {last} of {H}: expected a band of whole {BAND} rows")
+    if run is not reference:
+        from . import rows as run  # pyright: ignore[reportMissingImports]
+    return run.photometric_rows(colors, target, float(lambda_dssim), first, last, n_rows)
+
+
 def photometric_values(
     colors: Tensor,  # [H, W, 3]
     target: Tensor,  # [H, W, 3]

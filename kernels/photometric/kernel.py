@@ -63,6 +63,7 @@ RATIO = tl.constexpr(256.0 / 255.0)
 REST = tl.constexpr(1.0 / 255.0 - 1.0 / 256.0)
 # Colours beyond are cut for S alone: then (4 LARGEST)^2 and the maps fit fp16.
 LARGEST = tl.constexpr(30.0)
+BAND = 16  # rows of a program
 BLOCK = tl.constexpr(512)  # partial sums read at once
 # Warps per SM, and the registers per thread that leave room for so many.
 MAPS_WARPS, MAPS_REGISTERS = 8, 255
@@ -314,7 +315,7 @@ def _programs_on(device: torch.device, warps: int) -> int:
 def _segments(H: int, W: int, programs: int) -> tuple[int, int]:
     """Blocks of columns per program, and segments of a band, for about so many programs."""
     blocks = -(-3 * W // 16)
-    per_program = -(-blocks // max(1, programs // -(-H // 16)))
+    per_program = -(-blocks // max(1, programs // -(-H // BAND)))
     return per_program, -(-blocks // per_program)
 
 
@@ -323,8 +324,8 @@ def photometric(
     target: Tensor,  # [H, W, 3]
     lambda_dssim: float,
     gradient: bool,
-) -> tuple[Tensor, Tensor | None]:  # [5], [H, W, 3]
-    """Values and, if wanted, the gradient."""
+) -> tuple[Tensor, Tensor | None, Tensor]:  # [5], [H, W, 3], [4, segments, bands]
+    """Values, if wanted the gradient, and the values' sums over parts of bands of 16 rows."""
     H, W, _ = colors.shape
     device = colors.device
     constants = {
@@ -332,9 +333,9 @@ def photometric(
         "GRADIENT": gradient,
         "ALIGN": 4 if W % 4 == 0 else 2 if W % 2 == 0 else 1,
     }
-    weights, bands = weights_on(device), -(-H // 16)
+    weights, bands = weights_on(device), -(-H // BAND)
     blocks, segments = _segments(H, W, _programs_on(device, MAPS_WARPS))
-    n = bands * segments
+    n, shape = bands * segments, (4, segments, bands)
     values = torch.empty(5, device=device)
     partials = torch.empty(4 * n, device=device)
     maps, v_colors = None, None
@@ -349,7 +350,7 @@ def photometric(
     factors, size = (1.0 / (3 * H * W), lambda_dssim), (H, W, bands, blocks, n)
     constants |= {"maxnreg": GRADIENT_REGISTERS}
     launch(_ssim_gradient_kernel, grid, *memory, values, v_colors, *factors, *size, **constants)
-    return values, v_colors
+    return values, v_colors, partials.view(shape)
 
 
 def photometric_values(
@@ -367,7 +368,7 @@ def photometric_gradient(
     lambda_dssim: float,
 ) -> tuple[Tensor, Tensor]:  # [5], [H, W, 3]
     """kernels.photometric_gradient of checked, contiguous tensors."""
-    values, v_colors = photometric(colors.detach(), target, lambda_dssim, True)
+    values, v_colors, _ = photometric(colors.detach(), target, lambda_dssim, True)
     assert v_colors is not None
     return values, v_colors
 
@@ -375,7 +376,7 @@ def photometric_gradient(
 class _PhotometricLoss(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, colors: Tensor, target: Tensor, lambda_dssim: float) -> Tensor:
-        values, v_colors = photometric(colors, target, lambda_dssim, ctx.needs_input_grad[0])
+        values, v_colors, _ = photometric(colors, target, lambda_dssim, ctx.needs_input_grad[0])
         ctx.save_for_backward(v_colors)
         return values[0]
 

@@ -114,6 +114,10 @@ def record_log2_opacities(records: Tensor) -> Tensor:  # [..., 16] -> [...]
     return records[..., LOG2_OPACITY.value]
 
 
+def record_opacities(records: Tensor) -> Tensor:  # [..., 16] -> [...]
+    return record_log2_opacities(records).exp2()
+
+
 def record_masks(records: Tensor) -> Tensor:  # [..., 16] -> [...]
     return records[..., MASK.value]
 

@@ -11,7 +11,10 @@ from .projection import quats_to_rotmats
 
 
 def normals(seed: int, ids: Tensor) -> Tensor:
-    """Standard normal numbers [N, 3] of the Gaussians `ids` [N], by Box and Muller."""
+    """Standard normal numbers [N, 3] of the Gaussians `ids` [N], by Box and Muller.
+
+    They depend on seed and id alone, and but for rounding not on the device.
+    """
     u0, u1, u2, u3 = (to_uniform(word) for word in philox4(seed, ids))
     r0, r2 = ((-2.0 * u.clamp_min(UNIFORM_MIN).log()).sqrt() for u in (u0, u2))
     turn = 2.0 * math.pi
@@ -49,7 +52,12 @@ def add_regularizer_gradients(
     v_scales: Tensor,  # [N, 3], in and out
     lambda_opacity: float,
     lambda_scale: float,
+    shares: Tensor | None,  # [N]
 ) -> None:
     o, n = torch.sigmoid(opacities), max(len(opacities), 1)
-    v_opacities += lambda_opacity / n * o * (1.0 - o)
-    v_scales += lambda_scale / (3 * n) * torch.exp(scales)
+    if shares is None:
+        v_opacities += lambda_opacity / n * o * (1.0 - o)
+        v_scales += lambda_scale / (3 * n) * torch.exp(scales)
+    else:
+        v_opacities += lambda_opacity * shares * o * (1.0 - o)
+        v_scales += lambda_scale / 3 * shares[:, None] * torch.exp(scales)

@@ -70,6 +70,30 @@ def photometric_gradient(
     return values.detach(), v_colors
 
 
+def photometric_rows(
+    colors: Tensor,  # [H, W, 3]
+    target: Tensor,  # [H, W, 3] uint8 or float
+    lambda_dssim: float,
+    first: int,
+    last: int,
+    n_rows: int,
+) -> tuple[Tensor, Tensor]:  # [5], [H, W, 3]
+    """The parts that rows of a window have in values and gradient of an image of n_rows rows."""
+    share = len(colors) / n_rows
+    _, v_colors = photometric_gradient(colors, target, lambda_dssim)
+    v_colors[:first] = 0.0
+    v_colors[last:] = 0.0
+    a, b = colors.detach(), _to_float(target.detach(), colors.dtype)
+    own = slice(first, last)
+    dssim = 1.0 - _similarity(*_statistics(a.permute(2, 0, 1), b.permute(2, 0, 1))[2:])[:, own]
+    difference, error = (a - b)[own], (a.clamp(0, 1) - b)[own]
+    sums = [dssim.sum(), difference.abs().sum(), error.abs().sum(), error.square().sum()]
+    dssim, l1, l1_clamped, squares = torch.stack(sums) / (n_rows * colors[0].numel())
+    loss = (1.0 - lambda_dssim) * l1 + lambda_dssim * dssim
+    values = torch.stack([loss, l1, (last - first) / n_rows - dssim, l1_clamped, squares])
+    return values, v_colors * share
+
+
 def _values(colors: Tensor, target: Tensor, lambda_dssim: float) -> Tensor:
     """photometric_values, the first three differentiable."""
     target = _to_float(target.detach(), colors.dtype)
@@ -99,17 +123,27 @@ def _blur(images: Tensor) -> Tensor:  # [M, H, W] -> [M, H, W]
     return x[0]
 
 
+def _statistics(a: Tensor, b: Tensor) -> tuple[Tensor, ...]:
+    """mu_a, mu_b, A1, A2, B1 and B2 of images [D, H, W]."""
+    maps = _blur(torch.cat([a, b, a * a, b * b, a * b]))
+    mu_a, mu_b, aa, bb, ab = maps.chunk(5)
+    A1 = 2.0 * mu_a * mu_b + C1
+    A2 = 2.0 * (ab - mu_a * mu_b) + C2
+    B1 = mu_a * mu_a + mu_b * mu_b + C1
+    B2 = aa - mu_a * mu_a + bb - mu_b * mu_b + C2
+    return mu_a, mu_b, A1, A2, B1, B2
+
+
+def _similarity(A1: Tensor, A2: Tensor, B1: Tensor, B2: Tensor) -> Tensor:
+    return A1 * A2 / (B1 * B2)
+
+
 class _SSIM(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, a: Tensor, b: Tensor) -> Tensor:  # [D, H, W], [D, H, W] -> []
-        maps = _blur(torch.cat([a, b, a * a, b * b, a * b]))
-        mu_a, mu_b, aa, bb, ab = maps.chunk(5)
-        A1 = 2.0 * mu_a * mu_b + C1
-        A2 = 2.0 * (ab - mu_a * mu_b) + C2
-        B1 = mu_a * mu_a + mu_b * mu_b + C1
-        B2 = aa - mu_a * mu_a + bb - mu_b * mu_b + C2
-        ctx.save_for_backward(a, b, mu_a, mu_b, A1, A2, B1, B2)
-        return (A1 * A2 / (B1 * B2)).mean()
+        statistics = _statistics(a, b)
+        ctx.save_for_backward(a, b, *statistics)
+        return _similarity(*statistics[2:]).mean()
 
     @staticmethod
     @torch.autograd.function.once_differentiable

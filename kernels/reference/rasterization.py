@@ -3,7 +3,7 @@
 project -> bin_tiles -> blend
 """
 
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 from typing import Any
 
 import torch
@@ -11,10 +11,12 @@ from torch import Tensor
 
 from ..arguments import Capacity, RasterInputs, RenderSettings
 from ..constants import TILE_SIZE
+from ..lazy_info import Info
 from .binning import bin_tiles, tiles_per_gauss
 from .blending import blend
 from .contributions import Contributions
 from .projection import project
+from .tile_keys import keys_of_boxes
 
 
 def rasterize(
@@ -48,14 +50,14 @@ def rasterize(
     views = records.views
     radii = torch.stack([view.radii for view in views])
     tiles = tiles_per_gauss(means2d.detach(), radii, width, height, TILE_SIZE)
+    depths = torch.stack([view.spread(view.projected.depths) for view in views])
     info: dict[str, Any] = {
-        "width": width,
-        "height": height,
-        "tile_size": TILE_SIZE,
+        **describe_images(len(views), width, height),
         "radii": radii,
         "means2d": means2d,
-        "depths": torch.stack([view.spread(view.projected.depths) for view in views]),
+        "depths": depths,
         "conics": torch.stack([view.spread(view.projected.conics) for view in views]),
+        "opacities": torch.stack([view.spread(view.projected.opacities) for view in views]),
         "tiles_per_gauss": tiles,
         "n_isects": tiles.sum(),
         "n_nonfinite": records.nonfinite.sum(),
@@ -63,4 +65,28 @@ def rasterize(
     }
     if scores is not None:
         info |= scores.info()
-    return image, alphas, info
+    boxes = means2d.detach(), radii, depths.detach(), width, height, TILE_SIZE
+    return image, alphas, Info(info, boxes, _LATER)
+
+
+def describe_images(n_cameras: int, width: int, height: int) -> dict[str, Any]:
+    """Entries of `info` that the sizes alone give; without packing there are no ids."""
+    return {
+        "width": width,
+        "height": height,
+        "tile_size": TILE_SIZE,
+        "tile_width": -(-width // TILE_SIZE),
+        "tile_height": -(-height // TILE_SIZE),
+        "n_cameras": n_cameras,
+        "n_batches": 1,
+        "batch_ids": None,
+        "camera_ids": None,
+        "gaussian_ids": None,
+    }
+
+
+_LATER: dict[str, Callable[[tuple[Any, ...]], Tensor]] = {
+    "isect_ids": lambda boxes: keys_of_boxes(*boxes).isect_ids,
+    "flatten_ids": lambda boxes: keys_of_boxes(*boxes).flatten_ids,
+    "isect_offsets": lambda boxes: keys_of_boxes(*boxes).isect_offsets,
+}

@@ -32,7 +32,8 @@ def add_gradient_norms(
     Nothing waits for the device, and CUDA graphs can capture it.
 
     Args:
-        v_means2d: Gradients of image positions, in pixels, float32, of any strides. [C, N, 2]
+        v_means2d: Gradients of image positions, in pixels, float32, of any strides; as all floats
+            here also float64 with the reference. [C, N, 2]
         radii: Half extents of every Gaussian in pixels, int32; it is seen where both are positive.
             [C, N, 2]
         gradients: Sums of norms, changed in place, float32. [N]
@@ -47,10 +48,8 @@ def add_gradient_norms(
     """
     dims = check(v_means2d=(v_means2d, "C N 2"), radii=(radii, "C N 2"))
     check(dims, gradients=(gradients, "N"), views=(views, "N"))
-    for name, x in (("gradients", gradients), ("views", views)):
-        if x.dtype != torch.float32 or not x.is_contiguous():
-            raise ValueError(f"{name}: expected contiguous float32, got {x.dtype}")
-    if radii.dtype != torch.int32 or v_means2d.dtype != torch.float32:
+    _check_floats(backend, v_means2d, gradients=gradients, views=views)
+    if radii.dtype != torch.int32 or v_means2d.dtype != gradients.dtype:
         raise ValueError(
             f"expected radii int32 and v_means2d float32, got {radii.dtype} and {v_means2d.dtype}"
         )
@@ -103,7 +102,8 @@ def add_langevin_noise(
     """
     dims = check(means=(means, "N 3"), quats=(quats, "N 4"), scales=(scales, "N 3"))
     check(dims, opacities=(opacities, "N"), ids=(ids, "N"), seed=(seed, "2"), lr=(lr, "1"))
-    _check_floats(means=means, quats=quats, scales=scales, opacities=opacities, lr=lr)
+    _check_floats(backend, opacities, means=means, quats=quats, scales=scales, opacities=opacities)
+    _check_floats(backend, lr, lr=lr)
     for name, x in (("ids", ids), ("seed", seed)):
         if x.dtype != torch.int32 or not x.is_contiguous():
             raise ValueError(f"{name}: expected contiguous int32, got {x.dtype}")
@@ -123,6 +123,7 @@ def add_regularizer_gradients(
     *,
     lambda_opacity: float,
     lambda_scale: float,
+    shares: Tensor | None = None,  # [N]
     backend: str = "auto",
 ) -> None:
     """Add the gradients of lambda_opacity mean(opacity) + lambda_scale mean(scale).
@@ -134,6 +135,7 @@ def add_regularizer_gradients(
         v_scales: Gradient of the logarithms, changed in place. [N, 3]
         lambda_opacity: Weight of the mean opacity.
         lambda_scale: Weight of the mean scale over Gaussians and axes.
+        shares: Weights of the Gaussians in these means, float32, in place of 1 / N each. [N]
         backend: "triton" (CUDA), "reference" (PyTorch, anywhere) or "auto".
 
     Raises:
@@ -141,16 +143,29 @@ def add_regularizer_gradients(
     """
     dims = check(opacities=(opacities, "N"), scales=(scales, "N 3"))
     check(dims, v_opacities=(v_opacities, "N"), v_scales=(v_scales, "N 3"))
-    _check_floats(opacities=opacities, scales=scales, v_opacities=v_opacities, v_scales=v_scales)
+    _check_floats(
+        backend,
+        opacities,
+        opacities=opacities,
+        scales=scales,
+        v_opacities=v_opacities,
+        v_scales=v_scales,
+    )
+    if shares is not None:
+        check(dims, shares=(shares, "N"))
+        _check_floats(backend, shares, shares=shares)
     _backend(backend, opacities).add_regularizer_gradients(
-        opacities, scales, v_opacities, v_scales, lambda_opacity, lambda_scale
+        opacities, scales, v_opacities, v_scales, lambda_opacity, lambda_scale, shares
     )
 
 
-def _check_floats(**tensors: Tensor) -> None:
+def _check_floats(backend: str, like: Tensor, **tensors: Tensor) -> None:
+    """All of the type of `like`: float32, or float64 with the reference."""
+    is_exact = like.dtype == torch.float64 and not uses_triton(backend, like)
+    dtype = torch.float64 if is_exact else torch.float32
     for name, x in tensors.items():
-        if x.dtype != torch.float32 or not x.is_contiguous():
-            raise ValueError(f"{name}: expected contiguous float32, got {x.dtype}")
+        if x.dtype != dtype or not x.is_contiguous():
+            raise ValueError(f"{name}: expected contiguous {dtype}, got {x.dtype}")
 
 
 def _backend(backend: str, x: Tensor) -> ModuleType:

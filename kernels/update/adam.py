@@ -9,7 +9,8 @@ For step t of an element p with gradient g (Kingma and Ba 2015, algorithm 1):
 in this order of operations, which is that of torch.optim.Adam with foreach=True, and with the fused
 multiply-adds that its CUDA kernels contain, so that on a GPU the results are the same bits (the
 tests demand it there). On a CPU, torch fuses in the vectorised part of a tensor and not in its
-tail, and Triton's interpreter does not fuse: one rounding, 6e-8 relative, per operation.
+tail, and Triton's interpreter does not fuse: one rounding, 6e-8 relative, per operation. A step may
+also be of some rows alone, each with a count t of its own: `adam_step` says how.
 
 Every element moves 28 bytes and needs few instructions, so all that matters is that memory is read
 16 bytes per lane. A program owns BLOCK elements of one parameter, which it finds by comparing its
@@ -58,6 +59,8 @@ def _step_block(
     g_ptr,
     m_ptr,
     v_ptr,
+    rows_ptr,
+    width,
     base,
     n_valid,
     step_size,
@@ -72,6 +75,16 @@ def _step_block(
     """Update n_valid elements from `base`."""
     i = tl.arange(0, BLOCK)
     mask = None if FULL else i < n_valid
+    if rows_ptr is not None:
+        inside = i < n_valid
+        by_row = inside & (width > 0)
+        width = tl.maximum(width, 1)
+        first = base // width  # 64 bits once, 32 per element
+        row = first + ((base - first * width).to(tl.int32) + i) // width
+        gain = tl.load(rows_ptr + 2 * row, mask=by_row, other=1.0)
+        root_bias *= tl.load(rows_ptr + 2 * row + 1, mask=by_row, other=1.0)
+        step_size *= gain
+        mask = inside & (gain > 0.0)
     p = tl.load(p_ptr + base + i, mask=mask)
     g = tl.load(g_ptr + base + i, mask=mask)
     m = tl.load(m_ptr + base + i, mask=mask)
@@ -82,7 +95,8 @@ def _step_block(
     tl.store(v_ptr + base + i, v, mask=mask)
 
 
-_INTEGERS = [f"{name}{k}" for name in ("end", "tail") for k in range(PARAMS)] + ["first_rate"]
+_INTEGERS = [f"{name}{k}" for name in ("end", "tail", "width") for k in range(PARAMS)]
+_INTEGERS += ["first_rate"]
 
 
 @triton.jit(do_not_specialize=_INTEGERS)
@@ -93,10 +107,13 @@ def _adam_kernel(
     m0, m1, m2, m3, m4, m5, m6,
     v0, v1, v2, v3, v4, v5, v6,
     rates_ptr,  # [P, 2]
+    rows_ptr,  # [N, 2] or None
     skip_ptr,  # [1] or None
     # the program after its last one, elements of that one
     end0, end1, end2, end3, end4, end5, end6,
     tail0, tail1, tail2, tail3, tail4, tail5, tail6,
+    # elements per row where the step is by row, else 0
+    width0, width1, width2, width3, width4, width5, width6,
     first_rate, weight1, beta2, weight2, eps,
     BLOCK: tl.constexpr,
 ):  # fmt: skip
@@ -115,6 +132,7 @@ def _adam_kernel(
     step_size = tl.load(rates_ptr + (first_rate + k) * 2)
     root_bias = tl.load(rates_ptr + (first_rate + k) * 2 + 1)
     base = (pid - start).to(tl.int64) * BLOCK
+    width = _pick(k, width0, width1, width2, width3, width4, width5, width6)
     if skip_ptr is not None:
         n_valid = tl.where(tl.load(skip_ptr) == 0, n_valid, 0)
     if n_valid == BLOCK:
@@ -123,6 +141,8 @@ def _adam_kernel(
             g_ptr,
             m_ptr,
             v_ptr,
+            rows_ptr,
+            width,
             base,
             n_valid,
             step_size,
@@ -140,6 +160,8 @@ def _adam_kernel(
             g_ptr,
             m_ptr,
             v_ptr,
+            rows_ptr,
+            width,
             base,
             n_valid,
             step_size,
@@ -163,6 +185,8 @@ def adam_step(
     betas: tuple[float, float],
     eps: float,
     skip: Tensor | None = None,  # [1] or []
+    rows: Tensor | None = None,  # [N, 2]
+    by_row: Sequence[bool] = (),
 ) -> None:
     """One step of Adam in place, without host synchronisation; CUDA graphs can capture it.
 
@@ -175,16 +199,21 @@ def adam_step(
         betas: Decay of the moments.
         eps: Added to the denominator.
         skip: int32 on the device; if it is not 0, everything stays as it is.
+        rows: What the two columns of `rates` are multiplied by in each row, float32; a row where
+            the first is 0 stays as it is, moments and all. [N, 2]
+        by_row: For which parameters `rows` counts. [P]
 
     Raises:
         ValueError: a tensor's shape, dtype, device or layout is not as above.
     """
+    _check_rows(params, rows, by_row)
     _check(params, grads, exp_avgs, exp_avg_sqs, rates, skip)
     weights = (1.0 - betas[0], betas[1], 1.0 - betas[1])
     for first in range(0, len(params), PARAMS):
         addresses: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
         ends: list[int] = []
         tails: list[int] = []
+        widths: list[int] = []
         end = 0
         for k in range(first, first + PARAMS):
             # what is absent gets no program, and pointers of a kind that compiles to the same
@@ -197,9 +226,23 @@ def adam_step(
             addresses.append((params[k], gradient.contiguous(), exp_avgs[k], exp_avg_sqs[k]))
             ends.append(end)
             tails.append(n - (programs - 1) * BLOCK)
+            apart = rows is not None and not absent and by_row[k]
+            widths.append(params[k].numel() // max(len(params[k]), 1) if apart else 0)
         tensors = [x for column in zip(*addresses, strict=True) for x in column]
-        numbers = (*ends, *tails, first, *weights, eps)
-        launch(_adam_kernel, (end,), *tensors, rates, skip, *numbers, BLOCK=BLOCK)
+        numbers = (*ends, *tails, *widths, first, *weights, eps)
+        launch(_adam_kernel, (end,), *tensors, rates, rows, skip, *numbers, BLOCK=BLOCK)
+
+
+def _check_rows(params: Sequence[Tensor], rows: Tensor | None, by_row: Sequence[bool]) -> None:
+    if rows is None:
+        return
+    if len(by_row) != len(params):
+        raise ValueError(f"by_row: expected {len(params)} entries, got {len(by_row)}")
+    if rows.dtype != torch.float32 or not rows.is_contiguous():
+        raise ValueError(f"rows: expected contiguous float32, got {rows.dtype}")
+    for k, p in enumerate(params):
+        if by_row[k] and rows.shape != (len(p), 2):
+            raise ValueError(f"rows: expected [{len(p)}, 2] as params[{k}], got {list(rows.shape)}")
 
 
 def _check(
@@ -239,7 +282,8 @@ class FusedAdam(torch.optim.Adam):
     """torch.optim.Adam whose step is one kernel, with the same state and results.
 
     State dicts go to and from torch.optim.Adam as they are: "step" is a float32 scalar on the CPU.
-    All groups share betas and eps.
+    All groups share betas and eps. A group with "by_row" steps the rows that `rows` has, by their
+    own counts (`adam_step`); whoever sets that makes it anew for every step.
 
     `step` is the whole. Whoever replays a CUDA graph captures `apply`, and then for every
     replay copies `rates_for()` to the captured `rates` and calls `advance()`.
@@ -257,6 +301,7 @@ class FusedAdam(torch.optim.Adam):
         eps: float = 1e-8,
     ) -> None:
         super().__init__(params, lr=lr, betas=betas, eps=eps)
+        self.rows: Tensor | None = None  # [N, 2]
 
     @torch.no_grad()
     def step(  # pyright: ignore[reportIncompatibleMethodOverride]
@@ -307,6 +352,8 @@ class FusedAdam(torch.optim.Adam):
             betas=groups[0]["betas"],
             eps=groups[0]["eps"],
             skip=skip,
+            rows=self.rows,
+            by_row=[bool(g.get("by_row")) for g in groups for _ in g["params"]],
         )
 
     def rates_for(self) -> Tensor:  # [P, 2]
@@ -319,7 +366,10 @@ class FusedAdam(torch.optim.Adam):
             beta1, beta2 = group["betas"]
             for p in group["params"]:
                 t = 1.0 + float(self.state[p]["step"] if self.state.get(p) else 0.0)
-                rows.append((group["lr"] / (1.0 - beta1**t), (1.0 - beta2**t) ** 0.5))
+                if group.get("by_row"):
+                    rows.append((group["lr"], 1.0))
+                else:
+                    rows.append((group["lr"] / (1.0 - beta1**t), (1.0 - beta2**t) ** 0.5))
         return torch.tensor(rows, dtype=torch.float32)
 
     def advance(self, steps: int = 1) -> None:

@@ -11,7 +11,8 @@ lambda_o mean(o) and lambda_s mean(s), the latter over all axes,
 
     v_opacity += lambda_o / N  o (1 - o)        v_scale += lambda_s / (3 N)  s
 
-on logits and log-scales. eta comes from four uniform numbers of Philox4x32-10 (counter = id, key =
+on logits and log-scales; given shares w, which add up to 1, w stands for 1 / N in each row. eta
+comes from four uniform numbers of Philox4x32-10 (counter = id, key =
 seed) by Box and Muller: sqrt(-2 log u0) times cos and sin of 2 pi u1, and sqrt(-2 log u2) times
 cos of 2 pi u3, with u0 and u2 clamped to [2^-24, 1). Cosine and sine are polynomials within an
 eighth turn: the general ones reduce arguments of any size, at a cost.
@@ -109,21 +110,28 @@ def _regularizer_kernel(
     scales_ptr,  # [N, 3]
     v_opacities_ptr,  # [N] in and out
     v_scales_ptr,  # [N, 3] in and out
+    shares_ptr,  # [N] or None
     N,
-    weight_opacity,  # lambda_o / N
-    weight_scale,  # lambda_s / (3 N)
+    weight_opacity,  # lambda_o / N, or lambda_o with shares
+    weight_scale,  # lambda_s / (3 N), or lambda_s / 3
     BLOCK: tl.constexpr,
 ):
     n = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     inside = n < N
     opacity = _sigmoid(tl.load(opacities_ptr + n, mask=inside, other=0.0))
     v = tl.load(v_opacities_ptr + n, mask=inside, other=0.0)
-    tl.store(v_opacities_ptr + n, v + weight_opacity * opacity * (1.0 - opacity), mask=inside)
+    weight = weight_opacity
+    if shares_ptr is not None:
+        weight *= tl.load(shares_ptr + n, mask=inside, other=0.0)
+    tl.store(v_opacities_ptr + n, v + weight * opacity * (1.0 - opacity), mask=inside)
     for axis in tl.static_range(3):
         i = n + axis * N.to(tl.int64)  # thirds of memory, whatever the rows: coalesced
         s = tl.exp(tl.load(scales_ptr + i, mask=inside, other=0.0))
         v = tl.load(v_scales_ptr + i, mask=inside, other=0.0)
-        tl.store(v_scales_ptr + i, v + weight_scale * s, mask=inside)
+        weight = weight_scale
+        if shares_ptr is not None:
+            weight *= tl.load(shares_ptr + i // 3, mask=inside, other=0.0)
+        tl.store(v_scales_ptr + i, v + weight * s, mask=inside)
 
 
 def add_langevin_noise(
@@ -152,8 +160,10 @@ def add_regularizer_gradients(
     v_scales: Tensor,
     lambda_opacity: float,
     lambda_scale: float,
+    shares: Tensor | None,
 ) -> None:
     N = len(opacities)
-    memory = (opacities, scales, v_opacities, v_scales)
-    numbers = (N, lambda_opacity / max(N, 1), lambda_scale / max(3 * N, 1))
+    memory = (opacities, scales, v_opacities, v_scales, shares)
+    over = max(N, 1) if shares is None else 1
+    numbers = (N, lambda_opacity / over, lambda_scale / (3 * over))
     launch(_regularizer_kernel, (-(-N // BLOCK),), *memory, *numbers, BLOCK=BLOCK)

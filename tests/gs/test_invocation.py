@@ -9,23 +9,42 @@ from pathlib import Path
 
 import pytest
 
-from gs.config import resume_command
+from gs.config import resume_arguments, resume_command
 from gs.invocation import command
 
 
 def test_resume_command_replaces_an_old_checkpoint(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "argv", ["some where/train.py"])
     args = shlex.split("-s 'my scene' --start_checkpoint old.pth --eval")
-    command = resume_command(args, Path("output/abc"), Path("out/chkpnt7.pth"), 90)
+    command = resume_command(args, Path("output/abc"), Path("out/chkpnt7.pth"))
     words = shlex.split(command)
     assert shutil.which(words[0]) == sys.executable
     assert words[1:5] == ["some where/train.py", "-s", "my scene", "--eval"]
-    assert words[5:9] == ["-m", "output/abc", "--iterations", "90"]
-    assert words[9:] == ["--start_checkpoint", "out/chkpnt7.pth"]
-    args = shlex.split("-s x --model-path=m --iterations 5 --start-checkpoint=old.pth")
-    command = resume_command(args, Path("unused"), Path("c"), 30_005)
-    wanted = "train.py' -s x --model-path=m --iterations 30005 --start_checkpoint c"
-    assert command.endswith(wanted)
+    assert words[5:7] == ["-m", "output/abc"]
+    assert words[7:] == ["--start_checkpoint", "out/chkpnt7.pth"]
+    args = shlex.split("-s x --model-path=m --start-checkpoint=old.pth")
+    command = resume_command(args, Path("unused"), Path("c"))
+    assert command.endswith("train.py' -s x --model-path=m --start_checkpoint c")
+    command = resume_command(args, Path("unused"), Path("c"), n_ranks=4)
+    assert command.startswith("torchrun --nproc_per_node 4 'some where/train.py' -s x ")
+
+
+@pytest.mark.parametrize(
+    ("given", "counted"),
+    [
+        ("--iterations 5", "--iterations 30005"),
+        ("--iterations=5", "--iterations=30005"),
+        ("--iterations 32000", "--iterations 32000"),
+        ("--iterations", "--iterations"),
+        ("", ""),
+    ],
+)
+def test_iterations_after_a_ply_are_counted_on(given: str, counted: str) -> None:
+    args = [*shlex.split("-m m --start_ply a.ply"), *given.split()]
+    words = resume_arguments(args, Path("m"), Path("c"))
+    assert words == ["-m", "m", *counted.split(), "--start_checkpoint", "c"]
+    without = resume_arguments(["-m", "m", *given.split()], Path("m"), Path("c"))
+    assert without == ["-m", "m", *given.split(), "--start_checkpoint", "c"]
 
 
 @pytest.mark.parametrize("started", ["train.py", "gs/render.py", "notebook"])

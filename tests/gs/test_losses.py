@@ -121,7 +121,7 @@ def test_photometric_loss_of_uint8_target() -> None:
 def test_total_has_the_gradients_that_it_is_given() -> None:
     colors, v_colors = (x.requires_grad_(i == 0) for i, x in enumerate(pair(5, 4)))
     x = torch.tensor(3.0, dtype=torch.float64, requires_grad=True)
-    loss = total(torch.tensor(0.25, dtype=torch.float64), v_colors, colors * 2, x**2, 4 * x)
+    loss = total(torch.tensor(0.25, dtype=torch.float64), [v_colors], [colors * 2], x**2, 4 * x)
     assert loss.item() == 0.25 + 9 + 12
     loss.backward()
     assert colors.grad is not None and torch.equal(colors.grad, 2 * v_colors)
@@ -134,7 +134,7 @@ import torch
 from gs.losses import total
 
 colors = torch.ones(2, 2, 3, requires_grad=True)
-total(torch.tensor(0.0), torch.ones(2, 2, 3), colors, colors.mean()).backward()
+total(torch.tensor(0.0), [torch.ones(2, 2, 3)], [colors], colors.mean()).backward()
 assert colors.grad is not None
 assert "sympy" not in sys.modules
 """

@@ -73,17 +73,10 @@ def test_records(scene: str, tag: str, data_root: Path) -> None:
     means2D = torch.zeros_like(means, requires_grad=True)
     width, height = int(z["in_width"]), int(z["in_height"])
     camera = settings(z["in_viewmat"], z["in_K"], width, height, z["in_bg"])
-    image, radii = GaussianRasterizer(raster_settings=camera)(
-        means3D=means,
-        means2D=means2D,
-        shs=sh,
-        colors_precomp=None,
-        opacities=opacities[:, None],
-        scales=scales,
-        rotations=quats,
-        cov3D_precomp=None,
-        masks=masks,
-    )
+    rasterizer = GaussianRasterizer(raster_settings=camera)
+    given = {"means3D": means, "shs": sh, "opacities": opacities[:, None], "rotations": quats}
+    none = {"colors_precomp": None, "cov3D_precomp": None}
+    image, radii = rasterizer(means2D=means2D, **given, scales=scales, masks=masks, **none)
     assert image.shape == (3, height, width)
     assert (image - z[f"{tag}.image"]).abs().max() <= 2e-5
     assert radii.dtype == torch.int32
@@ -232,6 +225,53 @@ def test_is_rasterization_with_an_off_centre_principal_point() -> None:
         )
         assert torch.allclose(image, want[0].permute(2, 0, 1), atol=1e-6)
         assert torch.equal(radii, info["radii"][0].amax(-1))
+
+
+@pytest.mark.parametrize("antialiasing", [False, True])
+def test_form_of_2024(antialiasing: bool) -> None:
+    values = scene()
+    described, viewmat, K = camera(antialiasing=antialiasing)
+    means, means2D = values["means3D"].requires_grad_(), torch.zeros(30, 3, dtype=F64)
+    means2D.requires_grad_()
+    image, radii, inverse = GaussianRasterizer(described)(means2D=means2D, **values)
+    g = torch.Generator().manual_seed(6)
+    weights = torch.rand(4, 23, 40, dtype=F64, generator=g)
+    (torch.cat([image, inverse]) * weights).sum().backward()
+    got = means.grad.clone()  # pyright: ignore[reportOptionalMemberAccess]
+    means.grad = None
+    shapes = values["rotations"], values["scales"], values["opacities"][:, 0]
+    rest = viewmat[None], K[None], 40, 23, 0.2
+    mode = "antialiased" if antialiasing else "classic"
+    bg = described.bg.double()[None]
+    keywords: dict[str, Any] = {"sh_degree": 3, "backgrounds": bg, "rasterize_mode": mode}
+    want, _, info = rasterization(means, *shapes, values["shs"], *rest, **keywords)
+    depths = (means @ viewmat[2, :3] + viewmat[2, 3])[:, None]
+    third, _, more = rasterization(means, *shapes, 1 / depths, *rest, rasterize_mode=mode)
+    both = torch.cat([want[0].permute(2, 0, 1), third[0].permute(2, 0, 1)])
+    (both * weights).sum().backward()
+    torch.testing.assert_close(torch.cat([image, inverse]), both.detach(), atol=1e-6, rtol=1e-6)
+    torch.testing.assert_close(got, means.grad, atol=1e-5, rtol=1e-5)
+    assert torch.equal(radii, info["radii"][0].amax(-1))
+    pixels = (info["means2d"].grad + more["means2d"].grad)[0] * torch.tensor([20.0, 11.5])
+    assert means2D.grad is not None and more["means2d"].grad.any()
+    torch.testing.assert_close(means2D.grad[:, :2], pixels, atol=1e-5, rtol=1e-5)
+
+
+def test_degree_0_may_stand_apart() -> None:
+    values = scene()
+    image, _ = GaussianRasterizer(camera()[0])(means2D=None, **values)
+    apart = values | {"shs": values["shs"][:, 1:]}
+    dc = values["shs"][:, :1].clone().requires_grad_()
+    again, _ = GaussianRasterizer(camera()[0])(means2D=None, **apart, dc=dc)
+    assert torch.equal(again, image)
+    assert torch.autograd.grad(again.sum(), dc)[0].any()
+    with pytest.raises(ValueError, match="needs 16 coefficients, got 15"):
+        apart["shs"] = apart["shs"][:, 1:]
+        GaussianRasterizer(camera()[0])(means2D=None, **apart, dc=dc)
+    del apart["shs"]
+    with pytest.raises(ValueError, match="dc: expected shs"):
+        colors = torch.rand(30, 3, dtype=F64)
+        GaussianRasterizer(camera()[0])(means2D=None, **apart, dc=dc, colors_precomp=colors)
 
 
 def test_precomputed_inputs_and_scale_modifier() -> None:

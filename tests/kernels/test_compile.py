@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 REPO = Path(__file__).resolve().parents[2]
 CAPABILITIES = (80, 90)
@@ -97,15 +98,11 @@ def project_gaussians(**changes: Any) -> None:
 
 
 def project_low_degree() -> None:
-    import torch
-
     project_gaussians(sh_degree=1, mask_words=torch.zeros(2, dtype=torch.int32))
 
 
 def project_covariances() -> None:
     """Everything rare at once: several cameras, their gradients, covariances, antialiasing."""
-    import torch
-
     leaf = lambda *shape: torch.zeros(*shape, requires_grad=True)  # noqa: E731
     project_gaussians(
         viewmats=leaf(2, 4, 4), Ks=torch.zeros(2, 3, 3), covars=leaf(128, 3, 3), antialiased=True,
@@ -114,25 +111,32 @@ def project_covariances() -> None:
 
 
 def project_cameras() -> None:
-    import torch
-
     viewmats = torch.zeros(2, 4, 4, requires_grad=True)
     project_gaussians(viewmats=viewmats, Ks=torch.zeros(2, 3, 3), antialiased=True)
 
 
 def bin_received() -> None:
     """Records whose keys are formed anew."""
-    import torch
-
     from kernels import Records, bin_tiles
 
     for n_rows in (None, torch.zeros(1, dtype=torch.int32)):
         bin_tiles(Records(torch.zeros(128, 16), None, n_rows, 1, 128, 80, 56))
 
 
-def sort_everywhere() -> None:
-    import torch
+def exchange_records() -> None:
+    from kernels import RasterInputs, RenderSettings, exchange
 
+    x = inputs(colors_rest=None)
+    settings = RenderSettings(x.pop("width"), x.pop("height"), sh_degree=x.pop("sh_degree"))
+    made = exchange.project_records(RasterInputs(**x), settings, backend="triton")
+    buffer, table = torch.zeros(2, 65, 12), torch.zeros(1, 5, dtype=torch.int32)
+    _, sent = exchange.pack_records(made, table.new_zeros(128), table, buffer[0], backend="triton")
+    values, _ = exchange.unpack_records(buffer, backend="triton")
+    exchange.pack_gradients(values, buffer, backend="triton")
+    exchange.unpack_gradients(buffer[0], sent, made)
+
+
+def sort_everywhere() -> None:
     from kernels.binning.sorting import plan_sort
 
     keys, count = torch.zeros(5000, dtype=torch.int32), torch.zeros(1, dtype=torch.int32)
@@ -159,8 +163,6 @@ def sort_in_launches() -> None:
 
 
 def step_adam() -> None:
-    import torch
-
     from kernels import FusedAdam
 
     params = [torch.zeros(128, n, requires_grad=True) for n in (3, 45, 1)]
@@ -169,22 +171,20 @@ def step_adam() -> None:
     optimizer, rates = FusedAdam(params), torch.zeros(3, 2)
     for skip in (None, torch.zeros(1, dtype=torch.int32)):
         optimizer.apply(rates, skip=skip)
+    optimizer.param_groups[0]["by_row"], optimizer.rows = True, torch.zeros(128, 2)
+    optimizer.apply(rates, skip=skip)
 
 
 def add_statistics() -> None:
-    import torch
-
     from kernels import add_gradient_norms
 
     v, radii, sums = torch.zeros(2, 128, 2), torch.zeros(2, 128, 2).int(), torch.zeros(128)
     for skip in (None, torch.zeros(1, dtype=torch.int32)):
-        sizes = {"width": 80, "height": 56}
-        add_gradient_norms(v, radii, sums, sums.clone(), skip=skip, backend="triton", **sizes)
+        out = sums, sums.clone()
+        add_gradient_norms(v, radii, *out, width=80, height=56, skip=skip, backend="triton")
 
 
 def explore() -> None:
-    import torch
-
     from kernels import add_langevin_noise, add_regularizer_gradients
 
     means, quats, opacities = torch.zeros(128, 3), torch.zeros(128, 4), torch.zeros(128)
@@ -194,15 +194,13 @@ def explore() -> None:
             means, quats, means, opacities, ids, seed=seed, lr=torch.zeros(1), noise_lr=1.0,
             skip=skip, backend="triton",
         )  # fmt: skip
-    add_regularizer_gradients(
-        opacities, means, opacities, means, lambda_opacity=0.1, lambda_scale=0.1, backend="triton"
-    )
+    weights: dict[str, Any] = {"lambda_opacity": 0.1, "lambda_scale": 0.1, "backend": "triton"}
+    for shares in (None, opacities):
+        add_regularizer_gradients(opacities, means, opacities, means, shares=shares, **weights)
 
 
 def compare_images() -> None:
     """Widths by what divides them; float targets, and values alone."""
-    import torch
-
     from kernels.photometric.kernel import photometric
 
     for width in (52, 50, 51):
@@ -231,6 +229,7 @@ CALLS: list[Callable[[], None]] = [
     project_covariances,
     project_cameras,
     bin_received,
+    exchange_records,
     sort_in_launches,
     step_adam,
     add_statistics,

@@ -105,7 +105,7 @@ def test_keywords_of_gsplat() -> None:
 
     neutral: dict[str, Any] = {
         "radius_clip": 0.0,
-        "packed": True,
+        "packed": False,
         "tile_size": 16,
         "sparse_grad": False,
         "channel_chunk": 32,
@@ -124,11 +124,9 @@ def test_keywords_of_gsplat() -> None:
     }
     assert torch.equal(rasterization(**scene())[0], rasterization(**scene(), **neutral)[0])
     refused: dict[str, Any] = {
-        "radius_clip": 1.0,
         "sparse_grad": True,
         "camera_model": "fisheye",
         "with_ut": True,
-        "covars": torch.rand(20, 3, 3),
         "viewmats_rs": torch.eye(4),
         "distributed": True,
     }
@@ -142,11 +140,16 @@ def test_keywords_of_gsplat() -> None:
 def test_positional_order_is_that_of_gsplat() -> None:
     values = scene()
     backend = values.pop("backend")
-    arguments: list[Any] = [*values.values(), 2.5, 3.5]
+    backgrounds = torch.rand(1, 3)
+    planes, rest = (2.5, 3.5), (0.0, 0.7, None, False, 16, backgrounds, "RGB+ED", False, True)
+    more = ("antialiased", 32, False, "pinhole", False, None)
+    arguments: list[Any] = [*values.values(), *planes, *rest, *more]
     by_position = rasterization(*arguments, backend=backend)
-    by_name = rasterization(**values, near_plane=2.5, far_plane=3.5, backend=backend)
+    values |= {"near_plane": 2.5, "far_plane": 3.5, "eps2d": 0.7, "backgrounds": backgrounds}
+    modes: dict[str, Any] = {"render_mode": "RGB+ED", "rasterize_mode": "antialiased"}
+    by_name = rasterization(**values, **modes, absgrad=True, backend=backend)
     assert torch.equal(by_position[0], by_name[0])
-    assert not torch.equal(by_position[0], rasterization(**scene())[0])
+    assert not torch.equal(by_position[0][..., :3], rasterization(**scene())[0])
 
 
 @pytest.mark.parametrize("mode", ["RGB", "D", "ED", "RGB+D", "RGB+ED"])

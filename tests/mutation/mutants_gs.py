@@ -7,19 +7,21 @@ DENSIFY = ("test_adaptive.py", "test_adaptive_parts.py")
 TAMING = ("test_taming.py",)
 CHAIN = ("test_mcmc.py",)
 NUMBERS = ("test_constants.py",)
+FORMATS = ("test_model_file.py",)
+BATCH, SEEN, ORDER = ("test_batch.py",), ("test_seen.py",), ("test_order.py",)
 
 GS = [
     # the loop
     Mutant(
         "rates are never updated",
-        "rates = learning_rates(self.optimizer, self.optim, extent=extent, step=step)",
+        "rates = learning_rates(self.optimizer, self.optim, extent=extent, step=first)",
         "rates = learning_rates(self.optimizer, self.optim, extent=extent, step=1)",
         WIRING,
     ),
     Mutant(
         "background is ignored",
-        "out = render(gaussians, inputs.view, background=inputs.background, **keywords)",
-        "out = render(gaussians, inputs.view, **keywords)",
+        "render(gaussians, view, background=inputs.background, **keywords)",
+        "render(gaussians, view, **keywords)",
         WIRING,
     ),
     Mutant(
@@ -36,23 +38,54 @@ GS = [
     ),
     Mutant(
         "no D-SSIM in training",
-        "photometric_gradient(colors, target, config.lambda_dssim)",
-        "photometric_gradient(colors, target, 0.0)",
+        "photometric_gradient(image, target, config.lambda_dssim)",
+        "photometric_gradient(image, target, 0.0)",
         WIRING,
     ),
     Mutant(
         "strategies' losses are dropped",
-        "loss = total(values[0], v_colors, colors, *terms)",
-        "loss = total(values[0], v_colors, colors)",
+        "loss = total(values[0], [v_image for _, v_image in found], images, *terms)",
+        "loss = total(values[0], [v_image for _, v_image in found], images)",
         WIRING,
     ),
+    # steps of several images
+    Mutant("a batch learns as slowly", "gain = math.sqrt(n_images)", "gain = 1.0", BATCH),
+    Mutant("a batch forgets as slowly", "betas[0] ** n_images", "betas[0]", BATCH),
+    Mutant("eps of a mean", "eps * gain)", "eps / gain)", BATCH),
+    Mutant("terms count once per step", "else n_images * x for x in", "else x for x in", BATCH),
+    Mutant(
+        "statistics of the first size", "for out in ctx.renderings:", "for out in [ctx.out]:", BATCH
+    ),
+    Mutant(
+        "events of image 0", "if rest < n_images else None", "if rest <= n_images else None", BATCH
+    ),
+    Mutant("moments of a single image", "ratio = now / before", "ratio = 1.0", BATCH),
+    Mutant(
+        "every image is shown the first view",
+        "view=view.one(k), others=()",
+        "view=view.one(0)",
+        BATCH,
+    ),
+    # what a step sees
+    Mutant("skipped rows age", "counts += seen", "counts += 1", SEEN),
+    Mutant("rows have the model's age", "t = counts.double()", "t = counts.double() * 0 + 1", SEEN),
+    Mutant(
+        "regularisers by who is seen, not how often",
+        'out.info["observations"] = context.observations',
+        'out.info["observations"] = (context.observations > 0).float()',
+        SEEN,
+    ),
+    Mutant("moved and seen", "(moved & ~seen)", "moved", SEEN),
+    # draws by id
+    Mutant("new ids by row", "parents.argsort(stable=True)", "torch.arange(len(parents))", ORDER),
+    Mutant("ties of a draw by row", "rows = rows[ids[rows].argsort()]", "rows = rows + 0", ORDER),
     Mutant(
         "the optimizer steps last, too", "elif step < self.config.iterations:", "elif True:", WIRING
     ),
     Mutant(
         "SH degree from the first iteration",
-        "return step > self.sh_degree_from_iter and step % self.sh_degree_interval == 0",
-        "return step % self.sh_degree_interval == 0",
+        "return due is not None and due > self.sh_degree_from_iter",
+        "return due is not None",
         WIRING,
     ),
     Mutant(
@@ -106,8 +139,8 @@ GS = [
     ),
     Mutant(
         "densifies in the last iteration of its window",
-        "inside = self.densify_from_iter < step < self.densify_until_iter",
-        "inside = self.densify_from_iter < step <= self.densify_until_iter",
+        "self.densify_from_iter < due < self.densify_until_iter",
+        "self.densify_from_iter < due <= self.densify_until_iter",
         DENSIFY,
     ),
     Mutant("opacities are reset upwards", ".clamp_max(limit)\n", ".clamp_min(limit)\n", DENSIFY),
@@ -232,5 +265,49 @@ GS = [
     ),
     Mutant(
         "neighbours are averaged over two", "k: int = 3,", "k: int = 2,", ("test_gaussians.py",)
+    ),
+    # files to send, and flights
+    Mutant(
+        "SPZ loses signs of quaternions",
+        "sign << np.uint32(9) | share",
+        "share",
+        FORMATS,
+    ),
+    Mutant(
+        "SPZ takes the largest component's sign as it is",
+        "signs = np.where(np.take_along_axis(quats, largest[:, None], axis=1) < 0, -1, 1)",
+        "signs = 1",
+        FORMATS,
+    ),
+    Mutant(
+        "chunks of a compressed .ply are far apart",
+        "model = model.rows(morton_order(torch.from_numpy(model.means)).numpy())",
+        "model = model.rows(np.arange(len(model.means)))",
+        FORMATS,
+    ),
+    Mutant("a .glb's w comes first", "model.quats[:, [1, 2, 3, 0]],", "model.quats,", FORMATS),
+    Mutant(
+        "exports of an older model are shown",
+        'if entry is None or entry["model"] != mark_of(folder, iteration):',
+        "if entry is None:",
+        ("test_export.py",),
+    ),
+    Mutant(
+        "the PSNR noted is the old model's",
+        '(("ply_psnr", tensors), ("psnr", written))',
+        '(("ply_psnr", tensors), ("psnr", tensors))',
+        ("test_export.py",),
+    ),
+    Mutant(
+        "the orbit is at no height",
+        "+ height * up",
+        "",
+        ("test_camera_path.py",),
+    ),
+    Mutant(
+        "far is bright",
+        "(1 / depth.clamp_min(1e-6) - low)",
+        "(depth - low)",
+        ("test_video.py",),
     ),
 ]

@@ -186,8 +186,8 @@ KERNELS = [
     ),
     Mutant(
         "kernels' regulariser of scales",
-        "v + weight_scale * s, mask=inside",
-        "v + weight_scale, mask=inside",
+        "v + weight * s, mask=inside",
+        "v + weight, mask=inside",
         ("test_langevin.py",),
     ),
     Mutant(

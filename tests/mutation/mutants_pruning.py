@@ -17,8 +17,8 @@ PRUNING = [
     ),
     Mutant(
         "mask loss leaves out its last iteration",
-        "self.config.mask_from_iter <= step <= self.config.mask_until_iter",
-        "self.config.mask_from_iter <= step < self.config.mask_until_iter",
+        "self.config.mask_from_iter <= step and first <= self.config.mask_until_iter",
+        "self.config.mask_from_iter <= step and first < self.config.mask_until_iter",
         MASKS,
     ),
     Mutant(
@@ -41,8 +41,8 @@ PRUNING = [
     ),
     Mutant(
         "masks are pruned while densifying ends later",
-        "step >= self.densify_until and step % interval == 0",
-        "step % interval == 0",
+        "due is not None and due >= self.densify_until",
+        "due is not None",
         MASKS,
     ),
     Mutant(
@@ -78,7 +78,7 @@ PRUNING = [
     ),
     Mutant(
         "LP-3DGS without weight decay",
-        "logits.mul_(1.0 - config.logit_lr * config.logit_decay)",
+        "logits.mul_((1.0 - config.logit_lr * config.logit_decay) ** self.n_images)",
         "logits.mul_(1.0)",
         LP,
     ),

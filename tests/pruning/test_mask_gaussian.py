@@ -16,7 +16,7 @@ from gs.model.gaussians import Gaussians
 from gs.model.rates import OptimConfig
 from gs.model.renderer import RenderOutput, render
 from gs.training.optimizer import build_optimizer
-from gs.training.strategy import StepContext
+from gs.training.strategy import Population, StepContext
 from kernels import sample_masks
 from pruning.mask_gaussian import MaskGaussian, MaskGaussianConfig
 
@@ -102,6 +102,23 @@ def test_loss_and_its_gradient() -> None:
     assert masks.grad is not None
     torch.testing.assert_close(masks.grad, torch.full((5,), 2 * 0.3 * 0.6 / 5))
     assert float(strategy.scalars(1)["num_used_gs"]) == 3.0
+
+
+@pytest.mark.parametrize("parts", [[5], [2, 3], [0, 4, 1]])
+def test_parts_of_a_scene_have_the_loss_of_the_whole(parts: list[int]) -> None:
+    """Each pushes its rows by 2 lambda m / N, however the scene is cut."""
+    strategy, model = make(5, MaskGaussianConfig(lambda_mask=0.3))
+    drawn = torch.tensor([1.0, 0.0, 1.0, 1.0, 0.0])
+    for masks in drawn.split(parts):
+        masks = masks.clone().requires_grad_()
+        out = output(masks)
+        out.info["population"] = Population(5, drawn.sum() - masks.detach().sum())
+        loss = strategy.loss(1, model, out)
+        assert loss is not None and loss.item() == pytest.approx(0.3 * 0.6**2)
+        loss.backward()
+        assert masks.grad is not None
+        torch.testing.assert_close(masks.grad, torch.full_like(masks, 2 * 0.3 * 0.6 / 5))
+        assert float(strategy.scalars(1)["num_used_gs"]) == 3.0
 
 
 def one_certain() -> Gaussians:

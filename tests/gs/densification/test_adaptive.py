@@ -273,6 +273,18 @@ def test_splits_repeat_with_the_seed_and_differ_by_step() -> None:
     assert not torch.equal(children(3, 600), children(3, 700))
 
 
+def test_the_noise_of_a_child_is_its_parent_s() -> None:
+    densifier = DefaultDensifier(DensifyConfig())
+    ids = torch.arange(20_000, dtype=torch.int32)
+    noise = densifier._noise(600, ids)
+    assert torch.equal(densifier._noise(600, ids[[7, 3]]), noise[:, [7, 3]])
+    assert noise.shape == (2, 20_000, 3) and noise.dtype == torch.float32
+    samples = noise.permute(0, 2, 1).flatten(0, 1)  # by child and axis
+    # deviations of 20,000 samples' moments: 0.007, 0.005, and 0.007 of products
+    assert samples.mean(1).abs().max() < 0.03 and (samples.std(1) - 1).abs().max() < 0.02
+    assert (samples @ samples.T / 20_000 - torch.eye(6)).abs().max() < 0.04
+
+
 class Seventh(Strategy):
     """Looks at everything that a grown model has, and drops what it sees fit."""
 
@@ -300,7 +312,7 @@ def in_steps(case: Case, step: int) -> None:
     small = gaussians.get_scales().amax(-1) <= config.percent_dense * EXTENT
     parents = (moving & ~small).nonzero()[:, 0]
     append(case, (moving & small).nonzero()[:, 0])
-    noise = case.densifier._noise(step, len(parents))
+    noise = case.densifier._noise(step, gaussians.rows["ids"][parents])
     append(case, parents.repeat(2), split(gaussians, parents, noise))
     keep = torch.ones(len(gaussians), dtype=torch.bool)
     keep[parents] = False

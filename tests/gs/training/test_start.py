@@ -12,6 +12,7 @@ from plyfile import PlyData, PlyElement
 
 from gs.config import TrainConfig
 from gs.errors import SplatrimError
+from gs.formats.model_file import save_model
 from gs.model.gaussians import Gaussians
 from gs.model.ply import save_ply
 from gs.model.rates import OptimConfig
@@ -119,6 +120,21 @@ def test_a_ply_becomes_a_state(tmp_path: Path) -> None:
     assert start["optimizer"] == {}
     for name, x in model().to_tensors().items():
         assert torch.equal(start["params"][name], x), name
+
+
+@pytest.mark.parametrize("kind", ["spz", "splat", "compressed.ply", "glb"])
+def test_a_file_of_another_format_is_a_start_too(tmp_path: Path, kind: str) -> None:
+    """By its content: even under the name that a flag for .ply files suggests."""
+    gaussians, offset = model(), (1000.0, 0.0, -2.5)
+    path = tmp_path / "model.ply" if kind != "splat" else tmp_path / "model.splat"
+    save_model(path, gaussians.to_tensors(), kind, world_offset=offset)
+    start = load_start(config(tmp_path, start_ply=path, post_start=30_000), "opacity", METHODS)
+    assert start is not None and start["step"] == 30_000
+    found = start["params"]["means"].sort(0).values
+    want = gaussians.params["means"].detach().sort(0).values
+    assert float((found - want).abs().max()) < 1e-3
+    assert start["params"]["shN"].shape[1] == (0 if kind == "splat" else 8)
+    assert start["world_offset"] == (offset if kind == "glb" else None)
 
 
 def test_what_stays_of_a_finished_checkpoint(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """The photometric kernels against the reference in float64."""
 
 from collections.abc import Callable
+from itertools import pairwise
 
 import pytest
 import torch
@@ -9,9 +10,11 @@ from torch import Tensor
 from kernels import (
     photometric_gradient,
     photometric_loss,
+    photometric_rows,
     photometric_values,
     structural_similarity,
 )
+from kernels.photometric import REACH
 from kernels.photometric import kernel as ssim
 from kernels.photometric.kernel import photometric
 
@@ -46,7 +49,7 @@ def check(
 ) -> None:
     exact = target if target.dtype == torch.uint8 else target.double()
     want, v_want = photometric_gradient(colors.double(), exact, lambda_dssim, backend="reference")
-    values, v_colors = photometric(colors, target, lambda_dssim, True)
+    values, v_colors, _ = photometric(colors, target, lambda_dssim, True)
     assert (values.double() - want).abs().max() < 3e-6, (values, want)
     assert v_colors is not None
     # where both images agree to the last bits of float32, rounding decides the sign in L1
@@ -54,7 +57,7 @@ def check(
     clear = ((colors.double() - truth).abs() > 1e-7) | (colors.double() == truth)
     assert clear.double().mean() > 0.999
     assert_close("v_colors", v_colors * clear, v_want * clear, limit)
-    alone, nothing = photometric(colors, target, lambda_dssim, False)
+    alone, nothing, _ = photometric(colors, target, lambda_dssim, False)
     # two compilations of one kernel: other multiply-adds may be fused, which moves a last bit
     bits = 0.0 if DEVICE == "cpu" else 1e-6
     torch.testing.assert_close(alone, values, rtol=bits, atol=0.0)
@@ -240,3 +243,38 @@ def test_structural_similarity_takes_the_kernel() -> None:
     want = structural_similarity(a.double(), b.double()).item()
     assert structural_similarity(a, b).item() == pytest.approx(want, abs=1e-6)
     assert structural_similarity(a, b).item() == photometric_values(a, b)[2].item()
+
+
+@pytest.mark.parametrize("backend", ["reference", "triton"])
+def test_bands_are_parts_of_the_image(backend: str, assert_close: Callable[..., None]) -> None:
+    height, width, cuts = 75, 9, (0, 16, 48, 75)
+    colors, target = images(height, width)
+    exact = backend == "reference"
+    colors = colors.double() if exact else colors
+    want, v_want = photometric_gradient(colors, target, 0.2, backend=backend)
+    total, v_total = torch.zeros_like(want), torch.zeros_like(v_want)
+    for first, last in pairwise(cuts):
+        low, high = max(first - REACH - 6, 0), min(last + REACH, height)
+        window = slice(low, high)
+        values, v_colors = photometric_rows(
+            colors[window],
+            target[window],
+            0.2,
+            first=first - low,
+            last=last - low,
+            n_rows=height,
+            backend=backend,
+        )
+        assert not v_colors[: first - low].any() and not v_colors[last - low :].any()
+        total += values
+        v_total[window] += v_colors
+    assert (total - want).abs().max() < (1e-14 if exact else 3e-6)
+    # fp16 products round by what stands around them
+    assert_close("v_colors", v_total, v_want, 1e-12 if exact else 1e-4)
+
+
+def test_bands_begin_at_multiples() -> None:
+    colors, target = images(40, 9)
+    for first, last in ((8, 40), (0, 24), (16, 16), (16, 48)):
+        with pytest.raises(ValueError, match="expected a band"):
+            photometric_rows(colors, target, 0.2, first=first, last=last, n_rows=40)

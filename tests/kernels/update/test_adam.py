@@ -68,6 +68,47 @@ def moments(optimizer: torch.optim.Optimizer, params: list[Tensor], key: str) ->
 
 
 @pytest.mark.parametrize("n", [1, 85, 400])
+def test_a_row_steps_by_its_own_count(n: int) -> None:
+    """As a torch.optim.Adam for each row; the second parameter steps as a whole."""
+    got, want = leaves(n), leaves(n)
+    optimizer = fused(got)
+    for k, group in enumerate(optimizer.param_groups):
+        group["by_row"] = k != 1
+    parts = [[p.detach()[i : i + 1].clone().requires_grad_() for p in want] for i in range(n)]
+    single, whole = [torch_adam(part) for part in parts], torch_adam(want)
+    counts, g = torch.zeros(n, dtype=torch.float64), torch.Generator().manual_seed(n)
+    for step in range(8):
+        set_gradients(got, step)
+        seen = torch.rand(n, generator=g) < 0.4
+        counts += seen
+        pair = torch.stack([1 / (1 - 0.9**counts), (1 - 0.999**counts).sqrt()], -1)
+        optimizer.rows = torch.where(seen[:, None], pair, 0.0).float().to(DEVICE)
+        optimizer.step()
+        want[1].grad = got[1].grad
+        whole.step()
+        for i in seen.nonzero()[:, 0].tolist():
+            for part, p in zip(parts[i], got, strict=True):
+                assert p.grad is not None
+                part.grad = p.grad[i : i + 1]
+            single[i].step()
+    for k, p in enumerate(got):
+        expected = want[1] if k == 1 else torch.cat([part[k] for part in parts])
+        torch.testing.assert_close(p, expected, rtol=1e-5, atol=1e-6)
+        if k != 1 and n > 1:
+            assert (counts == 0).any() == (p == leaves(n)[k]).reshape(n, -1).all(1).any()
+
+
+def test_rows_that_do_not_fit_are_named() -> None:
+    params = leaves(5)
+    optimizer = fused(params)
+    set_gradients(params, 0)
+    optimizer.param_groups[2]["by_row"] = True
+    optimizer.rows = torch.zeros(4, 2, device=DEVICE)
+    with pytest.raises(ValueError, match=r"rows: expected \[5, 2\] as params\[2\]"):
+        optimizer.step()
+
+
+@pytest.mark.parametrize("n", [1, 85, 400])
 def test_steps_are_those_of_torch(n: int) -> None:
     got, want = leaves(n), leaves(n)
     optimizer, reference = fused(got), torch_adam(want)

@@ -134,6 +134,30 @@ def test_regularizers_are_autograds(n: int, backend: str) -> None:
         torch.testing.assert_close(x, want.detach(), rtol=1e-6, atol=1e-6)
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_shares_are_weights_of_the_means(backend: str) -> None:
+    t = model(300)
+    shares = torch.rand(300, generator=torch.Generator().manual_seed(0)).to(DEVICE)
+    shares = torch.where(shares < 0.4, 0.0, shares)
+    shares /= shares.sum()
+    opacities, scales = (t[k].clone().requires_grad_() for k in ("opacities", "scales"))
+    spread = scales.exp().mean(-1)
+    (0.3 * (shares * opacities.sigmoid()).sum() + 0.2 * (shares * spread).sum()).backward()
+    got = [torch.zeros_like(t["opacities"]), torch.zeros_like(t["scales"])]
+    add_regularizer_gradients(
+        t["opacities"],
+        t["scales"],
+        *got,
+        lambda_opacity=0.3,
+        lambda_scale=0.2,
+        shares=shares,
+        backend=backend,
+    )
+    for x, p in zip(got, (opacities, scales), strict=True):
+        assert p.grad is not None
+        torch.testing.assert_close(x, p.grad, rtol=1e-5, atol=1e-9)
+
+
 def test_bad_input_is_named() -> None:
     t = model(5)
     for name, wrong in (

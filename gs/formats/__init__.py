@@ -1,0 +1,1 @@
+"""Files of Gaussians beside the plain .ply: smaller ones to send, and those of other programs."""

@@ -1,0 +1,195 @@
+"""What tests let each of several ranks do: functions of its ranks and of plain values.
+
+As a program it is one of the processes that do so: it reads jobs from its input, a line each, and
+writes what they return to a file.
+"""
+
+import json
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gs.config import TrainConfig
+from gs.data.camera import Camera
+from gs.data.scene import Scene
+from gs.densification.adaptive import DensifyConfig
+from gs.densification.mcmc import MCMCConfig
+from gs.distributed.processes import find_ranks
+from gs.distributed.ranks import Ranks
+from gs.errors import SplatrimError
+from gs.model.rates import OptimConfig
+from gs.training.strategy import Strategy
+from gs.training.trainer import Trainer
+from pruning import MaskGaussianConfig
+
+DENSIFIERS = {
+    "default": DensifyConfig(
+        densify_from_iter=2,
+        densify_until_iter=20,
+        densification_interval=4,
+        opacity_reset_interval=11,
+        densify_grad_threshold=3e-5,
+    ),
+    "mcmc": MCMCConfig(
+        densify_from_iter=2,
+        densify_until_iter=20,
+        densification_interval=4,
+        budget="1.3x",
+        min_opacity=0.2,
+        initial_opacity=0.3,
+    ),
+}
+MASKS = MaskGaussianConfig(lambda_mask=0.5, mask_lr=0.3, mask_prune_iter=7, final_threshold=0.05)
+
+
+def load(folder: str) -> Scene:
+    """The scene that the fixture has written."""
+    kept = torch.load(Path(folder) / "scene.pt")
+    cameras = [
+        Camera(name, Path(folder) / name, width, height, viewmat, K, width, height)
+        for name, width, height, viewmat, K in kept["cameras"]
+    ]
+    n = kept["n_train"]
+    start = kept["points"], kept["colors"]
+    return Scene(cameras[:n], cameras[n:], *start, 1.5, Path(folder), "colmap")
+
+
+def trainer(
+    ranks: Ranks | None,
+    scene: str,
+    out: str,
+    densifier: str | None = "default",
+    *,
+    exact: bool = True,
+    start: dict[str, Any] | None = None,
+    masks: bool = True,
+    **settings: Any,
+) -> Trainer:
+    """A trainer of MaskGaussian, in float64 if `exact`."""
+    config = TrainConfig(
+        **{
+            "model_path": Path(out),
+            "iterations": 16,
+            "batch": 2,
+            "quiet": True,
+            "device": "cpu",
+            "sh_degree": 1,
+            "sh_degree_interval": 5,
+            **settings,
+        }
+    )
+    strategies: list[Strategy] = [] if densifier is None else [DENSIFIERS[densifier].build()]
+    if masks:
+        strategies.append(MASKS.build(densify_until=12))
+    made = Trainer(
+        config,
+        load(scene),
+        strategies=strategies,
+        optim=OptimConfig(position_lr_max_steps=config.iterations),
+        start=start,
+        ranks=ranks,
+    )
+    if exact:
+        made.gaussians.double()
+    if start is None:  # spheres have rotations whose gradient is rounding
+        phases = made.gaussians.rows["ids"][:, None] * torch.tensor([1.0, 2.0, 3.0])
+        scales = made.gaussians.params["scales"].data
+        scales += 0.5 * phases.sin().to(scales)
+    return made
+
+
+def shard(made: Trainer) -> dict[str, Tensor]:
+    """All that a rank has, by row."""
+    model = made.gaussians
+    found = {f"params.{name}": x for name, x in model.to_tensors().items()}
+    found |= {f"rows.{name}": x for name, x in model.rows.items()}
+    for group in made.optimizer.param_groups:
+        moments = made.optimizer.state.get(group["params"][0], {})
+        found |= {f"{key}.{group['name']}": x for key, x in moments.items() if x.dim()}
+    return {name: x.detach().clone() for name, x in found.items()}
+
+
+def train(ranks: Ranks | None, *args: Any, steps: int = 16, **options: Any) -> dict[str, Any]:
+    """Take steps; the rank's rows, and what the log says."""
+    made = trainer(ranks, *args, **options)
+    with made.stepper.running():
+        while made.step < steps:
+            made.train_step(made.step + made.config.batch)
+        found: dict[str, Any] = shard(made)
+        found["next_id"] = made.gaussians.next_id
+        found["loss"] = made.tracker.state_dict()["sums"]
+        found["n"] = made.stepper.n_gaussians
+    return found
+
+
+def gradients(ranks: Ranks | None, *args: Any, **options: Any) -> dict[str, Any]:
+    """Gradients of one step, masks, and the gradients of image positions."""
+    made = trainer(ranks, *args, **options)
+    model = made.gaussians
+    rows = model.rows["ids"][:, None] * torch.tensor([3.0, 5.0])
+    model.params["mask_logits"].data.copy_(2.0 * rows.sin())
+    with made.stepper.running():
+        context = made.stepper.forward_backward(7, [0, 3, 5][: made.config.batch])
+    found: dict[str, Any] = {f"v_{n}": p.grad for n, p in model.params.items()}
+    found["rows.ids"] = model.rows["ids"]
+    means2d = context.out.info["means2d"].grad
+    found |= {"masks": context.out.info["masks"].detach(), "v_means2d": means2d.transpose(0, 1)}
+    return {**found, "loss": made.tracker.state_dict()["sums"], "n": 0, "next_id": 0}
+
+
+def collectives(ranks: Ranks) -> dict[str, Any]:
+    """What each collective gives."""
+    x = torch.arange(3.0) + 10 * ranks.rank
+    sent = [(ranks.rank + k) % 3 for k in range(ranks.size)]
+    received = [(k + ranks.rank) % 3 for k in range(ranks.size)]
+    rows = torch.cat([x[:n] + 100 * k for k, n in enumerate(sent)])
+
+    def fail() -> None:
+        if ranks.rank > 0:
+            raise SplatrimError(f"rank {ranks.rank} cannot")
+
+    try:
+        ranks.together(fail)
+        failure = "none"
+    except SplatrimError as error:
+        failure = str(error)
+    except SystemExit as error:
+        failure = f"exit {error.code}"
+    return {
+        "exchange": ranks.exchange(rows, sent, received),
+        "stack": ranks.stack(x),
+        "gather": ranks.gather(x[: ranks.rank]),
+        "tell": ranks.tell(("rank", ranks.rank)),
+        "agree": ranks.agree(ranks.rank),
+        "first": ranks.first_only(lambda: ranks.rank + 7),
+        "failure": failure,
+        "sent_bytes": ranks.sent_bytes,
+    }
+
+
+JOBS: dict[str, Callable[..., Any]] = {
+    "collectives": collectives,
+    "gradients": gradients,
+    "train": train,
+}
+
+
+def main() -> None:
+    torch.set_num_threads(1)
+    for line in sys.stdin:
+        job = json.loads(line)
+        os.environ |= {name: str(value) for name, value in job["environment"].items()}
+        ranks = find_ranks("cpu", timeout=60.0)
+        result = JOBS[job["name"]](ranks, *job["args"], **job["options"])
+        torch.save(result, job["result"])
+        ranks.close()
+        print("done", flush=True)
+
+
+if __name__ == "__main__":
+    main()
