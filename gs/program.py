@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import io
 import logging
+import os
 import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -131,6 +132,8 @@ def conclude(trainer: Trainer) -> Path:
 def warm_up_device(device: torch.device) -> None:
     """Make a GPU ready in the background, while the scene is loaded."""
     if device.type == "cuda":
+        if _is_empty(Path(os.environ.get("TRITON_CACHE_DIR", Path.home() / ".triton" / "cache"))):
+            logger.info("kernels are compiled for the first time: that takes up to a minute")
         threading.Thread(target=_warm_up, args=(device,)).start()
 
 
@@ -192,6 +195,10 @@ def _parse_quietly(words: list[str], methods: Mapping[str, type[Method]]) -> Con
         lines = [line.strip(" -│╭╮╰╯─") for line in said.getvalue().splitlines()]
         texts = [line for line in lines if line]
         raise SplatrimError(texts[1] if len(texts) > 1 else "unknown settings") from error
+
+
+def _is_empty(folder: Path) -> bool:
+    return not folder.is_dir() or not any(folder.iterdir())
 
 
 def _warm_up(device: torch.device) -> None:

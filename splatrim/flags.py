@@ -181,20 +181,12 @@ def _flags(tree: ast.Module) -> Iterator[Flag]:
 
 
 def _class_names(tree: ast.Module) -> Iterator[str]:
-    """The NAMEs of a module's classes, as they are written or as a constant of the module."""
-    constants = {
-        name: value.value
-        for name, value in _assignments(tree.body)
-        if isinstance(value, ast.Constant)
-    }
+    """The NAMEs of a module's classes."""
     for node in tree.body:
         if isinstance(node, ast.ClassDef):
             for name, value in _assignments(node.body):
-                if name == "NAME":
-                    found = value.value if isinstance(value, ast.Constant) else None
-                    found = constants.get(value.id) if isinstance(value, ast.Name) else found
-                    if found:
-                        yield str(found)
+                if name == "NAME" and isinstance(value, ast.Constant) and value.value:
+                    yield str(value.value)
 
 
 def _flag(name: str, annotation: ast.expr, text: str, default: str | None) -> Flag:
