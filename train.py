@@ -11,6 +11,7 @@ import logging
 import shlex
 import sys
 import threading
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,45 +29,52 @@ from gs.evaluation.metrics import compute_metrics
 from gs.evaluation.render import render_views
 from gs.files import check_writable
 from gs.logs import show_log
+from gs.neural.anchors import first_anchors
+from gs.neural.config import NeuralConfig
 from gs.report.sections import write_report
 from gs.run_record import holds_run, saved_checkpoints
 from gs.training.memory import keep_freed_memory
+from gs.training.observer import Observer
 from gs.training.run_folder import RunFolder
 from gs.training.same_run import with_start
 from gs.training.sharded_step import runs_on_ranks
 from gs.training.start import PostRates, in_scene, load_start
 from gs.training.strategy import Strategy
 from gs.training.trainer import Trainer
+from gs.viewer.live import watching
 from pruning import METHODS
 
 logger = logging.getLogger("splatrim")
 
 
-def parse(args: list[str]) -> Config[Any, Any]:
+def parse(args: list[str]) -> Config[Any, Any, Any]:
     """Read the command line."""
     return cli.parse(args, METHODS, __doc__ or "")
 
 
-def build_trainer(config: Config[Any, Any], ranks: Ranks | None = None) -> Trainer:
+def build_trainer(
+    config: Config[Any, Any, Any], ranks: Ranks | None = None, observers: Sequence[Observer] = ()
+) -> Trainer[Any]:
     """Check every input and make the trainer. Of the run, nothing is written yet.
 
     Args:
         config: All settings.
         ranks: Those that train together, each of which makes a trainer; None for one.
+        observers: Beside those that every run has.
     """
     train, method = config.train, config.choice.method
-    resolve_device(train.device)
+    device = resolve_device(train.device)
     check_writable(train.model_path)
     if ranks is not None:
         check_for_ranks(config)
-    start = load_start(train, method, METHODS, ranks)
+    start = load_start(train, method, METHODS, ranks, representation=config.choice.representation)
     train = with_start(train, start)
     RunFolder.of(train, start, config.scene.source_path).check()
     where = vars(config.scene).copy()
     source = where.pop("source_path")
     if config.choice.demo:
         _write_demo(source)
-    strategies: list[Strategy] = [config.densify.build()]
+    strategies: list[Strategy[Any]] = [config.densify.build()]
     if train.post_start is not None:
         iterations = train.iterations
         strategies += [PostRates(config.optim, start=train.post_start, iterations=iterations)]
@@ -79,6 +87,10 @@ def build_trainer(config: Config[Any, Any], ranks: Ranks | None = None) -> Train
         cache=train.model_path / UNDISTORTED,
         world_offset=None if start is None else start.get("world_offset"),
     )
+    start = None if start is None else in_scene(start, scene.world_offset)
+    model = None
+    if isinstance(config.neural, NeuralConfig):
+        model = first_anchors(config.neural, scene, start, seed=train.seed, device=device)
     return Trainer(
         train,
         scene,
@@ -87,8 +99,10 @@ def build_trainer(config: Config[Any, Any], ranks: Ranks | None = None) -> Train
         method=method,
         white_background=config.scene.white_background,
         settings=describe(dataclasses.replace(config, train=train)),
-        start=None if start is None else in_scene(start, scene.world_offset),
+        start=start,
+        model=model,
         ranks=ranks,
+        observers=observers,
     )
 
 
@@ -98,6 +112,29 @@ def _warm_up(device: str) -> None:
         from kernels import warm_up
 
         warm_up(resolve_device(device))
+
+
+def _measure(config: Config[Any, Any, Any]) -> None:
+    out, device = config.train.model_path, config.train.device
+    render_views(out, skip_train=True, quiet=config.train.quiet, device=device)
+    compute_metrics([out], device=device)
+
+
+def _train_baseline(config: Config[Any, Any, Any]) -> bool:
+    """Train and measure what the demo's report compares with; False where there is none.
+
+    The run itself is finished by then: whoever stops here keeps it and its report.
+    """
+    baseline = cli.baseline_of(config, METHODS)
+    if baseline is None:
+        return False
+    logger.info(f"baseline: {baseline.choice.method} for as many iterations")
+    if build_trainer(baseline).fit() is not None:
+        report = config.train.model_path / "report.html"
+        print(f"stopped; {report} is there, without the baseline", file=sys.stderr)
+        sys.exit(130)
+    _measure(baseline)
+    return True
 
 
 def main(args: list[str] | None = None) -> None:
@@ -116,8 +153,11 @@ def main(args: list[str] | None = None) -> None:
         if config.choice.demo:
             ranks.first_only(lambda: _write_demo(config.scene.source_path))
         many = None if isinstance(ranks, Solo) else ranks
-        trainer = ranks.together(lambda: build_trainer(config, many))
-        checkpoint = trainer.fit()
+        if train.viewer and many is not None:
+            raise SplatrimError("--viewer shows a training on one GPU: leave it out, or torchrun")
+        with watching(train.viewer, train.viewer_host, train.viewer_port) as observers:
+            trainer = ranks.together(lambda: build_trainer(config, many, observers))
+            checkpoint = trainer.fit()
     if ranks.rank == 0:
         _conclude(config, args, checkpoint, ranks.size)
     if checkpoint is not None:
@@ -125,7 +165,9 @@ def main(args: list[str] | None = None) -> None:
         sys.exit(0 if may_restart() else 130)
 
 
-def restarted(config: Config[Any, Any], args: list[str], ranks: Ranks) -> Config[Any, Any]:
+def restarted(
+    config: Config[Any, Any, Any], args: list[str], ranks: Ranks
+) -> Config[Any, Any, Any]:
     """The settings of a run that torchrun has started again: it goes on by itself."""
     if not is_restart():
         return config
@@ -139,8 +181,12 @@ def restarted(config: Config[Any, Any], args: list[str], ranks: Ranks) -> Config
     )
 
 
-def check_for_ranks(config: Config[Any, Any]) -> None:
+def check_for_ranks(config: Config[Any, Any, Any]) -> None:
     """Raise SplatrimError where a densifier or method does not run on several ranks."""
+    if isinstance(config.neural, NeuralConfig):
+        raise SplatrimError(
+            "--representation neural does not run on several GPUs yet: use explicit, or one GPU"
+        )
     densifiers = {name: settings().build() for name, settings in DENSIFIERS.items()}
     methods = {
         name: settings.preset(next(iter(settings.PRESETS))).build(densify_until=0)
@@ -162,17 +208,18 @@ def _write_demo(source: Path) -> None:
 
 
 def _conclude(
-    config: Config[Any, Any], args: list[str], checkpoint: Path | None, n_ranks: int
+    config: Config[Any, Any, Any], args: list[str], checkpoint: Path | None, n_ranks: int
 ) -> None:
     """Say how to go on; evaluate and report the built-in scene."""
-    out, device = config.train.model_path, config.train.device
+    out = config.train.model_path
     if checkpoint is not None:
         command = resume_command(args, out, checkpoint, n_ranks)
         print(f"stopped; go on with: {command}", file=sys.stderr)
     elif config.choice.demo:
-        render_views(out, skip_train=True, quiet=config.train.quiet, device=device)
-        compute_metrics([out], device=device)
+        _measure(config)
         logger.info(f"report: {write_report(out)}")
+        if n_ranks == 1 and _train_baseline(config):
+            logger.info(f"report, with the baseline: {write_report(out)}")
     else:
         path = shlex.quote(str(out))
         logger.info(f"next: python -m gs.render -m {path} && python -m gs.metrics -m {path}")

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from .model.rates import step_gain as step_gain
     from .model.renderer import RenderOutput as RenderOutput
     from .model.renderer import render as render
+    from .model.rows import keep_parts as keep_parts
     from .model.rows import keep_rows as keep_rows
     from .model.specs import ParameterSpec as ParameterSpec
     from .model.view import View as View
@@ -96,6 +97,7 @@ _HOME = {
     "step_gain": "model.rates",
     "render": "model.renderer",
     "RenderOutput": "model.renderer",
+    "keep_parts": "model.rows",
     "keep_rows": "model.rows",
     "ParameterSpec": "model.specs",
     "View": "model.view",

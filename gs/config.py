@@ -106,6 +106,12 @@ class TrainConfig:
     """On a GPU, capture iterations as CUDA graphs and replay them."""
     deterministic: bool = False
     """Gradients do not depend on the order in which a GPU's threads run: equal runs, but slower."""
+    viewer: bool = False
+    """Show the training in a browser, at http://localhost:8080 unless told otherwise."""
+    viewer_host: str = "127.0.0.1"
+    """Address that the viewer listens on; 0.0.0.0 lets other machines in."""
+    viewer_port: Annotated[int, Range(0, 65535)] = 8080
+    """Port of the viewer; the next free one where it is taken."""
     quiet: bool = False
     """Show nothing but warnings and errors on the terminal; train.log has the rest."""
 

@@ -39,8 +39,12 @@ HARMLESS = {
     "overwrite",
     "other_scene",
     "demo",
+    "baseline",
+    "viewer",
+    "viewer_host",
+    "viewer_port",
 }
-PARTS = ("optim", "densify", "pruning")
+PARTS = ("optim", "densify", "pruning", "neural")
 TOLERANCE = 1e-3  # of the scene's extent, between positions of the same camera
 
 logger = logging.getLogger("splatrim")

@@ -72,6 +72,11 @@ class Tracker:
         """Training time so far, earlier parts of a resumed run included."""
         return self.seconds_before + time.perf_counter() - self._started
 
+    def leave_out(self, seconds: float) -> None:
+        """Not count so much time, which has just passed without training."""
+        self._started += seconds
+        self._last_log += seconds
+
     def record(self, losses: Tensor, skip: Tensor | None = None, n_images: int = 1) -> None:
         """Add a step's loss, L1 and mean squared error. A CUDA graph can capture it.
 

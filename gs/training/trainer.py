@@ -34,7 +34,6 @@ from ..distributed.ranks import Ranks
 from ..evaluation.views import evaluate_views, mean_scores
 from ..model.histograms import Histogram
 from ..model.model import Model
-from ..model.ply import save_ply
 from ..model.rates import OptimConfig
 from ..run_record import checkpoint_file, model_file, shards_folder
 from .batch import moments_for
@@ -197,6 +196,11 @@ class Trainer(Generic[M]):
         write_run_files(folder, self.scene, {**self.settings, "run": self.folder.run})
         self.tracker.open(folder, self.step + 1)
 
+    @property
+    def stop_requested(self) -> bool:
+        """Whether the run has been asked to stop, and goes on to the end of the iteration."""
+        return self.stepper.wants_stop
+
     def _request_stop(self) -> None:
         self.stepper.wants_stop = True
 
@@ -279,7 +283,7 @@ class Trainer(Generic[M]):
 
         def write() -> None:
             check_model(model, n, step, self.folder.latest())
-            save_ply(path, model.to_ply(), world_offset=self.scene.world_offset)
+            model.save(path, self.scene.world_offset)
             self.folder.add_model(step)
             self.tracker.info(f"iteration {step}: saved {len(model)} of {n} Gaussians")
 
