@@ -103,7 +103,8 @@ def _tiles(run: Run) -> list[str]:
         detail = f"{_percent(100 * (1 - n / peak))} % below the peak" if peak > n else ""
         if base is not None and base.n_gaussians is not None:
             detail = f"{base.method_name}: {base.n_gaussians:,}"
-        tiles.append(tile("Gaussians", f"{n:,}", "", detail))
+        noun = "Anchors" if run.settings.get("representation") == "neural" else "Gaussians"
+        tiles.append(tile(noun, f"{n:,}", "", detail))
     if run.ply_bytes is not None:
         detail = "as .ply"
         if base is not None and base.ply_bytes is not None:

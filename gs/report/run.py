@@ -138,6 +138,7 @@ def load_run(model_path: str | Path) -> Run:
         own = {m: v[rendering.name] for m, v in scores.items() if rendering.name in v}
         views.append(View(rendering.name, str(name), rendering, truth, own))
     ply = saved.get(iteration) if iteration is not None else None
+    is_neural = settings.get("representation") == "neural"  # whose file has no opacities
     return Run(
         path,
         settings,
@@ -148,7 +149,7 @@ def load_run(model_path: str | Path) -> Run:
         _count_vertices(ply) if ply else stats.get(method, {}).get("n_gaussians"),
         ply.stat().st_size if ply else None,
         tuple(views),
-        unit_histogram(load_opacities(ply)) if ply else None,
+        unit_histogram(load_opacities(ply)) if ply and not is_neural else None,
         {name: entry for name, entry in history.items() if checks.is_histogram(entry)},
         _read_prunings(path / "pruning.json"),
     )
