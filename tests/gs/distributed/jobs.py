@@ -7,7 +7,7 @@ writes what they return to a file.
 import json
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -188,10 +188,10 @@ def overflow(ranks: Ranks, scene: str, out: str) -> dict[str, Any]:
         takes = 0
         take = stepper._take
 
-        def counted(*args: Any) -> Any:
+        def counted(step: int, indices: Sequence[int]) -> Any:
             nonlocal takes
             takes += 1
-            return take(*args)
+            return take(step, indices)
 
         stepper._take = counted
         made.train_step(2)
@@ -219,6 +219,19 @@ def sent(ranks: Ranks, scene: str, out: str) -> dict[str, int]:
             top, bottom = task.window(plan.height(k))
             images += (bottom - top) * 48 * 3
     return {"sent": ranks.sent_bytes - before, "want": 48 * (rows + back) + images}
+
+
+def differing(ranks: Ranks, scene: str, out: str) -> str:
+    """What a run says whose ranks have other settings."""
+    made = trainer(ranks, scene, out, exact=False)
+    made.settings = {"pruning": {"lambda_mask": 0.001 if ranks.rank == 1 else 0.0005}}
+    try:
+        made.fit()
+    except SplatrimError as error:
+        return str(error)
+    except SystemExit as error:
+        return f"exit {error.code}"
+    return "nothing"
 
 
 def collectives(ranks: Ranks) -> dict[str, Any]:
@@ -253,6 +266,7 @@ def collectives(ranks: Ranks) -> dict[str, Any]:
 
 JOBS: dict[str, Callable[..., Any]] = {
     "collectives": collectives,
+    "differing": differing,
     "gradients": gradients,
     "overflow": overflow,
     "resume": resume,

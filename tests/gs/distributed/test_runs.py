@@ -145,3 +145,14 @@ def test_bytes_are_those_of_records_and_images(
 ) -> None:
     for found in simulated(n, "sent", small_scene, str(tmp_path)):
         assert found["sent"] == found["want"] > 0
+
+
+def test_ranks_have_the_same_settings(simulated: Run, small_scene: str, tmp_path: Path) -> None:
+    found = simulated(3, "differing", small_scene, str(tmp_path / "out"))
+    assert found == [
+        "rank 1 has --lambda_mask 0.001 and rank 0 has 0.0005: start all ranks with the same"
+        " command",
+        "exit 2",
+        "exit 2",
+    ]
+    assert not (tmp_path / "out").exists()

@@ -16,7 +16,7 @@ from gs.run_record import saved_checkpoints
 @pytest.fixture(scope="module")
 def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("demo") / "scene"
-    write_demo_scene(folder)
+    write_demo_scene(folder, views=16, width=96, height=64)
     return folder
 
 
@@ -26,7 +26,7 @@ def start(
     """torchrun of train.py, on tiny images."""
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
     launcher += ["--nproc_per_node", str(n), "--max-restarts", str(restarts)]
-    run = ["-s", str(demo), "-m", str(out), "-r", "16", "--device", "cpu", "--quiet", "--eval"]
+    run = ["-s", str(demo), "-m", str(out), "-r", "2", "--device", "cpu", "--quiet", "--eval"]
     return subprocess.Popen(
         [*launcher, "train.py", *run, "--init_points", "300", *options],
         cwd=repo,
