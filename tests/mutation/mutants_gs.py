@@ -20,8 +20,8 @@ GS = [
     ),
     Mutant(
         "background is ignored",
-        "render(gaussians, view, background=inputs.background, **keywords)",
-        "render(gaussians, view, **keywords)",
+        "render(splats, view, background=inputs.background, **keywords)",
+        "render(splats, view, **keywords)",
         WIRING,
     ),
     Mutant(
