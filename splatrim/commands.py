@@ -63,6 +63,7 @@ EVERYDAY: dict[str, tuple[str, ...]] = {
         "config",
         "overwrite",
         "report",
+        "viewer",
         "seed",
         "device",
         "quiet",
