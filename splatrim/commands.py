@@ -12,7 +12,7 @@ import sys
 from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 
-from gs.errors import SplatrimError, run_cli
+from gs.errors import SplatrimError, run_cli, told_by_first
 
 from .flags import Source, check_words, nearest, show_help
 
@@ -102,7 +102,8 @@ def run(name: str, words: list[str], **options: bool) -> None:
     if {"-h", "--help"} & {*words} and source.flags:
         print(show_help(name, source, EVERYDAY.get(name)))
         return
-    check_words(words, source)
+    with told_by_first():
+        check_words(words, source)
     words = ["--help" if word.replace("-", "_") == "__help_all" else word for word in words]
     importlib.import_module(COMMANDS[name][0]).main(words, **options)
 

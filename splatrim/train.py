@@ -16,8 +16,8 @@ from gs.cli import Config
 from gs.config import resume_arguments, resume_command
 from gs.distributed.processes import find_ranks
 from gs.distributed.ranks import Ranks, Solo
-from gs.distributed.torchrun import closed, is_first, is_restart, may_restart, told_by_first
-from gs.errors import SplatrimError
+from gs.distributed.torchrun import closed, is_restart, may_restart
+from gs.errors import SplatrimError, is_first, told_by_first
 from gs.invocation import command
 from gs.logs import show_log
 from gs.run_record import holds_run, saved_checkpoints

@@ -26,8 +26,8 @@ from torch._C._distributed_c10d import PrefixStore
 from torch.distributed.rendezvous import rendezvous
 
 from ..config import resolve_device
-from ..errors import SplatrimError
-from .ranks import Ranks, Solo, ToldElsewhere
+from ..errors import SplatrimError, ToldElsewhere
+from .ranks import Ranks, Solo
 
 T = TypeVar("T")
 

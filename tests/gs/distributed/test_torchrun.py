@@ -68,8 +68,9 @@ def test_a_killed_rank_costs_an_interval(repo: Path, demo: Path, tmp_path: Path)
         (("--densifier", "taming"), "--densifier taming does not run on several GPUs yet: use"),
         (("--method", "lp-3dgs"), "--method lp-3dgs does not run on several GPUs yet: use"),
         (("--batch", "0"), "batch"),
+        (("--batsch", "8"), "--batsch"),
     ],
-    ids=["densifier", "method", "batch"],
+    ids=["densifier", "method", "batch", "flag"],
 )
 def test_errors_are_told_once(
     repo: Path, demo: Path, tmp_path: Path, options: tuple[str, ...], sentence: str
