@@ -46,7 +46,7 @@ FLOORS: dict[str, list[set[str]]] = {
         {"evaluation"},
         {"distributed"},
         {"training", "report", "viewer"},
-        {"densification"},
+        {"densification", "blocks"},
         {"cli", "render", "metrics", "export"},
     ],
 }
