@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from .model.rows import keep_rows as keep_rows
     from .model.specs import ParameterSpec as ParameterSpec
     from .model.view import View as View
+    from .program import train as train
     from .ranges import AT_LEAST_ONE as AT_LEAST_ONE
     from .ranges import COUNT as COUNT
     from .ranges import INNER_SHARE as INNER_SHARE
@@ -101,6 +102,7 @@ _HOME = {
     "keep_rows": "model.rows",
     "ParameterSpec": "model.specs",
     "View": "model.view",
+    "train": "program",
     "AT_LEAST_ONE": "ranges",
     "COUNT": "ranges",
     "INNER_SHARE": "ranges",

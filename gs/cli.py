@@ -15,7 +15,14 @@ from typing import Any, ClassVar, Generic, Literal, Protocol, TypeVar, get_args
 
 import tyro
 
-from .config import PUBLISHED_ITERATIONS, SceneConfig, TrainConfig, as_plain
+from .config import (
+    PUBLISHED_ITERATIONS,
+    SceneConfig,
+    TrainConfig,
+    as_plain,
+    iterations_after_ply,
+)
+from .config_file import CHOICE, STARTS, as_words, read_config
 from .densification.adaptive import DensifierConfig, DensifyConfig
 from .densification.growth import GrowthConfig
 from .densification.mcmc import MCMCConfig
@@ -105,6 +112,8 @@ class Choice:
     schedule: Schedule = "auto"
     """published: iteration numbers as published for 30000 iterations. scaled: those not given as
     flags are multiplied by iterations / 30000. auto: scaled below 7000 iterations."""
+    config: Path | None = None
+    """Begin with the settings of this config.json, which every run writes; flags win."""
     demo: bool = False
     """Train on the built-in scene (written to -s if it is not there) with the preset demo, then
     evaluate and write the report."""
@@ -244,19 +253,32 @@ def parse(
     ):
         first.add_argument(name)
     first.add_argument("--iterations", type=int)
-    first.add_argument("--demo", action="store_true")
-    for name in ("--start_ply", "--start_checkpoint"):
-        first.add_argument(name, name.replace("_", "-"), type=Path)
+    first.add_argument("--demo", action="store_true", default=None)
+    first.add_argument("--config", type=Path)
+    for name in STARTS:
+        first.add_argument(f"--{name}", f"--{name.replace('_', '-')}", type=Path)
     try:
         found = first.parse_known_args(args)[0]
     except argparse.ArgumentError as error:
         raise SplatrimError(str(error)) from error
     given = {k: v for k, v in vars(found).items() if v is not None}
-    iterations = given.pop("iterations", None)
-    origin = find_origin(given.pop("start_ply", None), given.pop("start_checkpoint", None))
-    choice = Choice(**{"method": next(iter(methods)), **given})
-    default = default_config(choice, iterations, methods, origin)
-    return tyro.cli(
+    if (path := given.pop("config", None)) is None:
+        default = _implied(given, methods)
+    else:
+        former = read_config(path)
+        choice = {name: former[name] for name in CHOICE if former.get(name) is not None}
+        starts = {name: Path(former[name]) for name in STARTS if former.get(name)}
+        of_file = {**choice, **starts, "iterations": former["iterations"]}
+        if given.get("method", former["method"]) != former["method"] or given.keys() & {*STARTS}:
+            choice.pop("preset", None)  # it was meant for another method, or another start
+        if not given.keys() & {"iterations", "recipe"}:
+            choice["iterations"] = former["iterations"]
+        if not given.keys() & {*STARTS}:
+            given = {**starts, **given}
+            args = [*(word for name in starts for word in (f"--{name}", str(starts[name]))), *args]
+        default = _implied({**choice, **given}, methods)
+        args = [*as_words(former, _implied(of_file, methods), default), *args]
+    config: Config[Any, Any, Any] = tyro.cli(
         Config[  # type: ignore[misc]
             type(default.densify), type(default.pruning), type(default.neural)
         ],
@@ -266,6 +288,23 @@ def parse(
         config=(tyro.conf.OmitArgPrefixes,),
         use_underscores=True,
     )
+    # a flag may have counted them from a finished model
+    train = dataclasses.replace(config.train, iterations=default.train.iterations)
+    return dataclasses.replace(config, train=train)
+
+
+def _implied(
+    given: Mapping[str, Any], methods: Mapping[str, type[Method]]
+) -> Config[Any, Any, Any]:
+    """The settings that some flags, of those that others follow from, imply."""
+    choice = {name: given[name] for name in CHOICE if name in given}
+    ply, checkpoint = (given.get(name) for name in STARTS)
+    iterations = given.get("iterations")
+    if ply is not None and iterations is not None:
+        iterations = iterations_after_ply(iterations)
+    origin = find_origin(ply, checkpoint)
+    choice = Choice(**{"method": next(iter(methods)), **choice})
+    return default_config(choice, iterations, methods, origin)
 
 
 def _without_foreign(args: list[str]) -> list[str]:

@@ -51,7 +51,9 @@ def _contents(wheel: zipfile.ZipFile) -> tuple[set[str], str]:
 def test_wheel_of_the_whole(repo: Path, tmp_path: Path) -> None:
     with _build(repo, tmp_path) as wheel:
         files, metadata = _contents(wheel)
-    assert files == set().union(*(_sources(repo / name) for name in ("kernels", "gs", "pruning")))
+    assert files == set().union(
+        *(_sources(repo / name) for name in ("kernels", "gs", "pruning", "splatrim"))
+    )
     assert {"gs/viewer/viewer.js", "gs/viewer/splats.vert", "gs/report/report.css"} <= files
     assert "\nName: splatrim\n" in metadata
 

@@ -28,6 +28,7 @@ from .headline import headline, with_baseline
 from .model_view import model_view
 from .page import details, page, pairs_table
 from .pruning import distributions, prunings
+from .ranks import ranks
 from .run import Run, load_run
 from .views import test_views, view_table
 
@@ -130,6 +131,7 @@ SECTIONS: tuple[Section, ...] = (
     baking,
     exports,
     machine_and_timing,
+    ranks,
     settings_table,
 )
 

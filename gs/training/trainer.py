@@ -116,7 +116,12 @@ class Trainer(Generic[M]):
         self.images.check()
         self.sampler = CameraSampler(len(scene.train), config.seed)
         quiet = config.quiet or not team.is_first
-        self.tracker = Tracker(config.iterations, quiet=quiet, n_images=config.batch)
+        self.tracker = Tracker(
+            config.iterations,
+            quiet=quiet,
+            n_images=config.batch,
+            begin=config.post_start or 0,
+        )
         self.folder = RunFolder.of(config, start, scene.source)
         self.step = 0
         self.seed = config.seed

@@ -26,9 +26,9 @@ class PageConfig:
     """Which model is shown."""
 
     model_path: Annotated[Path, tyro.conf.arg(aliases=("-m",))]
-    """Output folder of a run."""
+    """Output folder of a run, or a file of Gaussians: .ply, SPZ, SOG, .splat, .glb, ..."""
     output: Annotated[Path | None, tyro.conf.arg(aliases=("-o",))] = None
-    """The page; by default view.html in the run's folder."""
+    """The page; by default view.html in the run's folder, or beside the file."""
     iteration: int = -1
     """Which saved model; -1 is the latest."""
     sh_degree: int | None = None
@@ -54,7 +54,9 @@ def write_run_page(config: PageConfig) -> Path:
     if config.sh_degree is not None and not 0 <= config.sh_degree <= 3:
         raise SplatrimError(f"--sh_degree {config.sh_degree}: choose 0, 1, 2 or 3")
     shown = load_shown(config.model_path, config.iteration, config.source_path)
-    output = config.output or config.model_path / "view.html"
+    beside = config.model_path.is_file()
+    default = config.model_path.with_suffix(".html") if beside else config.model_path / "view.html"
+    output = config.output or default
     try:
         size = write_page(
             output,

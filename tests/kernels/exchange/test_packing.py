@@ -122,7 +122,8 @@ def cut(
         name: getattr(inputs, name).to(DEVICE, dtype) for name in ("viewmats", "Ks", "masks")
     }
     rest["colors_rest"] = inputs.colors_rest.to(DEVICE, dtype)  # type: ignore[union-attr]
-    given = RasterInputs(*leaves, **rest)
+    means, quats, scales, opacities, colors = leaves
+    given = RasterInputs(means, quats, scales, opacities, colors, **rest)
     made = exchange.project_records(given, settings, backend=backend)
     tasks = torch.tensor(
         [(0, a, b, k * 41, 40) for k, (a, b) in enumerate(rows)], dtype=torch.int32, device=DEVICE
