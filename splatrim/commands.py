@@ -35,7 +35,7 @@ COMMANDS: dict[str, tuple[str, ...]] = {
     "view": ("gs.viewer.__main__",),
     "export": ("gs.evaluation.export",),
     "bake": ("gs.bake",),
-    "partition": ("gs.blocks.look",),
+    "partition": ("gs.blocks.look", "gs.blocks.partition"),
 }
 
 # What --help of a command with many flags shows; --help_all shows the others too.
