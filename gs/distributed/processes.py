@@ -89,9 +89,12 @@ class Distributed(Ranks):
         out = x.new_empty(sum(received), *x.shape[1:], pin_memory=self.staged)
         with self._watched():
             dist.all_to_all_single(
-                out, x, output_split_sizes=list(received), input_split_sizes=list(sent),
+                out,
+                x,
+                output_split_sizes=list(received),
+                input_split_sizes=list(sent),
                 group=self._tensors,
-            )  # fmt: skip
+            )
         return out.to(self.device) if self.staged else out
 
     def stack(self, x: Tensor) -> Tensor:
