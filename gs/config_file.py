@@ -18,7 +18,8 @@ from .errors import SplatrimError
 from .run_settings import CONFIG, SETTINGS
 from .schema import read_checked
 
-CHOICE = ("method", "preset", "densifier", "recipe", "schedule", "representation", "demo")
+TEXTS = ("method", "preset", "densifier", "recipe", "schedule", "representation")
+CHOICE = (*TEXTS, "demo", "baseline")
 STARTS = ("start_ply", "start_checkpoint")
 PARTS = ("optim", "densify", "pruning", "neural")
 # What follows from others, and cannot be given.
@@ -33,7 +34,7 @@ def read_config(path: Path) -> dict[str, Any]:
     """
     path = path / CONFIG if path.is_dir() else path
     settings = read_checked(path, SETTINGS)
-    wrong = [name for name in CHOICE[:6] if not isinstance(settings.get(name, ""), str)]
+    wrong = [name for name in TEXTS if not isinstance(settings.get(name, ""), str)]
     if "iterations" not in settings or "method" not in settings or wrong:
         raise SplatrimError(f"{path} is not the config.json of a run of this program")
     return settings
@@ -49,7 +50,7 @@ def as_words(former: Mapping[str, Any], implied: Any, config: Any) -> list[str]:
             no words.
     """
     words: list[str] = []
-    for name in ("scene", "train", "optim", "densify", "pruning", "neural"):
+    for name in ("scene", "train", *PARTS):
         part = getattr(implied, name)
         if type(part) is not type(getattr(config, name)):
             continue

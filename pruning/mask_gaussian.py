@@ -242,6 +242,7 @@ class MaskGaussian(Strategy):
             return weight * (n_used / n).square()
         n_seen, observed = counts.sum(), (counts * masks).sum()
         if population is not None and population.observations is not None:
+            assert population.observed is not None
             n_seen, observed = n_seen + population.observations, observed + population.observed
         return weight * (n_present / n * observed / n_seen.clamp_min(1.0)).square()
 

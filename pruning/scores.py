@@ -20,7 +20,7 @@ row: the lower row is kept first, so that a rule with a number keeps exactly tha
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -91,7 +91,7 @@ def accumulate_scores(
     heaviest = torch.zeros_like(total, dtype=torch.bool)
     for camera in cameras:
         keywords = {"masks": masks, "opacity_factors": opacity_factors}
-        given = {name: x for name, x in keywords.items() if x is not None}
+        given: dict[str, Any] = {name: x for name, x in keywords.items() if x is not None}
         out = render(plain, camera, contributions=True, **given)
         assert out.splats is not None
         found = {

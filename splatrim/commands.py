@@ -35,6 +35,7 @@ COMMANDS: dict[str, tuple[str, ...]] = {
     "view": ("gs.viewer.__main__",),
     "export": ("gs.evaluation.export",),
     "bake": ("gs.bake",),
+    "partition": ("gs.blocks.look", "gs.blocks.partition"),
 }
 
 # What --help of a command with many flags shows; --help_all shows the others too.
@@ -63,6 +64,7 @@ EVERYDAY: dict[str, tuple[str, ...]] = {
         "config",
         "overwrite",
         "report",
+        "viewer",
         "seed",
         "device",
         "quiet",

@@ -171,7 +171,7 @@ def _flags(tree: ast.Module) -> Iterator[Flag]:
             if not isinstance(field, ast.AnnAssign) or not isinstance(field.target, ast.Name):
                 continue
             written = ast.unparse(field.annotation)
-            if "ClassVar" in written or "Suppress[" in written:
+            if "ClassVar" in written or "Suppress[" in written or written.endswith("Config"):
                 continue
             text = ""
             if isinstance(following, ast.Expr) and isinstance(following.value, ast.Constant):

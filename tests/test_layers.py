@@ -55,8 +55,8 @@ FLOORS: dict[str, list[set[str]]] = {
         {"training"},
         {"viewer"},
         {"report"},
-        {"densification"},
-        {"cli", "render", "metrics", "export", "bake"},
+        {"densification", "blocks"},
+        {"cli", "render", "metrics", "export", "bake", "partition"},
         {"program"},
     ],
 }

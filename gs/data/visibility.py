@@ -67,20 +67,20 @@ def check_sight(
 ) -> None:
     """Raise SplatrimError, calling the points `what`, where no camera has one in its image."""
     points = points.detach().float().cpu()
-    if not any(_sees_any(camera, points) for camera in cameras):
+    if not any(bool(sees(camera, points).any()) for camera in cameras):
         raise SplatrimError(
             f"no training camera sees any of the {len(points)} {what}: poses and points do not "
             "belong together, or all lies before the near plane"
         )
 
 
-def _sees_any(camera: Camera, points: Tensor) -> bool:
+def sees(camera: Camera, points: Tensor) -> Tensor:  # [N, 3] float32 -> [N] bool
+    """Which points are in a camera's image, beyond its near plane; nothing hides them."""
     x = points @ camera.viewmat[:3, :3].T + camera.viewmat[:3, 3]
-    x = x[x[:, 2] > camera.near]
     pixels = x @ camera.K.T
     pixels = pixels[:, :2] / pixels[:, 2:]
     limits = torch.tensor([camera.width, camera.height])
-    return bool(((pixels >= 0) & (pixels <= limits)).all(dim=1).any())
+    return (x[:, 2] > camera.near) & ((pixels >= 0) & (pixels <= limits)).all(dim=1)
 
 
 def _cameras_near_points(images: list[PosedImage], points: NDArray[np.float64]) -> list[int]:

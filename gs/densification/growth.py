@@ -126,8 +126,8 @@ class AnchorGrowth(Strategy[Anchors]):
 
     def after_backward(self, step: int, ctx: StepContext[Anchors]) -> None:
         if self.config.gathers_at(step, self.n_images):
-            for out in ctx.renderings:
-                add_statistics(ctx.gaussians, out, skip=ctx.skip)
+            for rendering in ctx.renderings:
+                add_statistics(ctx.gaussians, rendering, skip=ctx.skip)
         if self.config.densifies_at(step, self.n_images):
             self.densify(step, ctx)
 

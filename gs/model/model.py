@@ -122,7 +122,8 @@ class Model(nn.Module, ABC):
         ids = self.rows["ids"]
         if self.parts == 1:
             return ids
-        return (ids[:, None] * self.parts + torch.arange(self.parts).to(ids)).flatten()
+        part = torch.arange(self.parts, dtype=ids.dtype, device=ids.device)
+        return (ids[:, None] * self.parts + part).flatten()
 
     def switch_off(self, keep: Tensor) -> Tensor:  # [N * parts] bool -> [N] bool
         """Remember which Gaussians are gone; the rows that have some left.

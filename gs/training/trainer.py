@@ -279,7 +279,9 @@ class Trainer(Generic[M]):
         """
         self.stepper.settle()
         keep, ids = final_keep(self.gaussians, self.strategies), self.gaussians.rows["ids"]
-        return self.team.complete(self.gaussians.exported(keep), ids if keep is None else ids[keep])
+        if keep is not None:
+            ids = ids[keep.view(-1, self.gaussians.parts).any(1)]
+        return self.team.complete(self.gaussians.exported(keep), ids)
 
     def save(self, step: int) -> Path:
         """Write the model as point_cloud/iteration_N/point_cloud.ply."""

@@ -100,9 +100,17 @@ def decode(
         from . import kernel
 
         return kernel.decode(
-            anchors, features, offsets, scales, weights, rows, center, off, view_input == "all",
+            anchors,
+            features,
+            offsets,
+            scales,
+            weights,
+            rows,
+            center,
+            off,
+            view_input == "all",
             precision == "exact",
-        )  # fmt: skip
+        )
     return reference.decode(
         anchors, features, offsets, scales, weights, rows, center, off, view_input
     )

@@ -159,18 +159,38 @@ class _Decode(torch.autograd.Function):
         grid, kinds = (n_programs,), ctx.kinds(BACKWARD_BLOCK)
         ends = partial, n_places, n_programs, 3
         launch(
-            decode_shape_bwd_kernel, grid, *inputs, quats, sizes, v_means, v_quats, v_sizes,
-            v_features, v_offsets, v_scales, *ends, num_warps=BACKWARD_WARPS, **kinds,
-        )  # fmt: skip
+            decode_shape_bwd_kernel,
+            grid,
+            *inputs,
+            quats,
+            sizes,
+            v_means,
+            v_quats,
+            v_sizes,
+            v_features,
+            v_offsets,
+            v_scales,
+            *ends,
+            num_warps=BACKWARD_WARPS,
+            **kinds,
+        )
         for values, v_values, off, own in (
             (opacities, v_opacities, ctx.off, {"START": 0, "C": 1}),
             (colors, v_colors, None, {"START": kinds["HEAD2"], "C": 3, "SEES": True}),
         ):
             ends = partial, n_places, n_programs, own["C"]
             launch(
-                decode_look_bwd_kernel, grid, *inputs, values, v_values, v_features, off, *ends,
-                num_warps=BACKWARD_WARPS, **{"START": 0, "C": 1} | kinds | own,
-            )  # fmt: skip
+                decode_look_bwd_kernel,
+                grid,
+                *inputs,
+                values,
+                v_values,
+                v_features,
+                off,
+                *ends,
+                num_warps=BACKWARD_WARPS,
+                **{"START": 0, "C": 1} | kinds | own,
+            )
         v_weights = partial.sum(0)
         return None, v_features, v_offsets, v_scales, v_weights, *[None] * 5
 

@@ -56,9 +56,14 @@ def _second(weights_ptr, c, C: tl.constexpr, H: tl.constexpr, K: tl.constexpr):
 
 @triton.jit
 def output(
-    hidden, weights_ptr, c, C: tl.constexpr, H: tl.constexpr, K: tl.constexpr,
+    hidden,
+    weights_ptr,
+    c,
+    C: tl.constexpr,
+    H: tl.constexpr,
+    K: tl.constexpr,
     PRECISION: tl.constexpr,
-):  # fmt: skip
+):
     """Number c of C of every offset, before its activation. [BLOCK, 16]"""
     j = tl.arange(0, 16)
     ptr = weights_ptr + H * (H + 3) + H + C * K * H + j * C + c
@@ -75,9 +80,17 @@ def _add(ptr, x, mask):
 
 @triton.jit
 def output_vjp(
-    v_out, v_hidden, hidden, weights_ptr, sums_ptr, c,
-    C: tl.constexpr, H: tl.constexpr, K: tl.constexpr, PRECISION: tl.constexpr,
-):  # fmt: skip
+    v_out,
+    v_hidden,
+    hidden,
+    weights_ptr,
+    sums_ptr,
+    c,
+    C: tl.constexpr,
+    H: tl.constexpr,
+    K: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
     """Add to the sums of W2 and b2; the gradient of the hidden layer with this number's part."""
     w = _second(weights_ptr, c, C, H, K)
     v_hidden = tl.dot(v_out, tl.trans(w), v_hidden, input_precision=PRECISION)
@@ -92,9 +105,15 @@ def output_vjp(
 
 @triton.jit
 def hidden_vjp(
-    v_pre, v_features, features, aug, weights_ptr, sums_ptr,
-    H: tl.constexpr, PRECISION: tl.constexpr,
-):  # fmt: skip
+    v_pre,
+    v_features,
+    features,
+    aug,
+    weights_ptr,
+    sums_ptr,
+    H: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
     """Add to the sums of W1 and b1; the gradient of the features with this net's part."""
     w = tl.trans(_first(weights_ptr, H))
     v_features = tl.dot(v_pre, w, v_features, input_precision=PRECISION)

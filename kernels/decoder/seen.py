@@ -85,7 +85,17 @@ def seen_anchors(
     seen = empty((n,), torch.bool, anchors.device)
     tensors = (x.detach().contiguous() for x in (anchors, scales, viewmat, K))
     launch(
-        _seen_kernel, (-(-n // BLOCK),), *tensors, seen, n, width, height, float(near),
-        MARGIN=FOV_MARGIN, SIGMAS=SIGMAS, EPS2D=EPS2D, BLOCK=BLOCK,
-    )  # fmt: skip
+        _seen_kernel,
+        (-(-n // BLOCK),),
+        *tensors,
+        seen,
+        n,
+        width,
+        height,
+        float(near),
+        MARGIN=FOV_MARGIN,
+        SIGMAS=SIGMAS,
+        EPS2D=EPS2D,
+        BLOCK=BLOCK,
+    )
     return seen

@@ -88,7 +88,7 @@ def decode(
     means = anchor[:, None] + offset * scale[:, None, :3].exp()
     sizes = scale[:, None, 3:].exp() * cov[..., :3].sigmoid()
     quats = F.normalize(cov[..., 3:], dim=-1, eps=MIN_LENGTH)
-    upright = quats.new_tensor([1.0, 0.0, 0.0, 0.0])
+    upright = F.pad(torch.ones_like(quats[..., :1]), (0, 3))  # made on the device
     return Decoded(
         means.masked_fill(gone[..., None], 0.0).reshape(-1, 3),
         torch.where(gone[..., None], upright, quats).reshape(-1, 4),

@@ -37,7 +37,8 @@ def same(a: Config, b: Config) -> bool:
         "--recipe fast --lambda_mask 0.01 --densify_until_iter 7",
         "--start_ply model.ply --iterations 2000 --lambda_mask 0.2",
         "--schedule scaled --iterations 15000 --init_points 50 --random_background",
-        "--demo",
+        "--demo --no_baseline",
+        "--representation neural --offsets 3 --iterations 900",
     ],
 )
 def test_a_config_file_is_the_run_that_wrote_it(tmp_path: Path, line: str) -> None:

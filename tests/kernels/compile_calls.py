@@ -23,12 +23,22 @@ def decode_anchors() -> None:
     learnt = leaf(128, 32), leaf(128, 10, 3), scales, leaf(sum(n_weights(32, 10)))
     off = torch.zeros(128, 10, dtype=torch.bool)
     choices: list[dict[str, Any]] = [
-        {}, {"off": off}, {"view_input": "color"}, {"precision": "exact"}
-    ]  # fmt: skip
+        {},
+        {"off": off},
+        {"view_input": "color"},
+        {"precision": "exact"},
+    ]
     for options in choices:
         out = decode(anchors, *learnt, rows, center, backend="triton", **options)
         torch.cat([x.flatten() for x in out]).sum().backward()
     seen_anchors(
-        anchors, scales, torch.zeros(4, 4), torch.zeros(3, 3), 80, 56, 0.2, room=64,
+        anchors,
+        scales,
+        torch.zeros(4, 4),
+        torch.zeros(3, 3),
+        80,
+        56,
+        0.2,
+        room=64,
         backend="triton",
-    )  # fmt: skip
+    )

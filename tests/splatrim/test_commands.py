@@ -37,6 +37,7 @@ def test_flags_read_from_the_source_are_those_of_the_parser(
     lines = [""]
     if name == "train":
         lines = [f"--method {m} --densifier {d}" for m, d in product(METHODS, DENSIFIERS)]
+        lines.append("--representation neural")
     parsed: set[str] = set()
     for line in lines:
         with pytest.raises(SystemExit):

@@ -234,5 +234,9 @@ def test_the_folder_of_a_model_is_its_own(tmp_path: Path, scene: Scene) -> None:
     model.save(tmp_path / "a" / "point_cloud.ply", (0.0, 0.0, 0.0))
     names = {path.name for path in (tmp_path / "a").iterdir()}
     assert names == {
-        "point_cloud.ply", "opacity_mlp.pt", "cov_mlp.pt", "color_mlp.pt", "neural.json"
-    }  # fmt: skip
+        "point_cloud.ply",
+        "opacity_mlp.pt",
+        "cov_mlp.pt",
+        "color_mlp.pt",
+        "neural.json",
+    }

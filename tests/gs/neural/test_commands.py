@@ -3,12 +3,14 @@
 import json
 import shlex
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 import train
 from gs.bake import BakeConfig, bake_run
+from gs.cli import Config, describe
 from gs.data.demo import write_demo_scene
 from gs.densification.growth import GrowthConfig
 from gs.errors import SplatrimError
@@ -30,7 +32,7 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def parse(line: str) -> train.Config:
+def parse(line: str) -> Config[Any, Any, Any]:
     return train.parse(shlex.split(line))
 
 
@@ -42,10 +44,10 @@ def test_flags_of_anchors() -> None:
     assert (config.neural.voxel_size, config.neural.offsets) == (0.01, 5)
     assert (config.neural.feature_dim, config.densify.update_depth) == (32, 2)
     assert config.densify.densify_until_iter == 15_000
-    described = train.describe(config)
+    described = describe(config)
     assert described["representation"] == "neural"
     assert described["neural"]["voxel_size"] == 0.01
-    assert "neural" not in train.describe(parse("-s scene"))
+    assert "neural" not in describe(parse("-s scene"))
     short = parse("-s scene --representation neural --iterations 3000")
     assert (short.densify.densify_from_iter, short.densify.statistics_from_iter) == (150, 50)
 

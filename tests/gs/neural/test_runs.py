@@ -38,9 +38,13 @@ GROWTH = GrowthConfig(
     min_opacity=1e-4,
 )
 MASKS = MaskGaussianConfig(
-    lambda_mask=0.01, mask_from_iter=1, mask_until_iter=40, mask_prune_iter=13, mask_lr=0.3,
+    lambda_mask=0.01,
+    mask_from_iter=1,
+    mask_until_iter=40,
+    mask_prune_iter=13,
+    mask_lr=0.3,
     final_threshold=0.05,
-)  # fmt: skip
+)
 N_STEPS = 32
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -1,0 +1,1 @@
+"""Scenes in blocks: partition, schedule, state and merging."""
