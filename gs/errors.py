@@ -2,11 +2,15 @@
 
 import contextlib
 import os
+import signal
 import sys
+import time
 from collections.abc import Callable, Iterator
 from typing import NoReturn
 
 from .streams import Terminated, ending_signals, steady_streams
+
+GRACE = 3.0  # seconds in which a process that knows why all end has said so
 
 
 class SplatrimError(Exception):
@@ -41,6 +45,13 @@ def told_by_first() -> Iterator[None]:
             raise ToldElsewhere from None
 
 
+def _wait_for_the_teller() -> None:
+    """Under torchrun, which ends all processes once one has ended: who tells why is to be first."""
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        time.sleep(GRACE)
+
+
 def run_cli(main: Callable[[], None]) -> NoReturn:
     """Run a command and exit.
 
@@ -53,6 +64,9 @@ def run_cli(main: Callable[[], None]) -> NoReturn:
         except SplatrimError as error:
             print(f"error: {error}", file=sys.stderr)
             sys.exit(2)
+        except ToldElsewhere:
+            _wait_for_the_teller()
+            raise
         except Terminated as error:
             print("terminated", file=sys.stderr)
             sys.exit(128 + error.number)
