@@ -77,6 +77,7 @@ def _table(runs: Sequence[Run], names: Sequence[str], folder: Path) -> str:
         ("PSNR, dB", [run.psnr for run in runs], "{:.2f}", 1),
         ("SSIM", [run.results.get("SSIM") for run in runs], "{:.3f}", 1),
         ("LPIPS", [run.results.get("LPIPS") for run in runs], "{:.3f}", -1),
+        ("FLIP", [run.results.get("FLIP") for run in runs], "{:.3f}", -1),
         (".ply, MB", [run.ply_bytes and run.ply_bytes / 1e6 for run in runs], "{:.2f}", -1),
     ]
     shown = [column for column in columns if any(v is not None for v in column[1])]

@@ -93,7 +93,8 @@ def _tiles(run: Run) -> list[str]:
         if base is not None and base.psnr is not None:
             detail = f"{base.method_name}: {base.psnr:.2f} dB"
         tiles.append(tile("PSNR", f"{run.psnr:.2f}", "dB", detail))
-    for name, detail in (("SSIM", "1 = identical"), ("LPIPS", "VGG, 0 = identical")):
+    details = {"SSIM": "1 = identical", "LPIPS": "VGG, 0 = identical", "FLIP": "0 = identical"}
+    for name, detail in details.items():
         if name in run.results:
             if base is not None and name in base.results:
                 detail = f"{base.method_name}: {base.results[name]:.3f}"

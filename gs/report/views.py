@@ -63,10 +63,10 @@ def test_views(run: Run) -> tuple[str, str] | None:
 
 def view_table(run: Run) -> tuple[str, str] | None:
     """The figures of every test view."""
-    metrics = [m for m in ("PSNR", "SSIM", "LPIPS") if any(m in v.scores for v in run.views)]
+    digits = {"PSNR": 2, "SSIM": 4, "LPIPS": 4, "FLIP": 4}
+    metrics = [m for m in digits if any(m in v.scores for v in run.views)]
     if not metrics:
         return None
-    digits = {"PSNR": 2, "SSIM": 4, "LPIPS": 4}
     rows = [
         [v.name, *(f"{v.scores[m]:.{digits[m]}f}" if m in v.scores else "–" for m in metrics)]
         for v in run.views
