@@ -66,6 +66,8 @@ WARM_UP, STEPS, SPANS = 30, 20, 5
 
 # The first pattern found in a kernel's name tells its stage.
 STAGES = {
+    "decoder": r"decode_\w*kernel|_seen_kernel",
+    "exchange": r"pack_kernel|pack_gradients_kernel|_count_kernel",
     "projection": r"project_fwd_kernel",
     "sort": r"[Rr]adix|[Ss]ort|sweep_kernel|histograms_kernel|_order_kernel",
     "binning": r"_row_keys_kernel|_accumulate_kernel|expand_kernel|count_chunks_kernel"
@@ -268,7 +270,7 @@ def plot(about: dict[str, Any], rows: Sequence[dict[str, Any]], path: Path) -> N
 
     figure = Figure(figsize=(3.2 * len(rows) + 2.4, 5.2), layout="constrained")
     FigureCanvasAgg(figure)
-    hues = [f"C{i}" for i in range(10) if i != 7] + ["k"]  # C7 is grey, as are the last two
+    hues = [f"C{i}" for i in range(10) if i != 7] + ["k", "navy", "olive"]  # C7 is grey, as are two
     colors = dict(zip(STAGES, hues, strict=True)) | {OTHER: "0.45", IDLE: "0.85"}
     handles: dict[str, Any] = {}
     for place, row in enumerate(rows):

@@ -175,9 +175,10 @@ class Trainer(Generic[M]):
         )
         with told, self.team.told_once(), contextlib.ExitStack() as stack:
             self.team.check_settings(self.settings)
-            self.team.alone(partial(self._begin, stack))
             patience = 0.0 if self.team.ranks is None else SAME_SIGNAL
+            # before anything is written: whoever sees train.log may ask for the end
             stack.enter_context(stop_on_signal(self._request_stop, patience=patience))
+            self.team.alone(partial(self._begin, stack))
             stack.enter_context(self.stepper.running())
             self.tracker.info(
                 f"{self.method}: {len(self.scene.train)} training and {len(self.scene.test)} test"

@@ -264,8 +264,8 @@ def test_observations_elsewhere_count(parts: list[int]) -> None:
 
 def test_observations_add_up_renderings() -> None:
     radii = torch.tensor([[[3, 2], [0, 1], [1, 1]], [[1, 1], [0, 0], [0, 0]]])
-    first: Any = type("Out", (), {"info": {"radii": radii}})
-    other: Any = type("Out", (), {"info": {"radii": radii[:1]}})
+    first: Any = type("Out", (), {"info": {"radii": radii}, "splats": None})
+    other: Any = type("Out", (), {"info": {"radii": radii[:1]}, "splats": None})
     none: Any = None
     context = StepContext(none, none, first, none, 1.0, 1, others=(other,))
     assert context.observations.tolist() == [3.0, 0.0, 2.0]
