@@ -47,7 +47,7 @@ FLOORS: dict[str, list[set[str]]] = {
         {"distributed"},
         {"training", "report", "viewer"},
         {"densification", "blocks"},
-        {"cli", "render", "metrics", "export", "partition"},
+        {"cli", "render", "metrics", "export", "partition", "merge"},
     ],
 }
 
