@@ -154,17 +154,21 @@ def simulated(
     one, one_gb = time_one(case, folder)
     n_images = len(case.cameras)
     say(f"\n{len(case.workload.means):,} Gaussians, {size}, batch {n_images}")
-    say(f"   1 rank   {1e3 * one:8.2f} ms per step, {1e3 * one / n_images:.2f} per image,"
-        f" {one_gb:.2f} GB")  # fmt: skip
+    say(
+        f"   1 rank   {1e3 * one:8.2f} ms per step, {1e3 * one / n_images:.2f} per image,"
+        f" {one_gb:.2f} GB"
+    )
     rows, last = [], None
     for n in args.ranks:
         found = measure(case, n, folder)
         seconds = predict(found, args)
         found |= {"step_ms": round(1e3 * seconds, 4), "speed_up": round(one / seconds, 3)}
         parts = ", ".join(f"{p} {ms:.2f}" for p, ms in found["slowest_ms"].items())
-        say(f"{n:4d} ranks  {1e3 * seconds:8.2f} ms, speed-up {found['speed_up']:.2f}   ({parts};"
+        say(
+            f"{n:4d} ranks  {1e3 * seconds:8.2f} ms, speed-up {found['speed_up']:.2f}   ({parts};"
             f" {found['sent_mb']:.1f} MB sent, {found['tasks']} tasks,"
-            f" {found['memory_gb']:.2f} GB)")  # fmt: skip
+            f" {found['memory_gb']:.2f} GB)"
+        )
         for text, holds in verdicts(millions, size, found):
             say(f"            {'holds' if holds else 'DOES NOT HOLD'}: {text}")
         rows.append(found)
@@ -172,8 +176,10 @@ def simulated(
     if last is not None and last["ranks"] > 1:
         far = predict_far(last, args.far, args)
         speed_up = args.far / last["ranks"] * one / far
-        say(f"{args.far:4d} ranks  {1e3 * far:8.2f} ms, speed-up {speed_up:.1f}   (extrapolated;"
-            f" {args.far // last['ranks'] * n_images} images)")  # fmt: skip
+        say(
+            f"{args.far:4d} ranks  {1e3 * far:8.2f} ms, speed-up {speed_up:.1f}   (extrapolated;"
+            f" {args.far // last['ranks'] * n_images} images)"
+        )
     return {
         "millions": millions,
         "size": size,

@@ -36,9 +36,11 @@ if TYPE_CHECKING:
     from .model.rates import step_gain as step_gain
     from .model.renderer import RenderOutput as RenderOutput
     from .model.renderer import render as render
+    from .model.rows import keep_parts as keep_parts
     from .model.rows import keep_rows as keep_rows
     from .model.specs import ParameterSpec as ParameterSpec
     from .model.view import View as View
+    from .program import train as train
     from .ranges import AT_LEAST_ONE as AT_LEAST_ONE
     from .ranges import COUNT as COUNT
     from .ranges import INNER_SHARE as INNER_SHARE
@@ -96,9 +98,11 @@ _HOME = {
     "step_gain": "model.rates",
     "render": "model.renderer",
     "RenderOutput": "model.renderer",
+    "keep_parts": "model.rows",
     "keep_rows": "model.rows",
     "ParameterSpec": "model.specs",
     "View": "model.view",
+    "train": "program",
     "AT_LEAST_ONE": "ranges",
     "COUNT": "ranges",
     "INNER_SHARE": "ranges",

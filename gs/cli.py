@@ -15,12 +15,22 @@ from typing import Any, ClassVar, Generic, Literal, Protocol, TypeVar, get_args
 
 import tyro
 
-from .config import PUBLISHED_ITERATIONS, SceneConfig, TrainConfig, as_plain
+from .config import (
+    PUBLISHED_ITERATIONS,
+    SceneConfig,
+    TrainConfig,
+    as_plain,
+    iterations_after_ply,
+)
+from .config_file import CHOICE, STARTS, as_words, read_config
 from .densification.adaptive import DensifierConfig, DensifyConfig
+from .densification.growth import GrowthConfig
 from .densification.mcmc import MCMCConfig
 from .densification.taming import TamingConfig
 from .errors import SplatrimError
 from .model.rates import OptimConfig
+from .neural.config import NeuralConfig
+from .run_record import BASELINE
 from .training.start import Heritage, Origin, find_origin
 from .training.strategy import Strategy
 
@@ -32,6 +42,7 @@ FAST_ITERATIONS = 14_000
 SCALE_BELOW = 7000  # iterations under which --schedule auto scales
 DEMO_SCENE = Path("output") / "demo_scene"
 DEMO_ITERATIONS = 500
+BASELINE_METHOD = "3dgs"
 _PATHS = ("source_path", "model_path")
 # Flags of Inria's program that change no result, and whether a value follows.
 FOREIGN = {
@@ -74,6 +85,14 @@ P = TypeVar("P", bound=Method)
 
 
 @dataclass(frozen=True)
+class ExplicitConfig:
+    """Gaussians as they are: nothing to set."""
+
+
+R = TypeVar("R", bound=ExplicitConfig | NeuralConfig)
+
+
+@dataclass(frozen=True)
 class Choice:
     """What to train with; the defaults of all other settings follow from it."""
 
@@ -84,19 +103,26 @@ class Choice:
     densifier: Literal["default", "taming", "mcmc"] = "default"
     """default: that of 3DGS. taming: within a --budget, by Taming-3DGS's score. mcmc: within a
     --budget, 3DGS as Markov chain Monte Carlo."""
+    representation: Literal["explicit", "neural"] = "explicit"
+    """explicit: Gaussians. neural: anchors with features, which a network decodes into Gaussians
+    for each view (Scaffold-GS); `python -m gs.bake` makes Gaussians of them."""
     recipe: Recipe = "default"
     """default: the published schedule of 3DGS. fast: 14000 iterations of the scaled one with other
     learning rates, densified every 150, without resets of opacity, evaluated at the end only."""
     schedule: Schedule = "auto"
     """published: iteration numbers as published for 30000 iterations. scaled: those not given as
     flags are multiplied by iterations / 30000. auto: scaled below 7000 iterations."""
+    config: Path | None = None
+    """Begin with the settings of this config.json, which every run writes; flags win."""
     demo: bool = False
     """Train on the built-in scene (written to -s if it is not there) with the preset demo, then
     evaluate and write the report."""
+    baseline: bool = True
+    """With --demo: train 3DGS as long, in OUT/baseline, for the report to compare with."""
 
 
 @dataclass(frozen=True)
-class Config(Generic[D, P]):
+class Config(Generic[D, P, R]):
     """All settings of a run."""
 
     choice: Choice
@@ -105,6 +131,7 @@ class Config(Generic[D, P]):
     optim: OptimConfig
     densify: D
     pruning: P
+    neural: R
 
 
 def default_config(
@@ -112,14 +139,14 @@ def default_config(
     iterations: int | None,
     methods: Mapping[str, type[Method]],
     origin: Origin | None = None,
-) -> Config[Any, Any]:
+) -> Config[Any, Any, Any]:
     """The settings that the choice, the number of iterations and the start imply.
 
     Raises:
         SplatrimError: no such method or preset, or the method cannot post-train.
     """
     known = {"method": tuple(methods), "schedule": SCHEDULES, "densifier": tuple(DENSIFIERS)}
-    known["recipe"] = RECIPES
+    known |= {"recipe": RECIPES, "representation": ("explicit", "neural")}
     for flag, names in known.items():
         if (name := getattr(choice, flag)) not in names:
             raise SplatrimError(f"unknown --{flag} {name!r}: choose {', '.join(names)}")
@@ -139,6 +166,17 @@ def default_config(
     run = method.RUN_SETTINGS.get(preset, {})
     train = TrainConfig(Path("output") / secrets.token_hex(5), iterations=iterations, **run)
     optim, densify = OptimConfig(), DENSIFIERS[choice.densifier]()
+    neural = NeuralConfig() if choice.representation == "neural" else ExplicitConfig()
+    if isinstance(neural, NeuralConfig):
+        if choice.densifier != "default":
+            raise SplatrimError("anchors grow by rules of their own: leave --densifier out")
+        if post:
+            raise SplatrimError(
+                "post-training takes Gaussians: make some of the anchors with python -m gs.bake"
+            )
+        densify, train = GrowthConfig(), dataclasses.replace(train, sh_degree=0)
+        if choice.demo:  # as many Gaussians as the explicit demo has
+            neural = dataclasses.replace(neural, offsets=4, voxel_size=0.1)
     pruning = method.preset(preset)
     if origin is not None and origin.post_start is not None:
         start = origin.post_start
@@ -163,12 +201,35 @@ def default_config(
         train = dataclasses.replace(train, test_iterations=(), save_iterations=())
         optim, densify = optim.hastened(), densify.hastened()
     choice = dataclasses.replace(choice, preset=preset)
-    return Config(choice, scene, train, optim, densify, pruning)
+    return Config(choice, scene, train, optim, densify, pruning, neural)
+
+
+def baseline_of(
+    config: Config[Any, Any, Any], methods: Mapping[str, type[Method]]
+) -> Config[Any, Any, Any] | None:
+    """3DGS of the same length into OUT/baseline, where a demo is to be compared with it.
+
+    Args:
+        config: Of a run that begins at its scene's points.
+        methods: As for `parse`.
+    """
+    choice, train = config.choice, config.train
+    if not (choice.demo and choice.baseline) or choice.method == BASELINE_METHOD:
+        return None
+    if train.start_ply is not None or train.start_checkpoint is not None:
+        return None
+    factor = train.iterations / PUBLISHED_ITERATIONS
+    return dataclasses.replace(
+        config,
+        choice=dataclasses.replace(choice, method=BASELINE_METHOD, preset="demo"),
+        train=dataclasses.replace(train, model_path=train.model_path / BASELINE),
+        pruning=methods[BASELINE_METHOD].preset("demo").scaled(factor),
+    )
 
 
 def parse(
     args: list[str], methods: Mapping[str, type[Method]], description: str
-) -> Config[Any, Any]:
+) -> Config[Any, Any, Any]:
     """Read the command line.
 
     Args:
@@ -182,29 +243,68 @@ def parse(
     """
     args = _without_foreign(args)
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
-    for name in ("--method", "--preset", "--schedule", "--densifier", "--recipe"):
+    for name in (
+        "--method",
+        "--preset",
+        "--schedule",
+        "--densifier",
+        "--recipe",
+        "--representation",
+    ):
         first.add_argument(name)
     first.add_argument("--iterations", type=int)
-    first.add_argument("--demo", action="store_true")
-    for name in ("--start_ply", "--start_checkpoint"):
-        first.add_argument(name, name.replace("_", "-"), type=Path)
+    first.add_argument("--demo", action="store_true", default=None)
+    first.add_argument("--config", type=Path)
+    for name in STARTS:
+        first.add_argument(f"--{name}", f"--{name.replace('_', '-')}", type=Path)
     try:
         found = first.parse_known_args(args)[0]
     except argparse.ArgumentError as error:
         raise SplatrimError(str(error)) from error
     given = {k: v for k, v in vars(found).items() if v is not None}
-    iterations = given.pop("iterations", None)
-    origin = find_origin(given.pop("start_ply", None), given.pop("start_checkpoint", None))
-    choice = Choice(**{"method": next(iter(methods)), **given})
-    default = default_config(choice, iterations, methods, origin)
-    return tyro.cli(
-        Config[type(default.densify), type(default.pruning)],  # type: ignore[misc]
+    if (path := given.pop("config", None)) is None:
+        default = _implied(given, methods)
+    else:
+        former = read_config(path)
+        choice = {name: former[name] for name in CHOICE if former.get(name) is not None}
+        starts = {name: Path(former[name]) for name in STARTS if former.get(name)}
+        of_file = {**choice, **starts, "iterations": former["iterations"]}
+        if given.get("method", former["method"]) != former["method"] or given.keys() & {*STARTS}:
+            choice.pop("preset", None)  # it was meant for another method, or another start
+        if not given.keys() & {"iterations", "recipe"}:
+            choice["iterations"] = former["iterations"]
+        if not given.keys() & {*STARTS}:
+            given = {**starts, **given}
+            args = [*(word for name in starts for word in (f"--{name}", str(starts[name]))), *args]
+        default = _implied({**choice, **given}, methods)
+        args = [*as_words(former, _implied(of_file, methods), default), *args]
+    config: Config[Any, Any, Any] = tyro.cli(
+        Config[  # type: ignore[misc]
+            type(default.densify), type(default.pruning), type(default.neural)
+        ],
         args=args,
         default=default,
         description=f"{description.strip()}\n\n{_list(methods)}",
         config=(tyro.conf.OmitArgPrefixes,),
         use_underscores=True,
     )
+    # a flag may have counted them from a finished model
+    train = dataclasses.replace(config.train, iterations=default.train.iterations)
+    return dataclasses.replace(config, train=train)
+
+
+def _implied(
+    given: Mapping[str, Any], methods: Mapping[str, type[Method]]
+) -> Config[Any, Any, Any]:
+    """The settings that some flags, of those that others follow from, imply."""
+    choice = {name: given[name] for name in CHOICE if name in given}
+    ply, checkpoint = (given.get(name) for name in STARTS)
+    iterations = given.get("iterations")
+    if ply is not None and iterations is not None:
+        iterations = iterations_after_ply(iterations)
+    origin = find_origin(ply, checkpoint)
+    choice = Choice(**{"method": next(iter(methods)), **choice})
+    return default_config(choice, iterations, methods, origin)
 
 
 def _without_foreign(args: list[str]) -> list[str]:
@@ -234,9 +334,10 @@ def _list(methods: Mapping[str, type[Method]]) -> str:
     return "\n".join(lines)
 
 
-def describe(config: Config[Any, Any]) -> dict[str, Any]:
+def describe(config: Config[Any, Any, Any]) -> dict[str, Any]:
     """config.json: choice, scene and run flat, as other tools expect; the rest by part."""
     flat = as_plain(config.choice) | as_plain(config.scene) | as_plain(config.train)
     flat |= {key: str(Path(flat[key]).absolute()) for key in _PATHS}
-    parts = ("optim", "densify", "pruning")
+    parts = ["optim", "densify", "pruning"]
+    parts += ["neural"] if isinstance(config.neural, NeuralConfig) else []
     return flat | {name: as_plain(getattr(config, name)) for name in parts}

@@ -6,7 +6,6 @@ into flat command-line flags.
 """
 
 import dataclasses
-import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ import torch
 from tyro.conf import Suppress, arg
 
 from .errors import SplatrimError
+from .invocation import command
 from .ranges import AT_LEAST_ONE, COUNT, ITERATION, POSITIVE, SEED, SHARE, Range, check_ranges
 from .schedule import multiple_in
 
@@ -54,7 +54,8 @@ class TrainConfig:
     model_path: Annotated[Path, arg(aliases=("-m",))]
     """Output folder."""
     iterations: Annotated[int, AT_LEAST_ONE] = PUBLISHED_ITERATIONS
-    """Number of iterations, one image each."""
+    """Number of iterations, one image each. After --start_ply: so many more, or beyond 30000 the
+    iteration at which to end."""
     batch: Annotated[int, AT_LEAST_ONE] = 1
     """Images per step of the optimizer, whose learning rates grow by the square root of it.
     Iterations go on counting images: what is due at one happens in the step that has it."""
@@ -106,6 +107,15 @@ class TrainConfig:
     """On a GPU, capture iterations as CUDA graphs and replay them."""
     deterministic: bool = False
     """Gradients do not depend on the order in which a GPU's threads run: equal runs, but slower."""
+    viewer: bool = False
+    """Show the training in a browser, at http://localhost:8080 unless told otherwise."""
+    viewer_host: str = "127.0.0.1"
+    """Address that the viewer listens on; 0.0.0.0 lets other machines in."""
+    viewer_port: Annotated[int, Range(0, 65535)] = 8080
+    """Port of the viewer; the next free one where it is taken."""
+    report: bool = False
+    """After training, measure the test views and write report.html (`splatrim train` does;
+    --no_report leaves it out)."""
     quiet: bool = False
     """Show nothing but warnings and errors on the terminal; train.log has the rest."""
 
@@ -159,9 +169,9 @@ def as_plain(config: Any) -> Any:
 def resume_command(
     args: Sequence[str], model_path: Path, checkpoint: Path, n_ranks: int = 1
 ) -> str:
-    """The command that goes on from `checkpoint`: `args` of train.py, pointed at it."""
-    program = ["python"] if n_ranks == 1 else ["torchrun", "--nproc_per_node", str(n_ranks)]
-    return shlex.join([*program, "train.py", *resume_arguments(args, model_path, checkpoint)])
+    """The command that goes on from `checkpoint`: that of `args`, pointed at it."""
+    words = resume_arguments(args, model_path, checkpoint)
+    return command("train", *words, n_ranks=n_ranks)
 
 
 def resume_arguments(args: Sequence[str], model_path: Path, checkpoint: Path) -> list[str]:
@@ -169,12 +179,39 @@ def resume_arguments(args: Sequence[str], model_path: Path, checkpoint: Path) ->
     kept: list[str] = []
     skip = False
     for word in args:
-        if word.split("=")[0].replace("-", "_") in ("__start_checkpoint", "__start_ply"):
+        if _plain(word) in ("__start_checkpoint", "__start_ply"):
             skip = "=" not in word  # the next word is its value
         elif skip:
             skip = False
         elif word != "--overwrite":
             kept.append(word)
-    if not {word.split("=")[0].replace("_", "-") for word in kept} & {"-m", "--model-path"}:
+    if not {_plain(word) for word in kept} & {"_m", "__model_path"}:
         kept += ["-m", str(model_path)]
+    if any(_plain(word) == "__start_ply" for word in args):
+        kept = _counted_on(kept)
     return [*kept, "--start_checkpoint", str(checkpoint)]
+
+
+def iterations_after_ply(iterations: int) -> int:
+    """The last iteration of a run from a finished .ply: so many more, or itself if it is beyond."""
+    more = 0 < iterations <= PUBLISHED_ITERATIONS
+    return PUBLISHED_ITERATIONS + iterations if more else iterations
+
+
+def _counted_on(args: Sequence[str]) -> list[str]:
+    """Arguments whose --iterations counted from a finished .ply, for a start that counts from 0."""
+    words = [*args]
+    for i, word in enumerate(args):
+        if _plain(word) != "__iterations":
+            continue
+        if "=" in word:
+            name, value = word.split("=", 1)
+            words[i] = f"{name}={iterations_after_ply(int(value))}"
+        elif i + 1 < len(words):
+            words[i + 1] = str(iterations_after_ply(int(words[i + 1])))
+    return words
+
+
+def _plain(word: str) -> str:
+    """A flag without its value, with underscores."""
+    return word.split("=")[0].replace("-", "_")

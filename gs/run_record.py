@@ -25,6 +25,7 @@ from .schema import digits, fields, integer, listed, mapped, maybe, read_checked
 RECORD = "run.json"
 MANIFEST = "manifest.json"  # of a checkpoint of several ranks: without it there is none
 CONFIG = "config.json"
+BASELINE = "baseline"  # folder in a run's, of the run that its report compares with
 _RECORD = fields(
     {
         "run": text,

@@ -44,6 +44,8 @@ SETTINGS: Check = fields(
         "optim": _OPTIM,
         "densify": mapped(anything),
         "pruning": mapped(anything),
+        "neural": mapped(anything),
+        "representation": text,
     }
 )
 """What of a run's settings is used again; whatever else is there is only shown."""

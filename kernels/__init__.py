@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 from . import exchange
 from .arguments import Capacity, Counts, RasterInputs, RenderSettings
 from .backend import uses_triton
+from .decoder import Decoded, ViewInput, decode, n_weights, seen_anchors
 from .photometric import (
     photometric_gradient,
     photometric_loss,
@@ -16,6 +17,7 @@ from .photometric import (
 from .rasterization import rasterization
 from .reference.langevin import normals
 from .reference.masks import logistic_noise, philox, sample_masks, uniform
+from .reference.spherical_harmonics import sh_basis
 from .runtime.cache import caches
 from .update import (
     add_gradient_norms,
@@ -47,19 +49,23 @@ _NEED_TRITON = {
 __all__ = [
     "Capacity",
     "Counts",
+    "Decoded",
     "FusedAdam",
     "RasterInputs",
     "Records",
     "RenderSettings",
     "TileLists",
+    "ViewInput",
     "add_gradient_norms",
     "add_langevin_noise",
     "add_regularizer_gradients",
     "bin_tiles",
     "blend",
     "caches",
+    "decode",
     "exchange",
     "logistic_noise",
+    "n_weights",
     "normals",
     "philox",
     "photometric_gradient",
@@ -70,6 +76,8 @@ __all__ = [
     "rasterization",
     "sample_masks",
     "sampled_in_any",
+    "seen_anchors",
+    "sh_basis",
     "split_seed",
     "structural_similarity",
     "uniform",

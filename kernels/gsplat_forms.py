@@ -1,9 +1,9 @@
 """gsplat's other forms of a call: leading batch dimensions, harmonics by camera, clips, packing.
 
 Each becomes calls of the plain form, [N] Gaussians into [C] cameras, whose results are joined: over
-B elements of the batch, and over cameras where each has a call of its own. The joined
-`info["means2d"]` is a leaf. While the calls' backward runs, its .grad and .absgrad are filled, so
-that densification reads them as ever.
+B elements of the batch, and over cameras where each has a call of its own. A loss may read the
+joined `info["means2d"]`. Images do not pass through it: while the calls' backward runs, its .grad
+and .absgrad are filled with what their means2d get, so that densification reads them as ever.
 """
 
 import weakref
@@ -49,9 +49,13 @@ def rasterize_form(
     """Render any form; `kernels.rasterization` documents arguments and results.
 
     Raises:
-        ValueError: batch dimensions disagree, or harmonics by camera have a wrong shape.
+        ValueError: batch dimensions disagree or have no element, or harmonics by camera have a
+            wrong shape.
     """
     elements = _elements(inputs, form.batch) if form.batch else [inputs]
+    if not elements:
+        shape = list(inputs.means.shape)
+        raise ValueError(f"means: expected at least one element of the batch, got {shape}")
     results = [_calls(render, x, settings, form.radius_clip) for x in elements]
     if len(results) == len(results[0]) == 1 and not form.batch and not form.packed:
         return results[0][0]
@@ -162,7 +166,7 @@ def _join_infos(infos: Infos, form: Form) -> dict[str, Any]:
     info |= dict(
         zip(("batch_ids", "camera_ids", "gaussian_ids"), pairs or (None,) * 3, strict=True)
     )
-    info["means2d"] = _leaf_of([[i["means2d"] for i in row] for row in infos], select)
+    info["means2d"] = _join_means2d([[i["means2d"] for i in row] for row in infos], select)
     n_pairs = seen.shape[2]
 
     def keys(infos: Infos) -> TileKeys:
@@ -189,25 +193,32 @@ def _join_infos(infos: Infos, form: Form) -> dict[str, Any]:
     )
 
 
-def _leaf_of(rows: Sequence[Sequence[Tensor]], select: Callable[[Tensor], Tensor]) -> Tensor:
-    """`select` of the joined means2d as a leaf whose .grad and .absgrad the backward fills."""
-    whole = _joined([[piece.detach() for piece in row] for row in rows])  # [B, C, N, 2]
-    leaf = select(whole)
-    if not rows[0][0].requires_grad:
-        return leaf
-    leaf = leaf.clone().requires_grad_()
+def _join_means2d(rows: Sequence[Sequence[Tensor]], select: Callable[[Tensor], Tensor]) -> Tensor:
+    """`select` of the joined means2d, whose .grad and .absgrad the backward of the calls fills."""
+    whole = _joined(rows)  # [B, C, N, 2]
+    means2d = select(whole)
+    if not means2d.requires_grad:
+        return means2d
+    means2d.retain_grad()
+    # They hold absgrad, and their reader may keep nothing else of `info`.
+    means2d.pieces = rows  # pyright: ignore[reportAttributeAccessIssue]
     grads, absgrads = torch.zeros_like(whole), torch.zeros_like(whole)
+    joined = weakref.ref(means2d)  # hooks keep neither it nor what they hang on
 
     def watch(piece: Tensor, b: int, cameras: slice) -> None:
-        source = weakref.ref(piece)  # its hook must not keep it
+        source = weakref.ref(piece)
 
         def on_gradient(v_piece: Tensor) -> None:
+            target = joined()
+            if target is None:
+                return
+            # The whole gradient of the piece: of images, and of losses that read `target`.
             grads[b, cameras] += v_piece
-            leaf.grad = select(grads)
+            target.grad = select(grads)
             absgrad = getattr(source(), "absgrad", None)
             if absgrad is not None:
                 absgrads[b, cameras] = absgrad
-                leaf.absgrad = select(absgrads)  # pyright: ignore[reportAttributeAccessIssue]
+                target.absgrad = select(absgrads)  # pyright: ignore[reportAttributeAccessIssue]
 
         piece.register_hook(on_gradient)
 
@@ -216,4 +227,4 @@ def _leaf_of(rows: Sequence[Sequence[Tensor]], select: Callable[[Tensor], Tensor
         for piece in row:
             watch(piece, b, slice(start, start + len(piece)))
             start += len(piece)
-    return leaf
+    return means2d

@@ -101,7 +101,7 @@ def rasterization(
         near_plane: Gaussians whose centre is not beyond this depth are culled.
         far_plane: Gaussians whose centre is not before this depth are culled.
         radius_clip: Gaussians whose half extents in a camera are both at most so many pixels are
-            culled there. Costs a call per camera, and a projection.
+            culled there. Costs two calls per camera, one of them without gradients.
         eps2d: Added to the projected covariances' diagonal, in square pixels.
         sh_degree: 0 to 3 if `colors` are spherical harmonics.
         packed: `info` has a row for each of V visible pairs of camera and Gaussian, which waits

@@ -21,7 +21,7 @@ from typing import Annotated, Any, ClassVar
 
 from torch import Tensor
 
-from gs import NOT_NEGATIVE, PRUNED_SHARE, SHARE, Camera, Gaussians
+from gs import NOT_NEGATIVE, PRUNED_SHARE, SHARE, Camera, Model
 
 from .score_pruning import ScorePruningConfig
 from .scores import accumulate_scores, n_kept, top_k
@@ -47,7 +47,7 @@ class LightGaussianConfig(ScorePruningConfig):
     }
     POST_PRESET: ClassVar[str | None] = "finetune"
 
-    def score(self, gaussians: Gaussians, cameras: Sequence[Camera]) -> Tensor:
+    def score(self, gaussians: Model, cameras: Sequence[Camera]) -> Tensor:
         return accumulate_scores(gaussians, cameras, "light-gaussian", v_pow=self.v_pow)
 
     def keep(self, index: int, scores: Tensor, ids: Tensor, seed: int) -> Tensor:

@@ -49,6 +49,7 @@ from gs import (
     PUBLISHED_ITERATIONS,
     Camera,
     Gaussians,
+    Model,
     ParameterSpec,
     RenderOutput,
     SplatrimError,
@@ -56,7 +57,7 @@ from gs import (
     Strategy,
     covers,
     derive_seed,
-    keep_rows,
+    keep_parts,
     multiple_in,
 )
 from kernels import logistic_noise
@@ -196,7 +197,7 @@ class LP3DGS(Strategy):
         self._step = 0
         self._logits: Tensor | None = None
 
-    def setup(self, gaussians: Gaussians, *, extent: float, iterations: int, seed: int) -> None:
+    def setup(self, gaussians: Model, *, extent: float, iterations: int, seed: int) -> None:
         last = self.config.mask_until_iter
         if iterations < last:
             raise SplatrimError(
@@ -204,11 +205,12 @@ class LP3DGS(Strategy):
                 " --iterations, a lower --mask_until_iter, or --schedule scaled"
             )
         self.seed = seed
-        spec = ParameterSpec("mask_logits", (), self.config.logit_lr, order=LOGITS_ORDER)
-        logits = torch.full((len(gaussians),), INITIAL_LOGIT)
+        tail = () if gaussians.parts == 1 else (gaussians.parts,)
+        spec = ParameterSpec("mask_logits", tail, self.config.logit_lr, order=LOGITS_ORDER)
+        logits = torch.full((len(gaussians), *tail), INITIAL_LOGIT)
         self._is_new = gaussians.add_parameter(spec, logits)
 
-    def before_render(self, step: int, gaussians: Gaussians) -> dict[str, Any]:
+    def before_render(self, step: int, gaussians: Model) -> dict[str, Any]:
         if self._is_new and step - self.n_images >= self.config.mask_until_iter:
             raise SplatrimError(
                 f"LP-3DGS prunes at iteration {self.config.mask_until_iter} and the run begins at"
@@ -218,17 +220,20 @@ class LP3DGS(Strategy):
         if SCORES not in gaussians.rows:
             return {}
         seed = derive_seed(self.seed, "gumbel", step)
-        return {"opacities": gaussians.get_opacities() * self.masks(gaussians, seed)}
+        masks = self.masks(gaussians, seed)
+        if isinstance(gaussians, Gaussians):
+            return {"opacities": gaussians.get_opacities() * masks}
+        return {"opacity_factors": masks}
 
-    def masks(self, gaussians: Gaussians, seed: int) -> Tensor:  # [N] in 0..1
+    def masks(self, gaussians: Model, seed: int) -> Tensor:  # [N * parts] in 0..1
         """Factors on opacities, differentiable in the logits; `seed` for the noise."""
         config = self.config
-        x = gaussians.params["mask_logits"] * gaussians.rows[SCORES]
+        x = (gaussians.params["mask_logits"] * gaussians.rows[SCORES]).flatten()
         if config.relaxation == "straight-through":
             return straight_through(x, config.mask_threshold)
-        return gumbel_sigmoid(x, config.gumbel_temp, seed, gaussians.rows["ids"])
+        return gumbel_sigmoid(x, config.gumbel_temp, seed, gaussians.part_ids())
 
-    def loss(self, step: int, gaussians: Gaussians, out: RenderOutput) -> Tensor | None:
+    def loss(self, step: int, gaussians: Model, out: RenderOutput) -> Tensor | None:
         trains = self._trains_at(step)
         logits = gaussians.params["mask_logits"]
         self._logits = logits.detach() if trains else None
@@ -250,7 +255,8 @@ class LP3DGS(Strategy):
         # What the next step will render: nothing that scores depend on changes in between.
         then = step + self.n_images
         if self.refreshes_at(then):
-            ctx.gaussians.rows[SCORES] = self._scores(then, ctx.gaussians, ctx.cameras)
+            scores = self._scores(then, ctx.gaussians, ctx.cameras)
+            ctx.gaussians.rows[SCORES] = scores.view_as(ctx.gaussians.params["mask_logits"])
 
     def refreshes_at(self, step: int) -> bool:
         """Whether iteration `step` renders with new scores: 19520, 19540, ..., 19980 by default."""
@@ -275,21 +281,21 @@ class LP3DGS(Strategy):
             logits.mul_((1.0 - config.logit_lr * config.logit_decay) ** self.n_images)
 
     def _prune(self, step: int, ctx: StepContext) -> None:
-        n_before = len(ctx.gaussians)
-        keep_rows(ctx.gaussians, ctx.optimizer, self.decide(ctx.gaussians))
-        logger.info(f"iteration {step}: kept {len(ctx.gaussians)} of {n_before} Gaussians")
+        keep = self.decide(ctx.gaussians)
+        keep_parts(ctx.gaussians, ctx.optimizer, keep)
+        logger.info(f"iteration {step}: kept {int(keep.sum())} of {len(keep)} Gaussians")
         ctx.gaussians.rows.pop(SCORES, None)
 
     @torch.no_grad()
-    def decide(self, gaussians: Gaussians) -> Tensor:  # [N] bool
+    def decide(self, gaussians: Model) -> Tensor:  # [N * parts] bool
         """Which Gaussians stay, by their logits as they are; scores play no part.
 
         Raises:
             SplatrimError: None would.
         """
-        config, logits = self.config, gaussians.params["mask_logits"]
+        config, logits = self.config, gaussians.params["mask_logits"].flatten()
         if config.decision == "sample" and config.relaxation == "gumbel-sigmoid":
-            logits = logits + logistic_noise(derive_seed(self.seed, "prune"), gaussians.rows["ids"])
+            logits = logits + logistic_noise(derive_seed(self.seed, "prune"), gaussians.part_ids())
         keep = logits >= self.lowest_logit
         if not bool(keep.any()):
             raise SplatrimError(
@@ -306,28 +312,31 @@ class LP3DGS(Strategy):
         return math.log(self.config.mask_threshold / (1.0 - self.config.mask_threshold))
 
     @torch.no_grad()
-    def _scores(self, step: int, gaussians: Gaussians, cameras: Sequence[Camera]) -> Tensor:  # [N]
+    def _scores(self, step: int, gaussians: Model, cameras: Sequence[Camera]) -> Tensor:
         scores = self._unscaled(step, gaussians, cameras)
         if self.config.score_scale == "none":
             return scores
         return scores / scores.mean().clamp_min(torch.finfo(scores.dtype).tiny)
 
     def _unscaled(
-        self, step: int, gaussians: Gaussians, cameras: Sequence[Camera]
-    ) -> Tensor:  # [N]
+        self, step: int, gaussians: Model, cameras: Sequence[Camera]
+    ) -> Tensor:  # [N * parts]
         kind = self.config.score
         if self.config.score_source == "unmasked" or SCORES not in gaussians.rows:
             return accumulate_scores(gaussians, cameras, kind)
-        total = torch.zeros(len(gaussians), device=gaussians.device)
+        total = torch.zeros(len(gaussians) * gaussians.parts, device=gaussians.device)
         for view, camera in enumerate(cameras):  # each with noise of its own, as published
             seed = derive_seed(self.seed, "score", step, view)
-            opacities = gaussians.get_opacities() * self.masks(gaussians, seed)
-            model = gaussians.exported(opacities=torch.logit(opacities, eps=1e-6))
-            scores = accumulate_scores(model, [camera], kind)
+            masks = self.masks(gaussians, seed)
+            if isinstance(gaussians, Gaussians):
+                opacities = torch.logit(gaussians.get_opacities() * masks, eps=1e-6)
+                scores = accumulate_scores(gaussians.exported(opacities=opacities), [camera], kind)
+            else:
+                scores = accumulate_scores(gaussians, [camera], kind, opacity_factors=masks)
             total = torch.maximum(total, scores) if kind == "radsplat" else total + scores
         return total
 
-    def final_keep(self, gaussians: Gaussians) -> Tensor | None:  # [N] bool
+    def final_keep(self, gaussians: Model) -> Tensor | None:  # [N * parts] bool
         # Models are saved before iteration `mask_until_iter` prunes.
         is_last = covers(self._step, self.config.mask_until_iter, self.n_images)
         return self.decide(gaussians) if is_last else None

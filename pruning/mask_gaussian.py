@@ -22,6 +22,11 @@ The published code saves one random draw of every Gaussian's mask: the presets "
 with p > final_threshold. A draw keeps sum(p) Gaussians on average, and history.json has the size of
 each logged iteration's draw (n_used) to compare with the number saved. One published thing no
 preset has: the mask's backward pass, which is wrong where masks of 0 and 1 mix.
+
+In a model whose rows are anchors of k Gaussians each, every one of those has its logits [N, k, 2]
+and its draw, and what is absent from ten samples is switched off; an anchor with nothing left goes.
+There mean(M) is the mean of p over all N k, which is what M's mean is within 1 / sqrt(N k), with
+the same gradient: those that are not in view are not drawn.
 """
 
 import math
@@ -37,8 +42,8 @@ from gs import (
     INNER_SHARE,
     NOT_NEGATIVE,
     POST_ITERATIONS,
-    Gaussians,
     Histogram,
+    Model,
     ParameterSpec,
     Population,
     RenderOutput,
@@ -47,7 +52,7 @@ from gs import (
     StepContext,
     Strategy,
     derive_seed,
-    keep_rows,
+    keep_parts,
     multiple_in,
     step_gain,
     unit_histogram,
@@ -202,22 +207,25 @@ class MaskGaussian(Strategy):
         self.n_start = 0
         self._n_used: Tensor | None = None
 
-    def setup(self, gaussians: Gaussians, *, extent: float, iterations: int, seed: int) -> None:
-        self.seed, self.n_start = seed, len(gaussians)
-        spec = ParameterSpec("mask_logits", (2,), self.config.mask_lr, order=LOGITS_ORDER)
-        gaussians.add_parameter(spec, torch.tensor(INITIAL_LOGITS).repeat(len(gaussians), 1))
+    def setup(self, gaussians: Model, *, extent: float, iterations: int, seed: int) -> None:
+        n, parts = len(gaussians), gaussians.parts
+        self.seed, self.n_start = seed, n * parts
+        tail = (2,) if parts == 1 else (parts, 2)
+        spec = ParameterSpec("mask_logits", tail, self.config.mask_lr, order=LOGITS_ORDER)
+        gaussians.add_parameter(spec, torch.tensor(INITIAL_LOGITS).expand(n, *tail))
 
-    def before_render(self, step: int, gaussians: Gaussians) -> dict[str, Any]:
-        return {
-            "mask_logits": gaussians.params["mask_logits"],
-            "mask_ids": gaussians.rows["ids"],
-        }
+    def before_render(self, step: int, gaussians: Model) -> dict[str, Any]:
+        return {"mask_logits": logits_of(gaussians), "mask_ids": gaussians.part_ids()}
 
     def device_inputs(self, step: int) -> dict[str, int]:
         return {"mask_seed": derive_seed(self.seed, "mask", step)}
 
-    def loss(self, step: int, gaussians: Gaussians, out: RenderOutput) -> Tensor | None:
-        masks = out.info["masks"]  # [N], differentiable
+    def loss(self, step: int, gaussians: Model, out: RenderOutput) -> Tensor | None:
+        if gaussians.parts == 1:
+            masks = out.info["masks"]  # [N], differentiable
+        else:
+            logits = logits_of(gaussians)
+            masks = torch.sigmoid(logits[:, 0] - logits[:, 1])
         n_used, n_present = masks.sum(), len(masks)
         population: Population | None = out.info.get("population")
         if population is not None:  # the mean is over all, and so is the same for every part
@@ -234,6 +242,7 @@ class MaskGaussian(Strategy):
             return weight * (n_used / n).square()
         n_seen, observed = counts.sum(), (counts * masks).sum()
         if population is not None and population.observations is not None:
+            assert population.observed is not None
             n_seen, observed = n_seen + population.observations, observed + population.observed
         return weight * (n_present / n * observed / n_seen.clamp_min(1.0)).square()
 
@@ -252,17 +261,17 @@ class MaskGaussian(Strategy):
     def after_backward(self, step: int, ctx: StepContext) -> None:
         if self._prunes_at(step):
             dropped = self.prune_rows(step, ctx.gaussians)
-            keep_rows(ctx.gaussians, ctx.optimizer, ~dropped)
+            keep_parts(ctx.gaussians, ctx.optimizer, ~dropped)
 
     @torch.no_grad()
-    def prune_rows(self, step: int, gaussians: Gaussians) -> Tensor:  # [N] bool
+    def prune_rows(self, step: int, gaussians: Model) -> Tensor:  # [N * parts] bool
         """Gaussians that none of ten samples has; their seeds are apart from the rendering's."""
         seeds = [derive_seed(self.seed, "prune", step, draw) for draw in range(PRUNE_SAMPLES)]
-        return ~sampled_in_any(gaussians.params["mask_logits"], seeds, gaussians.rows["ids"])
+        return ~sampled_in_any(logits_of(gaussians), seeds, gaussians.part_ids())
 
     @torch.no_grad()
-    def final_keep(self, gaussians: Gaussians) -> Tensor:  # [N] bool
-        return self.kept_at_the_end(gaussians.params["mask_logits"], gaussians.rows["ids"])
+    def final_keep(self, gaussians: Model) -> Tensor:  # [N * parts] bool
+        return self.kept_at_the_end(logits_of(gaussians), gaussians.part_ids())
 
     def kept_at_the_end(
         self,
@@ -283,8 +292,8 @@ class MaskGaussian(Strategy):
     def scalars(self, step: int) -> dict[str, float | Tensor]:
         return {} if self._n_used is None else {"num_used_gs": self._n_used}
 
-    def histograms(self, gaussians: Gaussians) -> dict[str, Histogram]:
-        logits = gaussians.params["mask_logits"].detach()
+    def histograms(self, gaussians: Model) -> dict[str, Histogram]:
+        logits = logits_of(gaussians).detach()
         found = unit_histogram(torch.sigmoid(logits[:, 0] - logits[:, 1]))
         return {"masks": {**found, "label": "probability of being kept"}}
 
@@ -294,6 +303,12 @@ class MaskGaussian(Strategy):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.seed = int(state.get("seed", self.seed))
         self.n_start = int(state.get("n_start", self.n_start))
+
+
+def logits_of(gaussians: Model) -> Tensor:  # [N * parts, 2]
+    """Logits of every Gaussian, those of a row next to each other."""
+    logits = gaussians.params["mask_logits"]
+    return logits if logits.dim() == 2 else logits.flatten(0, 1)
 
 
 def _renamed(state: State, old: str, new: str) -> State:

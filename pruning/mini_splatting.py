@@ -19,7 +19,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from torch import Tensor
 
-from gs import AT_LEAST_ONE, PRUNED_SHARE, SOME_SHARE, Camera, Gaussians
+from gs import AT_LEAST_ONE, PRUNED_SHARE, SOME_SHARE, Camera, Model
 
 from .score_pruning import ScorePruningConfig
 from .scores import ScoreKind, accumulate_scores, keep_by_cumulative, n_kept, sample_keep
@@ -56,7 +56,7 @@ class MiniSplattingConfig(ScorePruningConfig):
         "demo": {},
     }
 
-    def score(self, gaussians: Gaussians, cameras: Sequence[Camera]) -> Tensor:
+    def score(self, gaussians: Model, cameras: Sequence[Camera]) -> Tensor:
         return accumulate_scores(gaussians, cameras, SCORES[self.metric])
 
     def keep(self, index: int, scores: Tensor, ids: Tensor, seed: int) -> Tensor:

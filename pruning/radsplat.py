@@ -13,7 +13,7 @@ from typing import Annotated, Any, ClassVar
 
 from torch import Tensor
 
-from gs import AT_LEAST_ONE, PRUNED_SHARE, Camera, Gaussians, Range
+from gs import AT_LEAST_ONE, PRUNED_SHARE, Camera, Model, Range
 
 from .score_pruning import ScorePruningConfig
 from .scores import accumulate_scores, keep_by_threshold, n_kept, top_k
@@ -40,7 +40,7 @@ class RadSplatConfig(ScorePruningConfig):
         "demo": {},
     }
 
-    def score(self, gaussians: Gaussians, cameras: Sequence[Camera]) -> Tensor:
+    def score(self, gaussians: Model, cameras: Sequence[Camera]) -> Tensor:
         return accumulate_scores(gaussians, cameras, "radsplat")
 
     def keep(self, index: int, scores: Tensor, ids: Tensor, seed: int) -> Tensor:

@@ -21,13 +21,13 @@ from gs import (
     AT_LEAST_ONE,
     PRUNED_SHARE,
     Camera,
-    Gaussians,
+    Model,
     SplatrimError,
     StepContext,
     Strategy,
     covers,
     derive_seed,
-    keep_rows,
+    keep_parts,
 )
 
 from .method import MethodConfig
@@ -75,7 +75,7 @@ class ScorePruningConfig(MethodConfig):
         """The strategy; densification has no part in it."""
         return ScorePruning(self)
 
-    def score(self, gaussians: Gaussians, cameras: Sequence[Camera]) -> Tensor:  # [N]
+    def score(self, gaussians: Model, cameras: Sequence[Camera]) -> Tensor:  # [N]
         """The importance of every Gaussian."""
         raise NotImplementedError
 
@@ -101,7 +101,7 @@ class OpacityConfig(ScorePruningConfig):
     NAME: ClassVar[str] = "opacity"
     PRESETS: ClassVar[dict[str, dict[str, Any]]] = {"default": {}, "demo": {}}
 
-    def score(self, gaussians: Gaussians, cameras: Sequence[Camera]) -> Tensor:
+    def score(self, gaussians: Model, cameras: Sequence[Camera]) -> Tensor:
         return accumulate_scores(gaussians, cameras, "opacity")
 
     def keep(self, index: int, scores: Tensor, ids: Tensor, seed: int) -> Tensor:
@@ -117,7 +117,7 @@ class ScorePruning(Strategy):
         self.config = config
         self.seed = 0
 
-    def setup(self, gaussians: Gaussians, *, extent: float, iterations: int, seed: int) -> None:
+    def setup(self, gaussians: Model, *, extent: float, iterations: int, seed: int) -> None:
         self.seed = seed
         # the model is saved before the last step prunes
         first_of_last = iterations - self.n_images + 1
@@ -145,7 +145,7 @@ class ScorePruning(Strategy):
         scores = config.score(gaussians, ctx.cameras)
         keep = _keep(config, due, scores, gaussians, self.seed)
         n_left = int(keep.sum())
-        logger.info(f"iteration {step}: kept {n_left} of {len(gaussians)} Gaussians by score")
+        logger.info(f"iteration {step}: kept {n_left} of {len(keep)} Gaussians by score")
         if config.save_scores and ctx.model_path is not None:
             try:
                 save_scores(ctx.model_path / "scores.npz", gaussians, scores)
@@ -161,7 +161,7 @@ class ScorePruning(Strategy):
                 )
             except SplatrimError as error:  # a full disk; the run itself goes on
                 logger.warning(str(error))
-        keep_rows(gaussians, ctx.optimizer, keep)
+        keep_parts(gaussians, ctx.optimizer, keep)
 
     def state_dict(self) -> dict[str, Any]:
         return {"seed": self.seed}
@@ -172,7 +172,7 @@ class ScorePruning(Strategy):
 
 @torch.no_grad()
 def prune_once(
-    gaussians: Gaussians, cameras: Sequence[Camera], config: ScorePruningConfig, *, seed: int = 0
+    gaussians: Model, cameras: Sequence[Camera], config: ScorePruningConfig, *, seed: int = 0
 ) -> Tensor:  # [N] bool
     """Which Gaussians the first pruning of `config` keeps; the model stays as it is.
 
@@ -184,15 +184,15 @@ def prune_once(
 
 
 def _keep(
-    config: ScorePruningConfig, step: int, scores: Tensor, gaussians: Gaussians, seed: int
+    config: ScorePruningConfig, step: int, scores: Tensor, gaussians: Model, seed: int
 ) -> Tensor:
     index = config.prune_iterations.index(step)
     keep = config.keep(
-        index, scores, gaussians.rows["ids"], derive_seed(seed, "score pruning", step)
+        index, scores, gaussians.part_ids(), derive_seed(seed, "score pruning", step)
     )
     if not bool(keep.any()):
         raise SplatrimError(
-            f"pruning at iteration {step} would leave none of {len(gaussians)} Gaussians:"
+            f"pruning at iteration {step} would leave none of {len(keep)} Gaussians:"
             f" their scores go up to {float(scores.max()):.3g}, so prune less"
         )
     return keep

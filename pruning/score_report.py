@@ -10,8 +10,8 @@ from torch import Tensor
 
 from gs import (
     Camera,
-    Gaussians,
     Images,
+    Model,
     evaluate_views,
     fields,
     integer,
@@ -30,7 +30,7 @@ _PRUNINGS = listed(fields({"iteration": integer(0)}, needs=("iteration",)))
 
 @torch.no_grad()
 def quality_curve(
-    gaussians: Gaussians,
+    gaussians: Model,
     cameras: Sequence[Camera],
     images: Images,
     scores: Tensor,  # [N]
@@ -59,7 +59,7 @@ def quality_curve(
         model = gaussians.exported(keep)
         views = evaluate_views(model, cameras, images, background, indices=indices)
         psnr = mean_scores(views)["psnr"]
-        curve.append({"ratio": ratio, "n_gaussians": len(model), "psnr": psnr})
+        curve.append({"ratio": ratio, "n_gaussians": int(keep.sum()), "psnr": psnr})
     return curve
 
 
@@ -86,7 +86,7 @@ def score_histogram(scores: Tensor, bins: int = 50) -> dict[str, Any]:  # scores
 def write_pruning(
     path: Path,
     step: int,
-    gaussians: Gaussians,
+    gaussians: Model,
     scores: Tensor,  # [N]
     n_left: int,
     cameras: Sequence[Camera],
@@ -108,7 +108,7 @@ def write_pruning(
         )
     entry = {
         "iteration": step,
-        "n_gaussians": len(gaussians),
+        "n_gaussians": len(scores),
         "n_left": n_left,
         "histogram": score_histogram(scores),
         "curve": curve,

@@ -20,13 +20,13 @@ row: the lower row is kept first, so that a rule with a number keeps exactly tha
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from gs import Camera, Gaussians, SplatrimError, atomic_write, render
+from gs import Camera, Gaussians, Model, SplatrimError, atomic_write, render
 from kernels import uniform
 
 ScoreKind = Literal[
@@ -44,21 +44,25 @@ UNIFORM_MIN = 2.0**-32  # below the smallest draw that is not 0
 
 @torch.no_grad()
 def accumulate_scores(
-    gaussians: Gaussians,
+    gaussians: Model,
     cameras: Sequence[Camera],
     kind: ScoreKind,
     *,
     masks: Tensor | None = None,  # [N]
+    opacity_factors: Tensor | None = None,  # [N]
     v_pow: float = 0.1,
 ) -> Tensor:  # [N] float32
     """Score of every Gaussian over `cameras`, summed up on the device from view to view.
 
     Args:
-        gaussians: The model. Colours and background have no part in any score.
+        gaussians: The model. Colours and background have no part in any score. Where a row stands
+            for several Gaussians, each of them has a score, and N is their number; opacities and
+            volumes are then those that nobody looks at (`Model.to_ply`).
         cameras: The views, usually all training cameras; "opacity" needs none.
         kind: Which score, as in the module's docstring.
         masks: Factor on each Gaussian's alpha while rendering, as `masks` of the rasterizer (and on
             the opacity itself for "opacity"); None renders every Gaussian. [N]
+        opacity_factors: Factor on each Gaussian's opacity while rendering. [N]
         v_pow: Exponent beta of the volume in "light-gaussian".
 
     Returns:
@@ -70,7 +74,8 @@ def accumulate_scores(
     """
     if kind not in get_args(ScoreKind):
         raise ValueError(f"kind: expected one of {get_args(ScoreKind)}, got {kind!r}")
-    opacities = gaussians.get_opacities()
+    n = len(gaussians) * gaussians.parts
+    opacities = gaussians.to_ply()["opacities"].sigmoid()
     if kind == "opacity":
         scores = opacities if masks is None else opacities * masks
         check_scores(scores, kind)
@@ -79,21 +84,30 @@ def accumulate_scores(
         raise ValueError(f"cameras: the score {kind!r} needs at least one")
 
     # degree 0: no score depends on colours, and these are the cheapest
-    plain = gaussians.exported(shN=gaussians.params["shN"].detach()[:, :0])
-    total = torch.zeros(len(gaussians), dtype=torch.float64, device=gaussians.device)
+    plain: Model = gaussians
+    if isinstance(gaussians, Gaussians):
+        plain = gaussians.exported(shN=gaussians.params["shN"].detach()[:, :0])
+    total = torch.zeros(n, dtype=torch.float64, device=gaussians.device)
     heaviest = torch.zeros_like(total, dtype=torch.bool)
     for camera in cameras:
-        info = render(plain, camera, masks=masks, contributions=True).info
-        top = info["contrib_top"] > 0
+        keywords = {"masks": masks, "opacity_factors": opacity_factors}
+        given: dict[str, Any] = {name: x for name, x in keywords.items() if x is not None}
+        out = render(plain, camera, contributions=True, **given)
+        assert out.splats is not None
+        found = {
+            name: out.splats.scatter(out.info[f"contrib_{name}"], len(plain))
+            for name in ("max", "sum", "count", "top")
+        }
+        top = found["top"] > 0
         if kind == "radsplat":
-            total = torch.maximum(total, info["contrib_max"].double())
+            total = torch.maximum(total, found["max"].double())
         elif kind == "light-gaussian":
-            total += info["contrib_count"]
+            total += found["count"]
         elif kind == "mini-splatting-outdoor":
-            mean = info["contrib_sum"].double() / info["contrib_count"].clamp_min(1)
+            mean = found["sum"].double() / found["count"].clamp_min(1)
             total += torch.where(top, mean, 0.0)
         else:
-            total += info["contrib_sum"]
+            total += found["sum"]
             heaviest |= top
     if kind == "mini-splatting-indoor":
         total = torch.where(heaviest, total, 0.0)
@@ -104,9 +118,9 @@ def accumulate_scores(
     return scores
 
 
-def volume_factors(gaussians: Gaussians, v_pow: float) -> Tensor:  # [N] float64
+def volume_factors(gaussians: Model, v_pow: float) -> Tensor:  # [N] float64
     """(V / V_90)^v_pow: V_90 is the volume at rank int(0.9 N), counted from the largest down."""
-    log_volumes = gaussians.params["scales"].detach().double().sum(-1)
+    log_volumes = gaussians.to_ply()["scales"].detach().double().sum(-1)
     if not len(log_volumes):
         return log_volumes
     reference = log_volumes.sort(descending=True).values[int(VOLUME_RANK * len(log_volumes))]
@@ -184,10 +198,10 @@ def sample_keep(
     return _largest(scores.double().log() - torch.log(-torch.log1p(-u)), k)
 
 
-def save_scores(path: str | Path, gaussians: Gaussians, scores: Tensor) -> None:
+def save_scores(path: str | Path, gaussians: Model, scores: Tensor) -> None:
     """Write an .npz with `ids` [N] int32 and `scores` [N] float32. Raises SplatrimError."""
     with atomic_write(path) as file:
-        np.savez(file, ids=gaussians.rows["ids"].cpu().numpy(), scores=scores.cpu().numpy())
+        np.savez(file, ids=gaussians.part_ids().cpu().numpy(), scores=scores.cpu().numpy())
 
 
 def _largest(keys: Tensor, k: int) -> Tensor:  # [N] -> [N] bool, exactly k True

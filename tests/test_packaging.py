@@ -36,8 +36,8 @@ def _build(project: Path, out: Path) -> zipfile.ZipFile:
 
 
 def _sources(folder: Path) -> set[str]:
-    """Python files of a folder, and the viewer's JavaScript and shader, named from its parent."""
-    files = [path for path in folder.rglob("*") if path.suffix in (".py", ".js", ".vert")]
+    """Python files of a folder, and what pages are made of, named from its parent."""
+    files = [path for path in folder.rglob("*") if path.suffix in (".py", ".js", ".css", ".vert")]
     return {path.relative_to(folder.parent).as_posix() for path in files}
 
 
@@ -51,8 +51,10 @@ def _contents(wheel: zipfile.ZipFile) -> tuple[set[str], str]:
 def test_wheel_of_the_whole(repo: Path, tmp_path: Path) -> None:
     with _build(repo, tmp_path) as wheel:
         files, metadata = _contents(wheel)
-    assert files == set().union(*(_sources(repo / name) for name in ("kernels", "gs", "pruning")))
-    assert {"gs/viewer/viewer.js", "gs/viewer/splats.vert"} <= files
+    assert files == set().union(
+        *(_sources(repo / name) for name in ("kernels", "gs", "pruning", "splatrim"))
+    )
+    assert {"gs/viewer/viewer.js", "gs/viewer/splats.vert", "gs/report/report.css"} <= files
     assert "\nName: splatrim\n" in metadata
 
 

@@ -103,7 +103,7 @@ def test_flags_of_the_table_exist(repo: Path, capsys: pytest.CaptureFixture[str]
     with pytest.raises(SystemExit):
         train.parse(["--help"])
     known = set(re.findall(r"(?<![\w-])--?[a-z_]+", capsys.readouterr().out))
-    assert not flags - known
+    assert not flags - known - {"--help_all"}  # of `splatrim train`, before the parser
 
 
 @pytest.mark.parametrize("name", ["methods_h200", "rasterization_h200"])

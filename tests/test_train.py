@@ -17,6 +17,7 @@ import torch
 
 import kernels
 import train
+from gs.cli import Config
 from gs.config import resume_command
 from gs.data.demo import write_demo_scene
 from gs.data.loader import ImageLoader
@@ -44,8 +45,14 @@ def one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
 
 
-def parse(line: str) -> train.Config:
+def parse(line: str) -> Config:
     return train.parse(shlex.split(line))
+
+
+def command_flags(command: str) -> list[str]:
+    """A printed command without the words that start the program."""
+    words = shlex.split(command)
+    return words[words.index("-s") :]
 
 
 def test_defaults_are_the_published_setting_beta() -> None:
@@ -177,18 +184,6 @@ def test_the_fast_recipe_and_flags_over_it() -> None:
     assert own.optim.anneal_to == 1 and own.densify.opacity_reset_interval == 500
 
 
-def test_resume_command_replaces_an_old_checkpoint() -> None:
-    args = shlex.split("-s 'my scene' --start_checkpoint old.pth --eval")
-    command = resume_command(args, Path("output/abc"), Path("out/chkpnt7.pth"))
-    words = shlex.split(command)
-    assert words[:5] == ["python", "train.py", "-s", "my scene", "--eval"]
-    assert words[5:7] == ["-m", "output/abc"]
-    assert words[7:] == ["--start_checkpoint", "out/chkpnt7.pth"]
-    args = shlex.split("-s x --model-path=m --start-checkpoint=old.pth")
-    command = resume_command(args, Path("unused"), Path("c"))
-    assert command == "python train.py -s x --model-path=m --start_checkpoint c"
-
-
 def test_a_run_leaves_a_complete_folder(scene: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     train.main(["-s", str(scene), "-m", str(out), "--eval", "--iterations", "12", "--quiet"])
@@ -243,8 +238,9 @@ def test_ctrl_c_and_going_on_equal_an_uninterrupted_run(
     _, errors = process.communicate(timeout=120)
     assert process.returncode == 130, errors
     assert len(errors.splitlines()) == 1
-    assert errors.startswith("stopped; go on with: python train.py ")
+    assert errors.startswith("stopped; go on with: ")
     words = shlex.split(errors.split(": ", 1)[1])
+    assert shutil.which(words[0]) == sys.executable and words[1] == str(repo / "train.py")
     assert 1 <= int(Path(words[-1]).stem.removeprefix("chkpnt")) < 90
     assert not list(out.glob("point_cloud/*"))
 
@@ -326,7 +322,7 @@ def test_a_finished_ply_is_post_trained_and_resumed(
         [*args, "--start_ply", str(finished_ply)], again, out / "chkpnt30025.pth"
     )
     assert "--start_ply" not in command
-    train.main(shlex.split(command)[2:])
+    train.main(command_flags(command))
     file = Path("point_cloud") / "iteration_30040" / "point_cloud.ply"
     assert (again / file).read_bytes() == (out / file).read_bytes()
 

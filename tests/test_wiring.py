@@ -20,6 +20,7 @@ from gs.losses import ssim
 from gs.model.gaussians import Gaussians
 from gs.seeds import derive_seed
 from gs.training.sampler import CameraSampler
+from gs.training.trainer import Trainer
 from kernels import add_langevin_noise, normals, rasterization, sample_masks
 
 SEED = 5
@@ -56,7 +57,7 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
 class Loop:
     """The published loop on plain tensors, one call of `step` per iteration."""
 
-    def __init__(self, trainer: train.Trainer, *, white: bool, random: bool) -> None:
+    def __init__(self, trainer: Trainer, *, white: bool, random: bool) -> None:
         model = trainer.gaussians
         self.p = {name: x.detach().clone() for name, x in model.params.items()}
         self.ids, self.next_id = model.rows["ids"].clone(), len(model)
@@ -184,13 +185,13 @@ class Loop:
         self.m["opacities"], self.v["opacities"] = (torch.zeros(len(self)) for _ in range(2))
 
 
-def vary(trainer: train.Trainer, name: str, factor: float, shift: float) -> None:
+def vary(trainer: Trainer, name: str, factor: float, shift: float) -> None:
     """Add random numbers to a parameter: of spheres, rotations have no gradients."""
     values = trainer.gaussians.params[name].data
     values += factor * torch.rand(values.shape, generator=torch.Generator().manual_seed(2)) + shift
 
 
-def close(trainer: train.Trainer, loop: Loop, start: dict[str, Tensor]) -> None:
+def close(trainer: Trainer, loop: Loop, start: dict[str, Tensor]) -> None:
     """All but a few numbers agree to a hundredth of what their parameter moved by."""
     assert trainer.gaussians.rows["ids"].tolist() == loop.ids.tolist()
     for name, want in loop.p.items():

@@ -11,8 +11,10 @@ import torch
 from torch import Tensor
 
 from ..errors import SplatrimError
+from ..invocation import command
 from . import colmap, transforms
 from .camera import NEAR_PLANE, Camera, camera_extent
+from .find_images import SUFFIXES
 from .geo import Offset, check_positions, find_offset, sound_points
 from .posed import PosedImage, make_cameras, shifted
 from .resolution import check_resolution
@@ -160,6 +162,12 @@ def _read(
         return "nerfstudio", transforms.read(source, images, eval, need_points=need_points)
     if model is not None:
         return "colmap", colmap.read(source, model, images)
+    if any(path.suffix.lower() in SUFFIXES for path in source.iterdir()):
+        scene = source.absolute().with_name(f"{source.absolute().name}_scene")
+        raise SplatrimError(
+            f"{source} holds photographs, but nothing that says where they were taken: "
+            f"make a scene of them with `{command('prepare', source, scene)}`"
+        )
     raise SplatrimError(
         f"{source} is not a scene: it holds neither sparse/0 (COLMAP) "
         f"nor {transforms.TRAIN} (Blender) nor {transforms.SINGLE} (nerfstudio)"

@@ -96,7 +96,7 @@ class DensifierConfig:
         """Whether densification has ended before the images of this step."""
         return step - n_images + 1 >= self.densify_until_iter
 
-    def build(self) -> Strategy:
+    def build(self) -> Strategy[Any]:
         """The strategy with these settings."""
         raise NotImplementedError
 

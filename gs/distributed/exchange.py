@@ -113,7 +113,7 @@ class Planner:
 
     def __init__(self, cameras: Sequence[Camera], size: int) -> None:
         self.cameras, self.size, self.n_most = cameras, size, 0
-        self.costs = CostTable()
+        self.costs, self.least = CostTable(), LEAST
         self._needs: dict[int, float] = {}  # rows of a source for a whole image, by camera
         self._rows = GUESS  # of pairs of camera and Gaussian, that are visible
         # entries needed over those expected, of cameras that have been visited and of others
@@ -133,7 +133,7 @@ class Planner:
         tasks = cut_batch(costs, self.size)
         shares = [_share(task, costs[task.image]) for task in tasks]
         capacities = [
-            LEAST + math.ceil(SLACK * share * self._need(cameras[task.image]))
+            self.least + math.ceil(SLACK * share * self._need(cameras[task.image]))
             for task, share in zip(tasks, shares, strict=True)
         ]
         strips = [len(x) for x in costs]

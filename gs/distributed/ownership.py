@@ -85,9 +85,7 @@ def move_rows(model: Model, optimizer: torch.optim.Optimizer | None, ranks: Rank
     tensors = row_tensors(model, optimizer)
     table = ranks.tell(counts)
     received = [row[ranks.rank] for row in table]
-    arrived = {
-        key: ranks.exchange(x[leave], counts, received) for key, x in tensors.items()
-    }  # fmt: skip
+    arrived = {key: ranks.exchange(x[leave], counts, received) for key, x in tensors.items()}
     _replace(model, optimizer, arrived, stay)
 
 

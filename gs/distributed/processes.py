@@ -22,11 +22,12 @@ from typing import NoReturn, TypeVar
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch._C._distributed_c10d import PrefixStore
 from torch.distributed.rendezvous import rendezvous
 
 from ..config import resolve_device
-from ..errors import SplatrimError
-from .ranks import Ranks, Solo, ToldElsewhere
+from ..errors import SplatrimError, ToldElsewhere
+from .ranks import Ranks, Solo
 
 T = TypeVar("T")
 
@@ -66,7 +67,10 @@ class Distributed(Ranks):
         if self.device.type == "cuda":
             torch.cuda.set_device(self.device)
         patience = timedelta(seconds=timeout)
-        self._store, _, _ = next(rendezvous("env://", timeout=patience))
+        store, _, _ = next(rendezvous("env://", timeout=patience))
+        # torchrun's store outlives those who were here before
+        attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+        self._store = PrefixStore(f"splatrim/{attempt}/{self.size}", store)
         on_gpu = self.device.type == "cuda" and not staged
         # gloo says at once what NCCL would end the process for
         logging.getLogger("torch.distributed").setLevel(logging.ERROR)
@@ -85,9 +89,12 @@ class Distributed(Ranks):
         out = x.new_empty(sum(received), *x.shape[1:], pin_memory=self.staged)
         with self._watched():
             dist.all_to_all_single(
-                out, x, output_split_sizes=list(received), input_split_sizes=list(sent),
+                out,
+                x,
+                output_split_sizes=list(received),
+                input_split_sizes=list(sent),
                 group=self._tensors,
-            )  # fmt: skip
+            )
         return out.to(self.device) if self.staged else out
 
     def stack(self, x: Tensor) -> Tensor:

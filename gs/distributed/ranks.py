@@ -18,19 +18,12 @@ from typing import TypeVar, cast
 import torch
 from torch import Tensor
 
-from ..errors import SplatrimError
+from ..errors import SplatrimError, ToldElsewhere
 from .clock import PhaseClock
 
 T = TypeVar("T")
 
 EXCHANGE = "exchange"  # in place of a phase, where ranks talk
-
-
-class ToldElsewhere(SystemExit):
-    """This rank ends with status 2; another one tells why."""
-
-    def __init__(self) -> None:
-        super().__init__(2)
 
 
 class Ranks(ABC):

@@ -15,8 +15,8 @@ from typing import Any, Protocol, TypeVar
 import torch
 from torch import Tensor
 
-from ..errors import SplatrimError
-from .ranks import Ranks, ToldElsewhere
+from ..errors import SplatrimError, ToldElsewhere
+from .ranks import Ranks
 
 T = TypeVar("T")
 

@@ -1,4 +1,4 @@
-"""What a process knows from torchrun's environment, and who of several tells what has happened."""
+"""What a process knows from torchrun's environment, and how ranks part."""
 
 from __future__ import annotations
 
@@ -11,12 +11,7 @@ from ..config import resume_command
 from ..errors import SplatrimError
 from ..run_record import saved_checkpoints
 from .processes import RankLost
-from .ranks import Ranks, ToldElsewhere
-
-
-def is_first() -> bool:
-    """Whether this is the first of the processes, or the only one."""
-    return os.environ.get("RANK", "0") == "0"
+from .ranks import Ranks
 
 
 def is_restart() -> bool:
@@ -27,22 +22,6 @@ def is_restart() -> bool:
 def may_restart() -> bool:
     """Whether torchrun would start it again if it failed."""
     return int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0")) > 0
-
-
-@contextlib.contextmanager
-def told_by_first() -> Iterator[None]:
-    """Where every process comes to the same end, and the first says why."""
-    with contextlib.ExitStack() as stack:
-        if not is_first():
-            null = stack.enter_context(open(os.devnull, "w", encoding="utf-8"))
-            stack.enter_context(contextlib.redirect_stderr(null))
-            stack.enter_context(contextlib.redirect_stdout(null))
-        try:
-            yield
-        except SplatrimError:
-            if is_first():
-                raise
-            raise ToldElsewhere from None
 
 
 @contextlib.contextmanager

@@ -23,11 +23,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ..data.camera import Camera
+from ..data.camera import NEAR_PLANE, Camera
 from ..data.pose import camera_from_opengl, rotation_matrix
 from ..errors import SplatrimError
 from ..files import read_json
-from ..schema import Check, Mismatch, anything, fields, integer, listed, number
+from ..schema import Mismatch, anything, fields, integer, listed, number, text
+
+CAMERAS = "cameras.json"
+RING = 8  # cameras about a model of which no scene is known
 
 Matrix = NDArray[np.float64]
 
@@ -49,6 +52,8 @@ _CAMERAS = listed(
             "fy": number(0),
             "cx": number(),
             "cy": number(),
+            "near": number(0),
+            "img_name": text,
         },
         needs=("position", "rotation", "width", "height", "fx", "fy"),
     )
@@ -128,6 +133,25 @@ def interpolate(keys: Sequence[Camera], n: int, *, every: bool = False) -> list[
     return cameras
 
 
+def cameras_for(file: Path, means: Tensor) -> list[Camera]:
+    """Cameras to look at a file of Gaussians from: those of the run whose folder it is in, at most
+    three folders above it, by cameras.json; else a ring (`around`).
+
+    Args:
+        file: The file.
+        means: Positions of its Gaussians. [N, 3]
+
+    Raises:
+        SplatrimError: that cameras.json is broken.
+    """
+    folders = file.absolute().parents[:3]
+    known = next((path for f in folders if (path := f / CAMERAS).is_file()), None)
+    if known is None:
+        return around(means, RING)
+    cameras = read_keys(known)
+    return cameras or around(means, RING)
+
+
 def around(means: Tensor, n: int, width: int = 800, height: int = 600) -> list[Camera]:
     """A ring of cameras for a model of which no scene is known, y down as COLMAP's cameras have it.
 
@@ -163,12 +187,13 @@ def read_path(path: Path, n: int, near: float) -> list[Camera]:
         SplatrimError: no such file, neither of the two, or it has no camera.
     """
     data = read_json(path)
-    check: Check = _CAMERAS if isinstance(data, list) else _PATH
+    if isinstance(data, list):
+        keys = read_keys(path, near)
+        if not keys:
+            raise SplatrimError(f"{path}: there is no camera for a path to begin with")
+        return interpolate(keys, n, every=True)
     try:
-        check(data, "")
-        if isinstance(data, list):
-            keys = [camera_of(entry, near) for entry in data]
-            return interpolate(keys, n, every=True)
+        _PATH(data, "")
         width, height = data.get("render_width", 1280), data.get("render_height", 720)
         return _some([_of_nerfstudio(entry, width, height, near) for entry in data["camera_path"]])
     except SplatrimError as error:
@@ -179,7 +204,30 @@ def read_path(path: Path, n: int, near: float) -> list[Camera]:
         raise SplatrimError(f"{path} has a camera that {error}") from error
 
 
-def camera_of(entry: dict[str, Any], near: float) -> Camera:
+def read_keys(path: Path, near: float | None = None) -> list[Camera]:
+    """The cameras of a cameras.json, in its order.
+
+    Args:
+        path: The file.
+        near: Depth of the near plane; None: what the file says, else the published one.
+
+    Raises:
+        SplatrimError: no such file, or it is broken.
+    """
+    data = read_json(path)
+    try:
+        _CAMERAS(data, "")
+        return [
+            _camera_of(entry, entry.get("near", NEAR_PLANE) if near is None else near)
+            for entry in data
+        ]
+    except Mismatch as error:
+        raise SplatrimError(f"{path} is no camera path: {error}") from error
+    except ValueError as error:
+        raise SplatrimError(f"{path} has a camera that {error}") from error
+
+
+def _camera_of(entry: dict[str, Any], near: float) -> Camera:
     """A camera of cameras.json. Raises ValueError, the end of a sentence."""
     turn, centre = np.array(entry["rotation"], np.float64), np.array(entry["position"], np.float64)
     if turn.shape != (3, 3) or centre.shape != (3,) or abs(np.linalg.det(turn) - 1) > 0.01:
@@ -188,7 +236,7 @@ def camera_of(entry: dict[str, Any], near: float) -> Camera:
     cx, cy = entry.get("cx", width / 2), entry.get("cy", height / 2)
     K = torch.tensor([[entry["fx"], 0.0, cx], [0.0, entry["fy"], cy], [0.0, 0.0, 1.0]])
     camera = Camera("", None, width, height, torch.eye(4), K.float(), width, height, near=near)
-    return _placed(camera, _matrix(turn, centre))
+    return replace(_placed(camera, _matrix(turn, centre)), image_name=entry.get("img_name", ""))
 
 
 def resized(cameras: Sequence[Camera], width: int | None) -> list[Camera]:

@@ -1,17 +1,19 @@
-"""PSNR, SSIM and LPIPS of a run's test views: `python -m gs.metrics -m OUT [OUT ...]`.
+"""PSNR, SSIM, LPIPS and FLIP of a run's test views: `python -m gs.metrics -m OUT [OUT ...]`.
 
 They are taken from the 8-bit images that `python -m gs.render` wrote, and go to results.json and
 per_view.json in the layout of the original code. LPIPS (Zhang et al., CVPR 2018; VGG, version 0.1)
 is fed images in 0..1 as the original does, though the network is made for -1..1: so the figures
 compare with published tables. Without the package or its weights the others are written alone.
+FLIP (gs.evaluation.flip) needs neither.
 """
 
 import importlib
 import logging
 import pickle
+import re
 import sys
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -26,8 +28,10 @@ from ..config import resolve_device
 from ..data.image_file import UNREADABLE
 from ..errors import SplatrimError
 from ..files import write_json
+from ..invocation import command
 from ..logs import show_log
 from ..losses import ssim, to_float
+from .flip import flip
 from .rendered import PER_VIEW, RESULTS, is_current, read_stats
 from .views import psnr
 
@@ -50,29 +54,38 @@ class MetricsConfig:
     """Output folders of runs whose test views are rendered."""
     device: str = "auto"
     """auto, cpu or cuda."""
+    lpips_weights: Path | None = None
+    """File with the weights of VGG-16 for LPIPS, as torchvision has it (vgg16-397923af.pth); by
+    default that of torch's cache. Nothing is downloaded."""
 
 
 def compute_metrics(
-    model_paths: Sequence[str | Path], *, device: str = "auto"
+    model_paths: Sequence[str | Path],
+    *,
+    device: str = "auto",
+    lpips_weights: Path | None = None,
 ) -> dict[str, dict[str, dict[str, float]]]:
     """Measure the rendered test views of runs and write their results.json and per_view.json.
 
     Args:
         model_paths: Output folders.
         device: "auto", "cpu" or "cuda".
+        lpips_weights: File of VGG's weights; None is that of torch's cache.
 
     Returns:
-        Per folder what results.json says: {"ours_N": {"SSIM", "PSNR", "LPIPS"}}; LPIPS is left out
-        where it is not available, and the log says why.
+        Per folder what results.json says: {"ours_N": {"SSIM", "PSNR", "FLIP", "LPIPS"}}; LPIPS is
+        left out where it is not available, and the log says why.
 
     Raises:
-        SplatrimError: no rendered views, or a broken or mismatched image; other runs' files that
-            were written before stay.
+        SplatrimError: given weights that cannot be used, no rendered views, or a broken or
+            mismatched image; other runs' files that were written before stay.
     """
     where = resolve_device(device)
     views = {Path(path): _find_views(Path(path)) for path in model_paths}
-    lpips = load_lpips(where)
+    lpips = load_lpips(where, lpips_weights)
     if isinstance(lpips, str):
+        if lpips_weights is not None:
+            raise SplatrimError(lpips)
         logger.warning(lpips)
     all_results: dict[str, dict[str, dict[str, float]]] = {}
     for path, methods in views.items():
@@ -101,10 +114,10 @@ def read_image(path: Path) -> Tensor:  # [H, W, 3] uint8
         raise SplatrimError(f"cannot read the image {path}: {error}") from error
 
 
-def load_lpips(device: torch.device | str = "cpu") -> LPIPS | str:
+def load_lpips(device: torch.device | str = "cpu", weights: Path | None = None) -> LPIPS | str:
     """The LPIPS network if all of it is on this machine, else a line that says what is missing.
 
-    Nothing is downloaded.
+    Nothing is downloaded. `weights` is a file of VGG-16's; None is that of torch's cache.
     """
     try:
         lpips = importlib.import_module("lpips")
@@ -116,20 +129,35 @@ def load_lpips(device: torch.device | str = "cpu") -> LPIPS | str:
             f"LPIPS is left out: torchvision does not work ({_first_sentence(error)}); "
             f"install the one made for torch {torch.__version__}"
         )
-    weights = Path(torch.hub.get_dir()) / "checkpoints" / VGG_FILE
-    if not weights.is_file():
-        return (
-            f"LPIPS is left out: its VGG weights are not on this machine; "
-            f"`curl -L --create-dirs -o {weights} {VGG_URL}` brings them"
-        )
+    if weights is None:
+        weights = Path(torch.hub.get_dir()) / "checkpoints" / VGG_FILE
+        if not weights.is_file():
+            return (
+                f"LPIPS is left out: its VGG weights are not on this machine; "
+                f"`curl -L --create-dirs -o {weights} {VGG_URL}` brings them, and a copy from "
+                "elsewhere is read with `metrics --lpips_weights FILE`"
+            )
     try:
         with warnings.catch_warnings():
-            # lpips asks torchvision for weights in a way that is deprecated
+            # lpips asks torchvision for a network in a way that is deprecated
             warnings.simplefilter("ignore", UserWarning)
-            network = lpips.LPIPS(net="vgg", version="0.1", verbose=False)
+            # pnet_rand: VGG's weights are not fetched, but come from the file
+            network = lpips.LPIPS(net="vgg", version="0.1", pnet_rand=True, verbose=False)
+        network.net.load_state_dict(_vgg_weights(weights, network.net.state_dict()))
     except (RuntimeError, EOFError, OSError, ValueError, KeyError, pickle.UnpicklingError) as error:
         return f"LPIPS is left out: {weights} cannot be used ({_first_sentence(error)})"
     return network.eval().requires_grad_(False).to(device)
+
+
+def _vgg_weights(path: Path, wanted: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """torchvision's VGG-16 under the names that LPIPS gives its layers, which keep their numbers.
+
+    "features.5.weight" there is "slice2.5.weight" here.
+    """
+    state = torch.load(path, map_location="cpu", weights_only=True)
+    if not isinstance(state, Mapping):
+        raise ValueError("it holds no weights by name")
+    return {name: state[re.sub(r"^slice\d", "features", name)] for name in wanted}
 
 
 def _first_sentence(error: Exception) -> str:
@@ -158,7 +186,7 @@ def _find_views(model_path: Path) -> dict[str, list[tuple[Path, Path]]]:
     if not methods:
         raise SplatrimError(
             f"{model_path} has no rendered test views: train with --eval, then run "
-            f"python -m gs.render -m {model_path}"
+            f"{command('render', '-m', model_path, '--skip_train')}"
         )
     return methods
 
@@ -168,7 +196,7 @@ def _measure(
     pairs: list[tuple[Path, Path]], lpips: LPIPS | None, device: torch.device
 ) -> dict[str, dict[str, float]]:
     """Metrics by name and view."""
-    scores: dict[str, dict[str, float]] = {"SSIM": {}, "PSNR": {}}
+    scores: dict[str, dict[str, float]] = {"SSIM": {}, "PSNR": {}, "FLIP": {}}
     if lpips is not None:
         scores["LPIPS"] = {}
     for path, truth_path in pairs:
@@ -179,6 +207,7 @@ def _measure(
         a, b = to_float(a), to_float(b)
         scores["SSIM"][path.name] = ssim(a, b).item()
         scores["PSNR"][path.name] = psnr(a, b).item()
+        scores["FLIP"][path.name] = flip(a, b).item()
         if lpips is not None:
             if min(a.shape[:2]) < VGG_MIN_SIZE:
                 raise SplatrimError(f"{path} is too small for LPIPS: {VGG_MIN_SIZE} pixels a side")
@@ -197,4 +226,4 @@ def main(args: Sequence[str] | None = None) -> None:
         use_underscores=True,
     )
     show_log(quiet=False)
-    compute_metrics(config.model_paths, device=config.device)
+    compute_metrics(config.model_paths, device=config.device, lpips_weights=config.lpips_weights)

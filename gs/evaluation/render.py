@@ -28,12 +28,14 @@ from ..data.loader import ImageLoader
 from ..errors import SplatrimError
 from ..files import atomic_write, check_writable, write_json
 from ..logs import show_log
-from ..model.gaussians import Gaussians
-from ..model.ply import load_ply, read_offset
+from ..model.model import Model
+from ..model.ply import read_offset
 from ..model.renderer import RenderOutput, render
+from ..neural.loading import load_model
 from ..ranges import AT_LEAST_ONE, ITERATION, POSITIVE, check_ranges
 from ..run_record import find_model
 from ..run_settings import read_settings
+from .readable import frame_rate
 from .rendered import (
     PER_VIEW,
     RESULTS,
@@ -120,7 +122,7 @@ def render_views(
     iteration, ply = find_model(model_path, iteration)
     check_writable(model_path)
     where = resolve_device(device)
-    gaussians = Gaussians.from_tensors({name: x.to(where) for name, x in load_ply(ply).items()})
+    gaussians = load_model(ply, where)
     scene = load_run_scene(
         settings,
         model_path,
@@ -160,7 +162,8 @@ def render_views(
     stats |= timer.summary()
     if "fps" in stats:
         logger.info(
-            f"rendering: {stats['fps']:.4g} frames/s at {stats['width']}x{stats['height']}, "
+            f"rendering: {' '.join(frame_rate(stats['fps']))} "
+            f"at {stats['width']}x{stats['height']}, "
             f"{len(gaussians)} Gaussians, {stats['device']}"
         )
     if not {"test", "train"} & stats.keys():
@@ -170,7 +173,7 @@ def render_views(
 
 
 def _render_split(
-    gaussians: Gaussians,
+    gaussians: Model,
     cameras: list[Camera],
     loader: ImageLoader,
     background: Tensor,
@@ -209,7 +212,7 @@ class _Timer:
         self.seconds: list[float] = []
         self.size = (0, 0)
 
-    def render(self, gaussians: Gaussians, camera: Camera, **kwargs: Any) -> RenderOutput:
+    def render(self, gaussians: Model, camera: Camera, **kwargs: Any) -> RenderOutput:
         self._synchronize()
         started = time.perf_counter()
         out = render(gaussians, camera, **kwargs)
@@ -219,7 +222,7 @@ class _Timer:
         return out
 
     @torch.no_grad()
-    def measure(self, gaussians: Gaussians, cameras: list[Camera], background: Tensor) -> None:
+    def measure(self, gaussians: Model, cameras: list[Camera], background: Tensor) -> None:
         """Time renderings one after the other, with nothing written between them."""
         self.seconds.clear()
         for i in range(WARM_UP + TIMED_VIEWS):

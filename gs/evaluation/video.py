@@ -26,13 +26,13 @@ from tqdm import tqdm
 from ..config import resolve_device
 from ..data.camera import Camera
 from ..errors import SplatrimError
-from ..files import atomic_write, check_writable, read_json
+from ..files import atomic_write, check_writable
 from ..model.gaussians import Gaussians
 from ..model.ply import load_ply, read_offset
 from ..model.renderer import render
 from ..run_record import find_model
 from ..run_settings import read_settings
-from .camera_path import camera_of, interpolate, orbit, read_path, resized
+from .camera_path import CAMERAS, interpolate, orbit, read_keys, read_path, resized
 from .run_scene import load_run_scene, near_plane
 from .views import quantize
 
@@ -183,13 +183,13 @@ def _cameras(
         scene = load_run_scene(settings, model_path, offset, source_path=source_path)
         views = [*scene.train, *scene.test]
     except SplatrimError as error:
-        known = model_path / "cameras.json"
+        known = model_path / CAMERAS
         if source_path is not None or not known.is_file():
             raise
         logger.warning(f"cameras are those of {known}: {error}")
         if path == "interpolate":
             return read_path(known, n, near)
-        views = [camera_of(entry, near) for entry in read_json(known)]
+        views = read_keys(known, near)
     views.sort(key=lambda view: view.image_name)
     return orbit(views, n) if path == "orbit" else interpolate(views, n)
 

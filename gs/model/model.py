@@ -14,19 +14,24 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
-from typing import TYPE_CHECKING, NamedTuple
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
 from ..errors import SplatrimError
+from .ply import save_ply
 from .specs import LAST, ParameterSpec, Rate
+from .splats import Splats
+from .view import NO_EXPOSURE
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
     from .view import View
 
+__all__ = ["Model", "Splats"]
 
 Numbering = Callable[[Tensor, int], tuple[Tensor, int]]
 """Ids of one child of each parent, given the parents' ids and the first that is free; and the next
@@ -46,27 +51,6 @@ def fresh_ids(parents: Tensor, first: int) -> tuple[Tensor, int]:  # [M] -> [M],
     return ids, first + len(parents)
 
 
-class Splats(NamedTuple):
-    """Gaussians as they are drawn: all that rendering needs but the camera. N of them."""
-
-    means: Tensor
-    """[N, 3]"""
-    quats: Tensor
-    """(w, x, y, z), of any length. [N, 4]"""
-    scales: Tensor
-    """Standard deviations along the axes, or their logarithms where `raw`. [N, 3]"""
-    opacities: Tensor
-    """In 0..1, or logits where `raw`. [N]"""
-    colors: Tensor
-    """With an SH degree the constant coefficients [N, 1, 3], else colours [N, D]."""
-    colors_rest: Tensor | None = None
-    """The other SH coefficients. [N, K - 1, 3]"""
-    sh_degree: int | None = None
-    """Highest degree to use, 0 to 3."""
-    raw: bool = False
-    """Whether exp and sigmoid are left to the rasterizer."""
-
-
 class Model(nn.Module, ABC):
     """Parameters with rows, parameters without, and how they become Gaussians.
 
@@ -79,6 +63,9 @@ class Model(nn.Module, ABC):
     """Highest degree of spherical harmonics that it may use."""
     active_sh_degree: int = 0
     """Highest degree that it uses now."""
+    parts: int = 1
+    """Gaussians that a row stands for. What is per Gaussian (masks, scores) has N * parts entries,
+    those of a row next to each other."""
     same_in_all_views: bool = False
     """Whether `splats` gives the same Gaussians for every view, so that several views can be
     rendered at once."""
@@ -107,13 +94,47 @@ class Model(nn.Module, ABC):
         has to come from the view's tensors.
         """
 
+    def splats_within(self, view: View) -> Splats:
+        """The same for a captured step, whose shapes may not depend on the view.
+
+        `Splats.missing` says how much has no room; `splats` of the same view makes room for it.
+        """
+        return self.splats(view)
+
     @abstractmethod
-    def exported(self, keep: Tensor | None = None) -> Model:  # [N] bool
-        """The model to test and save, of the rows `keep`; None for all."""
+    def exported(self, keep: Tensor | None = None) -> Model:  # [N * parts] bool
+        """The model to test and save, of the Gaussians `keep`; None for all."""
 
     @abstractmethod
     def to_ply(self) -> dict[str, Tensor]:
         """The parameters of 3DGS that stand for it in a .ply, as `gs.model.ply.save_ply` says."""
+
+    def save(self, path: Path, world_offset: tuple[float, float, float]) -> None:
+        """Write the model's file, and what else belongs to it beside it, atomically.
+
+        Raises:
+            SplatrimError: something cannot be written.
+        """
+        save_ply(path, self.to_ply(), world_offset=world_offset)
+
+    def part_ids(self) -> Tensor:  # [N * parts] int32
+        """Names of the Gaussians in random draws."""
+        ids = self.rows["ids"]
+        if self.parts == 1:
+            return ids
+        part = torch.arange(self.parts, dtype=ids.dtype, device=ids.device)
+        return (ids[:, None] * self.parts + part).flatten()
+
+    def switch_off(self, keep: Tensor) -> Tensor:  # [N * parts] bool -> [N] bool
+        """Remember which Gaussians are gone; the rows that have some left.
+
+        `gs.model.rows.keep_parts` calls it and removes the others.
+        """
+        return keep
+
+    def exposure(self, image_name: str) -> int:
+        """The image's row of what is learnt for each, where the model has such a table."""
+        return NO_EXPOSURE
 
     def one_up_sh_degree(self) -> None:
         """Activate the next SH degree, up to the maximum."""

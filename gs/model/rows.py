@@ -38,6 +38,25 @@ def keep_rows(
 
 
 @torch.no_grad()
+def keep_parts(
+    model: Model,
+    optimizer: torch.optim.Optimizer | None,
+    keep: Tensor,  # [N * parts] bool
+) -> None:
+    """Remove every Gaussian whose `keep` is False, and the rows that have none left.
+
+    Raises NoneLeft if that is every one.
+    """
+    if keep.dtype != torch.bool or keep.shape != (len(model) * model.parts,):
+        raise ValueError(
+            f"keep: expected [{len(model) * model.parts}] bool, got {list(keep.shape)} {keep.dtype}"
+        )
+    if not bool(keep.any()):
+        raise NoneLeft("no Gaussian would be left")
+    keep_rows(model, optimizer, model.switch_off(keep))
+
+
+@torch.no_grad()
 def gather_rows(
     gaussians: Model,
     optimizer: torch.optim.Optimizer | None,

@@ -26,7 +26,7 @@ class Series:
     y: Sequence[float]
     """Values that are not finite are left out."""
     color: int = 1
-    """1, 2 or 3: the page's series colours."""
+    """1 to 8: the page's series colours."""
     style: Literal["line", "faint", "points"] = "line"
     """faint: thin and pale, behind a smoothed line; points: a line with a dot at each value."""
 
@@ -38,6 +38,8 @@ def line_chart(
     y_label: str,
     y_format: Callable[[float], str] = lambda y: f"{y:.4g}",
     from_zero: bool = False,
+    log_y: bool = False,
+    x_from_zero: bool = False,
 ) -> str:
     """Draw series over a common x axis.
 
@@ -48,27 +50,34 @@ def line_chart(
         y_label: Above the y axis.
         y_format: Text of a value, on the axis and under the pointer.
         from_zero: Begin the y axis at 0.
+        log_y: Space the y axis by the logarithm; values that are not above 0 are left out.
+        x_from_zero: Begin the x axis at 0.
 
     Returns:
         HTML, or "" where there is nothing to draw.
     """
-    lines = [(s, _thin(_finite(s.x, s.y))) for s in series]
+    lowest = 0.0 if log_y else -math.inf
+    lines = [(s, _thin([p for p in _finite(s.x, s.y) if p[1] > lowest])) for s in series]
     lines = [(s, points) for s, points in lines if points]
     if not lines:
         return ""
-    xs = [x for _, points in lines for x, _ in points]
+    xs = [x for _, points in lines for x, _ in points] + ([0.0] if x_from_zero else [])
     ys = [y for _, points in lines for _, y in points]
     x_ticks = nice_ticks(min(xs), max(xs), 5)
-    y_ticks = nice_ticks(0.0 if from_zero else min(ys), max(ys), 5, cover=True)
+    if log_y:
+        y_ticks = log_ticks(min(ys), max(ys))
+    else:
+        y_ticks = nice_ticks(0.0 if from_zero else min(ys), max(ys), 5, cover=True)
+    scale = math.log if log_y else float
     x_range = (min(xs), max(xs) if max(xs) > min(xs) else min(xs) + 1)
-    y_range = (y_ticks[0], y_ticks[-1])
+    y_range = (scale(y_ticks[0]), scale(y_ticks[-1]))
 
     def px(x: float) -> float:
         share = (x - x_range[0]) / (x_range[1] - x_range[0])
         return LEFT + share * (WIDTH - LEFT - RIGHT)
 
     def py(y: float) -> float:
-        share = (y - y_range[0]) / (y_range[1] - y_range[0])
+        share = (scale(y) - y_range[0]) / (y_range[1] - y_range[0])
         return HEIGHT - BOTTOM - share * (HEIGHT - TOP - BOTTOM)
 
     parts = [_axes(x_ticks, y_ticks, px, py, y_format, x_label)]
@@ -168,6 +177,11 @@ def moving_average(values: Sequence[float], window: int) -> list[float]:
     return means
 
 
+def smoothed(values: Sequence[float]) -> list[float]:
+    """The moving average over a fortieth of the values."""
+    return moving_average(values, max(1, len(values) // 40))
+
+
 def nice_ticks(low: float, high: float, count: int, *, cover: bool = False) -> list[float]:
     """Round values (1, 2, 5 times a power of ten) from low to high; with `cover` they enclose both.
 
@@ -184,6 +198,22 @@ def nice_ticks(low: float, high: float, count: int, *, cover: bool = False) -> l
     # from whole multiples: adding steps up would give 0.30000000000000004
     digits = max(0, 2 - math.floor(math.log10(step)))
     return [round(i * step, digits) for i in range(first, max(last, first + 1) + 1)]
+
+
+def log_ticks(low: float, high: float) -> list[float]:
+    """1, 2, 5 times powers of ten that enclose low and high, both above 0; at least two.
+
+    Where these are more than eight, powers of ten alone.
+    """
+    first, last = math.floor(math.log10(low) + 1e-9), math.ceil(math.log10(high) - 1e-9)
+    every = [m * 10.0**k for k in range(first, last + 1) for m in (1, 2, 5)]
+    start = max(i for i, tick in enumerate(every) if tick <= low * (1 + 1e-9))
+    ends = [i for i, tick in enumerate(every) if tick >= high * (1 - 1e-9)]
+    ticks = every[start : max(ends[0], start + 1) + 1]
+    if len(ticks) > 8:
+        ticks = [10.0**k for k in range(first, last + 1, 1 + (last - first) // 8)]
+        ticks += [10.0**last] if ticks[-1] < high else []
+    return [float(f"{tick:.6g}") for tick in ticks]
 
 
 def compact(value: float) -> str:

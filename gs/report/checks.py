@@ -18,6 +18,15 @@ _TIMING = fields(
     }
 )
 _TEST = fields({"step": integer(0), "psnr": _VALUE, "l1": _VALUE})
+_RANK = fields(
+    {
+        "rank": integer(0),
+        "device": text,
+        "n_gaussians": integer(0),
+        **dict.fromkeys(("sent_mb", "peak_memory_mb"), number(0, DRAWN)),
+        "seconds": mapped(number(0, DRAWN)),
+    }
+)
 _HISTORY = fields(
     {
         **dict.fromkeys(COLUMNS, listed(number(0, DRAWN))),
@@ -25,6 +34,7 @@ _HISTORY = fields(
         "test": listed(_TEST),
         "timing": _TIMING,
         "settings": mapped(anything),
+        "ranks": listed(_RANK),
     }
 )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -56,6 +57,41 @@ class Run:
     """Those of the strategies by name, as of the last save."""
     prunings: tuple[dict[str, Any], ...] = ()
     """pruning.json, as gs.report.pruning describes it."""
+    baseline: Run | None = None
+    """The run that this one is compared with (gs.report.headline)."""
+
+    def test_psnr(self) -> tuple[list[float], list[float]]:
+        """Iterations of the trainer's evaluations, and the PSNR of the test views in dB."""
+        tests = [t for t in self.history.get("test") or () if isinstance(t, dict)]
+        return [t.get("step", 0) for t in tests], [t.get("psnr", math.nan) for t in tests]
+
+    @property
+    def psnr(self) -> float | None:
+        """Of the test views in dB: measured, else the trainer's last."""
+        if "PSNR" in self.results:
+            return self.results["PSNR"]
+        values = self.test_psnr()[1]
+        return values[-1] if values and math.isfinite(values[-1]) else None
+
+    @property
+    def n_gaussians(self) -> int | None:
+        """Gaussians of the model, else those at the end of training."""
+        counts = [n for n in self.column("n_gaussians") if n]
+        return int(counts[-1]) if self.n_saved is None and counts else self.n_saved
+
+    @property
+    def method_name(self) -> str:
+        """The method as people call it; the folder's name where it is not known."""
+        method = self.settings.get("method")
+        return "3DGS" if method == "3dgs" else str(method or self.path.name)
+
+    @property
+    def title(self) -> str:
+        """Scene, method and preset."""
+        settings = self.settings or self.history.get("settings", {})
+        scene = Path(str(settings.get("source_path") or self.path)).name or str(self.path)
+        title = f"{scene}: {settings['method']}" if settings.get("method") else scene
+        return f"{title}, {settings['preset']}" if settings.get("preset") else title
 
     def column(self, name: str) -> list[float]:
         """A column of the history; [] where it is missing."""
@@ -102,6 +138,7 @@ def load_run(model_path: str | Path) -> Run:
         own = {m: v[rendering.name] for m, v in scores.items() if rendering.name in v}
         views.append(View(rendering.name, str(name), rendering, truth, own))
     ply = saved.get(iteration) if iteration is not None else None
+    is_neural = settings.get("representation") == "neural"  # whose file has no opacities
     return Run(
         path,
         settings,
@@ -112,7 +149,7 @@ def load_run(model_path: str | Path) -> Run:
         _count_vertices(ply) if ply else stats.get(method, {}).get("n_gaussians"),
         ply.stat().st_size if ply else None,
         tuple(views),
-        unit_histogram(load_opacities(ply)) if ply else None,
+        unit_histogram(load_opacities(ply)) if ply and not is_neural else None,
         {name: entry for name, entry in history.items() if checks.is_histogram(entry)},
         _read_prunings(path / "pruning.json"),
     )

@@ -1,93 +1,45 @@
-"""report.html: what a run did, on one page that needs no other file: `python -m gs.report -m OUT`.
+"""report.html: what a run did, on one page that one can send: `python -m gs.report -m OUT`.
 
 It shows what is there: of history.json, config.json, results.json, per_view.json,
-render_stats.json, pruning.json, rendered views and saved models any may be missing. A section is a
-function of the run's data that returns its heading and HTML, or None where it has nothing to show;
-`SECTIONS` lists them in order.
+render_stats.json, pruning.json, bake.json, rendered views and saved models any may be missing. A
+section is a function of the run's data that returns its heading and HTML, or None where it has
+nothing to show; `SECTIONS` lists them in order.
 """
 
 import logging
-import math
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from html import escape
 from pathlib import Path
 from typing import Annotated, Any
 
-import numpy as np
 import tyro
-from numpy.typing import NDArray
 
 from ..errors import SplatrimError
-from ..evaluation.metrics import read_image
+from ..evaluation.readable import duration, milliseconds
 from ..files import write_text
 from ..logs import show_log
+from .baking import baking
 from .charts import Series, compact, line_chart, moving_average
+from .comparison import write_comparison
 from .exports import exports
-from .page import (
-    details,
-    error_legend,
-    error_map,
-    figure,
-    number_table,
-    page,
-    pairs_table,
-    tile,
-    triple,
-)
+from .headline import headline, with_baseline
+from .model_view import model_view
+from .page import details, page, pairs_table
 from .pruning import distributions, prunings
-from .run import Run, View, load_run
-
-MAX_VIEWS = 6
-ERROR_TOPS = (0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 1.0)
-ERROR_QUANTILE = 0.98  # of the shown errors; the scale of the colours ends at or above it
+from .ranks import ranks
+from .run import Run, load_run
+from .views import test_views, view_table
 
 logger = logging.getLogger("splatrim")
-
 
 Section = Callable[[Run], tuple[str, str] | None]
 
 
-def headline(run: Run) -> tuple[str, str] | None:
-    """The run in a row of numbers."""
-    tiles = []
-    psnr, source = run.results.get("PSNR"), "test views"
-    if psnr is None and run.column("test"):
-        psnr, source = run.history["test"][-1].get("psnr"), "test views, by the trainer"
-    if psnr is not None:
-        tiles.append(tile("PSNR", f"{psnr:.2f}", "dB", source))
-    for name, detail in (("SSIM", "1 = identical"), ("LPIPS", "VGG, 0 = identical")):
-        if name in run.results:
-            tiles.append(tile(name, f"{run.results[name]:.3f}", "", detail))
-    counts = [n for n in run.column("n_gaussians") if n]
-    n = run.n_saved if run.n_saved is not None else (int(counts[-1]) if counts else None)
-    if n is not None:
-        detail = ""
-        if counts and max(counts) > n:
-            peak = int(max(counts))
-            fewer = 100 * (1 - n / peak)
-            detail = f"{fewer:.{0 if fewer >= 10 else 1}f} % fewer than the peak of {peak:,}"
-        tiles.append(tile("Gaussians", f"{n:,}", "", detail))
-    if run.ply_bytes is not None:
-        tiles.append(tile("Model", f"{run.ply_bytes / 1e6:.3g}", "MB", "as .ply"))
-    timing = run.history.get("timing", {})
-    if "train_seconds" in timing:
-        rate = timing.get("iterations_per_second")
-        detail = f"{rate:.3g} iterations/s" if rate else ""
-        tiles.append(tile("Training", *duration(timing["train_seconds"]), detail))
-    if "fps" in run.stats:
-        size = f"at {run.stats.get('width')}×{run.stats.get('height')}"
-        fps = run.stats["fps"]
-        rate = f"{fps:,.0f}" if fps >= 100 else f"{fps:.3g}"
-        tiles.append(tile("Rendering", rate, "frames/s", size))
-    return ("", f'<div class="tiles">{"".join(tiles)}</div>') if tiles else None
-
-
 def training_curves(run: Run) -> tuple[str, str] | None:
-    """Loss, PSNR and the number of Gaussians over the iterations."""
-    steps = run.column("step")
+    """Loss, PSNR and the number of Gaussians over the iterations, the baseline's beside them."""
+    steps, base = run.column("step"), run.baseline
     if not steps:
         return None
     window = max(1, len(steps) // 40)
@@ -96,13 +48,14 @@ def training_curves(run: Run) -> tuple[str, str] | None:
             _smoothed("training views", steps, run.column("loss"), window),
             x_label="iteration",
             y_label="Loss",
-            from_zero=True,
+            log_y=True,
         )
     ]
-    tests = [t for t in run.column("test") if isinstance(t, dict)]
-    series = _smoothed("training views", steps, run.column("psnr"), window)
-    xs, ys = [t.get("step", 0) for t in tests], [t.get("psnr", math.nan) for t in tests]
-    series.append(Series("test views", xs, ys, color=2, style="points"))
+    series = _smoothed("training", steps, run.column("psnr"), window)
+    series.append(Series("test", *run.test_psnr(), color=2, style="points"))
+    if base is not None:
+        name = f"{base.method_name}, test"
+        series.append(Series(name, *base.test_psnr(), color=3, style="points"))
     charts.append(
         line_chart(series, x_label="iteration", y_label="PSNR, dB", y_format=lambda y: f"{y:.4g}")
     )
@@ -110,6 +63,9 @@ def training_curves(run: Run) -> tuple[str, str] | None:
     series = [Series("all", steps, total)]
     if any(u != n for u, n in zip(used, total, strict=False)):
         series.append(Series("in use", steps, used, color=2))
+    if base is not None:
+        counts = base.column("n_gaussians")
+        series.append(Series(base.method_name, base.column("step"), counts, color=3))
     charts.append(
         line_chart(
             series, x_label="iteration", y_label="Gaussians", y_format=compact, from_zero=True
@@ -117,61 +73,6 @@ def training_curves(run: Run) -> tuple[str, str] | None:
     )
     drawn = "".join(charts)
     return ("Training", f'<div class="charts">{drawn}</div>') if drawn else None
-
-
-def test_views(run: Run) -> tuple[str, str] | None:
-    """Ground truth, rendering and error of a few views, from the worst to the best."""
-    if not run.views:
-        command = f"python -m gs.render -m {run.path}"
-        if not run.settings.get("eval", True):
-            hint = "This run kept no test views: <code>--eval</code> keeps every eighth image."
-        else:
-            hint = (
-                f"No test views are rendered yet: <code>{escape(command)}</code>, then this report."
-            )
-        return "Test views", f'<p class="note">{hint}</p>'
-    chosen = choose_views(run.views)
-    triples: list[tuple[View, NDArray[np.uint8], NDArray[np.uint8], NDArray[np.float32]]] = []
-    for view in chosen:
-        rendering, truth = read_image(view.rendering).numpy(), read_image(view.truth).numpy()
-        if rendering.shape != truth.shape:
-            raise SplatrimError(f"{view.rendering} and its ground truth differ in size")
-        difference = np.abs(rendering.astype(np.float32) - truth.astype(np.float32))
-        triples.append((view, truth, rendering, difference.mean(axis=2) / np.float32(255)))
-    errors = np.concatenate([error.ravel() for *_, error in triples])
-    highest = float(np.quantile(errors, ERROR_QUANTILE))
-    top = next((t for t in ERROR_TOPS if t >= highest), 1.0)
-    rows = []
-    for view, truth, rendering, error in triples:
-        figures = [
-            figure(truth, "Ground truth"),
-            figure(rendering, "Rendering", flip=True),
-            figure(error_map(error, top), "Error"),
-        ]
-        rows.append(
-            f'<div class="view"><div class="view-head"><h3>{escape(view.name)}</h3>'
-            f"<span>{escape(_scores_text(view.scores))}</span></div>"
-            f"{triple(figures, width=truth.shape[1], height=truth.shape[0])}</div>"
-        )
-    which = "All" if len(chosen) == len(run.views) else f"{len(chosen)} of {len(run.views)}"
-    order = " from the worst PSNR to the best" if chosen[0].scores.get("PSNR") else ""
-    note = f"{which} test views{order}. Press on a rendering to see the ground truth in its place."
-    return "Test views", f'<p class="note">{note}</p>{error_legend(top)}{"".join(rows)}'
-
-
-def view_table(run: Run) -> tuple[str, str] | None:
-    """The figures of every test view."""
-    metrics = [m for m in ("PSNR", "SSIM", "LPIPS") if any(m in v.scores for v in run.views)]
-    if not metrics:
-        return None
-    digits = {"PSNR": 2, "SSIM": 4, "LPIPS": 4}
-    rows = [
-        [v.name, *(f"{v.scores[m]:.{digits[m]}f}" if m in v.scores else "–" for m in metrics)]
-        for v in run.views
-    ]
-    return "", details(
-        f"Figures of all {len(rows)} test views", number_table(["View", *metrics], rows)
-    )
 
 
 def machine_and_timing(run: Run) -> tuple[str, str] | None:
@@ -184,7 +85,7 @@ def machine_and_timing(run: Run) -> tuple[str, str] | None:
         rows.append(("Iterations per second", f"{timing['iterations_per_second']:.4g}"))
     if "ms" in run.stats:
         device = run.stats.get("device", "")
-        rows.append(("Rendering a view", f"{run.stats['ms']:.3g} ms (median), {device}"))
+        rows.append(("Rendering a view", f"{milliseconds(run.stats['ms'])} (median), {device}"))
     known = {"device": "Device", "torch": "PyTorch", "triton": "Triton", "threads": "CPU threads"}
     known |= {"python": "Python", "platform": "Platform"}
     for key, label in known.items():
@@ -221,23 +122,32 @@ def settings_table(run: Run) -> tuple[str, str] | None:
 
 SECTIONS: tuple[Section, ...] = (
     headline,
+    model_view,
+    test_views,
+    view_table,
     training_curves,
     prunings,
     distributions,
-    test_views,
-    view_table,
+    baking,
     exports,
     machine_and_timing,
+    ranks,
     settings_table,
 )
 
 
-def write_report(model_path: str | Path, *, sections: Sequence[Section] = SECTIONS) -> Path:
-    """Write OUT/report.html.
+def write_report(
+    model_path: str | Path,
+    *,
+    sections: Sequence[Section] = SECTIONS,
+    baseline: str | Path | None = None,
+) -> Path:
+    """Write OUT/report.html, and OUT/view.html where the 3D view is too large for it.
 
     Args:
         model_path: The run's output folder, OUT.
         sections: What to show, in order.
+        baseline: Output folder of the run to compare with; None: OUT/baseline if it is there.
 
     Returns:
         The file.
@@ -245,13 +155,8 @@ def write_report(model_path: str | Path, *, sections: Sequence[Section] = SECTIO
     Raises:
         SplatrimError: the folder is no run's output, a file of it is broken, or no place to write.
     """
-    run = load_run(model_path)
+    run = with_baseline(load_run(model_path), None if baseline is None else Path(baseline))
     shown = [html for section in sections if (html := section(run)) is not None]
-    settings = run.settings or run.history.get("settings", {})
-    scene = Path(str(settings.get("source_path") or run.path)).name or str(run.path)
-    title = f"{scene}: {settings['method']}" if settings.get("method") else scene
-    if settings.get("preset"):
-        title += f", {settings['preset']}"
     parts = [f"{run.iteration:,} iterations"] if run.iteration else []
     device = run.history.get("timing", {}).get("device") or run.stats.get("device")
     parts += [{"cpu": "CPU"}.get(str(device), str(device))] if device else []
@@ -260,42 +165,14 @@ def write_report(model_path: str | Path, *, sections: Sequence[Section] = SECTIO
     )
     parts.append(datetime.fromtimestamp(newest).strftime("%Y-%m-%d %H:%M"))
     path = run.path / "report.html"
-    write_text(path, page(title, " · ".join(parts), shown, f"splatrim · {run.path}"))
+    write_text(path, page(run.title, " · ".join(parts), shown, f"splatrim · {run.path}"))
     return path
-
-
-def choose_views(views: Sequence[View], count: int = MAX_VIEWS) -> list[View]:
-    """Up to `count` views, worst PSNR first, evenly spread; in file order where not measured."""
-    ordered = list(views)
-    if all("PSNR" in v.scores for v in views):
-        ordered.sort(key=lambda v: v.scores["PSNR"])
-    if len(ordered) <= count:
-        return ordered
-    return [ordered[round(i * (len(ordered) - 1) / (count - 1))] for i in range(count)]
-
-
-def duration(seconds: float) -> tuple[str, str]:
-    """Number and unit: 12.3 s, 4:05 min, 1:02 h."""
-    if seconds < 59.95:
-        return f"{seconds:.1f}", "s"
-    whole = round(seconds)
-    if whole < 3600:
-        return f"{whole // 60}:{whole % 60:02d}", "min"
-    minutes = round(seconds / 60)
-    return f"{minutes // 60}:{minutes % 60:02d}", "h"
 
 
 def _smoothed(name: str, x: Sequence[float], y: Sequence[float], window: int) -> list[Series]:
     if window < 2:
         return [Series(name, x, y)]
     return [Series(name, x, y, style="faint"), Series(name, x, moving_average(y, window))]
-
-
-def _scores_text(scores: dict[str, float]) -> str:
-    units = {"PSNR": ("{:.2f} dB", ""), "SSIM": ("{:.3f}", "SSIM "), "LPIPS": ("{:.3f}", "LPIPS ")}
-    return " · ".join(
-        label + text.format(scores[m]) for m, (text, label) in units.items() if m in scores
-    )
 
 
 def _flatten(part: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
@@ -328,10 +205,16 @@ def _value(value: Any) -> str:
 
 @dataclass(frozen=True)
 class ReportConfig:
-    """Which runs to report."""
+    """Which runs to report. Several are compared on one page, too."""
 
-    model_paths: Annotated[tuple[Path, ...], tyro.conf.arg(name="model_path", aliases=("-m",))]
+    folders: tyro.conf.Positional[tuple[Path, ...]] = ()
+    """Output folders of runs, as an alternative to -m."""
+    model_paths: Annotated[tuple[Path, ...], tyro.conf.arg(name="model_path", aliases=("-m",))] = ()
     """Output folders of runs."""
+    baseline: Path | None = None
+    """Output folder of the run to compare with, such as 3DGS; by default OUT/baseline, if there."""
+    output: Annotated[Path | None, tyro.conf.arg(aliases=("-o",))] = None
+    """The page on several runs; by default comparison.html in the folder that holds them all."""
 
 
 def main(args: Sequence[str] | None = None) -> None:
@@ -344,5 +227,12 @@ def main(args: Sequence[str] | None = None) -> None:
         use_underscores=True,
     )
     show_log(quiet=False)
-    for path in config.model_paths:
-        logger.info(f"report: {write_report(path)}")
+    paths = (*config.folders, *config.model_paths)
+    if not paths:
+        raise SplatrimError("which run is to be reported? Give its output folder")
+    if config.output is not None and len(paths) == 1:
+        raise SplatrimError("--output is the page on several runs, and there is one run")
+    for path in paths:
+        logger.info(f"report: {write_report(path, baseline=config.baseline)}")
+    if len(paths) > 1:
+        logger.info(f"comparison: {write_comparison(paths, config.output)}")

@@ -72,10 +72,20 @@ class Bounds(NamedTuple):
     buffer: InputBuffer
     """Where the step reports its counts."""
 
-    def check(self, counts: Tensor) -> Tensor:  # [2] int32 -> [1] int32
-        """Record the report; 1 where so much did not fit, and the step must change nothing."""
-        self.buffer.report(counts)
-        return (counts > self.limits).any().view(1).int()
+    def check(
+        self,
+        counts: Tensor,  # [2] int32
+        missing: Tensor | None = None,  # [1] int32
+    ) -> Tensor:  # [1] int32
+        """Record the report; 1 where so much did not fit, and the step must change nothing.
+
+        Args:
+            counts: Of rows and entries.
+            missing: What the model had no room for.
+        """
+        self.buffer.report(counts, missing)
+        fits_not = (counts > self.limits).any().view(1)
+        return (fits_not if missing is None else fits_not | (missing > 0)).int()
 
 
 class StepGraphs:
@@ -118,11 +128,12 @@ class StepGraphs:
     def replay(self, key: Hashable) -> None:
         self._graphs[key][0].replay()
 
-    def fits(self, key: Hashable, n: int, counts: Counts) -> bool:
+    def fits(self, key: Hashable, n: int, counts: Counts, missing: int = 0) -> bool:
         """Whether a replay with such counts was right; if not, its graph is dropped."""
-        self._learn(n, *counts)
+        if missing <= 0:  # else what was counted is not what there is
+            self._learn(n, *counts)
         capacity = self._graphs[key][1]
-        if capacity.holds(counts):
+        if capacity.holds(counts) and missing <= 0:
             return True
         del self._graphs[key]
         return False

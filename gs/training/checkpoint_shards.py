@@ -140,7 +140,8 @@ def load_shards(folder: Path, rank: int = 0, size: int = 1) -> dict[str, Any]:
         common = common or state
         parts.append(_part(state, rank, size))
     costs = manifest.get("costs") or {}
-    return {**common, **_joined(parts), "is_shard": size > 1, "costs": costs}
+    known = {"run": manifest.get("run"), "is_shard": size > 1, "costs": costs}
+    return {**common, **_joined(parts), **known}
 
 
 def _load_shard(

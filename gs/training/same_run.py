@@ -26,6 +26,7 @@ HARMLESS = {
     "run",
     "model_path",
     "quiet",
+    "report",
     "device",
     "cuda_graphs",
     "test_iterations",
@@ -39,8 +40,13 @@ HARMLESS = {
     "overwrite",
     "other_scene",
     "demo",
+    "baseline",
+    "viewer",
+    "viewer_host",
+    "viewer_port",
+    "config",
 }
-PARTS = ("optim", "densify", "pruning")
+PARTS = ("optim", "densify", "pruning", "neural")
 TOLERANCE = 1e-3  # of the scene's extent, between positions of the same camera
 
 logger = logging.getLogger("splatrim")

@@ -47,9 +47,10 @@ def mark_rows(gaussians: Model, optimizer: FusedAdam | RowAdam, context: StepCon
     is done.
     """
     optimizer.rows = None
-    if next(iter(gaussians.params.values())).grad is None:
+    if all(parameter.grad is None for parameter in gaussians.params.values()):
         return
-    counts, seen = gaussians.rows[STEPS], context.observations > 0
+    counts = gaussians.rows[STEPS]
+    seen = rows_seen(context)
     if context.skip is not None:
         seen = seen & (context.skip == 0)
     counts += seen
@@ -57,6 +58,12 @@ def mark_rows(gaussians: Model, optimizer: FusedAdam | RowAdam, context: StepCon
     t = counts.double()
     rates = torch.stack([1.0 / (1.0 - beta1**t), (1.0 - beta2**t).sqrt()], -1)
     optimizer.rows = torch.where(seen[:, None], rates, 0.0).float()
+
+
+def rows_seen(context: StepContext[M]) -> Tensor:  # [N] bool
+    """Rows of which the step's images see a Gaussian."""
+    parts = context.gaussians.parts
+    return (context.observations.view(-1, parts) > 0).any(1)
 
 
 class Unseen(Observer):
@@ -81,7 +88,7 @@ class Unseen(Observer):
 
     def report(self, run: Run, step: int) -> None:
         assert run.computed is not None
-        self._seen = run.computed.observations > 0
+        self._seen = rows_seen(run.computed)
         params = run.gaussians.params
         self._before = {name: (params[name], params[name].detach().clone()) for name in self.names}
 

@@ -162,7 +162,7 @@ class ShardedStepper(Stepper[M]):
             }
             outs.append(RenderOutput(torch.empty(0), torch.empty(0), info))
         kept = table[:, KEPT].sum() - table[self.ranks.rank, KEPT]
-        outs[0].info["population"] = Population(self.n_gaussians, kept)
+        outs[0].info["population"] = population = Population(self.n_gaussians, kept)
         context = StepContext(
             model,
             self.optimizer,
@@ -181,6 +181,15 @@ class ShardedStepper(Stepper[M]):
             others=outs[1:],
             ranks=self.ranks,
         )
+        if config.regularise == "seen":
+            counts = outs[0].info["observations"] = context.observations
+            masks = outs[0].info["masks"]
+            observed = counts if masks is None else counts * masks.detach()
+            sums = torch.stack([counts.sum(), observed.sum()]).double()
+            elsewhere = self.ranks.stack(sums).sum(0) - sums
+            outs[0].info["population"] = population._replace(
+                observations=elsewhere[0], observed=elsewhere[1]
+            )
         n_images = len(indices)
         terms = [strategy.loss(step, model, outs[0]) for strategy in self.strategies]
         terms = [n_images * term for term in terms if term is not None]

@@ -33,6 +33,7 @@ from ..model.model import Model
 from ..model.rates import OptimConfig
 from ..model.specs import PUBLISHED, ParameterSpec
 from ..schedule import multiple_in
+from .checkpoint import load_checkpoint
 from .checkpoint_shards import load_any, peek_any
 from .run_state import RunState
 from .strategy import StepContext, Strategy
@@ -106,6 +107,8 @@ def load_start(
     method: str,
     methods: Mapping[str, type[Heritage]],
     ranks: Ranks | None = None,
+    *,
+    representation: str = "explicit",
 ) -> State | None:
     """The state for `Trainer(start=...)` that the flags ask for, None for the scene's points.
 
@@ -114,20 +117,25 @@ def load_start(
         method: The pruning method of the run.
         methods: All methods by name: what they left in a model is theirs to read.
         ranks: Those that train together: of shards each takes its own rows, unless it post-trains.
+        representation: Of the run's model: "explicit" (Gaussians) or "neural".
 
     Raises:
         SplatrimError: absent, broken, no iterations left, or a checkpoint of another method that
             is not finished.
     """
+    if config.start_checkpoint is not None and config.start_ply is None:
+        _check_representation(config.start_checkpoint, representation)
     if config.start_ply is not None:
         others = [name for heir in methods.values() for name in heir.PROPERTIES]
         path, state = config.start_ply, _ply_state(config.start_ply, others)
     elif config.start_checkpoint is not None:
         path = config.start_checkpoint
-        state = load_any(path, ranks if config.post_start is None else None)
+        is_explicit = representation == "explicit"
+        together = ranks if config.post_start is None else None
+        state = load_any(path, together) if is_explicit else load_checkpoint(path, gaussians=False)
     else:
         return None
-    for heir in methods.values():
+    for heir in methods.values() if representation == "explicit" else ():
         state = heir.adopt(state)
     if state.get("world_offset") is None:
         state = {**state, "world_offset": (state.get("config") or {}).get("world_offset")}
@@ -146,6 +154,16 @@ def load_start(
             f" go on with --method {state['method']} instead of {method}"
         )
     return state
+
+
+def _check_representation(path: Path, wanted: str) -> None:
+    """Refuse a checkpoint of another kind of model."""
+    seen = peek_any(path)
+    made = "explicit" if seen is None else seen[1].get("representation", "explicit")
+    if made != wanted:
+        raise SplatrimError(
+            f"{path} is a checkpoint of a model that is {made}: go on with --representation {made}"
+        )
 
 
 def first_model(
@@ -192,8 +210,9 @@ def in_scene(state: State, world_offset: Sequence[float]) -> State:
     shift -= torch.tensor(state.get("world_offset") or (0.0, 0.0, 0.0), dtype=torch.float64)
     if not bool(shift.any()):
         return state
-    means = (state["params"]["means"].double() - shift).float()
-    return {**state, "params": {**state["params"], "means": means}}
+    name = "means" if "means" in state["params"] else "anchors"
+    places = (state["params"][name].double() - shift).float()
+    return {**state, "params": {**state["params"], name: places}}
 
 
 def finished(state: State) -> State:

@@ -169,7 +169,8 @@ class Stepper(Generic[M]):
             return
         (step, images, key, rates), self._replayed = self._replayed, None
         assert self.graphs is not None and self._buffer is not None
-        if not self.graphs.fits(key, len(self.gaussians), Counts(*self._buffer.wait())):
+        rows, entries, missing = self._buffer.wait()
+        if not self.graphs.fits(key, len(self.gaussians), Counts(rows, entries), missing):
             self._count_steps(key, -1)
             with torch.enable_grad():  # whoever looks at the model may have turned it off
                 self.update(step, self.forward_backward(step, images), rates)
@@ -211,11 +212,15 @@ class Stepper(Generic[M]):
             keywords["deterministic"] = True
         if bounds is not None:
             keywords["capacity"] = bounds.capacity
+        draw = gaussians.splats if bounds is None else gaussians.splats_within
+        drawn = [draw(view) for view in (inputs.view, *inputs.others)]
         out, *others = (
-            render(gaussians, view, background=inputs.background, **keywords)
-            for view in (inputs.view, *inputs.others)
+            render(splats, view, background=inputs.background, **keywords)
+            for splats, view in zip(drawn, (inputs.view, *inputs.others), strict=True)
         )
-        skip = None if bounds is None else bounds.check(out.info["counts"])
+        skip = None
+        if bounds is not None:
+            skip = bounds.check(out.info["counts"], drawn[0].missing)
         context = StepContext(
             gaussians,
             self.optimizer,

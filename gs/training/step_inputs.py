@@ -28,6 +28,7 @@ PATIENCE = 10.0  # seconds until a silent GPU is asked for errors
 
 ALIGNED = 4  # words
 BACKGROUND, SERIAL, MEANS_LR, INTEGERS = (ALIGNED * k for k in range(4))  # after the views
+ZERO = BACKGROUND + 3  # between two pieces
 SEED = "step_seed"  # the first of the integers
 
 
@@ -75,7 +76,7 @@ class InputBuffer:
         self._staging = torch.zeros(size, pin_memory=pinned)
         self._floats = self._staging.numpy()
         self._words = self._staging.view(torch.int32).numpy()
-        # rows, entries, serial
+        # rows, entries, what the model had no room for, serial
         self._report = torch.zeros(4, dtype=torch.int32, pin_memory=pinned)
         self._reported = self._report.numpy()
         self._serial = 0
@@ -128,17 +129,20 @@ class InputBuffer:
         floats[self._rates :] = rates.numpy().ravel()
         self._buffer.copy_(self._staging, non_blocking=True)
 
-    def report(self, counts: Tensor) -> None:  # [2] int32
-        """Record into the graph that `counts` go to the host."""
-        place = self._head + SERIAL
-        serial = self._buffer.view(torch.int32)[place : place + 1]
-        self._report[:3].copy_(torch.cat([counts, serial]), non_blocking=True)
+    def report(self, counts: Tensor, missing: Tensor | None = None) -> None:  # [2], [1] int32
+        """Record into the graph that `counts`, and what is missing, go to the host."""
+        words, place = self._buffer.view(torch.int32), self._head + SERIAL
+        serial = words[place : place + 1]
+        if missing is None:
+            missing = words[self._head + ZERO : self._head + ZERO + 1]
+        self._report.copy_(torch.cat([counts, missing, serial]), non_blocking=True)
 
-    def wait(self) -> tuple[int, int]:
-        """The counts of the last step: waits until its report is there."""
+    def wait(self) -> tuple[int, int, int]:
+        """The counts of the last step, and what was missing: waits until its report is there."""
         deadline = time.perf_counter() + PATIENCE
-        while self._reported[2] != self._serial:
+        while self._reported[3] != self._serial:
             if time.perf_counter() > deadline:
                 torch.cuda.synchronize()  # raises if a kernel failed
                 deadline = time.perf_counter() + PATIENCE
-        return int(self._reported[0]), int(self._reported[1])
+        rows, entries, missing = self._reported[:3].tolist()
+        return rows, entries, missing

@@ -114,12 +114,16 @@ class StepContext(Generic[M]):
         return self.out, *self.others
 
     @cached_property
-    def observations(self) -> Tensor:  # [N] float32
+    def observations(self) -> Tensor:  # [N * parts] float32
         """How many of this iteration's images see each Gaussian."""
-        first, *others = ((out.info["radii"] > 0).all(-1).sum(0) for out in self.renderings)
+        first, *others = (self._seen_in(out) for out in self.renderings)
         for counts in others:
             first = first + counts
         return first.float()
+
+    def _seen_in(self, out: RenderOutput) -> Tensor:  # [N * parts] int64
+        counts = (out.info["radii"] > 0).all(-1).sum(0)
+        return counts if out.splats is None else out.splats.scatter(counts, len(self.gaussians))
 
     @cached_property
     def device_seed(self) -> Tensor:  # [2] int32

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from ..distributed.ownership import gather_model, keep_own, new_ids
-from ..distributed.ranks import Ranks, Solo, ToldElsewhere
-from ..errors import SplatrimError
+from ..distributed.ranks import Ranks, Solo
+from ..errors import SplatrimError, ToldElsewhere
 from ..model.histograms import Histogram
 from ..model.model import Model
 from ..model.rows import NoneLeft

@@ -31,12 +31,19 @@ logger = logging.getLogger("splatrim")
 
 
 class Tracker:
-    """Records one run. `open` starts writing; until then nothing is touched on the disk."""
+    """Records one run. `open` starts writing; until then nothing is touched on the disk.
 
-    def __init__(self, iterations: int, *, quiet: bool, n_images: int = 1) -> None:
-        self.iterations = iterations
+    Args:
+        iterations: The last iteration.
+        quiet: Whether to show no bar.
+        n_images: Images of a step.
+        begin: Iteration from which the bar counts: that of a finished model that is post-trained.
+    """
+
+    def __init__(self, iterations: int, *, quiet: bool, n_images: int = 1, begin: int = 0) -> None:
+        self.iterations, self.begin = iterations, begin
         self.quiet = quiet
-        self.n_images = n_images  # of a step
+        self.n_images = n_images
         self.history: dict[str, list[Any]] = {name: [] for name in (*HISTORY_COLUMNS, "test")}
         self.seconds_before = 0.0  # of the runs that this one resumes
         self._sums: Tensor | None = None  # [4] loss, L1, mean squared error, number of images
@@ -57,8 +64,8 @@ class Tracker:
         self._events = EventLog(folder, first_step)
         logger.setLevel(logging.INFO)  # train.log has everything; the terminal has its own level
         self._bar = tqdm(
-            total=self.iterations,
-            initial=first_step - 1,
+            total=self.iterations - self.begin,
+            initial=first_step - 1 - self.begin,
             disable=self.quiet,
             unit="it",
             dynamic_ncols=True,
@@ -71,6 +78,11 @@ class Tracker:
     def seconds(self) -> float:
         """Training time so far, earlier parts of a resumed run included."""
         return self.seconds_before + time.perf_counter() - self._started
+
+    def leave_out(self, seconds: float) -> None:
+        """Not count so much time, which has just passed without training."""
+        self._started += seconds
+        self._last_log += seconds
 
     def record(self, losses: Tensor, skip: Tensor | None = None, n_images: int = 1) -> None:
         """Add a step's loss, L1 and mean squared error. A CUDA graph can capture it.
@@ -143,7 +155,7 @@ class Tracker:
             self._bar.set_postfix(
                 loss=f"{loss:.4f}", psnr=f"{psnr:.2f}", n=str(n_gaussians), refresh=False
             )
-            self._bar.update(step - self._bar.n)
+            self._bar.update(step - self.begin - self._bar.n)
         if not math.isfinite(loss):
             raise LossNotFinite(f"the loss is not finite at iteration {step}")
 

@@ -34,7 +34,6 @@ from ..distributed.ranks import Ranks
 from ..evaluation.views import evaluate_views, mean_scores
 from ..model.histograms import Histogram
 from ..model.model import Model
-from ..model.ply import save_ply
 from ..model.rates import OptimConfig
 from ..run_record import checkpoint_file, model_file, shards_folder
 from .batch import moments_for
@@ -117,7 +116,12 @@ class Trainer(Generic[M]):
         self.images.check()
         self.sampler = CameraSampler(len(scene.train), config.seed)
         quiet = config.quiet or not team.is_first
-        self.tracker = Tracker(config.iterations, quiet=quiet, n_images=config.batch)
+        self.tracker = Tracker(
+            config.iterations,
+            quiet=quiet,
+            n_images=config.batch,
+            begin=config.post_start or 0,
+        )
         self.folder = RunFolder.of(config, start, scene.source)
         self.step = 0
         self.seed = config.seed
@@ -197,6 +201,11 @@ class Trainer(Generic[M]):
         write_run_files(folder, self.scene, {**self.settings, "run": self.folder.run})
         self.tracker.open(folder, self.step + 1)
 
+    @property
+    def stop_requested(self) -> bool:
+        """Whether the run has been asked to stop, and goes on to the end of the iteration."""
+        return self.stepper.wants_stop
+
     def _request_stop(self) -> None:
         self.stepper.wants_stop = True
 
@@ -270,7 +279,9 @@ class Trainer(Generic[M]):
         """
         self.stepper.settle()
         keep, ids = final_keep(self.gaussians, self.strategies), self.gaussians.rows["ids"]
-        return self.team.complete(self.gaussians.exported(keep), ids if keep is None else ids[keep])
+        if keep is not None:
+            ids = ids[keep.view(-1, self.gaussians.parts).any(1)]
+        return self.team.complete(self.gaussians.exported(keep), ids)
 
     def save(self, step: int) -> Path:
         """Write the model as point_cloud/iteration_N/point_cloud.ply."""
@@ -279,7 +290,7 @@ class Trainer(Generic[M]):
 
         def write() -> None:
             check_model(model, n, step, self.folder.latest())
-            save_ply(path, model.to_ply(), world_offset=self.scene.world_offset)
+            model.save(path, self.scene.world_offset)
             self.folder.add_model(step)
             self.tracker.info(f"iteration {step}: saved {len(model)} of {n} Gaussians")
 

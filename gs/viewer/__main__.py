@@ -1,4 +1,7 @@
-"""Write a trained run as a 3D page to send: `python -m gs.viewer -m OUT [--output page.html]`."""
+"""Write a trained run as a 3D page to send: `python -m gs.viewer -m OUT [--output page.html]`.
+
+`python -m gs.viewer --live -m OUT` shows it in the browser with the project's own renderer instead.
+"""
 
 import logging
 import sys
@@ -9,31 +12,37 @@ from typing import Annotated
 
 import tyro
 
-from ..data.scene import load_scene
 from ..errors import SplatrimError, run_cli
 from ..logs import show_log
-from ..model.ply import load_ply
-from ..run_record import find_model
-from ..run_settings import read_settings
+from .live import show_run
 from .page import write_page
+from .run_model import load_shown
 
 logger = logging.getLogger("splatrim")
 
 
 @dataclass(frozen=True)
 class PageConfig:
-    """Which model becomes a page."""
+    """Which model is shown."""
 
     model_path: Annotated[Path, tyro.conf.arg(aliases=("-m",))]
-    """Output folder of a run."""
+    """Output folder of a run, or a file of Gaussians: .ply, SPZ, SOG, .splat, .glb, ..."""
     output: Annotated[Path | None, tyro.conf.arg(aliases=("-o",))] = None
-    """The page; by default view.html in the run's folder."""
+    """The page; by default view.html in the run's folder, or beside the file."""
     iteration: int = -1
     """Which saved model; -1 is the latest."""
     sh_degree: int | None = None
     """Highest SH degree to keep, 0 to 3: fewer make a smaller page. By default all."""
     source_path: Annotated[Path | None, tyro.conf.arg(aliases=("-s",))] = None
     """The scene, if it has moved since training."""
+    live: bool = False
+    """Show the model at http://localhost:8080 until Ctrl-C, and write nothing (needs viser)."""
+    host: str = "127.0.0.1"
+    """Address that --live listens on; 0.0.0.0 lets other machines in."""
+    port: int = 8080
+    """Port of --live; the next free one where it is taken."""
+    device: str = "auto"
+    """Device on which --live renders: auto, cpu or cuda."""
 
 
 def write_run_page(config: PageConfig) -> Path:
@@ -44,31 +53,21 @@ def write_run_page(config: PageConfig) -> Path:
     """
     if config.sh_degree is not None and not 0 <= config.sh_degree <= 3:
         raise SplatrimError(f"--sh_degree {config.sh_degree}: choose 0, 1, 2 or 3")
-    settings = read_settings(config.model_path)
-    iteration, ply = find_model(config.model_path, config.iteration)
-    source = config.source_path or settings.get("source_path")
-    if not source:
-        raise SplatrimError("the run does not say where its scene is: give it with -s")
-    scene = load_scene(
-        Path(source),
-        images=settings.get("images"),
-        resolution=int(settings.get("resolution", -1)),
-        eval=bool(settings.get("eval", False)),
-        init_points=1,  # the points play no part here
-    )
-    output = config.output or config.model_path / "view.html"
-    white = float(bool(settings.get("white_background", False)))
+    shown = load_shown(config.model_path, config.iteration, config.source_path)
+    beside = config.model_path.is_file()
+    default = config.model_path.with_suffix(".html") if beside else config.model_path / "view.html"
+    output = config.output or default
     try:
         size = write_page(
             output,
-            load_ply(ply),
-            scene.test or scene.train,
-            title=f"{Path(source).name}, iteration {iteration}",
-            background=(white, white, white),
+            shown.tensors,
+            shown.cameras,
+            title=shown.title,
+            background=shown.background,
             sh_degree=config.sh_degree,
         )
     except ValueError as error:
-        raise SplatrimError(f"{ply} cannot be shown: {error}") from error
+        raise SplatrimError(f"{config.model_path} cannot be shown: {error}") from error
     logger.info(f"{output}: {size / 1e6:.1f} MB")
     return output
 
@@ -83,7 +82,17 @@ def main(args: Sequence[str] | None = None) -> None:
         use_underscores=True,
     )
     show_log(quiet=False)
-    write_run_page(config)
+    if config.live:
+        show_run(
+            config.model_path,
+            iteration=config.iteration,
+            source_path=config.source_path,
+            host=config.host,
+            port=config.port,
+            device=config.device,
+        )
+    else:
+        write_run_page(config)
 
 
 if __name__ == "__main__":

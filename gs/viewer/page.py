@@ -40,7 +40,8 @@ STYLE = """
 .splats select { max-width: 52vw; }
 .splats select, .splats input { font: inherit; height: 28px; border-radius: 6px; border: 0; }
 .splats input { width: 34px; padding: 2px; }
-.splats summary { cursor: pointer; }
+.splats summary { cursor: pointer; color: inherit; font: inherit; padding: 0; }
+.splats details { margin: 0; }
 .splats details[open] { flex-basis: 100%; }
 .splats .message { position: absolute; inset: auto 0 50% 0; margin: 0 16px; text-align: center; }
 .splats[data-state=shown] .message, .splats[data-state=moving] .message { display: none; }
@@ -126,7 +127,7 @@ def describe_scene(
     """What viewer.js must know beside the model's bytes; positions are relative to its origin."""
     step = max(len(tensors["means"]) // SAMPLED, 1)
     sample = tensors["means"][::step].detach().double().cpu().numpy()
-    views = [_describe_camera(camera, packed.origin, sample) for camera in cameras]
+    views = describe_cameras(cameras, packed.origin, sample)
     return {
         "count": packed.n_gaussians,
         "degree": packed.degree,
@@ -135,9 +136,18 @@ def describe_scene(
         "sh_range": packed.sh_range,
         "origin": packed.origin.tolist(),
         "near": min(camera.near for camera in cameras),
-        "up": _up(np.array([view["axes"] for view in views])).tolist(),
+        "up": upward(np.array([view["axes"] for view in views])).tolist(),
         "cameras": views,
     }
+
+
+def describe_cameras(
+    cameras: Sequence[Camera],
+    origin: NDArray[np.float64],  # [3]
+    sample: NDArray[np.float64],  # [M, 3]
+) -> list[dict[str, Any]]:
+    """Cameras as viewers place them, relative to `origin`; `sample` says how far things are."""
+    return [_describe_camera(camera, origin, sample) for camera in cameras]
 
 
 def _describe_camera(
@@ -164,7 +174,7 @@ def _describe_camera(
     }
 
 
-def _up(axes: NDArray[np.float64]) -> NDArray[np.float64]:  # [C, 3, 3] -> [3]
+def upward(axes: NDArray[np.float64]) -> NDArray[np.float64]:  # [C, 3, 3] -> [3]
     """What points up in the world: at right angles to the cameras' horizons, near their mean up.
 
     Cameras that look down from one side have a mean up that leans; their horizons do not. The

@@ -278,6 +278,4 @@ def pack_gradients(v_values: Tensor, out: Tensor) -> None:
 def unpack_gradients(buffer: Tensor, sent: Sent, v_values: Tensor) -> None:
     """kernels.exchange.unpack_gradients."""
     R, N, T, n = len(sent.values), sent.radii.shape[1], len(sent.table), sent.ends.shape[1]
-    launch(
-        _unpack_gradients_kernel, (n,), *sent, buffer, v_values, R, N, T, n, num_warps=WARPS
-    )  # fmt: skip
+    launch(_unpack_gradients_kernel, (n,), *sent, buffer, v_values, R, N, T, n, num_warps=WARPS)

@@ -20,6 +20,7 @@ from typing import Any
 
 import pytest
 import torch
+from compile_calls import decode_anchors, draw_masks
 
 REPO = Path(__file__).resolve().parents[2]
 CAPABILITIES = (80, 90)
@@ -33,6 +34,9 @@ SPILLS_ALLOWED: dict[str, int] = {
     "kernels.binning.sort_passes.sweep_kernel": 48,
     # sm_80's compiler will have it so
     "kernels.binning.depth_order._order_kernel": 48,
+    "kernels.decoder.backward.decode_shape_bwd_kernel": 72,
+    # three products in place of one, which no training takes
+    r"kernels.decoder.backward.*PRECISION=tf32x3": 304,
 }
 
 
@@ -210,15 +214,6 @@ def compare_images() -> None:
     photometric(colors, colors, 0.2, False)
 
 
-def draw_masks() -> None:
-    import torch
-
-    from kernels import sampled_in_any
-
-    ids = torch.zeros(128, dtype=torch.int32)
-    sampled_in_any(torch.zeros(128, 2), [1, 2], ids, backend="triton")
-
-
 CALLS: list[Callable[[], None]] = [
     render_plain,
     render_masked,
@@ -236,6 +231,7 @@ CALLS: list[Callable[[], None]] = [
     explore,
     compare_images,
     draw_masks,
+    decode_anchors,
 ]
 
 

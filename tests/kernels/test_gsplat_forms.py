@@ -71,6 +71,41 @@ def test_packed_has_a_row_for_each_visible_pair() -> None:
     assert torch.equal(rows[packed["flatten_ids"].long()], plain["flatten_ids"].long())
 
 
+@pytest.mark.parametrize("form", [{}, {"packed": True}, {"radius_clip": 0.5}])
+def test_a_loss_may_read_positions(form: dict[str, Any]) -> None:
+    values = scene()
+    leaf = values["means"].clone().requires_grad_()
+    image = draw(**(values | {"means": leaf}))[0]
+    image_gradient = torch.autograd.grad((image * weights(image)).sum(), leaf)[0]
+
+    def gradients(**form: Any) -> tuple[Tensor, Tensor]:
+        means = values["means"].clone().requires_grad_()
+        image, _, info = draw(**(values | {"means": means}), **form)
+        seen = (info["radii"] > 0).all(-1)
+        ((image * weights(image)).sum() + info["means2d"][seen].square().sum()).backward()
+        assert means.grad is not None
+        return means.grad, info["means2d"].grad[seen]
+
+    for got, want in zip(gradients(**form), gradients(), strict=True):
+        torch.testing.assert_close(got, want)
+    assert not torch.allclose(gradients()[0], image_gradient)
+
+
+@pytest.mark.parametrize("form", [{}, {"packed": True}, {"radius_clip": 0.5}])
+def test_positions_outlive_info(form: dict[str, Any]) -> None:
+    values = scene()
+    values["means"].requires_grad_()
+
+    def positions_of_image() -> tuple[Tensor, Tensor]:
+        image, _, info = draw(**values, absgrad=True, **form)
+        return image, info["means2d"]
+
+    image, means2d = positions_of_image()
+    image.sum().backward()
+    assert means2d.grad is not None and means2d.grad.any()
+    assert means2d.absgrad.any()  # pyright: ignore[reportAttributeAccessIssue]
+
+
 def test_without_packing_there_are_no_ids() -> None:
     info = draw(**scene())[2]
     assert info["gaussian_ids"] is info["camera_ids"] is info["batch_ids"] is None
@@ -120,6 +155,8 @@ def test_batch_dimensions_agree() -> None:
     batched = {k: torch.stack([x] * 3) for k, x in values.items() if isinstance(x, Tensor)}
     with pytest.raises(ValueError, match=r"viewmats: expected \[3\] as leading dimensions"):
         draw(**(values | batched | {"viewmats": values["viewmats"]}))
+    with pytest.raises(ValueError, match=r"means: expected at least one .*, got \[0, 30, 3\]"):
+        draw(**(values | {k: x[:0] for k, x in batched.items()}))
     with pytest.raises(ValueError, match=r"Ks: .* with C=2"):
         draw(**(values | batched | {"Ks": batched["Ks"][:, :1]}))
 

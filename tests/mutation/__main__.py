@@ -21,10 +21,12 @@ from pathlib import Path
 from mutant import Mutant, MutantError, check, copy_tree, is_noticed, locate, run_tests
 from mutants_gs import GS
 from mutants_kernels import KERNELS
+from mutants_neural import NEURAL
 from mutants_pruning import PRUNING
+from mutants_ranks import RANKS
 
 ROOT = Path(__file__).resolve().parents[2]
-MUTANTS: list[Mutant] = [*PRUNING, *GS, *KERNELS]
+MUTANTS: list[Mutant] = [*PRUNING, *GS, *KERNELS, *NEURAL, *RANKS]
 ENOUGH = 0.95
 
 

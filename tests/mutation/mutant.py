@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-PACKAGES = ("kernels", "gs", "pruning", "train.py")
+PACKAGES = ("kernels", "gs", "pruning", "splatrim", "train.py")
 COPIED = (*PACKAGES, "tests", "pyproject.toml", "README.md")
 TIMEOUT = 900  # seconds for the tests of one mutant; one that hangs is noticed
 SURVIVED, CAUGHT = 0, 1  # exit status of pytest: all passed, some failed

@@ -20,14 +20,15 @@ GS = [
     ),
     Mutant(
         "background is ignored",
-        "render(gaussians, view, background=inputs.background, **keywords)",
-        "render(gaussians, view, **keywords)",
+        "render(splats, view, background=inputs.background, **keywords)",
+        "render(splats, view, **keywords)",
         WIRING,
     ),
     Mutant(
         "extent 1 in the densifier",
-        "            extent=self.scene.extent,\n            iterations=config.iterations,",
-        "            extent=1.0,\n            iterations=config.iterations,",
+        "            out,\n            self.images.cameras[indices[0]],\n"
+        "            extent=self.scene.extent,",
+        "            out,\n            self.images.cameras[indices[0]],\n            extent=1.0,",
         WIRING,
     ),
     Mutant(
@@ -125,9 +126,8 @@ GS = [
     ),
     Mutant(
         "statistics are never cleared",
-        "        for name in (GRADIENTS, VIEWS):\n            gaussians.rows[name].zero_()\n"
-        '        self._counts = {\n            "n_cloned": float(n_clones),',
-        '        self._counts = {\n            "n_cloned": float(n_clones),',
+        "            gaussians.rows[name].zero_()\n        counts = ctx.total(n_clones,",
+        "            pass\n        counts = ctx.total(n_clones,",
         WIRING,
     ),
     Mutant("children are as large", "(log_scales - math.log(CHILD_SHRINK))", "log_scales", DENSIFY),
@@ -154,10 +154,10 @@ GS = [
         "what others name stays",
         "grown.keep(~drop if others is None else ~(drop | others), ctx.optimizer)\n"
         "        for name in (GRADIENTS, VIEWS):\n            gaussians.rows[name].zero_()\n"
-        '        self._counts = {\n            "n_cloned": float(n_clones),',
+        "        counts = ctx.total(",
         "grown.keep(~drop, ctx.optimizer)\n"
         "        for name in (GRADIENTS, VIEWS):\n            gaussians.rows[name].zero_()\n"
-        '        self._counts = {\n            "n_cloned": float(n_clones),',
+        "        counts = ctx.total(",
         DENSIFY,
     ),
     Mutant(

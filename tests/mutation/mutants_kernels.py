@@ -233,4 +233,28 @@ KERNELS = [
         "scales = scales * 1.0",
         ("test_compat.py::test_precomputed_inputs_and_scale_modifier",),
     ),
+    Mutant(
+        "joined means2d is cut off the graph",
+        "means2d = select(whole)\n",
+        "means2d = select(whole.detach()).requires_grad_(whole.requires_grad)\n",
+        ("test_gsplat_forms.py",),
+    ),
+    Mutant(
+        "joined means2d does not keep its pieces",
+        "means2d.pieces = rows",
+        "means2d.pieces = None",
+        ("test_gsplat_forms.py",),
+    ),
+    Mutant(
+        "radius_clip goes by the smaller extent",
+        "(radii <= radius_clip).all(-1)",
+        "(radii <= radius_clip).any(-1)",
+        ("test_gsplat_forms.py",),
+    ),
+    Mutant(
+        "packed entries name pairs, not rows",
+        "flat = (seen.flatten().cumsum(0) - 1)[flat.long()].to(flat)",
+        "flat = flat.clone()",
+        ("test_gsplat_forms.py",),
+    ),
 ]

@@ -66,8 +66,8 @@ PRUNING = [
     # LP-3DGS
     Mutant(
         "LP-3DGS masks ignore scores",
-        'x = gaussians.params["mask_logits"] * gaussians.rows[SCORES]',
-        'x = gaussians.params["mask_logits"]',
+        'x = (gaussians.params["mask_logits"] * gaussians.rows[SCORES]).flatten()',
+        'x = gaussians.params["mask_logits"].flatten()',
         LP,
     ),
     Mutant(
@@ -115,8 +115,8 @@ PRUNING = [
     # scores and rules
     Mutant(
         "RadSplat's score sums over views",
-        'total = torch.maximum(total, info["contrib_max"].double())',
-        'total += info["contrib_max"].double()',
+        'total = torch.maximum(total, found["max"].double())',
+        'total += found["max"].double()',
         SCORES,
     ),
     Mutant(

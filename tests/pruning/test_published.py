@@ -9,6 +9,7 @@ import pytest
 import torch
 
 import train
+from gs.cli import Config
 from gs.config import TrainConfig
 from gs.model.gaussians import Gaussians
 from pruning import LP3DGSConfig, MaskGaussianConfig, MethodConfig
@@ -41,7 +42,7 @@ def test_published_presets_differ_where_the_code_does(
     assert {k: theirs[k] for k in theirs if theirs[k] != ours[k]} == changes
 
 
-def parse(line: str) -> train.Config:
+def parse(line: str) -> Config:
     return train.parse(shlex.split(f"-s x {line}"))
 
 

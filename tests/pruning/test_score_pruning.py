@@ -78,7 +78,7 @@ def survivors(
 
 
 def test_all_baselines_are_methods() -> None:
-    assert BASELINES == ["radsplat", "mini-splatting", "light-gaussian", "opacity"]
+    assert {*BASELINES} == {"radsplat", "mini-splatting", "light-gaussian", "opacity"}
     for name in BASELINES:
         for preset in METHODS[name].PRESETS:
             assert METHODS[name].preset(preset).prune_iterations  # type: ignore[attr-defined]

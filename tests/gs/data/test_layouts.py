@@ -126,6 +126,6 @@ def test_nerfstudios_description_goes_before_the_model_it_was_made_from(tmp_path
 def test_pycolmap_is_imported_only_for_distortion(tmp_path: Path, repo: Path) -> None:
     """It takes half a second."""
     write(tmp_path)
-    code = f"import sys, pathlib, train; train.load_scene(pathlib.Path({str(tmp_path)!r}));"
+    code = f"import sys, pathlib, gs; gs.load_scene(pathlib.Path({str(tmp_path)!r}));"
     code += "assert 'pycolmap' not in sys.modules and 'plyfile' in sys.modules"
     subprocess.run([sys.executable, "-c", code], cwd=repo, check=True, timeout=100)

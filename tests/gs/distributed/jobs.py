@@ -7,7 +7,7 @@ writes what they return to a file.
 import json
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,9 @@ from gs.distributed.processes import find_ranks
 from gs.distributed.ranks import Ranks
 from gs.errors import SplatrimError
 from gs.model.rates import OptimConfig
+from gs.training.checkpoint_shards import load_any
+from gs.training.observer import Observer, Run
+from gs.training.sharded_step import ShardedStepper
 from gs.training.strategy import Strategy
 from gs.training.trainer import Trainer
 from pruning import MaskGaussianConfig
@@ -142,6 +145,95 @@ def gradients(ranks: Ranks | None, *args: Any, **options: Any) -> dict[str, Any]
     return {**found, "loss": made.tracker.state_dict()["sums"], "n": 0, "next_id": 0}
 
 
+def resume(ranks: Ranks, scene: str, out: str, path: str | None, steps: int) -> dict[str, Any]:
+    """Go on from a checkpoint, in float32, and save one; the rank's rows."""
+    start = None if path is None else load_any(Path(path), ranks)
+    options = {"batch": 1, "iterations": 40, "start": start, "exact": False}
+    made = trainer(ranks, scene, out, "default", **options)
+    with made.stepper.running():
+        while made.step < steps:
+            made.train_step(made.step + 1)
+        found: dict[str, Any] = shard(made)
+        found |= {"next_id": made.gaussians.next_id, "n": made.stepper.n_gaussians}
+        found["loss"] = made.tracker.state_dict()["sums"]
+        found["path"] = str(made.checkpoint(steps))
+    return found
+
+
+class Impatient(Observer):
+    """Asks the run to stop."""
+
+    def on_step(self, run: Run, step: int) -> None:
+        if step == 6:
+            run.stepper.wants_stop = True  # type: ignore[attr-defined]
+
+
+def stop(ranks: Ranks, scene: str, out: str) -> dict[str, Any]:
+    """Train until one rank is asked to stop; where the run stands then."""
+    made = trainer(ranks, scene, out, exact=False)
+    if ranks.rank == 1:
+        made.observers = (*made.observers, Impatient())
+    path = made.fit()
+    return {"step": made.step, "path": str(path)}
+
+
+def overflow(ranks: Ranks, scene: str, out: str) -> dict[str, Any]:
+    """A step whose buffers are too small at first."""
+    made = trainer(ranks, scene, out, iterations=99)
+    stepper = made.stepper
+    assert isinstance(stepper, ShardedStepper)
+    with stepper.running():
+        stepper.planner.least = 1
+        stepper.planner._needs = dict.fromkeys(range(8), 2.0)
+        takes = 0
+        take = stepper._take
+
+        def counted(step: int, indices: Sequence[int]) -> Any:
+            nonlocal takes
+            takes += 1
+            return take(step, indices)
+
+        stepper._take = counted
+        made.train_step(2)
+    found: dict[str, Any] = shard(made)
+    steps = {float(s["step"]) for s in made.optimizer.state.values()}
+    found |= {"takes": takes, "steps": steps, "loss": made.tracker.state_dict()["sums"]}
+    return found | {"next_id": made.gaussians.next_id, "n": stepper.n_gaussians}
+
+
+def sent(ranks: Ranks, scene: str, out: str) -> dict[str, int]:
+    """Bytes that a step sends, and what they should be."""
+    made = trainer(ranks, scene, out, None, iterations=99, exact=False)
+    stepper = made.stepper
+    assert isinstance(stepper, ShardedStepper)
+    with stepper.running():
+        made.train_step(2)
+        before, indices = ranks.sent_bytes, [0, 3]
+        plan = stepper.planner.plan(indices)
+        stepper.forward_backward(4, indices)
+    rows = sum(plan.sent()) - plan.sent()[ranks.rank]
+    back = plan.received(ranks.rank)[0] * (ranks.size - 1)
+    images = 0
+    for k, task in enumerate(plan.tasks):
+        if plan.camera(k) % ranks.size == ranks.rank != task.rank:
+            top, bottom = task.window(plan.height(k))
+            images += (bottom - top) * 48 * 3
+    return {"sent": ranks.sent_bytes - before, "want": 48 * (rows + back) + images}
+
+
+def differing(ranks: Ranks, scene: str, out: str) -> str:
+    """What a run says whose ranks have other settings."""
+    made = trainer(ranks, scene, out, exact=False)
+    made.settings = {"pruning": {"lambda_mask": 0.001 if ranks.rank == 1 else 0.0005}}
+    try:
+        made.fit()
+    except SplatrimError as error:
+        return str(error)
+    except SystemExit as error:
+        return f"exit {error.code}"
+    return "nothing"
+
+
 def collectives(ranks: Ranks) -> dict[str, Any]:
     """What each collective gives."""
     x = torch.arange(3.0) + 10 * ranks.rank
@@ -174,7 +266,12 @@ def collectives(ranks: Ranks) -> dict[str, Any]:
 
 JOBS: dict[str, Callable[..., Any]] = {
     "collectives": collectives,
+    "differing": differing,
     "gradients": gradients,
+    "overflow": overflow,
+    "resume": resume,
+    "sent": sent,
+    "stop": stop,
     "train": train,
 }
 

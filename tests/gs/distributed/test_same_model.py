@@ -69,6 +69,19 @@ def test_gradients(
         assert_same([jobs.gradients(None, small_scene, out, **options)], want, 0.0)
 
 
+def test_regularisers_of_the_seen(
+    simulated: Run, jobs: ModuleType, small_scene: str, tmp_path: Path
+) -> None:
+    out, seen = str(tmp_path), {"regularise": "seen", "iterations": 99}
+    want = [jobs.gradients(None, small_scene, out, exact=False, **seen)]
+    got = simulated(3, "gradients", small_scene, out, exact=False, **seen)
+    assert_same(got, want, 1e-5)
+    assert_same(simulated(1, "gradients", small_scene, out, exact=False, **seen), want, 0.0)
+    options = {**seen, "adam_rows": "seen", "steps": 6}
+    want, got = (simulated(n, "train", small_scene, out, "mcmc", **options) for n in (1, 3))
+    assert_same(got, want, AFTER_ADAM)
+
+
 @pytest.mark.parametrize("densifier", ["default", "mcmc"])
 @pytest.mark.parametrize("n", [2, 3, 4, 8])
 def test_simulated(

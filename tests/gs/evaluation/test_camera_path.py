@@ -9,7 +9,7 @@ import torch
 
 from gs.data.camera import Camera, cameras_json
 from gs.errors import SplatrimError
-from gs.evaluation.camera_path import around, interpolate, orbit, read_path, resized
+from gs.evaluation.camera_path import around, cameras_for, interpolate, orbit, read_path, resized
 
 
 def looking_in(angle: float, height: float = 1.0, distance: float = 4.0) -> Camera:
@@ -67,6 +67,21 @@ def test_a_model_alone_is_seen_from_all_sides() -> None:
         assert bool((seen[:, 2] > camera.near).float().mean() > 0.95)
         assert bool(inside.float().mean() > 0.7) and float(pixels[:, 0].std()) > 60
         assert camera.viewmat[1, 1] > 0, "down is y"
+
+
+def test_a_file_in_a_runs_folder_has_the_runs_cameras(tmp_path: Path) -> None:
+    file, means = tmp_path / "run/export/x.spz", torch.randn(50, 3)
+    assert len(cameras_for(file, means)) == 8
+    file.parent.mkdir(parents=True)
+    (tmp_path / "run/cameras.json").write_text(json.dumps(cameras_json(RING[:3], [])))
+    for place in (file, tmp_path / "run/point_cloud/iteration_7/point_cloud.ply"):
+        cameras = cameras_for(place, means)
+        assert [camera.image_name for camera in cameras] == [v.image_name for v in RING[:3]]
+        assert [camera.near for camera in cameras] == pytest.approx([0.1] * 3)
+        torch.testing.assert_close(cameras[1].viewmat, RING[1].viewmat, atol=1e-4, rtol=1e-4)
+    (tmp_path / "run/cameras.json").write_text("[{}]")
+    with pytest.raises(SplatrimError, match="cameras.json is no camera path"):
+        cameras_for(file, means)
 
 
 def test_a_flight_passes_its_keys() -> None:

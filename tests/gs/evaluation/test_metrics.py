@@ -57,7 +57,7 @@ def test_results_and_per_view(tmp_path: Path, no_lpips: None) -> None:
     results = json.loads((tmp_path / "results.json").read_text())
     per_view = json.loads((tmp_path / "per_view.json").read_text())
     assert set(results) == set(per_view) == {"ours_30", "ours_7"}
-    assert set(results["ours_30"]) == {"PSNR", "SSIM"}
+    assert set(results["ours_30"]) == {"PSNR", "SSIM", "FLIP"}
     expected = [20 * np.log10(255 / (i + 1)) for i in range(3)]
     names = ["00000.png", "00001.png", "00002.png"]
     assert list(per_view["ours_30"]["PSNR"]) == names
@@ -89,15 +89,18 @@ def test_broken_torchvision_leaves_lpips_out(
 
 
 class FakeLPIPS(torch.nn.Module):
-    """Mean absolute difference in the place of the network."""
+    """Mean absolute difference in the place of the network, times a weight of VGG's."""
 
-    def __init__(self, net: str, version: str, verbose: bool) -> None:
+    def __init__(self, net: str, version: str, pnet_rand: bool, verbose: bool) -> None:
         super().__init__()
-        assert (net, version) == ("vgg", "0.1")
+        assert (net, version, pnet_rand) == ("vgg", "0.1", True)
+        layer = torch.nn.Conv2d(1, 1, 1, bias=False)
+        self.net = torch.nn.ModuleDict({"slice2": torch.nn.ModuleDict({"5": layer})})
 
     def forward(self, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
         assert a.shape[:2] == (1, 3) and a.min() >= 0 and a.max() <= 1
-        return (a - b).abs().mean().reshape(1, 1, 1, 1)
+        (weight,) = self.net.parameters()
+        return weight * (a - b).abs().mean()
 
 
 @pytest.fixture
@@ -118,16 +121,40 @@ def test_missing_weights_are_not_downloaded(fake_lpips: Path) -> None:
 
 def test_lpips_with_weights_gets_images_in_0_1(fake_lpips: Path, tmp_path: Path) -> None:
     fake_lpips.parent.mkdir(parents=True)
-    fake_lpips.touch()
+    torch.save({"features.5.weight": torch.ones(1, 1, 1, 1), "classifier.0": 0}, fake_lpips)
     write_views(tmp_path / "out", 2)
     results = compute_metrics([tmp_path / "out"], device="cpu")[str(tmp_path / "out")]
     assert results["ours_30"]["LPIPS"] == pytest.approx(1.5 / 255, rel=1e-4)
 
 
+def test_lpips_with_weights_of_a_file(fake_lpips: Path, tmp_path: Path) -> None:
+    weights, out = tmp_path / "mine.pth", tmp_path / "out"
+    torch.save({"features.5.weight": torch.full((1, 1, 1, 1), 3.0)}, weights)
+    write_views(out, 2)
+    main(["-m", str(out), "--lpips_weights", str(weights)])
+    results = json.loads((out / "results.json").read_text())
+    assert results["ours_30"]["LPIPS"] == pytest.approx(3 * 1.5 / 255, rel=1e-4)
+
+
+@pytest.mark.parametrize("content", [None, b"no weights", {"features.9.weight": 1}, [1]])
+def test_given_weights_that_cannot_be_used_are_refused(
+    fake_lpips: Path, tmp_path: Path, content: object
+) -> None:
+    weights, out = tmp_path / "mine.pth", tmp_path / "out"
+    if isinstance(content, bytes):
+        weights.write_bytes(content)
+    elif content is not None:
+        torch.save(content, weights)
+    write_views(out, 1)
+    with pytest.raises(SplatrimError, match=r"mine\.pth cannot be used"):
+        compute_metrics([out], device="cpu", lpips_weights=weights)
+    assert not (out / "results.json").exists()
+
+
 def test_bad_input_writes_nothing(tmp_path: Path, no_lpips: None) -> None:
     with pytest.raises(SplatrimError, match="no such folder"):
         compute_metrics([tmp_path / "absent"])
-    with pytest.raises(SplatrimError, match="python -m gs.render -m"):
+    with pytest.raises(SplatrimError, match="render -m .* --skip_train"):
         compute_metrics([tmp_path])
 
     write_views(tmp_path / "a", 2)

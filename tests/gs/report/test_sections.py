@@ -1,83 +1,38 @@
 import json
 import re
 import shutil
+from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
 from gs.errors import SplatrimError
-from gs.model.ply import save_ply
-from gs.report.charts import MAX_POINTS, Series, compact, line_chart, moving_average, nice_ticks
+from gs.evaluation.readable import duration, frame_rate, milliseconds
+from gs.report.charts import (
+    MAX_POINTS,
+    Series,
+    compact,
+    line_chart,
+    log_ticks,
+    moving_average,
+    nice_ticks,
+)
 from gs.report.page import ERROR_COLORS, MAX_IMAGE_WIDTH, data_uri, error_map
 from gs.report.run import Run, View, load_run
-from gs.report.sections import SECTIONS, choose_views, duration, main, write_report
+from gs.report.sections import SECTIONS, main, write_report
+from gs.report.views import choose_views
 
-
-def write_run(out: Path, *, n_views: int = 8) -> None:
-    """All files of a finished, measured run."""
-    out.mkdir(parents=True)
-    n = 40
-    save_ply(
-        out / "point_cloud/iteration_300/point_cloud.ply",
-        {
-            "means": torch.zeros(n, 3),
-            "quats": torch.ones(n, 4),
-            "scales": torch.zeros(n, 3),
-            "opacities": torch.zeros(n),
-            "sh0": torch.zeros(n, 1, 3),
-            "shN": torch.zeros(n, 15, 3),
-        },
-    )
-    steps = list(range(10, 301, 10))
-    history = {
-        "step": steps,
-        "loss": [0.3 / s for s in steps],
-        "psnr": [10 + 0.05 * s for s in steps],
-        "n_gaussians": [50 + (s if s < 160 else 300 - s) for s in steps],
-        "n_used": [40 + (s if s < 160 else 300 - s) for s in steps],
-        "seconds": steps,
-        "test": [{"step": 150, "psnr": 20.0, "l1": 0.1}, {"step": 300, "psnr": 24.0, "l1": 0.05}],
-        "settings": {},
-        "timing": {"train_seconds": 245.0, "iterations_per_second": 1.224, "device": "cpu"},
-    }
-    settings = {
-        "source_path": "/data/<garden> & co",
-        "method": "mask-gaussian",
-        "eval": True,
-        "iterations": 300,
-        "pruning": {"lambda_mask": 0.0005, "deep": {"on": True}},
-    }
-    names = [f"{i:05d}.png" for i in range(n_views)]
-    rng = np.random.default_rng(0)
-    for i, name in enumerate(names):
-        truth = rng.integers(0, 200, (12, 16, 3), np.uint8)
-        for kind, image in (("gt", truth), ("renders", truth + np.uint8(5 * i))):
-            (out / "test/ours_300" / kind).mkdir(parents=True, exist_ok=True)
-            Image.fromarray(image).save(out / "test/ours_300" / kind / name)
-    means = {"PSNR": 24.125, "SSIM": 0.8125, "LPIPS": 0.25}
-    per_view = {m: {k: v + i for i, k in enumerate(names)} for m, v in means.items()}
-    views = [f"cam/{i}.jpg" for i in range(n_views)]
-    stats = {"fps": 12.5, "ms": 80.0, "device": "CPU", "width": 16, "height": 12}
-    stats["test"] = {"psnr": 24.125, "views": views}
-    for name, data in {
-        "history": history,
-        "config": settings,
-        "results": {"ours_300": means},
-        "per_view": {"ours_300": per_view},
-        "render_stats": {"ours_300": stats},
-    }.items():
-        (out / f"{name}.json").write_text(json.dumps(data))
+WriteRun = Callable[..., None]
 
 
 class Checker(HTMLParser):
     """Balanced tags, and every address that the page would open."""
 
-    VOID = ("meta", "img", "line", "circle", "polyline", "rect", "br")
+    VOID = ("meta", "img", "line", "circle", "polyline", "rect", "br", "input")
 
     def __init__(self) -> None:
         super().__init__()
@@ -107,7 +62,7 @@ def parse(path: Path) -> Checker:
     return checker
 
 
-def test_a_whole_run(tmp_path: Path) -> None:
+def test_a_whole_run(tmp_path: Path, write_run: WriteRun) -> None:
     write_run(tmp_path / "out")
     page = parse(write_report(tmp_path / "out"))
     text = " ".join(page.text)
@@ -117,7 +72,8 @@ def test_a_whole_run(tmp_path: Path) -> None:
         "0.812",
         "0.250",
         "40",
-        "80 % fewer than the peak of 200",
+        "80 % below the peak",
+        "There is no 3D view: ",
         "4:05",
         "12.5",
         "in use",
@@ -126,10 +82,10 @@ def test_a_whole_run(tmp_path: Path) -> None:
     ):
         assert expected in text, expected
     html = (tmp_path / "out/report.html").read_text()
-    assert html.count("<svg") == 4 and html.count("<figure>") == 18
+    assert html.count("<svg") == 4 and html.count("<figure>") == 12
 
 
-def test_the_page_needs_nothing_from_outside(tmp_path: Path) -> None:
+def test_the_page_needs_nothing_from_outside(tmp_path: Path, write_run: WriteRun) -> None:
     write_run(tmp_path / "out")
     page = parse(write_report(tmp_path / "out"))
     assert page.addresses and all(a.startswith("data:image/") for a in page.addresses)
@@ -142,7 +98,7 @@ PARTS = ("history.json", "config.json", "results.json", "per_view.json", "render
 
 
 @pytest.mark.parametrize("missing", [*PARTS, "test", "point_cloud"])
-def test_any_part_may_be_missing(tmp_path: Path, missing: str) -> None:
+def test_any_part_may_be_missing(tmp_path: Path, missing: str, write_run: WriteRun) -> None:
     write_run(tmp_path / "out")
     path = tmp_path / "out" / missing
     shutil.rmtree(path) if path.is_dir() else path.unlink()
@@ -151,7 +107,7 @@ def test_any_part_may_be_missing(tmp_path: Path, missing: str) -> None:
 
 
 @pytest.mark.parametrize("present", [*PARTS, "test", "point_cloud"])
-def test_any_part_alone_is_enough(tmp_path: Path, present: str) -> None:
+def test_any_part_alone_is_enough(tmp_path: Path, present: str, write_run: WriteRun) -> None:
     write_run(tmp_path / "out")
     for path in list((tmp_path / "out").iterdir()):
         if path.name != present:
@@ -163,7 +119,7 @@ def test_any_part_alone_is_enough(tmp_path: Path, present: str) -> None:
     parse(write_report(tmp_path / "out"))
 
 
-def test_a_run_without_test_views_says_how_to_get_them(tmp_path: Path) -> None:
+def test_a_run_without_test_views_says_how_to_get_them(tmp_path: Path, write_run: WriteRun) -> None:
     write_run(tmp_path / "out")
     shutil.rmtree(tmp_path / "out/test")
     assert "python -m gs.render -m" in " ".join(parse(write_report(tmp_path / "out")).text)
@@ -172,7 +128,7 @@ def test_a_run_without_test_views_says_how_to_get_them(tmp_path: Path) -> None:
     assert "--eval" in " ".join(parse(write_report(tmp_path / "out")).text)
 
 
-def test_an_unfinished_or_diverged_run(tmp_path: Path) -> None:
+def test_an_unfinished_or_diverged_run(tmp_path: Path, write_run: WriteRun) -> None:
     write_run(tmp_path / "out")
     history = json.loads((tmp_path / "out/history.json").read_text())
     history["loss"][3:] = [float("nan")] * len(history["loss"][3:])
@@ -184,7 +140,7 @@ def test_an_unfinished_or_diverged_run(tmp_path: Path) -> None:
     assert html.count("<svg") == 3 and "nan" not in html.lower().split("<script>")[0]
 
 
-def test_bad_input(tmp_path: Path) -> None:
+def test_bad_input(tmp_path: Path, write_run: WriteRun) -> None:
     with pytest.raises(SplatrimError, match="no such folder"):
         write_report(tmp_path / "absent")
     with pytest.raises(SplatrimError, match="not the output of a run"):
@@ -199,7 +155,7 @@ def test_bad_input(tmp_path: Path) -> None:
     assert not (tmp_path / "out/report.html").exists()
 
 
-def test_sections_can_be_added(tmp_path: Path) -> None:
+def test_sections_can_be_added(tmp_path: Path, write_run: WriteRun) -> None:
     write_run(tmp_path / "out")
 
     def extra(run: Run) -> tuple[str, str]:
@@ -209,14 +165,14 @@ def test_sections_can_be_added(tmp_path: Path) -> None:
     assert "<h2>Pruning &amp; quality</h2><p>8 views</p>" in html
 
 
-def test_the_latest_model_is_reported(tmp_path: Path) -> None:
+def test_the_latest_model_is_reported(tmp_path: Path, write_run: WriteRun) -> None:
     write_run(tmp_path / "out")
     shutil.copytree(tmp_path / "out/test/ours_300", tmp_path / "out/test/ours_1000")
     run = load_run(tmp_path / "out")
     assert run.iteration == 1000 and len(run.views) == 8 and run.views[0].scores == {}
 
 
-def test_command_line(tmp_path: Path) -> None:
+def test_command_line(tmp_path: Path, write_run: WriteRun) -> None:
     write_run(tmp_path / "out")
     main(["-m", str(tmp_path / "out")])
     assert (tmp_path / "out/report.html").is_file()
@@ -239,6 +195,15 @@ def test_duration() -> None:
     cases = {0.04: ("0.0", "s"), 59.96: ("1:00", "min"), 245: ("4:05", "min"), 3725: ("1:02", "h")}
     for seconds, expected in cases.items():
         assert duration(seconds) == expected
+
+
+def test_rates_of_slow_renderers_are_times() -> None:
+    rates = {1234.6: ("1,235", "frames/s"), 12.5: ("12.5", "frames/s"), 1.0: ("1", "frames/s")}
+    rates |= {0.0981: ("10.2", "s per view"), 0.004: ("4:10", "min per view")}
+    for fps, expected in rates.items():
+        assert frame_rate(fps) == expected
+    texts = {0.526: "0.526 ms", 80: "80 ms", 10_200: "10.2 s"}
+    assert {ms: milliseconds(ms) for ms in texts} == texts
 
 
 def test_error_map_scale() -> None:
@@ -278,6 +243,32 @@ def test_nice_ticks_at_any_scale() -> None:
         ticks = nice_ticks(low, high, 5, cover=True)
         assert 2 <= len(ticks) <= 8 and ticks == sorted(set(ticks))
         assert ticks[0] <= low and ticks[-1] >= high
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "ticks"),
+    [
+        (0.013, 0.3, [0.01, 0.02, 0.05, 0.1, 0.2, 0.5]),
+        (5.0, 5.0, [5.0, 10.0]),
+        (1e-6, 1.0, [1e-6, 1e-5, 1e-4, 1e-3, 0.01, 0.1, 1.0]),
+        (1e-9, 1e9, [1e-9, 1e-6, 1e-3, 1.0, 1e3, 1e6, 1e9]),
+    ],
+)
+def test_log_ticks(low: float, high: float, ticks: list[float]) -> None:
+    assert log_ticks(low, high) == pytest.approx(ticks)
+
+
+def test_a_logarithmic_axis_shows_what_is_above_zero() -> None:
+    html = line_chart(
+        [Series("loss", [0, 1, 2, 3], [1.0, 0.1, 0.0, 0.01])],
+        x_label="iteration",
+        y_label="Loss",
+        log_y=True,
+    )
+    (series,) = chart_points(html)
+    heights = [point[1] for point in series["points"]]
+    assert len(heights) == 3
+    assert heights[1] - heights[0] == pytest.approx(heights[2] - heights[1], abs=0.2)
 
 
 def test_moving_average_and_compact() -> None:

@@ -129,14 +129,21 @@ def test_a_buffer_packs_integers_by_name() -> None:
         buffer.upload(words, (0.1, 0.2, 0.3), 5, {"mask_seed": 5}, 0.25, rates)
 
 
-@pytest.mark.parametrize(("counts", "skip"), [((5, 60), 0), ((6, 1), 1), ((1, 61), 1)])
-def test_a_step_reports_and_knows_whether_it_fits(counts: tuple[int, int], skip: int) -> None:
+@pytest.mark.parametrize(
+    ("counts", "missing", "skip"),
+    [((5, 60), None, 0), ((6, 1), None, 1), ((1, 61), 0, 1), ((5, 60), 0, 0), ((5, 60), 2, 1)],
+)
+def test_a_step_reports_and_knows_whether_it_fits(
+    counts: tuple[int, int], missing: int | None, skip: int
+) -> None:
     buffer = buffer_of()
     bounds = Bounds(HELD, torch.tensor(HELD, dtype=torch.int32), buffer)
     for _ in range(2):
         buffer.upload(np.zeros(VIEW_WORDS, np.float32), (0, 0, 0), 1, {}, 0.0, torch.zeros(2, 2))
-        assert bounds.check(torch.tensor(counts, dtype=torch.int32)).tolist() == [skip]
-        assert buffer.wait() == counts
+        lacking = None if missing is None else torch.tensor([missing], dtype=torch.int32)
+        got = bounds.check(torch.tensor(counts, dtype=torch.int32), lacking)
+        assert got.tolist() == [skip]
+        assert buffer.wait() == (*counts, missing or 0)
 
 
 def test_only_strategies_that_say_so_are_captured() -> None:

@@ -91,3 +91,14 @@ def test_a_history_that_has_a_later_chance_fails_nothing(
     assert "cannot write" in caplog.text
     with pytest.raises(SplatrimError, match="cannot write .*history.json"):
         tracker.write_history(tmp_path / "history.json")
+
+
+def test_the_bar_of_post_training_counts_what_is_to_be_done(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    with Tracker(30_020, quiet=False, begin=30_000) as tracker:
+        tracker.open(tmp_path, 30_011)
+        tracker.record(torch.full((3,), 0.5))
+        tracker.log(30_020, 1, {})
+    shown = capfd.readouterr().err
+    assert "10/20" in shown and "20/20" in shown

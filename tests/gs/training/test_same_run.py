@@ -10,6 +10,7 @@ import pytest
 import torch
 
 import train
+from gs.cli import describe
 from gs.config import TrainConfig
 from gs.data.demo import write_demo_scene
 from gs.data.scene import Scene, load_scene
@@ -49,11 +50,11 @@ def test_changed_settings_are_named() -> None:
 
 
 def test_every_setting_is_compared_but_harmless_ones() -> None:
-    before = train.describe(train.parse(["-s", "scene", "-m", "a"]))
+    before = describe(train.parse(["-s", "scene", "-m", "a"]))
     flags: str = (
         "-s scene -m b --quiet --device cpu --save_iterations 5 --overwrite --no_cuda_graphs"
     )
-    assert changed_settings(before, train.describe(train.parse([*flags.split()]))) == []
+    assert changed_settings(before, describe(train.parse([*flags.split()]))) == []
     changes: tuple[str, ...] = (
         "-w",
         "-r 2",
@@ -77,10 +78,10 @@ def test_every_setting_is_compared_but_harmless_ones() -> None:
         config = train.parse(["-s", "scene", "-m", "a", *flag.split()])
         name = flag.split()[0].lstrip("-")
         long = {"w": "white_background", "r": "resolution", "i": "images"}.get(name, name)
-        told = changed_settings(before, train.describe(config))
+        told = changed_settings(before, describe(config))
         assert any(text.startswith(f"{long} ") for text in told), (flag, told)
     config = train.parse(["-s", "scene", "-m", "a", "--densifier", "mcmc"])
-    assert "densifier mcmc (was default)" in changed_settings(before, train.describe(config))
+    assert "densifier mcmc (was default)" in changed_settings(before, describe(config))
 
 
 def test_scenes_are_known_by_their_views(scene: Scene) -> None:

@@ -113,8 +113,8 @@ class Watched(StepGraphs):
         small = self.tight(self.plans.count("capture"))
         return Capacity(n, 64) if small else super().capacity(n)
 
-    def fits(self, key: Hashable, n: int, counts: Counts) -> bool:
-        fits = super().fits(key, n, counts)
+    def fits(self, key: Hashable, n: int, counts: Counts, missing: int = 0) -> bool:
+        fits = super().fits(key, n, counts, missing)
         self.misfits += not fits
         return fits
 

@@ -1,6 +1,7 @@
 """Packing and unpacking kernels against their reference, and the stages with a cut between them."""
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -117,9 +118,12 @@ def cut(
     """Image and gradients of a rendering whose records went to windows and back."""
     inputs, settings = scene()
     leaves = [x.to(DEVICE, dtype).requires_grad_() for x in inputs[:5] if x is not None]
-    rest = {name: getattr(inputs, name).to(DEVICE, dtype) for name in ("viewmats", "Ks", "masks")}
+    rest: dict[str, Any] = {
+        name: getattr(inputs, name).to(DEVICE, dtype) for name in ("viewmats", "Ks", "masks")
+    }
     rest["colors_rest"] = inputs.colors_rest.to(DEVICE, dtype)  # type: ignore[union-attr]
-    given = RasterInputs(*leaves, **rest)
+    means, quats, scales, opacities, colors = leaves
+    given = RasterInputs(means, quats, scales, opacities, colors, **rest)
     made = exchange.project_records(given, settings, backend=backend)
     tasks = torch.tensor(
         [(0, a, b, k * 41, 40) for k, (a, b) in enumerate(rows)], dtype=torch.int32, device=DEVICE
@@ -149,8 +153,13 @@ def whole(backend: str, dtype: torch.dtype) -> tuple[Tensor, list[Tensor]]:
     """The same of a rendering in one piece."""
     inputs, settings = scene()
     leaves = [x.to(DEVICE, dtype).requires_grad_() for x in inputs[:5] if x is not None]
+    means, quats, scales, opacities, colors = leaves
     image, _, _ = rasterization(
-        *leaves,
+        means,
+        quats,
+        scales,
+        opacities,
+        colors,
         inputs.viewmats.to(DEVICE, dtype),
         inputs.Ks.to(DEVICE, dtype),
         settings.width,

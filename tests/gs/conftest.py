@@ -96,8 +96,10 @@ class Browser:
         text, _, self._buffer = self._buffer.partition(b"\0")
         return json.loads(text)
 
-    def open(self, page: Path, width: int, height: int, *, phone: bool = False) -> None:
-        """Open a file in a window of this size, without a network."""
+    def open(self, page: Path | str, width: int, height: int, *, phone: bool = False) -> None:
+        """Open a file without a network, or an address, in a window of this size."""
+        self.send("Page.navigate", url="about:blank")  # ends what the page before says
+        self.wait_for("location.href === 'about:blank'")
         self.log.clear()
         self.send(
             "Emulation.setDeviceMetricsOverride",
@@ -109,14 +111,14 @@ class Browser:
         self.send("Emulation.setTouchEmulationEnabled", enabled=phone)
         self.send(
             "Network.emulateNetworkConditions",
-            offline=True,
+            offline=isinstance(page, Path),
             latency=0,
-            downloadThroughput=0,
-            uploadThroughput=0,
+            downloadThroughput=-1,
+            uploadThroughput=-1,
         )
-        url = page.resolve().as_uri()
+        url = page.resolve().as_uri() if isinstance(page, Path) else page
         self.send("Page.navigate", url=url)
-        self.wait_for(f"location.href === {url!r} && document.readyState === 'complete'")
+        self.wait_for(f"location.href.startsWith({url!r}) && document.readyState === 'complete'")
 
     def evaluate(self, expression: str) -> Any:
         """The value of a JavaScript expression."""

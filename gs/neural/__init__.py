@@ -1,0 +1,1 @@
+"""Neural Gaussians: anchors with features, and a decoder that makes Gaussians of them."""

@@ -1,0 +1,329 @@
+"""Looking on while a model trains (`--viewer`), or at a finished one (`gs.viewer --live`).
+
+An observer draws pictures between iterations, captured ones too, on the stream of the training. A
+thread waits for them to arrive on the host and sends them. `pace.py` keeps what they cost in
+bounds; an iteration for which no picture is due costs a look at the clock.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import queue
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from kernels import Capacity, Counts
+
+from ..config import resolve_device
+from ..data.camera import Camera
+from ..data.loader import ImageLoader
+from ..model.gaussians import Gaussians
+from ..training.observer import Observer, Run
+from .pace import Pace
+from .picture import Look, Picture, Subject, beside, fitted
+from .run_model import load_shown
+from .window import Window
+
+GLANCE = 0.005  # seconds between looks at the panel
+TELL_EVERY = 0.5  # seconds
+NAP = 0.05  # seconds between looks while nothing is trained
+SLACK = 1.3  # capacity over the counts of the picture before
+SAMPLED = 20_000  # Gaussians that say how far away things are
+
+logger = logging.getLogger("splatrim")
+
+
+class Guest(Protocol):
+    """Who looks on; a Visitor is one."""
+
+    waits: bool
+    """Whether there is something to see that it has not got."""
+    drawn_at: float
+    """Scale of its latest picture."""
+
+    @property
+    def moving(self) -> bool: ...
+
+    def size(self, scale: float) -> tuple[int, int]: ...
+
+    def camera(self, width: int, height: int, near: float) -> Camera: ...
+
+    def show(self, pixels: NDArray[np.uint8]) -> None: ...
+
+
+class _Sent(NamedTuple):
+    """A picture on its way to the host."""
+
+    guest: Guest
+    pixels: Tensor
+    """[H, W, 3] uint8, on the host once `ends` has come."""
+    counts: Tensor | None
+    capacity: Capacity | None
+    events: tuple[torch.cuda.Event, torch.cuda.Event] | None
+    """Start and end on the GPU."""
+    host_seconds: float
+    moved: bool
+    scale: float | None
+    """Where it is not the pace's own."""
+
+
+class Studio:
+    """Draws pictures of a subject for guests, and sends them from a thread of its own."""
+
+    def __init__(self, subject: Subject, pace: Pace) -> None:
+        self.subject, self.pace = subject, pace
+        self._capacity: dict[tuple[object, ...], Capacity] = {}  # by size and look
+        self._jobs: queue.Queue[tuple[_Sent, tuple[object, ...]] | None] = queue.Queue(1)
+        self._is_busy = False
+        self._thread = threading.Thread(target=self._send_all, daemon=True)
+        self._thread.start()
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether a picture is on its way; the next one waits for it."""
+        return self._is_busy
+
+    def draw(
+        self, guest: Guest, look: Look, chosen: int | None, *, scale: float | None = None
+    ) -> None:
+        """Queue a picture: of the guest's camera, or of a chosen one beside its image.
+
+        Args:
+            guest: Who gets it.
+            look: What is shown.
+            chosen: Index of a camera, or None.
+            scale: Of the guest's window; None: as the pace has it.
+        """
+        started, moved = time.perf_counter(), guest.moving or guest.waits
+        self._is_busy, guest.waits = True, False
+        guest.drawn_at = scale or self.pace.scale(moved=moved)
+        width, height = guest.size(guest.drawn_at)
+        cameras = self.subject.cameras
+        if chosen is None:
+            camera = guest.camera(width, height, cameras[0].near)
+        else:
+            camera = fitted(cameras[chosen], width // 2, height)
+        key = camera.width, camera.height, look.show, look.masks
+        capacity = self._capacity.get(key)
+        events = None
+        if self.subject.on_gpu:
+            events = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+            events[0].record()
+        picture = self.subject.draw(camera, look, capacity)
+        if chosen is not None:
+            pixels = beside(picture.pixels, self.subject.images[chosen], width, height)
+            picture = Picture(pixels, picture.counts)
+        pixels, counts = (x if x is None else _to_host(x) for x in picture)
+        assert pixels is not None
+        if events is not None:
+            events[1].record()
+        spent = time.perf_counter() - started
+        sent = _Sent(guest, pixels, counts, capacity, events, spent, moved, scale)
+        self._jobs.put((sent, key))
+
+    def close(self) -> None:
+        """End the thread once it has sent what there is."""
+        self._jobs.put(None)
+        self._thread.join()
+
+    def _send_all(self) -> None:
+        while (job := self._jobs.get()) is not None:
+            self._send(*job)
+            self._is_busy = False
+
+    def _send(self, sent: _Sent, key: tuple[object, ...]) -> None:
+        seconds = sent.host_seconds
+        if sent.events is not None:
+            sent.events[1].synchronize()
+            seconds += sent.events[0].elapsed_time(sent.events[1]) / 1000
+        self.pace.spent(seconds, moved=sent.moved, scale=sent.scale)
+        fits = True
+        if sent.counts is not None:
+            needed = Counts(*sent.counts.tolist())
+            fits = sent.capacity is None or sent.capacity.holds(needed)
+            if not fits or sent.capacity is None:
+                self._capacity[key] = Capacity(*(_rounded(x * SLACK) for x in needed))
+        if fits:
+            sent.guest.show(sent.pixels.numpy())
+        else:
+            sent.guest.waits = True
+
+
+class LiveViewer(Observer):
+    """Shows a training in the browser.
+
+    Args:
+        window: Where it is shown.
+    """
+
+    def __init__(self, window: Window) -> None:
+        self.window, self.pace = window, Pace()
+        self._studio: Studio | None = None
+        self._next_glance = self._next_tell = 0.0
+        self._told = (0, 0.0)  # iteration and time of the last line
+        self._began = 0.0
+
+    def on_step(self, run: Run, step: int) -> None:
+        now = time.perf_counter()
+        if now < self._next_glance:
+            return
+        self._next_glance = now + GLANCE
+        if self._studio is None:
+            self._studio, self._told, self._began = self._open(run), (step, now), now
+        self._studio.subject.step = step
+        if now >= self._next_tell:
+            self._tell(run, step, now)
+        if self.window.paused:
+            self._pause(run, self._studio)
+        self._serve(self._studio, trains=True)
+
+    def close(self) -> None:
+        """End the server."""
+        if self._studio is not None:
+            self._studio.close()
+        self.window.close()
+
+    def _open(self, run: Run) -> Studio:
+        cameras = [*run.scene.train, *run.scene.test]
+        white = float(run.white_background)
+        subject = Subject(
+            lambda: run.gaussians,
+            cameras,
+            run.images,
+            (white, white, white),
+            strategies=run.strategies,
+            exported=run.exported,
+        )
+        self.window.offer(cameras, _sample(run.scene.points))
+        return Studio(subject, self.pace)
+
+    def _pause(self, run: Run, studio: Studio) -> None:
+        """Draw for who moves, and train no further, until told to go on or to stop."""
+        began = time.perf_counter()
+        self.window.tell(f"**Paused** at iteration {studio.subject.step:,}")
+        while self.window.paused and not run.stop_requested:
+            self._serve(studio, trains=False)
+            self.window.changed.wait(NAP)
+            self.window.changed.clear()
+        pause = time.perf_counter() - began
+        run.tracker.leave_out(pause)
+        self._began += pause
+        self._told = self._told[0], self._told[1] + pause
+
+    def _serve(self, studio: Studio, *, trains: bool) -> None:
+        serve(self.window, studio, trains=trains)
+
+    def _tell(self, run: Run, step: int, now: float) -> None:
+        self._next_tell = now + TELL_EVERY
+        before, at = self._told
+        self._told = step, now
+        rate = (step - before) / (now - at) if now > at else 0.0
+        share = 100 * self.pace.total / max(now - self._began, 1e-9)
+        self.window.tell(
+            f"Iteration **{step:,}** of {run.config.iterations:,} · {len(run.gaussians):,}"
+            f" Gaussians · {rate:.3g} iterations/s · pictures take {share:.1f} % of the time"
+        )
+
+
+def serve(window: Window, studio: Studio, *, trains: bool) -> None:
+    """Draw the next picture if one is due; where nothing trains, for who waits alone."""
+    if studio.is_busy:
+        return
+    pace = studio.pace
+    pace.rate = window.rate
+    now = time.perf_counter()
+    for guest in window.visitors():
+        moving = guest.moving
+        if trains and pace.due(now, moved=moving or guest.waits):
+            studio.draw(guest, window.look, window.chosen)
+        elif not trains and guest.waits and moving:
+            studio.draw(guest, window.look, window.chosen)
+        elif not trains and (guest.waits or pace.sharpest() > guest.drawn_at):
+            studio.draw(guest, window.look, window.chosen, scale=pace.sharpest())
+        else:
+            continue
+        pace.drawn(now)
+        return
+
+
+@contextlib.contextmanager
+def watching(wanted: bool, host: str, port: int) -> Iterator[tuple[Observer, ...]]:
+    """The observers that show a training, none where that is not wanted.
+
+    Raises:
+        SplatrimError: viser is not installed, or the port cannot be had.
+    """
+    if not wanted:
+        yield ()
+        return
+    viewer = LiveViewer(Window(host, port, trains=True))
+    logger.info(f"viewer: {viewer.window.address}")
+    try:
+        yield (viewer,)
+    finally:
+        viewer.close()
+
+
+def show_run(
+    model_path: Path,
+    *,
+    iteration: int = -1,
+    source_path: Path | None = None,
+    host: str = "127.0.0.1",
+    port: int = 8080,
+    device: str = "auto",
+    stopped: threading.Event | None = None,
+) -> None:
+    """Show a finished model in the browser until Ctrl-C, or until `stopped` is set.
+
+    Raises:
+        SplatrimError: no such run, model or scene, or as Window.
+    """
+    where = resolve_device(device)
+    shown = load_shown(model_path, iteration, source_path)
+    tensors = {name: x.to(where) for name, x in shown.tensors.items()}
+    model = Gaussians.from_tensors(tensors)
+    white = shown.background[0] > 0.5
+    images = ImageLoader(shown.cameras, white_background=white, device=where)
+    window = Window(host, port, trains=False)
+    studio = Studio(Subject(lambda: model, shown.cameras, images, shown.background), Pace())
+    window.offer(shown.cameras, _sample(shown.tensors["means"]))
+    window.tell(f"{shown.title} · {len(model):,} Gaussians")
+    logger.info(f"viewer: {window.address} (Ctrl-C ends it)")
+    try:
+        while stopped is None or not stopped.is_set():
+            serve(window, studio, trains=False)
+            window.changed.wait(NAP)
+            window.changed.clear()
+    except KeyboardInterrupt:
+        logger.info("the viewer has ended")
+    finally:
+        studio.close()
+        window.close()
+        images.close()
+
+
+def _sample(points: Tensor) -> NDArray[np.float64]:
+    step = max(len(points) // SAMPLED, 1)
+    return points[::step].detach().double().cpu().numpy()
+
+
+def _to_host(x: Tensor) -> Tensor:
+    return x.to("cpu", non_blocking=True)
+
+
+def _rounded(x: float) -> int:
+    """The next of 1024, 1448, 2048, ...: few capacities differ, and none is much too large."""
+    step = 1024.0
+    while step < x:
+        step *= 2**0.5
+    return int(step)

@@ -1,0 +1,54 @@
+"""A run's saved model and cameras, as a view of it needs them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import NamedTuple
+
+from torch import Tensor
+
+from ..data.camera import Camera
+from ..evaluation.camera_path import cameras_for
+from ..evaluation.run_scene import load_run_scene
+from ..formats.model_file import load_model, load_offset
+from ..neural.baking import bake
+from ..neural.loading import is_neural, load_anchors
+from ..run_record import find_model
+from ..run_settings import read_settings
+
+
+class Shown(NamedTuple):
+    """A model to look at."""
+
+    tensors: dict[str, Tensor]
+    """As `gs.formats.model_file.load_model` gives them."""
+    cameras: list[Camera]
+    """Test views or, where there are none, training views; of a file, its run's or a ring."""
+    background: tuple[float, float, float]
+    """Colour behind it, in 0..1."""
+    title: str
+
+
+def load_shown(model_path: Path, iteration: int = -1, source_path: Path | None = None) -> Shown:
+    """Read a saved model of a run, and its cameras from the scene.
+
+    Args:
+        model_path: The run's output folder, or a file of Gaussians in any format that is read.
+        iteration: Which saved model; -1 is the latest.
+        source_path: The scene, if it has moved since training.
+
+    Raises:
+        SplatrimError: no such run, model or scene, or a broken file.
+    """
+    if model_path.is_file():
+        tensors = load_model(model_path)
+        cameras = cameras_for(model_path, tensors["means"])
+        return Shown(tensors, cameras, (0.0, 0.0, 0.0), model_path.name)
+    settings = read_settings(model_path)
+    iteration, ply = find_model(model_path, iteration)
+    scene = load_run_scene(settings, model_path, load_offset(ply), source_path=source_path)
+    white = float(bool(settings.get("white_background", False)))
+    title = f"{scene.source.name}, iteration {iteration}"
+    background = (white, white, white)
+    tensors = bake(load_anchors(ply), scene.train) if is_neural(ply) else load_model(ply)
+    return Shown(tensors, scene.test or scene.train, background, title)

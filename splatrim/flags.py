@@ -1,0 +1,232 @@
+"""The flags of a command as its source declares them, read without importing it.
+
+A flag is a field of a dataclass called ...Config or Choice, with its docstring beneath:
+
+    resolution: Annotated[int, arg(aliases=("-r",))] = -1
+    '''1, 2, 4, 8 divide the size; other positive numbers are the width.'''
+
+Importing the modules would import torch. Their own parsers, which do, read the words again.
+"""
+
+from __future__ import annotations
+
+import ast
+import difflib
+import re
+import textwrap
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from gs.errors import SplatrimError
+
+ROOT = Path(__file__).resolve().parents[1]
+WIDTH = 100
+INDENT = 30  # columns of a flag's names
+METAVARS = {"Path": "PATH", "str": "TEXT", "int": "INT", "float": "FLOAT"}
+
+
+@dataclass(frozen=True)
+class Flag:
+    """One flag."""
+
+    name: str
+    aliases: tuple[str, ...]
+    metavar: str
+    """What stands for its value; "" for a switch."""
+    default: str | None
+    """As it is written; None where a value must be given."""
+    text: str
+    is_positional: bool = False
+
+    @property
+    def words(self) -> list[str]:
+        """All that it is called on a command line, with underscores."""
+        if self.is_positional:
+            return []
+        negated = [] if self.metavar else [f"--no_{self.name}"]
+        return [*self.aliases, f"--{self.name}", *negated]
+
+
+class Source:
+    """What the modules of a command say in their source.
+
+    Args:
+        modules: Dotted names; that of a package stands for all files directly in it. The first is
+            the command's own.
+    """
+
+    def __init__(self, modules: Sequence[str]) -> None:
+        trees = [ast.parse(path.read_text("utf-8")) for path in _files(modules)]
+        text = ast.get_docstring(trees[0]) or ""
+        first, _, rest = text.partition("\n\n")
+        # the first line names the thing; how to call it is said by the help itself
+        self.title = re.sub(r": `[^`]*`\.?$", ".", " ".join(first.split()))
+        self.about = rest.strip()
+        self.flags: dict[str, Flag] = {}
+        self.foreign: list[str] = []  # flags of another program, which are accepted
+        self.names: list[str] = []  # of classes with a NAME: pruning methods
+        for tree in trees:
+            for name, value in _assignments(tree.body):
+                if name == "FOREIGN":
+                    self.foreign += ast.literal_eval(value)
+            for name in _class_names(tree):
+                if name not in self.names:
+                    self.names.append(name)
+            for flag in _flags(tree):
+                self.flags.setdefault(flag.name, flag)
+
+
+def check_words(words: Iterable[str], source: Source) -> None:
+    """Refuse flags that the command does not have, and name the nearest that it has.
+
+    Raises:
+        SplatrimError: There is such a flag.
+    """
+    if not source.flags:
+        return
+    known = {word for flag in source.flags.values() for word in flag.words}
+    known |= {"-h", "--help", "--help_all"}
+    known |= {f"--{name}" for name in source.foreign}
+    # dashes work in place of underscores
+    by_plain = {word.replace("-", "_"): word for word in known}
+    for word in words:
+        name = word.split("=")[0]
+        plain = name.replace("-", "_")
+        if not re.match(r"-{1,2}[A-Za-z]", name) or plain in by_plain:
+            continue
+        guess = by_plain.get(nearest(plain, by_plain))
+        hint = f"did you mean {guess}?" if guess else "--help_all lists those that there are"
+        raise SplatrimError(f"there is no flag {name}: {hint}")
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """The known word that is most like another; "" where none is much like it."""
+    return next(iter(difflib.get_close_matches(word, list(known), 1, 0.6)), "")
+
+
+def show_help(command: str, source: Source, everyday: Sequence[str] | None) -> str:
+    """The help of a command.
+
+    Args:
+        command: Its name.
+        source: Its flags.
+        everyday: Those to show, in this order; None is all.
+    """
+    chosen = [source.flags[name] for name in everyday or source.flags if name in source.flags]
+    placed = " ".join(flag.metavar for flag in chosen if flag.is_positional)
+    lines = [" ".join(filter(None, ["splatrim", command, placed, "[FLAGS]"])), "", source.title]
+    if source.about:
+        lines += ["", *_wrapped(source.about)]
+    if source.names:
+        lines += [
+            "",
+            *textwrap.wrap(
+                f"Methods: {', '.join(source.names)}; --help_all has their presets.", WIDTH
+            ),
+        ]
+    lines += ["", *(line for flag in chosen for line in _entry(flag))]
+    hidden = len(source.flags) - len(chosen)
+    if hidden:
+        lines += ["", f"--help_all shows {hidden} more, and the defaults of the method given."]
+    return "\n".join(lines)
+
+
+def _entry(flag: Flag) -> list[str]:
+    name = flag.metavar if flag.is_positional else ", ".join([*flag.aliases, f"--{flag.name}"])
+    if flag.default == "True":
+        name = f"--no_{flag.name}"
+    head = f"  {name}" if flag.is_positional else f"  {name} {flag.metavar}".rstrip()
+    text = flag.text
+    if flag.default not in (None, "None", "True", "False", "()") and "default" not in text:
+        text += f" (default {flag.default})"
+    body = textwrap.wrap(" ".join(text.split()), WIDTH - INDENT) or [""]
+    if len(head) >= INDENT:
+        return [head, *(" " * INDENT + line for line in body)]
+    return [f"{head:{INDENT}}{body[0]}", *(" " * INDENT + line for line in body[1:])]
+
+
+def _wrapped(text: str) -> Iterator[str]:
+    for line in text.splitlines():
+        yield from textwrap.wrap(line, WIDTH) or [""]
+
+
+def _files(modules: Sequence[str]) -> Iterator[Path]:
+    for module in modules:
+        path = ROOT.joinpath(*module.split("."))
+        yield from sorted(path.glob("*.py")) if path.is_dir() else [path.with_suffix(".py")]
+
+
+def _flags(tree: ast.Module) -> Iterator[Flag]:
+    """The flags of a module's settings."""
+    constants = {
+        name: ast.unparse(value)
+        for name, value in _assignments(tree.body)
+        if isinstance(value, ast.Constant)
+    }
+    for node in tree.body:
+        if not isinstance(node, ast.ClassDef) or not re.fullmatch(r"\w+Config|Choice", node.name):
+            continue
+        for field, following in zip(node.body, [*node.body[1:], None], strict=True):
+            if not isinstance(field, ast.AnnAssign) or not isinstance(field.target, ast.Name):
+                continue
+            written = ast.unparse(field.annotation)
+            if "ClassVar" in written or "Suppress[" in written or written.endswith("Config"):
+                continue
+            text = ""
+            if isinstance(following, ast.Expr) and isinstance(following.value, ast.Constant):
+                text = str(following.value.value)
+            value = None if field.value is None else ast.unparse(field.value)
+            yield _flag(field.target.id, field.annotation, text, constants.get(value or "", value))
+
+
+def _class_names(tree: ast.Module) -> Iterator[str]:
+    """The NAMEs of a module's classes."""
+    for node in tree.body:
+        if isinstance(node, ast.ClassDef):
+            for name, value in _assignments(node.body):
+                if name == "NAME" and isinstance(value, ast.Constant) and value.value:
+                    yield str(value.value)
+
+
+def _flag(name: str, annotation: ast.expr, text: str, default: str | None) -> Flag:
+    aliases: tuple[str, ...] = ()
+    for call in (node for node in ast.walk(annotation) if isinstance(node, ast.Call)):
+        for word in call.keywords:
+            if word.arg == "name":
+                name = str(ast.literal_eval(word.value))
+            elif word.arg == "aliases":
+                aliases = tuple(ast.literal_eval(word.value))
+    written = ast.unparse(annotation)
+    is_positional = "Positional" in written
+    if isinstance(annotation, ast.Subscript) and ast.unparse(annotation.value) == "Annotated":
+        parts = annotation.slice
+        written = ast.unparse(parts.elts[0] if isinstance(parts, ast.Tuple) else parts)
+    metavar = _metavar(written, name.upper() if is_positional else "")
+    if default is not None:
+        default = default.strip("'").replace("_", "") if default[:1].isdigit() else default
+        default = default.strip("'")
+    return Flag(name, aliases, metavar, default, text, is_positional)
+
+
+def _metavar(written: str, name: str) -> str:
+    """What stands for a value of a type, as its annotation is written."""
+    if name:
+        return name
+    if choices := re.search(r"Literal\[(.*?)\]", written):
+        return "{" + choices[1].replace("'", "").replace(" ", "") + "}"
+    if re.fullmatch(r"bool", written):
+        return ""
+    base = next((METAVARS[t] for t in re.findall(r"\w+", written) if t in METAVARS), "TEXT")
+    return f"{base} ..." if "tuple[" in written else base
+
+
+def _assignments(body: Sequence[ast.stmt]) -> Iterator[tuple[str, ast.expr]]:
+    """Names and values that a module assigns at its top."""
+    for node in body:
+        target = node.target if isinstance(node, ast.AnnAssign) else None
+        if isinstance(node, ast.Assign) and len(node.targets) == 1:
+            target = node.targets[0]
+        if isinstance(node, (ast.Assign, ast.AnnAssign)) and isinstance(target, ast.Name):
+            if node.value is not None:
+                yield target.id, node.value

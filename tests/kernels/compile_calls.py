@@ -1,0 +1,44 @@
+"""Calls for test_compile.py: anchors decoded, masks drawn."""
+
+from typing import Any
+
+
+def draw_masks() -> None:
+    import torch
+
+    from kernels import sampled_in_any
+
+    ids = torch.zeros(128, dtype=torch.int32)
+    sampled_in_any(torch.zeros(128, 2), [1, 2], ids, backend="triton")
+
+
+def decode_anchors() -> None:
+    import torch
+
+    from kernels import decode, n_weights, seen_anchors
+
+    leaf = lambda *shape: torch.zeros(*shape, requires_grad=True)  # noqa: E731
+    anchors, scales = torch.zeros(128, 3), leaf(128, 6)
+    rows, center = torch.zeros(128, dtype=torch.int32), torch.zeros(3)
+    learnt = leaf(128, 32), leaf(128, 10, 3), scales, leaf(sum(n_weights(32, 10)))
+    off = torch.zeros(128, 10, dtype=torch.bool)
+    choices: list[dict[str, Any]] = [
+        {},
+        {"off": off},
+        {"view_input": "color"},
+        {"precision": "exact"},
+    ]
+    for options in choices:
+        out = decode(anchors, *learnt, rows, center, backend="triton", **options)
+        torch.cat([x.flatten() for x in out]).sum().backward()
+    seen_anchors(
+        anchors,
+        scales,
+        torch.zeros(4, 4),
+        torch.zeros(3, 3),
+        80,
+        56,
+        0.2,
+        room=64,
+        backend="triton",
+    )
