@@ -86,6 +86,18 @@ BLOCKS = [
         MERGE,
     ),
     Mutant(
+        "surroundings get gradients",
+        "torch.cat([value, getattr(frozen, name).detach()])",
+        "torch.cat([value, getattr(frozen, name)])",
+        ("test_surroundings.py",),
+    ),
+    Mutant(
+        "surroundings are seen by their centres",
+        "radius = REACH * scales.amax(dim=1).exp()",
+        "radius = 0.0 * scales.amax(dim=1)",
+        ("test_surroundings.py",),
+    ),
+    Mutant(
         "rays stop at the first cell",
         "rows = rows[~hit & inside & (leaves.gather(1, axis)[:, 0] < last[rows])]",
         "rows = rows[:0]",
