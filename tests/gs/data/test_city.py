@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from gs.data.city import CELL, TOP, make_district, shade
+from gs.data.city import CELL, SUN, TOP, make_district, shade
 from gs.data.city_rays import BOX, ELLIPSOID, GROUND, NOTHING, SKY, District, cast
 from gs.data.city_scene import CityConfig, survey, write_city_scene
 from gs.data.demo import main
@@ -112,8 +112,11 @@ def test_there_are_shadows_and_details(district: District) -> None:
     grid = torch.stack(torch.meshgrid(*[torch.linspace(2, 14, 90)] * 2, indexing="ij"), dim=-1)
     origins = torch.cat([grid.view(-1, 2), torch.full((8100, 1), 9.0)], dim=1)
     colors, hits = shade(district, origins, torch.tensor([[0.0, 0.0, -1.0]]).expand(8100, 3))
-    ground = colors[hits.which == GROUND].mean(dim=1)
-    assert ground.quantile(0.1) < 0.5 * ground.quantile(0.9)
+    ground = hits.which == GROUND
+    points = torch.cat([origins[ground, :2], torch.full((int(ground.sum()), 1), 2e-3)], dim=1)
+    dark = cast(district, points, torch.tensor([SUN]).expand_as(points)).which >= 0
+    assert 0.1 < dark.float().mean() < 0.9
+    assert colors[ground][dark].mean() < 0.55 * colors[ground][~dark].mean()
     assert colors.min() >= 0 and len((colors * 255).int().unique(dim=0)) > 800
 
 
