@@ -36,6 +36,7 @@ COMMANDS: dict[str, tuple[str, ...]] = {
     "export": ("gs.evaluation.export",),
     "bake": ("gs.bake",),
     "partition": ("gs.blocks.look", "gs.blocks.partition"),
+    "merge": ("gs.blocks.merge",),
 }
 
 # What --help of a command with many flags shows; --help_all shows the others too.

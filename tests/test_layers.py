@@ -56,7 +56,7 @@ FLOORS: dict[str, list[set[str]]] = {
         {"viewer"},
         {"report"},
         {"densification", "blocks"},
-        {"cli", "render", "metrics", "export", "bake", "partition"},
+        {"cli", "render", "metrics", "export", "bake", "partition", "merge"},
         {"program"},
     ],
 }

@@ -1,12 +1,12 @@
-"""blocks/manifest.json: which files hold the blocks of a run, and what is in them.
+"""Blocks on disk: blocks/block_BBB.GGGG.pth with generation G, and blocks/manifest.json.
 
     version 1   partition (hash)   iteration
-    blocks      [{"file", "generation", "gaussians"}], block 0 first
+    blocks      [{"file", "generation", "gaussians"}], block 0 first; one without rows has no file
 
-A block's file is a checkpoint (gs.training.checkpoint) of that block, blocks/block_BBB.GGGG.pth
-with its generation G; files of a new generation are written first, the manifest is renamed over the
-old one last, and older files go after that. So whatever stops a run, the manifest names whole files
-of one moment.
+A block's file is a checkpoint (gs.training.checkpoint) of its rows; strategies/blocks/keep says
+which of them the strategies keep in the end. Files of a new generation are written first, the
+manifest is renamed over the old one last, and older files go after that. So whatever stops a run,
+the manifest names whole files of one moment.
 """
 
 from __future__ import annotations
@@ -14,18 +14,23 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+from torch import Tensor
 
 from ..errors import SplatrimError
 from ..files import remove_temporaries, write_json
-from ..schema import fields, integer, listed, read_checked, text
+from ..schema import fields, integer, listed, maybe, read_checked, text
+from ..training.checkpoint import load_checkpoint, save_checkpoint
 
 FOLDER = "blocks"
 MANIFEST = f"{FOLDER}/manifest.json"
 VERSION = 1
+KEPT, KEPT_ROWS = "blocks", "keep"
 
 _FILE_NAME = re.compile(r"block_(\d{3,})\.(\d{4,})\.pth", re.ASCII)
 _ENTRY = fields(
-    {"file": text, "generation": integer(0), "gaussians": integer(0)},
+    {"file": maybe(text), "generation": integer(0), "gaussians": integer(0)},
     needs=("file", "generation", "gaussians"),
 )
 _FILE = fields(
@@ -41,8 +46,10 @@ class SavedBlock:
     generation: int
     """Counts the times that the block was written."""
     n_gaussians: int
-    file: str = ""
-    """Name in the folder of the blocks."""
+
+    def file(self, block: int) -> str | None:
+        """Name in the folder of the blocks; None without rows."""
+        return f"block_{block:03d}.{self.generation:04d}.pth" if self.n_gaussians else None
 
 
 @dataclass(frozen=True)
@@ -55,9 +62,57 @@ class Manifest:
     blocks: tuple[SavedBlock, ...]
 
 
-def block_file(block: int, generation: int) -> str:
-    """Name of a block's file."""
-    return f"block_{block:03d}.{generation:04d}.pth"
+def save_block(
+    folder: Path,
+    block: int,
+    generation: int,
+    state: dict[str, Any],
+    keep: Tensor | None = None,  # [N] bool
+) -> SavedBlock:
+    """Write a block's file; it becomes valid with the manifest.
+
+    Args:
+        folder: The run's output folder.
+        block: Which one.
+        generation: A new one, which the valid manifest does not name.
+        state: The block's (gs.training.run_state).
+        keep: Rows of the model that is saved in the end; None for all.
+
+    Raises:
+        SplatrimError: the file cannot be written.
+    """
+    saved = SavedBlock(generation, len(state["params"]["means"]))
+    name = saved.file(block)
+    if name is not None:
+        strategies = dict(state["strategies"])
+        if keep is not None:
+            strategies[KEPT] = {KEPT_ROWS: keep}
+        save_checkpoint(folder / FOLDER / name, {**state, "strategies": strategies})
+    return saved
+
+
+def load_block(folder: Path, block: int, saved: SavedBlock) -> dict[str, Any] | None:
+    """Read a block's state; None where it has no rows.
+
+    Raises:
+        SplatrimError: its file is damaged, or holds another number of Gaussians.
+    """
+    name = saved.file(block)
+    if name is None:
+        return None
+    path = folder / FOLDER / name
+    state = load_checkpoint(path)
+    found = len(state["params"]["means"])
+    if found != saved.n_gaussians:
+        raise SplatrimError(
+            f"{path} holds {found} Gaussians, and {MANIFEST} says {saved.n_gaussians}"
+        )
+    return state
+
+
+def kept_rows(state: dict[str, Any]) -> Tensor | None:  # [N] bool
+    """Rows of the model that is saved in the end; None for all."""
+    return state["strategies"].get(KEPT, {}).get(KEPT_ROWS)
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
@@ -71,13 +126,13 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
         SplatrimError: it cannot be written; the old one is valid still.
     """
     place = folder / FOLDER
-    names = [entry.file for entry in manifest.blocks]
-    missing = [name for name in names if not (place / name).is_file()]
-    if missing:
-        raise ValueError(f"manifest: {place / missing[0]} has not been written")
+    names = [saved.file(block) for block, saved in enumerate(manifest.blocks)]
+    for name in names:
+        if name is not None and not (place / name).is_file():
+            raise ValueError(f"manifest: {place / name} has not been written")
     entries = [
-        {"file": entry.file, "generation": entry.generation, "gaussians": entry.n_gaussians}
-        for entry in manifest.blocks
+        {"file": name, "generation": saved.generation, "gaussians": saved.n_gaussians}
+        for name, saved in zip(names, manifest.blocks, strict=True)
     ]
     write_json(
         folder / MANIFEST,
@@ -115,10 +170,11 @@ def read_manifest(folder: Path) -> Manifest:
         )
     blocks = []
     for index, entry in enumerate(data["blocks"]):
-        name = block_file(index, entry["generation"])
+        saved = SavedBlock(entry["generation"], entry["gaussians"])
+        name = saved.file(index)
         if entry["file"] != name:
             raise SplatrimError(f"{path} is broken: block {index} is in {entry['file']!r:.40}")
-        if not (place / name).is_file():
+        if name is not None and not (place / name).is_file():
             raise SplatrimError(f"{place / name} is missing, and {path} names it")
-        blocks.append(SavedBlock(entry["generation"], entry["gaussians"], name))
+        blocks.append(saved)
     return Manifest(data["partition"], data["iteration"], tuple(blocks))

@@ -1,30 +1,27 @@
 """The built-in scene: a still life of textured solids, ray-cast and written as a COLMAP scene.
 
-`python -m gs.data.demo FOLDER`. Nothing in it is made of Gaussians, so that training on it proves
-something. The same seed gives the same bytes.
+`python -m gs.data.demo FOLDER`; with --city a large one instead (gs.data.city_scene). Nothing in
+them is made of Gaussians, so that training on them proves something. The same seed gives the same
+bytes.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
-import shutil
-import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy import ndarray
 from PIL import Image
 
 from ..errors import SplatrimError, run_cli
+from .city_scene import CityConfig, write_city_scene
 from .lens import Lens
+from .new_scene import check_new, new_scene, write_model
 from .raycast import Solid, Stage, Texture, trace
-
-if TYPE_CHECKING:
-    import pycolmap
 
 FIELD_OF_VIEW = 62.0  # degrees, horizontally
 LOOK_AT = (0.0, 0.0, 0.62)
@@ -59,9 +56,7 @@ def write_demo_scene(
             f"views, width, height: expected at least 1, got {views}, {width}, {height}"
         )
     folder = Path(folder)
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise SplatrimError(f"{folder} is there already and not empty: choose another folder")
-
+    check_new(folder)
     rng = np.random.default_rng(seed)
     stage = make_stage(rng)
     lights = _light_samples(rng)
@@ -78,24 +73,12 @@ def write_demo_scene(
         xyz.append(surface[rows] + POINT_NOISE * rng.standard_normal((count, 3)))
         rgb.append(image.reshape(-1, 3)[rows])
 
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        scratch = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-        try:
-            part = scratch / "scene"
-            (part / "images").mkdir(parents=True)
-            (part / "sparse" / "0").mkdir(parents=True)
-            names = [f"view_{index:03d}.png" for index in range(views)]
-            for name, (image, _) in zip(names, shots, strict=True):
-                Image.fromarray(image).save(part / "images" / name)
-            lens = Lens("PINHOLE", width, height, (focal, focal, width / 2, height / 2))
-            model = _reconstruction(lens, names, poses, np.concatenate(xyz), np.concatenate(rgb))
-            model.write_binary(str(part / "sparse" / "0"))
-            part.replace(folder)
-        finally:
-            shutil.rmtree(scratch, ignore_errors=True)
-    except OSError as error:
-        raise SplatrimError(f"cannot write {folder}: {error.strerror}") from None
+    with new_scene(folder) as part:
+        names = [f"view_{index:03d}.png" for index in range(views)]
+        for name, (image, _) in zip(names, shots, strict=True):
+            Image.fromarray(image).save(part / "images" / name)
+        lens = Lens("PINHOLE", width, height, (focal, focal, width / 2, height / 2))
+        write_model(part, lens, names, poses, np.concatenate(xyz), np.concatenate(rgb))
 
 
 def make_stage(rng: np.random.Generator) -> Stage:
@@ -228,29 +211,6 @@ def _light_samples(rng: np.random.Generator) -> ndarray:  # [SUPERSAMPLES^2, LIG
     return points.reshape(LIGHT_SAMPLES, SUPERSAMPLES**2, 2).swapaxes(0, 1).astype(np.float32)
 
 
-def _reconstruction(
-    lens: Lens,
-    names: list[str],
-    poses: list[ndarray],  # [3, 4] each
-    xyz: ndarray,  # [M, 3]
-    rgb: ndarray,  # [M, 3] uint8
-) -> pycolmap.Reconstruction:
-    # half a second that a run on any other scene does not need
-    import pycolmap
-
-    camera = pycolmap.Camera(
-        model=lens.model, width=lens.width, height=lens.height, params=lens.params, camera_id=1
-    )
-    model = pycolmap.Reconstruction()
-    model.add_camera_with_trivial_rig(camera)
-    for index, (name, pose) in enumerate(zip(names, poses, strict=True), start=1):
-        image = pycolmap.Image(name=name, camera_id=camera.camera_id, image_id=index)
-        model.add_image_with_trivial_frame(image, pycolmap.Rigid3d(pose))
-    for point, color in zip(xyz, rgb, strict=True):
-        model.add_point3D(point, pycolmap.Track(), color)
-    return model
-
-
 def _noise(rng: np.random.Generator) -> Callable[[ndarray], ndarray]:
     """Smooth value noise with a period of 16: points [R, 3] -> 0..1 [R]."""
     table = rng.random((16, 16, 16)).astype(np.float32)
@@ -298,15 +258,28 @@ def _mix(color: str, other: str, weight: ndarray) -> ndarray:  # [R] -> [R, 3]
     return _lerp(_linear(color), _linear(other), weight[:, None].astype(np.float32))
 
 
-def main() -> None:
+def main(args: Sequence[str] | None = None) -> None:
+    """Entry point of `python -m gs.data.demo`."""
     parser = argparse.ArgumentParser(prog="python -m gs.data.demo", description=__doc__)
     parser.add_argument("folder", type=Path, help="folder to create")
     parser.add_argument("--seed", type=int, default=0)
-    args = parser.parse_args()
-    if args.seed < 0:
-        raise SplatrimError(f"--seed must be at least 0, not {args.seed}")
-    write_demo_scene(args.folder, seed=args.seed)
-    print(f"wrote {args.folder}")
+    parser.add_argument("--city", action="store_true", help="a district seen from above")
+    defaults = CityConfig()
+    city = parser.add_argument_group("with --city")
+    for name, what in CityConfig.HELP.items():
+        kind = type(getattr(defaults, name))
+        city.add_argument(f"--{name}", type=kind, help=f"{what} ({getattr(defaults, name)})")
+    given = parser.parse_args(args)
+    if given.seed < 0:
+        raise SplatrimError(f"--seed must be at least 0, not {given.seed}")
+    sizes = {k: x for k in CityConfig.HELP if (x := getattr(given, k)) is not None}
+    if sizes and not given.city:
+        raise SplatrimError(f"--{next(iter(sizes))} belongs to --city")
+    if given.city:
+        write_city_scene(given.folder, CityConfig(seed=given.seed, **sizes))
+    else:
+        write_demo_scene(given.folder, seed=given.seed)
+    print(f"wrote {given.folder}")
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from mutant import Mutant, MutantError, check, copy_tree, is_noticed, locate, run_tests
+from mutants_blocks import BLOCKS
 from mutants_gs import GS
 from mutants_kernels import KERNELS
 from mutants_neural import NEURAL
@@ -26,7 +27,7 @@ from mutants_pruning import PRUNING
 from mutants_ranks import RANKS
 
 ROOT = Path(__file__).resolve().parents[2]
-MUTANTS: list[Mutant] = [*PRUNING, *GS, *KERNELS, *NEURAL, *RANKS]
+MUTANTS: list[Mutant] = [*PRUNING, *GS, *KERNELS, *NEURAL, *RANKS, *BLOCKS]
 ENOUGH = 0.95
 
 

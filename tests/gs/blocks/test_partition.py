@@ -129,7 +129,7 @@ def test_neighbours_meet() -> None:
 @pytest.mark.parametrize("dims", [(2, 1, 4), (1, 1, 1), (2, 4, 1), (3, 3, 2)])
 def test_the_grid_is_total(dims: tuple[int, int, int]) -> None:
     grid = full_grid((-1.0, -2.0, -3.0, 4.0, 2.0, 1.0), dims)
-    points = torch.cat([random(2000, 3) * 5, 1e12 * random(50, 3), 1e9 * random(50, 3)])
+    points = torch.cat([random(2000, 3) * 5, 1e12 * random(50, 3), 1e20 * random(50, 3)])
     owners = grid.owner(torch.cat([points, torch.full((1, 3), float("nan")).double()]))
     assert owners.min() >= 0 and owners.max() < math.prod(dims)
     c = grid.contracted(points)

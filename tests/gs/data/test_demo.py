@@ -89,7 +89,7 @@ def test_interrupted_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     def fail(*args: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("gs.data.demo._reconstruction", fail)
+    monkeypatch.setattr("gs.data.demo.write_model", fail)
     with pytest.raises(SplatrimError, match="cannot write .*scene: No space left on device"):
         write_demo_scene(tmp_path / "scene", views=1, width=8, height=6)
     assert not list(tmp_path.iterdir())

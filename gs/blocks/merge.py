@@ -1,0 +1,134 @@
+"""Make one model of a run's blocks: `python -m gs.merge -m OUT`.
+
+Every block's own rows, once, in the order of their ids, without those that its strategies give up
+in the end: nothing is cut and nothing is fitted. Writes an ordinary model, which gs.render,
+gs.metrics and gs.report take: OUT/point_cloud/iteration_N/point_cloud.ply.
+"""
+
+from __future__ import annotations
+
+import logging
+import secrets
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import tyro
+from torch import Tensor
+
+from ..errors import SplatrimError
+from ..files import check_writable
+from ..logs import show_log
+from ..model.ply import save_ply
+from ..model.specs import PUBLISHED
+from ..run_record import model_file, read_record, write_record
+from .manifest import MANIFEST, kept_rows, load_block, read_manifest
+from .partition_file import NAME, read_partition
+
+logger = logging.getLogger("splatrim")
+
+
+@dataclass(frozen=True)
+class MergeConfig:
+    """Which run to merge."""
+
+    model_path: Annotated[Path, tyro.conf.arg(aliases=("-m",))]
+    """Output folder of a run with --blocks."""
+    quiet: bool = False
+    """Show warnings only."""
+
+
+def merge_blocks(folder: Path) -> Path:
+    """Write the model of a run's blocks.
+
+    Args:
+        folder: The run's output folder.
+
+    Returns:
+        The model's file.
+
+    Raises:
+        SplatrimError: blocks are missing, damaged, of another partition, or own a row twice.
+    """
+    manifest, partition = read_manifest(folder), read_partition(folder)
+    if manifest.partition != partition.hash or len(manifest.blocks) != partition.n_blocks:
+        raise SplatrimError(
+            f"{folder / MANIFEST} belongs to another partition than {folder / NAME}: "
+            "put back the one that the blocks were trained with"
+        )
+    check_writable(folder)
+    states = [load_block(folder, block, saved) for block, saved in enumerate(manifest.blocks)]
+    found = [state for state in states if state is not None]
+    if not found:
+        raise SplatrimError(f"{folder}: none of the {len(states)} blocks holds a Gaussian")
+    params, ids = merge_states(found)
+    path = model_file(folder, manifest.iteration)
+    save_ply(path, params, world_offset=_offset(found[0]))
+    record = read_record(folder)
+    if record is not None:
+        models = {**record.models, manifest.iteration: secrets.token_hex(4)}
+        write_record(folder, replace(record, models=models))
+    total = sum(saved.n_gaussians for saved in manifest.blocks)
+    logger.info(f"merged {len(ids):,} of {total:,} Gaussians of {len(states)} blocks: {path}")
+    return path
+
+
+def merge_states(states: Sequence[dict[str, Any]]) -> tuple[dict[str, Tensor], Tensor]:
+    """The parameters of 3DGS of all blocks, each Gaussian once, in the order of ids.
+
+    Args:
+        states: Of blocks with rows (gs.training.run_state), at least one; on the host.
+
+    Returns:
+        Raw parameters by name [N, ...], and ids [N] int32.
+
+    Raises:
+        SplatrimError: two rows have one id, blocks differ in their SH degree, or none is kept.
+    """
+    degrees = sorted({int(state["sh_degree"]) for state in states})
+    if len(degrees) > 1:
+        raise SplatrimError(f"blocks have SH degrees {' and '.join(map(str, degrees))}")
+    ids = torch.cat([state["rows"]["ids"] for state in states])
+    if len(ids.unique()) < len(ids):
+        twice = len(ids) - len(ids.unique())
+        raise SplatrimError(f"{twice} Gaussians belong to two blocks: the blocks are not one run's")
+    kept = torch.cat([_kept(state) for state in states])
+    order = ids.argsort()
+    order = order[kept[order]]
+    if not len(order):
+        raise SplatrimError("no Gaussian of any block is kept")
+    params = {
+        name: torch.cat([state["params"][name] for state in states])[order] for name in PUBLISHED
+    }
+    return params, ids[order]
+
+
+def _kept(state: dict[str, Any]) -> Tensor:  # [N] bool
+    keep, n = kept_rows(state), len(state["rows"]["ids"])
+    if keep is None:
+        return torch.ones(n, dtype=torch.bool)
+    if not isinstance(keep, Tensor) or keep.dtype != torch.bool or keep.shape != (n,):
+        raise SplatrimError("a block is damaged: its kept rows are not one for each Gaussian")
+    return keep
+
+
+def _offset(state: dict[str, Any]) -> tuple[float, float, float]:
+    known = state.get("world_offset") or (state.get("config") or {}).get("world_offset")
+    x, y, z = known or (0.0, 0.0, 0.0)
+    return float(x), float(y), float(z)
+
+
+def main(args: Sequence[str] | None = None) -> None:
+    """Entry point of `python -m gs.merge`."""
+    config: MergeConfig = tyro.cli(
+        MergeConfig,
+        args=sys.argv[1:] if args is None else args,
+        description=__doc__,
+        config=(tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff),
+        use_underscores=True,
+    )
+    show_log(quiet=config.quiet)
+    merge_blocks(config.model_path)
