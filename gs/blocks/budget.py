@@ -1,7 +1,7 @@
 """What a block takes of a GPU's memory, and how many blocks fit: an estimate before training.
 
 A Gaussian that is trained takes 1,034 bytes at the peak (parameters, gradients, Adam's moments, row
-buffers, a step's records; measured with SH degree 3), a frozen one of the surroundings 244
+buffers, a step's records; estimated for SH degree 3), a frozen one of the surroundings 244
 (parameters, id, mask). A block trains its share of all Gaussians among those that its cameras see.
 """
 

@@ -127,5 +127,5 @@ def test_pycolmap_is_imported_only_for_distortion(tmp_path: Path, repo: Path) ->
     """It takes half a second."""
     write(tmp_path)
     code = f"import sys, pathlib, gs; gs.load_scene(pathlib.Path({str(tmp_path)!r}));"
-    code += "assert 'pycolmap' not in sys.modules and 'plyfile' in sys.modules"
+    code += "assert 'pycolmap' not in sys.modules and 'gs.data.colmap' in sys.modules"
     subprocess.run([sys.executable, "-c", code], cwd=repo, check=True, timeout=100)
