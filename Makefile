@@ -4,8 +4,8 @@ STAMP := $(VENV)/.installed
 RUN := $(VENV)/bin/python
 SCENE ?= output/demo_scene
 OUT ?= output/demo
-# processes that test; each has one thread, as images are tiny
-WORKERS ?= 2
+# processes that test; each has one thread, as images are tiny, and some wait for others
+WORKERS ?= 3
 
 .PHONY: demo test lint docs mutants clean
 

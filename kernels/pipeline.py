@@ -220,7 +220,7 @@ def _render(
 def _info(r: _Rendered, plan: _Plan, masks: Tensor | None) -> Info:
     """What a call returns besides images."""
     # Only what is needed lives on with the dictionary.
-    kept = _Kept(r.values, r.rows, r.integers, plan)
+    kept = _Kept(r.values, r.rows, r.integers, plan, [])
     return Info({**plan.images, "means2d": r.means2d, "masks": masks}, kept, _LATER)
 
 
@@ -231,6 +231,8 @@ class _Kept(NamedTuple):
     rows: Tensor
     integers: Tensor
     plan: _Plan
+    found: list[TileKeys]
+    """Those of `tile_keys`, once somebody has asked."""
 
     def part(self, k: int) -> Tensor:
         return self.plan.integers.part(self.integers, k)
@@ -244,6 +246,8 @@ class _Kept(NamedTuple):
     @torch.no_grad()
     def tile_keys(self) -> TileKeys:
         """Of the lists, which are made again: they are seldom asked for, and large."""
+        if self.found:
+            return self.found[0]
         s, rows = self.plan.settings, self.rows.flatten()
         (C, N), seen = self.rows.shape, (rows >= 0).nonzero().squeeze(1)
         pairs = rows.new_zeros(len(self.values))
@@ -252,7 +256,9 @@ class _Kept(NamedTuple):
         lists = bin_tiles(records)
         found = pairs[lists.flatten_ids[: int(lists.offsets[-1])].long()]
         depths = self.by_gaussian(record_depths(self.values)).flatten()
-        return keys_of_lists(found, lists.offsets, depths, records.tiles_x, records.tiles_y)
+        keys = keys_of_lists(found, lists.offsets, depths, records.tiles_x, records.tiles_y)
+        self.found.append(keys)
+        return keys
 
 
 _LATER: dict[str, Callable[[_Kept], Tensor]] = {

@@ -44,7 +44,7 @@ def out(scene: Path, tmp_path: Path) -> Path:
 def test_views_of_another_model_are_not_measured(
     out: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    with pytest.raises(SplatrimError, match="no rendered test views: .* gs.render"):
+    with pytest.raises(SplatrimError, match="no rendered test views: .* render -m"):
         compute_metrics([out], device="cpu")
     assert "ours_20 is left out" in caplog.text and "ours_40 is left out" in caplog.text
     assert load_run(out).results == {} and load_run(out).views == ()
