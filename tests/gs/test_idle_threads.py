@@ -23,7 +23,9 @@ def test_the_users_choice_stands(name: str) -> None:
     assert environment == {name: "anything"}
 
 
-@pytest.mark.parametrize("module", ["splatrim.train", "gs.render", "gs.metrics", "gs.report.__main__"])
+@pytest.mark.parametrize(
+    "module", ["splatrim.train", "gs.render", "gs.metrics", "gs.report.__main__"]
+)
 def test_commands_say_it_before_torch_is_loaded(module: str, repo: Path) -> None:
     code = f"""
 import os, sys
