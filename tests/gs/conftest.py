@@ -168,9 +168,12 @@ class Browser:
             self._process.wait()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
-    """A headless Chromium; skips where none is installed."""
+    """A headless Chromium; skips where none is installed.
+
+    One per file: a page that is left open goes on drawing, on a core of the tests that follow.
+    """
     program = next((path for name in NAMES if (path := shutil.which(name))), None)
     if program is None:
         pytest.skip("needs Chromium (Debian: apt install chromium)")
