@@ -7,7 +7,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from types import FrameType
 from typing import Any, TextIO, cast
 
@@ -93,14 +93,23 @@ def ending_signals() -> Iterator[None]:
     def end(number: int, frame: FrameType | None) -> None:
         raise Terminated(number)
 
-    previous = {number: signal.getsignal(number) for number in heeded_signals()}
+    with handled(heeded_signals(), end):
+        yield
+
+
+@contextlib.contextmanager
+def handled(
+    numbers: Iterable[int], handler: Callable[[int, FrameType | None], None]
+) -> Iterator[None]:
+    """Where signals go to a handler; afterwards they go where they went before."""
+    previous = {number: signal.getsignal(number) for number in numbers}
     try:
         for number in previous:
-            signal.signal(number, end)
+            signal.signal(number, handler)
         yield
     finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
+        for number, before in previous.items():
+            signal.signal(number, before)
 
 
 def heeded_signals() -> list[int]:

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from types import FrameType
 
-from ..streams import heeded_signals
+from ..streams import handled, heeded_signals
 
 
 @contextlib.contextmanager
@@ -25,21 +25,15 @@ def stop_on_signal(request: Callable[[], None], *, patience: float = 0.0) -> Ite
         yield
         return
     first: list[float] = []
+    heeded = (signal.SIGINT, *heeded_signals())
 
     def heed(number: int, frame: FrameType | None) -> None:
         if first and time.monotonic() - first[0] >= patience:
-            for handled in previous:
-                signal.signal(handled, signal.default_int_handler)
+            for one in heeded:
+                signal.signal(one, signal.default_int_handler)
             raise KeyboardInterrupt
         first.append(time.monotonic())
         request()
 
-    heeded = (signal.SIGINT, *heeded_signals())
-    previous = {number: signal.getsignal(number) for number in heeded}
-    try:
-        for number in previous:
-            signal.signal(number, heed)
+    with handled(heeded, heed):
         yield
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
