@@ -23,7 +23,6 @@ from ..errors import SplatrimError
 from ..model.model import Model
 from ..model.renderer import RenderOutput
 from ..model.rows import NoneLeft
-from ..seeds import derive_seed
 from .batch import grouped
 from .optimizer import set_learning_rates
 from .step import Rates, Stepper
@@ -163,19 +162,10 @@ class ShardedStepper(Stepper[M]):
             outs.append(RenderOutput(torch.empty(0), torch.empty(0), info))
         kept = table[:, KEPT].sum() - table[self.ranks.rank, KEPT]
         outs[0].info["population"] = population = Population(self.n_gaussians, kept)
-        context = StepContext(
-            model,
-            self.optimizer,
+        context = self._context(
+            step,
+            indices[0],
             outs[0],
-            self.images.cameras[indices[0]],
-            extent=self.scene.extent,
-            iterations=config.iterations,
-            white_background=self.white_background,
-            strategies=self.strategies,
-            cameras=self.scene.train,
-            images=self.images,
-            model_path=config.model_path,
-            step_seed=derive_seed(self.seed, "step", step),
             inputs=inputs,
             skip=skip,
             others=outs[1:],

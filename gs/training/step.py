@@ -26,7 +26,7 @@ from ..config import TrainConfig
 from ..data.loader import ImageLoader
 from ..data.scene import Scene
 from ..losses import total
-from ..model.renderer import render
+from ..model.renderer import RenderOutput, render
 from ..model.view import pack_view
 from ..seeds import derive_seed
 from .batch import grouped
@@ -39,6 +39,7 @@ from .tracker import Tracker
 
 if TYPE_CHECKING:
     from kernels import FusedAdam
+
 
 Rates = Mapping[str, float]
 """Learning rates by parameter."""
@@ -221,23 +222,7 @@ class Stepper(Generic[M]):
         skip = None
         if bounds is not None:
             skip = bounds.check(out.info["counts"], drawn[0].missing)
-        context = StepContext(
-            gaussians,
-            self.optimizer,
-            out,
-            self.images.cameras[indices[0]],
-            extent=self.scene.extent,
-            iterations=config.iterations,
-            white_background=self.white_background,
-            strategies=self.strategies,
-            cameras=self.scene.train,
-            images=self.images,
-            model_path=config.model_path,
-            step_seed=derive_seed(self.seed, "step", step),
-            inputs=inputs,
-            skip=skip,
-            others=others,
-        )
+        context = self._context(step, indices[0], out, inputs=inputs, skip=skip, others=others)
         if config.regularise == "seen":
             out.info["observations"] = context.observations
         n_images = len(indices)
@@ -254,6 +239,24 @@ class Stepper(Generic[M]):
         losses = torch.cat([loss.detach().view(1), values[3:]])
         self.tracker.record(losses, skip, n_images)
         return context
+
+    def _context(self, step: int, image: int, out: RenderOutput, **own: Any) -> StepContext[M]:
+        """What a step shows to its strategies; `own` are the fields that it alone knows."""
+        return StepContext(
+            self.gaussians,
+            self.optimizer,
+            out,
+            self.images.cameras[image],
+            extent=self.scene.extent,
+            iterations=self.config.iterations,
+            white_background=self.white_background,
+            strategies=self.strategies,
+            cameras=self.scene.train,
+            images=self.images,
+            model_path=self.config.model_path,
+            step_seed=derive_seed(self.seed, "step", step),
+            **own,
+        )
 
     def _shown(
         self, step: int, indices: Sequence[int], inputs: StepInputs, context: StepContext[M]

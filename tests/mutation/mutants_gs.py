@@ -26,9 +26,8 @@ GS = [
     ),
     Mutant(
         "extent 1 in the densifier",
-        "            out,\n            self.images.cameras[indices[0]],\n"
-        "            extent=self.scene.extent,",
-        "            out,\n            self.images.cameras[indices[0]],\n            extent=1.0,",
+        "            extent=self.scene.extent,\n            iterations=self.config.iterations,",
+        "            extent=1.0,\n            iterations=self.config.iterations,",
         WIRING,
     ),
     Mutant(
