@@ -117,7 +117,7 @@ def interpreted() -> None:
         pytest.skip("kernels are not interpreted where there is a CUDA device")
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def one_thread() -> Iterator[None]:
     """For tiny images: more threads would only wait for each other."""
     threads = torch.get_num_threads()

@@ -1,6 +1,6 @@
 """Swaps: training goes on bit for bit as if the block had stayed; stale states raise."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -114,15 +114,6 @@ def train(
         if swap is not None and step % every == 0:
             block = Block.of(swap(block.state(step)), device)
     return block.state(STEPS)
-
-
-@pytest.fixture(scope="module")
-def one_thread() -> Iterator[None]:
-    """Tensors are tiny: more threads would only wait for each other."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")
