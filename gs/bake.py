@@ -7,7 +7,6 @@ Writes OUT/baked.ply, a model that every viewer of 3DGS draws, and OUT/bake.json
 from __future__ import annotations
 
 import logging
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ from typing import Annotated, Any
 import torch
 import tyro
 
+from .command_line import read_settings_of
 from .config import PUBLISHED_ITERATIONS, TrainConfig, as_plain, resolve_device
 from .data.loader import ImageLoader
 from .data.scene import Scene
@@ -171,13 +171,7 @@ def _tell(found: dict[str, Any]) -> None:
 
 def main(args: Sequence[str] | None = None) -> None:
     """Entry point of `python -m gs.bake`."""
-    config: BakeConfig = tyro.cli(
-        BakeConfig,
-        args=sys.argv[1:] if args is None else args,
-        description=__doc__,
-        config=(tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff),
-        use_underscores=True,
-    )
+    config = read_settings_of(BakeConfig, args, __doc__)
     show_log(quiet=config.quiet)
     bake_run(config)
 

@@ -39,7 +39,16 @@ FLOORS: dict[str, list[set[str]]] = {
         {"compat"},
     ],
     "gs": [
-        {"streams", "logs", "seeds", "losses", "invocation", "idle_threads", "schedule"},
+        {
+            "streams",
+            "logs",
+            "seeds",
+            "losses",
+            "command_line",
+            "invocation",
+            "idle_threads",
+            "schedule",
+        },
         {"errors"},
         {"files", "ranges"},
         {"schema"},

@@ -7,7 +7,6 @@ block has: points, cameras, expected Gaussians and memory.
 from __future__ import annotations
 
 import logging
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,6 +15,7 @@ from typing import Annotated
 import torch
 import tyro
 
+from ..command_line import read_settings_of
 from ..data.scene import Scene, load_scene
 from ..data.undistort import FOLDER as UNDISTORTED
 from ..errors import SplatrimError
@@ -148,12 +148,6 @@ def _millions(n: float) -> str:
 
 def main(args: Sequence[str] | None = None) -> None:
     """Entry point of `python -m gs.partition`."""
-    config: LookConfig = tyro.cli(
-        LookConfig,
-        args=sys.argv[1:] if args is None else args,
-        description=__doc__,
-        config=(tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff),
-        use_underscores=True,
-    )
+    config = read_settings_of(LookConfig, args, __doc__)
     show_log(quiet=config.quiet)
     look(config)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import logging
 import secrets
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,6 +18,7 @@ import torch
 import tyro
 from torch import Tensor
 
+from ..command_line import read_settings_of
 from ..errors import SplatrimError
 from ..files import check_writable
 from ..logs import show_log
@@ -123,12 +123,6 @@ def _offset(state: dict[str, Any]) -> tuple[float, float, float]:
 
 def main(args: Sequence[str] | None = None) -> None:
     """Entry point of `python -m gs.merge`."""
-    config: MergeConfig = tyro.cli(
-        MergeConfig,
-        args=sys.argv[1:] if args is None else args,
-        description=__doc__,
-        config=(tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff),
-        use_underscores=True,
-    )
+    config = read_settings_of(MergeConfig, args, __doc__)
     show_log(quiet=config.quiet)
     merge_blocks(config.model_path)

@@ -7,7 +7,6 @@ shows. Formats are those of `gs.formats.model_file`.
 """
 
 import logging
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +16,7 @@ import torch
 import tyro
 from torch import Tensor
 
+from ..command_line import read_settings_of
 from ..config import resolve_device
 from ..data.loader import ImageLoader
 from ..data.scene import Scene
@@ -189,12 +189,6 @@ def _sentence(entry: dict[str, Any]) -> str:
 
 def main(args: Sequence[str] | None = None) -> None:
     """Entry point of `python -m gs.export`."""
-    config: ExportConfig = tyro.cli(
-        ExportConfig,
-        args=sys.argv[1:] if args is None else args,
-        description=__doc__,
-        config=(tyro.conf.OmitArgPrefixes,),
-        use_underscores=True,
-    )
+    config = read_settings_of(ExportConfig, args, __doc__, with_negations=True)
     show_log(quiet=False)
     export(config)

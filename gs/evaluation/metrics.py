@@ -11,12 +11,11 @@ import importlib
 import logging
 import pickle
 import re
-import sys
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import numpy as np
 import torch
@@ -24,6 +23,7 @@ import tyro
 from PIL import Image
 from torch import Tensor
 
+from ..command_line import read_settings_of
 from ..config import resolve_device
 from ..data.image_file import UNREADABLE
 from ..errors import SplatrimError
@@ -218,12 +218,6 @@ def _measure(
 
 def main(args: Sequence[str] | None = None) -> None:
     """Entry point of `python -m gs.metrics`."""
-    config: Any = tyro.cli(
-        MetricsConfig,
-        args=sys.argv[1:] if args is None else args,
-        description=__doc__,
-        config=(tyro.conf.OmitArgPrefixes,),
-        use_underscores=True,
-    )
+    config = read_settings_of(MetricsConfig, args, __doc__, with_negations=True)
     show_log(quiet=False)
     compute_metrics(config.model_paths, device=config.device, lpips_weights=config.lpips_weights)

@@ -9,7 +9,6 @@ original code, and render_stats.json: image names, mean quality and rendering sp
 import contextlib
 import logging
 import statistics
-import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -22,6 +21,7 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
+from ..command_line import read_settings_of
 from ..config import resolve_device
 from ..data.camera import Camera
 from ..data.loader import ImageLoader
@@ -266,13 +266,7 @@ def _write_stats(folder: Path, method: str, stats: dict[str, Any]) -> None:
 
 def main(args: Sequence[str] | None = None) -> None:
     """Entry point of `python -m gs.render`."""
-    config: RenderConfig = tyro.cli(
-        RenderConfig,
-        args=sys.argv[1:] if args is None else args,
-        description=__doc__,
-        config=(tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff),
-        use_underscores=True,
-    )
+    config = read_settings_of(RenderConfig, args, __doc__)
     show_log(quiet=config.quiet)
     if config.video is not None:
         write_video(

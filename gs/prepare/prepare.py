@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import logging
 import shutil
-import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ import tyro
 from PIL import Image
 from tqdm import tqdm
 
+from ..command_line import read_settings_of
 from ..errors import SplatrimError
 from ..files import check_writable, lock_file, write_json
 from ..invocation import command
@@ -245,13 +245,7 @@ def _teller(bar: tqdm) -> Tell:
 
 def main(args: Sequence[str] | None = None) -> None:
     """Entry point of `splatrim prepare`."""
-    config: PrepareConfig = tyro.cli(
-        PrepareConfig,
-        args=sys.argv[1:] if args is None else args,
-        description=__doc__,
-        config=(tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff),
-        use_underscores=True,
-    )
+    config = read_settings_of(PrepareConfig, args, __doc__)
     show_log(quiet=config.quiet)
     seconds = prepare_scene(config)
     out = Path("output") / config.scene.name

@@ -7,7 +7,6 @@ nothing to show; `SECTIONS` lists them in order.
 """
 
 import logging
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -16,6 +15,7 @@ from typing import Annotated, Any
 
 import tyro
 
+from ..command_line import read_settings_of
 from ..errors import SplatrimError
 from ..evaluation.readable import duration, milliseconds
 from ..files import write_text
@@ -219,13 +219,7 @@ class ReportConfig:
 
 def main(args: Sequence[str] | None = None) -> None:
     """Entry point of `python -m gs.report`."""
-    config: ReportConfig = tyro.cli(
-        ReportConfig,
-        args=sys.argv[1:] if args is None else args,
-        description=__doc__,
-        config=(tyro.conf.OmitArgPrefixes,),
-        use_underscores=True,
-    )
+    config = read_settings_of(ReportConfig, args, __doc__, with_negations=True)
     show_log(quiet=False)
     paths = (*config.folders, *config.model_paths)
     if not paths:

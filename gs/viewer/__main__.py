@@ -4,7 +4,6 @@
 """
 
 import logging
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Annotated
 
 import tyro
 
+from ..command_line import read_settings_of
 from ..errors import SplatrimError, run_cli
 from ..logs import show_log
 from .live import show_run
@@ -74,13 +74,7 @@ def write_run_page(config: PageConfig) -> Path:
 
 def main(args: Sequence[str] | None = None) -> None:
     """Entry point of `python -m gs.viewer`."""
-    config: PageConfig = tyro.cli(
-        PageConfig,
-        args=sys.argv[1:] if args is None else args,
-        description=__doc__,
-        config=(tyro.conf.OmitArgPrefixes,),
-        use_underscores=True,
-    )
+    config = read_settings_of(PageConfig, args, __doc__, with_negations=True)
     show_log(quiet=False)
     if config.live:
         show_run(
