@@ -1,4 +1,4 @@
-"""Calls for test_compile.py: anchors decoded, masks drawn."""
+"""Calls for test_compile.py: anchors decoded, masks drawn, images with masks compared."""
 
 from typing import Any
 
@@ -10,6 +10,18 @@ def draw_masks() -> None:
 
     ids = torch.zeros(128, dtype=torch.int32)
     sampled_in_any(torch.zeros(128, 2), [1, 2], ids, backend="triton")
+
+
+def compare_masked_images() -> None:
+    """Widths by what divides them; values alone."""
+    import torch
+
+    from kernels.photometric.kernel import photometric
+
+    for width in (52, 50, 51):
+        target = torch.zeros(40, width, 4, dtype=torch.uint8)
+        photometric(torch.zeros(40, width, 3), target, 0.2, True)
+    photometric(torch.zeros(40, 52, 3), target.new_zeros(40, 52, 4), 0.2, False)
 
 
 def decode_anchors() -> None:

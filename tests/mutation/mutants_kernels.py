@@ -90,6 +90,18 @@ KERNELS = [
     Mutant("SSIM over a wider window", "SIGMA = 1.5", "SIGMA = 1.6", NUMBERS),
     Mutant("SSIM's constants", "C2 = 0.03**2", "C2 = 0.05**2", NUMBERS),
     Mutant(
+        "reference counts what is hidden",
+        "scale = scale.where(ctx.counted, 0.0)",
+        "scale = scale.where(ctx.counted, 0.5)",
+        ("test_photometric_masks.py::test_gradient_is_that_of_finite_differences",),
+    ),
+    Mutant(
+        "kernel lets hidden pixels move",
+        "v = tl.where(stored < 0, v, 0.0)",
+        "v = tl.where(stored < 0, v, v)",
+        ("test_photometric_masks.py::test_kernels",),
+    ),
+    Mutant(
         "L1 and D-SSIM swap weights",
         "loss = (1.0 - lambda_dssim) * (colors - target)",
         "loss = lambda_dssim * (colors - target)",
