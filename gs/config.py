@@ -42,6 +42,9 @@ class SceneConfig:
     distortion: Literal["undistort", "refuse"] = "undistort"
     """undistort: remove the distortion of lenses while images are decoded, and keep the results in
     the output folder. refuse: train on pinhole cameras only."""
+    masks: str = "auto"
+    """Which pixels count: auto, those that are not black in masks/NAME.png of the scene, if it has
+    such a folder; none, all; alpha, those that are not transparent; or another folder's name."""
 
     def __post_init__(self) -> None:
         check_ranges(self)
@@ -74,7 +77,7 @@ class TrainConfig:
     lambda_dssim: Annotated[float, SHARE] = 0.2
     """Share of D-SSIM in the photometric loss; L1 has the rest."""
     random_background: bool = False
-    """Train over a random background colour in each iteration."""
+    """Train over a random background colour in each iteration, transparent images too."""
     test_iterations: Annotated[tuple[int, ...], ITERATION] = (7000, 30_000)
     """Iterations at which the test views are evaluated, besides the last."""
     save_iterations: Annotated[tuple[int, ...], ITERATION] = (7000, 30_000)

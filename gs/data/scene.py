@@ -16,6 +16,7 @@ from . import colmap, transforms
 from .camera import NEAR_PLANE, Camera, camera_extent
 from .find_images import SUFFIXES
 from .geo import Offset, check_positions, find_offset, sound_points
+from .masks import with_masks
 from .posed import PosedImage, make_cameras, shifted
 from .resolution import check_resolution
 from .visibility import near_plane
@@ -68,6 +69,7 @@ def load_scene(
     cache: Path | None = None,
     world_offset: Sequence[float] | None = None,
     near: float | None = None,
+    masks: str = "auto",
 ) -> Scene:
     """Read a COLMAP scene (sparse/0 and the like), or one of transforms*.json.
 
@@ -87,6 +89,7 @@ def load_scene(
         world_offset: What to subtract from coordinates, as a run recorded it; None: nothing, or
             what makes large coordinates small. [3]
         near: Near plane as a run recorded it; None: 0.2, or less where points are nearer.
+        masks: "auto" (those of masks/, if it is there), "none", "alpha", or a folder in the scene.
 
     Raises:
         SplatrimError: The folder, its description or an image's header is missing or broken.
@@ -126,6 +129,7 @@ def load_scene(
     cameras = make_cameras(
         moved, resolution, distortion=distortion, remedy=found.remedy, cache=cache, near=near
     )
+    cameras = with_masks(cameras, source, masks)
     train, test = _split(cameras, None if found.test is None else len(found.train), eval)
     if not train:
         raise SplatrimError(f"{source} has no camera to train on ({len(test)} held out for test)")

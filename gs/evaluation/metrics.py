@@ -5,6 +5,9 @@ per_view.json in the layout of the original code. LPIPS (Zhang et al., CVPR 2018
 is fed images in 0..1 as the original does, though the network is made for -1..1: so the figures
 compare with published tables. Without the package or its weights the others are written alone.
 FLIP (gs.evaluation.flip) needs neither.
+
+Where views have masks, PSNR and FLIP are over the pixels that count, SSIM over those whose windows
+have such pixels alone, and LPIPS sees black elsewhere; "counted" is the share of the pixels then.
 """
 
 import importlib
@@ -31,8 +34,8 @@ from ..files import write_json
 from ..invocation import command
 from ..logs import show_log
 from ..losses import ssim, to_float
-from .flip import flip
-from .rendered import PER_VIEW, RESULTS, is_current, read_stats
+from .flip import flip_map
+from .rendered import COUNTED, MASKS, PER_VIEW, RESULTS, is_current, read_stats
 from .views import psnr
 
 __all__ = ["compute_metrics", "load_lpips", "psnr", "read_image", "ssim"]
@@ -74,7 +77,7 @@ def compute_metrics(
 
     Returns:
         Per folder what results.json says: {"ours_N": {"SSIM", "PSNR", "FLIP", "LPIPS"}}; LPIPS is
-        left out where it is not available, and the log says why.
+        left out where it is not available, and the log says why. With masks also "counted".
 
     Raises:
         SplatrimError: given weights that cannot be used, no rendered views, or a broken or
@@ -96,20 +99,22 @@ def compute_metrics(
             results[method] = {
                 name: sum(values.values()) / len(values)
                 for name, values in per_view[method].items()
+                if values
             }
             figures = ", ".join(f"{name} {value:.4f}" for name, value in results[method].items())
-            logger.info(f"{path} {method}: {figures} ({len(pairs)} test views)")
+            over = ", pixels that masks let through" if COUNTED in results[method] else ""
+            logger.info(f"{path} {method}: {figures} ({len(pairs)} test views{over})")
         write_json(path / RESULTS, results)
         write_json(path / PER_VIEW, per_view)
         all_results[str(path)] = results
     return all_results
 
 
-def read_image(path: Path) -> Tensor:  # [H, W, 3] uint8
+def read_image(path: Path, mode: str = "RGB") -> Tensor:  # [H, W, 3] uint8; of mode L [H, W]
     """Decode an image as RGB. Raises SplatrimError where it is broken."""
     try:
         with Image.open(path) as image:
-            return torch.from_numpy(np.array(image.convert("RGB")))
+            return torch.from_numpy(np.array(image.convert(mode)))
     except UNREADABLE as error:
         raise SplatrimError(f"cannot read the image {path}: {error}") from error
 
@@ -205,15 +210,37 @@ def _measure(
             sizes = f"{a.shape[1]}x{a.shape[0]}", f"{b.shape[1]}x{b.shape[0]}"
             raise SplatrimError(f"{path} has {sizes[0]} pixels, its ground truth {sizes[1]}")
         a, b = to_float(a), to_float(b)
-        scores["SSIM"][path.name] = ssim(a, b).item()
-        scores["PSNR"][path.name] = psnr(a, b).item()
-        scores["FLIP"][path.name] = flip(a, b).item()
+        counted = _read_mask(truth_path, a)
+        if counted is not None:
+            scores.setdefault(COUNTED, {})[path.name] = counted.float().mean().item()
+            if not counted.any():
+                continue
+        scores["SSIM"][path.name] = ssim(a, b, counted=counted).item()
+        seen = (a, b) if counted is None else (a[counted], b[counted])
+        scores["PSNR"][path.name] = psnr(*seen).item()
+        if counted is not None:
+            a, b = (x * counted[..., None] for x in (a, b))
+        differences = flip_map(a, b)
+        scores["FLIP"][path.name] = (
+            (differences if counted is None else differences[counted]).mean().item()
+        )
         if lpips is not None:
             if min(a.shape[:2]) < VGG_MIN_SIZE:
                 raise SplatrimError(f"{path} is too small for LPIPS: {VGG_MIN_SIZE} pixels a side")
             batch = [x.permute(2, 0, 1)[None] for x in (a, b)]
             scores["LPIPS"][path.name] = lpips(*batch).item()
     return scores
+
+
+def _read_mask(truth: Path, like: Tensor) -> Tensor | None:  # [H, W] bool
+    """Which pixels of a view count; None where it has no mask."""
+    path = truth.parent.parent / MASKS / truth.name
+    if not path.is_file():
+        return None
+    counted = read_image(path, "L").to(like.device) > 127
+    if counted.shape != like.shape[:2]:
+        raise SplatrimError(f"{path} has another size than {truth}")
+    return counted
 
 
 def main(args: Sequence[str] | None = None) -> None:

@@ -90,6 +90,8 @@ def _tiles(run: Run) -> list[str]:
     tiles, base = [], run.baseline
     if run.psnr is not None:
         detail = "test views" if "PSNR" in run.results else "test views, by the trainer"
+        if "counted" in run.results:
+            detail = f"{_percent(100 * run.results['counted'])} % of pixels, by the masks"
         if base is not None and base.psnr is not None:
             detail = f"{base.method_name}: {base.psnr:.2f} dB"
         tiles.append(tile("PSNR", f"{run.psnr:.2f}", "dB", detail))

@@ -20,12 +20,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from kernels import Counts, photometric_gradient
+from kernels import Counts
 
 from ..config import TrainConfig
 from ..data.loader import ImageLoader
 from ..data.scene import Scene
-from ..losses import total
+from ..losses import compared, total
 from ..model.renderer import RenderOutput, render
 from ..model.view import pack_view
 from ..seeds import derive_seed
@@ -128,7 +128,9 @@ class Stepper(Generic[M]):
             self._device_inputs(step),
             others=tuple(views[1:]),
         )
-        return self._forward_backward(step, indices, [self.images[i] for i in indices], inputs)
+        return self._forward_backward(
+            step, indices, [self.images.targets[i] for i in indices], inputs
+        )
 
     def update(self, step: int, computed: StepContext[M], rates: Rates) -> None:
         """Densify, prune and step, by the gradients that `forward_backward` has left."""
@@ -197,7 +199,7 @@ class Stepper(Generic[M]):
         self,
         step: int,
         indices: Sequence[int],
-        targets: Sequence[Tensor],  # [H, W, 3] uint8
+        targets: Sequence[Tensor],  # [H, W, 3 or 4] uint8
         inputs: StepInputs,
         bounds: Bounds | None = None,
     ) -> StepContext[M]:
@@ -227,14 +229,11 @@ class Stepper(Generic[M]):
             out.info["observations"] = context.observations
         n_images = len(indices)
         images = self._shown(step, indices, inputs, context)
-        found = [
-            photometric_gradient(image, target, config.lambda_dssim)
-            for image, target in zip(images, targets, strict=True)
-        ]
-        values = found[0][0] if n_images == 1 else torch.stack([x for x, _ in found]).sum(0)
+        behind = inputs.background if self.images.targets.transparent else None
+        values, v_images = compared(images, targets, config.lambda_dssim, behind)
         terms = [strategy.loss(step, gaussians, out) for strategy in self.strategies]
         terms = [x if n_images == 1 else n_images * x for x in terms if x is not None]
-        loss = total(values[0], [v_image for _, v_image in found], images, *terms)
+        loss = total(values[0], v_images, images, *terms)
         loss.backward()
         losses = torch.cat([loss.detach().view(1), values[3:]])
         self.tracker.record(losses, skip, n_images)
@@ -306,7 +305,7 @@ class Stepper(Generic[M]):
         self, step: int, indices: Sequence[int], rates: Rates
     ) -> tuple[InputBuffer, list[Tensor]]:
         """Queue a captured step's inputs and images; where they go."""
-        integers, images = self._device_inputs(step), [self.images[i] for i in indices]
+        integers, images = self._device_inputs(step), [self.images.targets[i] for i in indices]
         if self._buffer is None:
             n_params, n_images = len(self.optimizer.param_groups), self.config.batch
             self._buffer = InputBuffer(self.gaussians.device, n_params, integers, n_images)
@@ -333,7 +332,7 @@ class Stepper(Generic[M]):
         step: int,
         indices: Sequence[int],
         buffer: InputBuffer,
-        targets: Sequence[Tensor],  # [H, W, 3] uint8
+        targets: Sequence[Tensor],  # [H, W, 3 or 4] uint8
     ) -> None:
         camera = self.images.cameras[indices[0]]
         capacity = graphs.capacity(len(self.gaussians))

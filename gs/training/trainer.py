@@ -113,7 +113,7 @@ class Trainer(Generic[M]):
         self.images = ImageLoader(
             self.cameras, white_background=white_background, device=self.device
         )
-        self.images.check()
+        self.images.check(keep_alpha=config.random_background)
         self.sampler = CameraSampler(len(scene.train), config.seed)
         quiet = config.quiet or not team.is_first
         self.tracker = Tracker(
@@ -220,7 +220,7 @@ class Trainer(Generic[M]):
             self.gaussians.one_up_sh_degree()
         indices = [self.sampler.next() for _ in range(n_images)]
         upcoming = self.sampler.upcoming(PREFETCH * self.config.batch)
-        self.images.prefetch(filter(self.team.keeps_image, upcoming))
+        self.images.targets.prefetch(filter(self.team.keeps_image, upcoming))
         self.n_rendered = self.stepper.n_gaussians
         due = [observer for observer in self.observers if observer.is_due(step)]
         if due or not self.stepper.replay(step, indices, rates):

@@ -120,7 +120,7 @@ class Studio:
             events[0].record()
         picture = self.subject.draw(camera, look, capacity)
         if chosen is not None:
-            pixels = beside(picture.pixels, self.subject.images[chosen], width, height)
+            pixels = beside(picture.pixels, self.subject.images[chosen][..., :3], width, height)
             picture = Picture(pixels, picture.counts)
         pixels, counts = (x if x is None else _to_host(x) for x in picture)
         assert pixels is not None

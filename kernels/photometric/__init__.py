@@ -126,6 +126,8 @@ def photometric_loss(
 def structural_similarity(
     a: Tensor,  # [H, W, D] in 0..1
     b: Tensor,  # [H, W, D] in 0..1
+    *,
+    counted: Tensor | None = None,  # [H, W] bool
 ) -> Tensor:  # []
     """Mean structural similarity, differentiable in both images.
 
@@ -134,6 +136,8 @@ def structural_similarity(
     Args:
         a: An image, float32 or float64, values in 0..1. [H, W, D]
         b: The other. [H, W, D]
+        counted: Which pixels count: the mean is over those whose windows have such pixels alone,
+            or where there is none of these over all that count; NaN where nothing counts. [H, W]
 
     Returns:
         The mean over pixels and channels: 1 for equal images.
@@ -145,6 +149,12 @@ def structural_similarity(
         raise ValueError(f"ssim: expected two images [H W D], got {list(a.shape)}, {list(b.shape)}")
     if not a.is_floating_point() or a.dtype != b.dtype:
         raise ValueError(f"ssim: expected images of one float type, got {a.dtype} and {b.dtype}")
+    if counted is not None:
+        if counted.shape != a.shape[:2] or counted.dtype != torch.bool:
+            raise ValueError(
+                f"counted: expected bool {list(a.shape[:2])}, got {list(counted.shape)}"
+            )
+        return reference.ssim_of_counted(a, b, counted)
     grad = torch.is_grad_enabled() and (a.requires_grad or b.requires_grad)
     if a.shape[2] == 3 and not grad and uses_triton("auto", a) and b.is_cuda:
         return photometric_values(a, b)[2]

@@ -40,6 +40,19 @@ def ssim(
     return _SSIM.apply(a.permute(2, 0, 1), b.permute(2, 0, 1))
 
 
+def ssim_of_counted(
+    a: Tensor,  # [H, W, D] in 0..1
+    b: Tensor,  # [H, W, D] in 0..1
+    counted: Tensor,  # [H, W] bool
+) -> Tensor:  # []
+    """Mean over the pixels in whose windows all count; if there are none, over all that count."""
+    similarity = _similarity(*_statistics(a.permute(2, 0, 1), b.permute(2, 0, 1))[2:])
+    missing = functional.max_pool2d((~counted)[None].to(a.dtype), WINDOW, 1, WINDOW // 2)[0]
+    whole = counted & (missing == 0)
+    whole = torch.where(whole.any(), whole, counted)
+    return similarity.where(whole, 0.0).sum() / (len(similarity) * whole.sum())
+
+
 def photometric_loss(
     colors: Tensor,  # [H, W, 3]
     target: Tensor,  # [H, W, 3 or 4] uint8 or float
