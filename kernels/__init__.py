@@ -7,6 +7,7 @@ from . import exchange
 from .arguments import Capacity, Counts, RasterInputs, RenderSettings
 from .backend import uses_triton
 from .decoder import Decoded, ViewInput, decode, n_weights, seen_anchors
+from .light import LENS_NUMBERS, corrected, neutral_rows
 from .photometric import (
     photometric_gradient,
     photometric_loss,
@@ -51,6 +52,7 @@ __all__ = [
     "Counts",
     "Decoded",
     "FusedAdam",
+    "LENS_NUMBERS",
     "RasterInputs",
     "Records",
     "RenderSettings",
@@ -62,10 +64,12 @@ __all__ = [
     "bin_tiles",
     "blend",
     "caches",
+    "corrected",
     "decode",
     "exchange",
     "logistic_noise",
     "n_weights",
+    "neutral_rows",
     "normals",
     "philox",
     "photometric_gradient",

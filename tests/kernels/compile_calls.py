@@ -1,4 +1,4 @@
-"""Calls for test_compile.py: anchors decoded, masks drawn, images with masks compared."""
+"""Calls for test_compile.py: anchors decoded, masks drawn, images with masks compared, light."""
 
 from typing import Any
 
@@ -22,6 +22,28 @@ def compare_masked_images() -> None:
         target = torch.zeros(40, width, 4, dtype=torch.uint8)
         photometric(torch.zeros(40, width, 3), target, 0.2, True)
     photometric(torch.zeros(40, 52, 3), target.new_zeros(40, 52, 4), 0.2, False)
+
+
+def light_colors() -> None:
+    import torch
+
+    from kernels import LENS_NUMBERS, corrected, neutral_rows
+
+    leaf, index = torch.zeros(40, 52, 3, requires_grad=True), torch.zeros(1, dtype=torch.int32)
+    lenses = torch.zeros(2, LENS_NUMBERS, requires_grad=True)
+    for regularised in (False, True):
+        rows = neutral_rows(3, "affine").requires_grad_()
+        corrected(leaf, rows, index, regularised=regularised, backend="triton").sum().backward()
+        rows = neutral_rows(3, "ppisp").requires_grad_()
+        corrected(
+            leaf,
+            rows,
+            index,
+            lenses=lenses,
+            lens_of=index.new_zeros(3),
+            regularised=regularised,
+            backend="triton",
+        ).sum().backward()
 
 
 def decode_anchors() -> None:
