@@ -27,6 +27,7 @@ from .files import check_writable
 from .neural.anchors import first_anchors
 from .neural.config import NeuralConfig
 from .report.sections import write_report
+from .training.exposure import Exposure
 from .training.memory import keep_freed_memory
 from .training.observer import Observer
 from .training.run_folder import RunFolder
@@ -70,7 +71,7 @@ def build_trainer(
     if train.post_start is not None:
         iterations = train.iterations
         strategies += [PostRates(config.optim, start=train.post_start, iterations=iterations)]
-    # last, as a pruner may set the rate of its own parameter
+    # last of those that change rates, as a pruner may set the rate of its own parameter
     strategies += [config.pruning.build(densify_until=config.densify.densify_until_iter)]
     scene = load_scene(
         source,
@@ -79,6 +80,8 @@ def build_trainer(
         cache=train.model_path / UNDISTORTED,
         world_offset=None if start is None else start.get("world_offset"),
     )
+    if train.exposure != "none":
+        strategies.append(Exposure(train.exposure, scene.train))
     start = None if start is None else in_scene(start, scene.world_offset)
     model = None
     if isinstance(config.neural, NeuralConfig):

@@ -66,7 +66,8 @@ def merge_blocks(folder: Path) -> Path:
         raise SplatrimError(f"{folder}: none of the {len(states)} blocks holds a Gaussian")
     params, ids = merge_states(found)
     path = model_file(folder, manifest.iteration)
-    save_ply(path, params, world_offset=_offset(found[0]))
+    antialiased = bool((found[0].get("config") or {}).get("antialiased", False))
+    save_ply(path, params, world_offset=_offset(found[0]), antialiased=antialiased)
     record = read_record(folder)
     if record is not None:
         models = {**record.models, manifest.iteration: secrets.token_hex(4)}

@@ -51,6 +51,7 @@ from kernels import rasterization, uniform
 
 from ..losses import counted_of, photometric_loss, to_float
 from ..model.gaussians import Gaussians
+from ..model.light import as_taken
 from ..model.renderer import render
 from ..ranges import AT_LEAST_ONE
 from ..seeds import derive_seed
@@ -256,8 +257,9 @@ def accumulate_scores(
         camera, image = cameras[view], images[view]
         truth, counted = to_float(image[..., :3]), counted_of(image)
         out = render(gaussians, camera, background=background, contributions=True)
+        colors = as_taken(gaussians, out.colors, camera)
         target = truth if counted is None else image
-        loss = photometric_loss(out.colors, target, LAMBDA_DSSIM)
+        loss = photometric_loss(colors, target, LAMBDA_DSSIM)
         pixels = out.info["contrib_count"].to(opacities)
         extent = out.info["radii"][0].amax(-1).to(opacities)
         terms = {
@@ -268,7 +270,7 @@ def accumulate_scores(
             "volume": volumes,
             "pixels": pixels,
             "weights": out.info["contrib_sum"].to(opacities),
-            "saliency": sum_over_pixels(gaussians, camera, saliency(out.colors, truth, counted)),
+            "saliency": sum_over_pixels(gaussians, camera, saliency(colors, truth, counted)),
             "distance": pixels * extent,
         }
         total += LOSS_WEIGHT * loss * combine(terms, (out.info["radii"][0] > 0).all(-1))

@@ -8,6 +8,11 @@ FLIP (gs.evaluation.flip) needs neither.
 
 Where views have masks, PSNR and FLIP are over the pixels that count, SSIM over those whose windows
 have such pixels alone, and LPIPS sees black elsewhere; "counted" is the share of the pixels then.
+
+Of runs that learnt what images did to the light (--exposure), test views are rendered in the mean
+light of the training images, which no test image had a part in. Beside the figures of these "cc
+PSNR" is of renderings whose channels have had their gain and offset fitted to the truth;
+--color_correct takes it of any run, to compare.
 """
 
 import importlib
@@ -34,8 +39,10 @@ from ..files import write_json
 from ..invocation import command
 from ..logs import show_log
 from ..losses import ssim, to_float
+from ..run_settings import CONFIG, read_settings
+from .color_correct import color_corrected
 from .flip import flip_map
-from .rendered import COUNTED, MASKS, PER_VIEW, RESULTS, is_current, read_stats
+from .rendered import CORRECTED, COUNTED, MASKS, PER_VIEW, RESULTS, is_current, read_stats
 from .views import psnr
 
 __all__ = ["compute_metrics", "load_lpips", "psnr", "read_image", "ssim"]
@@ -60,6 +67,9 @@ class MetricsConfig:
     lpips_weights: Path | None = None
     """File with the weights of VGG-16 for LPIPS, as torchvision has it (vgg16-397923af.pth); by
     default that of torch's cache. Nothing is downloaded."""
+    color_correct: bool = False
+    """Also give PSNR after fitting each channel's gain and offset to the truth, as of runs with
+    --exposure."""
 
 
 def compute_metrics(
@@ -67,6 +77,7 @@ def compute_metrics(
     *,
     device: str = "auto",
     lpips_weights: Path | None = None,
+    color_correct: bool = False,
 ) -> dict[str, dict[str, dict[str, float]]]:
     """Measure the rendered test views of runs and write their results.json and per_view.json.
 
@@ -74,10 +85,12 @@ def compute_metrics(
         model_paths: Output folders.
         device: "auto", "cpu" or "cuda".
         lpips_weights: File of VGG's weights; None is that of torch's cache.
+        color_correct: Give "cc PSNR" of all runs, not only of those with --exposure.
 
     Returns:
         Per folder what results.json says: {"ours_N": {"SSIM", "PSNR", "FLIP", "LPIPS"}}; LPIPS is
-        left out where it is not available, and the log says why. With masks also "counted".
+        left out where it is not available, and the log says why. With masks also "counted", and
+        with exposures "cc PSNR".
 
     Raises:
         SplatrimError: given weights that cannot be used, no rendered views, or a broken or
@@ -94,8 +107,10 @@ def compute_metrics(
     for path, methods in views.items():
         results: dict[str, dict[str, float]] = {}
         per_view: dict[str, dict[str, dict[str, float]]] = {}
+        corrects = color_correct or _learnt_light(path)
         for method, pairs in methods.items():
-            per_view[method] = _measure(pairs, None if isinstance(lpips, str) else lpips, where)
+            network = None if isinstance(lpips, str) else lpips
+            per_view[method] = _measure(pairs, network, where, color_correct=corrects)
             results[method] = {
                 name: sum(values.values()) / len(values)
                 for name, values in per_view[method].items()
@@ -198,7 +213,11 @@ def _find_views(model_path: Path) -> dict[str, list[tuple[Path, Path]]]:
 
 @torch.no_grad()
 def _measure(
-    pairs: list[tuple[Path, Path]], lpips: LPIPS | None, device: torch.device
+    pairs: list[tuple[Path, Path]],
+    lpips: LPIPS | None,
+    device: torch.device,
+    *,
+    color_correct: bool,
 ) -> dict[str, dict[str, float]]:
     """Metrics by name and view."""
     scores: dict[str, dict[str, float]] = {"SSIM": {}, "PSNR": {}, "FLIP": {}}
@@ -218,6 +237,10 @@ def _measure(
         scores["SSIM"][path.name] = ssim(a, b, counted=counted).item()
         seen = (a, b) if counted is None else (a[counted], b[counted])
         scores["PSNR"][path.name] = psnr(*seen).item()
+        if color_correct:
+            fitted = color_corrected(a, b, counted)
+            fitted = fitted if counted is None else fitted[counted]
+            scores.setdefault(CORRECTED, {})[path.name] = psnr(fitted, seen[1]).item()
         if counted is not None:
             a, b = (x * counted[..., None] for x in (a, b))
         differences = flip_map(a, b)
@@ -230,6 +253,12 @@ def _measure(
             batch = [x.permute(2, 0, 1)[None] for x in (a, b)]
             scores["LPIPS"][path.name] = lpips(*batch).item()
     return scores
+
+
+def _learnt_light(path: Path) -> bool:
+    """Whether a run has learnt what its images did to the light."""
+    config = path / CONFIG
+    return config.is_file() and read_settings(path).get("exposure", "none") != "none"
 
 
 def _read_mask(truth: Path, like: Tensor) -> Tensor | None:  # [H, W] bool
@@ -247,4 +276,9 @@ def main(args: Sequence[str] | None = None) -> None:
     """Entry point of `python -m gs.metrics`."""
     config = read_settings_of(MetricsConfig, args, __doc__, with_negations=True)
     show_log(quiet=False)
-    compute_metrics(config.model_paths, device=config.device, lpips_weights=config.lpips_weights)
+    compute_metrics(
+        config.model_paths,
+        device=config.device,
+        lpips_weights=config.lpips_weights,
+        color_correct=config.color_correct,
+    )

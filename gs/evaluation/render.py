@@ -29,6 +29,7 @@ from ..data.loader import ImageLoader
 from ..errors import SplatrimError
 from ..files import atomic_write, check_writable, write_json
 from ..logs import show_log
+from ..model.light import add_saved_light
 from ..model.model import Model
 from ..model.ply import read_offset
 from ..model.renderer import RenderOutput, render
@@ -125,6 +126,7 @@ def render_views(
     check_writable(model_path)
     where = resolve_device(device)
     gaussians = load_model(ply, where)
+    add_saved_light(gaussians, ply.parent)
     scene = load_run_scene(
         settings,
         model_path,

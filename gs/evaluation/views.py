@@ -16,6 +16,7 @@ from torch import Tensor
 
 from ..data.camera import Camera
 from ..losses import counted_of, l1, ssim, to_float
+from ..model.light import as_taken
 from ..model.model import Model
 from ..model.renderer import RenderOutput, render
 
@@ -76,7 +77,7 @@ def evaluate_views(
     render_view: Callable[..., RenderOutput] = render,
     **raster_kwargs: Any,
 ) -> list[ViewScore]:
-    """Render views and compare them with their images.
+    """Render views and compare them with their images, in their light (gs.model.light).
 
     Args:
         model: The model; all of its SH degrees that are active are used.
@@ -94,7 +95,7 @@ def evaluate_views(
         images.prefetch([*indices[position + 1 : position + 3]])
         camera = cameras[index]
         out = render_view(model, camera, background=background, **raster_kwargs)
-        rendering, truth = quantize(out.colors), images[index]
+        rendering, truth = quantize(as_taken(model, out.colors, camera)), images[index]
         values.append(_compare(to_float(rendering), to_float(truth[..., :3]), counted_of(truth)))
         if on_view is not None:
             on_view(position, camera, rendering, truth)

@@ -135,7 +135,7 @@ class Trainer(Generic[M]):
         if model is None:
             # M is Gaussians where no model is given
             model = cast(M, first_model(config, scene, start, self.device))
-        self.gaussians = model
+        self.gaussians, model.antialiased = model, config.antialiased
         for strategy in self.strategies:
             strategy.n_images = config.batch
             strategy.setup(

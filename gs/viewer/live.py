@@ -291,7 +291,7 @@ def show_run(
     where = resolve_device(device)
     shown = load_shown(model_path, iteration, source_path)
     tensors = {name: x.to(where) for name, x in shown.tensors.items()}
-    model = Gaussians.from_tensors(tensors)
+    model = Gaussians.from_tensors(tensors, antialiased=shown.antialiased)
     white = shown.background[0] > 0.5
     images = ImageLoader(shown.cameras, white_background=white, device=where)
     window = Window(host, port, trains=False)
