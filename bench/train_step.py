@@ -73,7 +73,7 @@ STAGES = {
     "binning": r"_row_keys_kernel|_accumulate_kernel|expand_kernel|count_chunks_kernel"
     r"|place_kernel|[Ss]can",
     "blend forward": r"blend_fwd_kernel",
-    "loss": r"ssim|photometric|_loss|conv_|convolve|depthwise",
+    "loss": r"ssim|photometric|_loss|_light_|conv_|convolve|depthwise",
     "blend backward": r"blend_bwd_kernel|sum_rows_kernel",
     "projection backward": r"project_bwd_kernel|_spread_kernel",
     "optimizer": r"[Aa]dam",

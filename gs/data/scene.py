@@ -16,7 +16,7 @@ from . import colmap, transforms
 from .camera import NEAR_PLANE, Camera, camera_extent
 from .find_images import SUFFIXES
 from .geo import Offset, check_positions, find_offset, sound_points
-from .masks import with_masks
+from .masks import has_mask, with_masks
 from .posed import PosedImage, make_cameras, shifted
 from .resolution import check_resolution
 from .visibility import near_plane
@@ -53,7 +53,9 @@ class Scene:
     @property
     def record(self) -> dict[str, Any]:
         """What a run's config.json says of how the scene was read."""
-        return {"world_offset": list(self.world_offset), "near_plane": self.near}
+        record: dict[str, Any] = {"world_offset": list(self.world_offset), "near_plane": self.near}
+        n_masked = sum(map(has_mask, [*self.train, *self.test]))
+        return record | ({"masked_images": n_masked} if n_masked else {})
 
 
 def load_scene(

@@ -27,6 +27,7 @@ from .exports import exports
 from .headline import headline, with_baseline
 from .model_view import model_view
 from .page import details, page, pairs_table
+from .photographs import corrections, masks
 from .pruning import distributions, prunings
 from .ranks import ranks
 from .run import Run, load_run
@@ -125,6 +126,8 @@ SECTIONS: tuple[Section, ...] = (
     model_view,
     test_views,
     view_table,
+    corrections,
+    masks,
     training_curves,
     prunings,
     distributions,

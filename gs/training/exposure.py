@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Hashable, Sequence
+from typing import Any
 
 from torch import Tensor
 
@@ -29,7 +30,7 @@ PPISP_RATES = 2e-3, 2e-5
 WARM_UP, WARM_UP_FROM = 500, 0.01  # of PUBLISHED_ITERATIONS; share of the rate
 
 
-class Exposure(Strategy[Model]):
+class Exposure(Strategy[Any]):
     """Learns the light of the images of some cameras.
 
     Args:
@@ -50,7 +51,7 @@ class Exposure(Strategy[Model]):
             NAME, light, lr=lambda config, extent, step: rate(config, step), scheduled=True
         )
 
-    def after_render(self, step: int, colors: Tensor, ctx: StepContext[Model]) -> Tensor:
+    def after_render(self, step: int, colors: Tensor, ctx: StepContext[Any]) -> Tensor:
         light = light_of(ctx.gaussians)
         assert light is not None and ctx.inputs is not None
         return light(colors, ctx.inputs.view.exposure, regularised=True)

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from gs.data.loader import ImageLoader
 from gs.data.scene import Scene, load_scene
 from gs.errors import SplatrimError
 
-SIZE = {"views": 9, "width": 48, "height": 36}
+SIZE: dict[str, Any] = {"views": 9, "width": 48, "height": 36}
 
 
 @pytest.fixture(scope="module")
