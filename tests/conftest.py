@@ -24,46 +24,17 @@ from gs.model.renderer import render  # noqa: E402
 REPO = Path(__file__).resolve().parents[1]
 
 
-def pytest_configure() -> None:
+def pytest_configure(config: pytest.Config) -> None:
     if os.environ.get("TRITON_INTERPRET") == "1":
-        _prepare_once_per_launch()
+        import quick_interpreter as quick  # pyright: ignore[reportMissingImports] # tests/kernels
+
+        config.stash[quick.RESTORE] = quick.quicken()
 
 
 def pytest_collection_finish() -> None:
     # what is imported stays: the collector need not go through it again and again
     gc.collect()
     gc.freeze()
-
-
-def _prepare_once_per_launch() -> None:
-    """Take from Triton's interpreter a third of its time, which it spends to no effect.
-
-    It turns the functions of triton.language into those that compute, anew in every call of a
-    device function, and back when the launch ends. Once per device function and launch does the
-    same.
-    """
-    from triton.runtime import interpreter
-
-    if not hasattr(interpreter, "_LangPatchScope"):  # a Triton that prepares in another way
-        return
-    prepare, prepared = interpreter._patch_lang, set[Callable[..., Any]]()
-
-    def prepare_once(fn: Callable[..., Any]) -> Any:
-        if fn in prepared:
-            return None
-        scope = prepare(fn)
-        if not prepared:  # the kernel itself, whose scope is closed when the launch ends
-            restore = scope.restore
-
-            def end() -> None:
-                prepared.clear()
-                restore()
-
-            scope.restore = end
-        prepared.add(fn)
-        return scope
-
-    interpreter._patch_lang = prepare_once
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
