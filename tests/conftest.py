@@ -22,6 +22,21 @@ from gs.model.gaussians import Gaussians  # noqa: E402
 from gs.model.renderer import render  # noqa: E402
 
 REPO = Path(__file__).resolve().parents[1]
+LONGEST = (  # files, 15 to 60 seconds each
+    "test_torchrun.py",
+    "test_same_model.py",
+    "test_train.py",
+    "test_runs.py",
+    "test_kill.py",
+    "test_signals.py",
+    "test_pipeline.py",
+    "test_blending.py",
+    "test_step.py",
+    "test_live.py",
+    "test_resume.py",
+    "test_batch.py",
+    "test_gradcheck.py",
+)
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -38,8 +53,9 @@ def pytest_collection_finish() -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    # the longest file first: of several workers, none is left alone with it at the end
-    items.sort(key=lambda item: item.path.name != "test_compile.py")
+    # the longest first: of several workers, none is left alone with one at the end
+    place = {name: k for k, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: place.get(item.path.name, len(place)))
     if torch.cuda.is_available():
         return
     skip = pytest.mark.skip(reason="needs a CUDA device")
