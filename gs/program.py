@@ -66,12 +66,7 @@ def build_trainer(
     source = where.pop("source_path")
     if config.choice.demo:
         write_demo(source)
-    strategies: list[Strategy[Any]] = [config.densify.build()]
-    if train.post_start is not None:
-        iterations = train.iterations
-        strategies += [PostRates(config.optim, start=train.post_start, iterations=iterations)]
-    # last, as a pruner may set the rate of its own parameter
-    strategies += [config.pruning.build(densify_until=config.densify.densify_until_iter)]
+    strategies = strategies_of(dataclasses.replace(config, train=train))
     scene = load_scene(
         source,
         **where,
@@ -96,6 +91,17 @@ def build_trainer(
         observers=observers,
         ranks=ranks,
     )
+
+
+def strategies_of(config: Config[Any, Any, Any]) -> list[Strategy[Any]]:
+    """The densifier and the pruner of a run, in the order in which they are called."""
+    strategies: list[Strategy[Any]] = [config.densify.build()]
+    if (start := config.train.post_start) is not None:
+        iterations = config.train.iterations
+        strategies += [PostRates(config.optim, start=start, iterations=iterations)]
+    # last, as a pruner may set the rate of its own parameter
+    strategies += [config.pruning.build(densify_until=config.densify.densify_until_iter)]
+    return strategies
 
 
 def check_for_ranks(config: Config[Any, Any, Any], methods: Mapping[str, type[Method]]) -> None:
