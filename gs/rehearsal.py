@@ -28,6 +28,7 @@ from .cli import Config, Method
 from .data.camera import Camera, camera_extent
 from .data.scene import Scene
 from .errors import SplatrimError
+from .evaluation.views import evaluate_views, mean_scores
 from .neural.anchors import first_anchors
 from .neural.config import NeuralConfig
 from .program import strategies_of
@@ -53,11 +54,14 @@ class _Kind(NamedTuple):
         return None not in self.phases
 
 
-class _Captured:
+class Captured:
     """Stands in for a CUDA graph: calls what was captured."""
 
     def __init__(self, body: Body) -> None:
-        self.replay = body
+        self._body = body
+
+    def replay(self) -> None:
+        self._body()
 
 
 def rehearse_training(
@@ -119,7 +123,7 @@ class _Stage:
             model=model,
         )
         if train.cuda_graphs:
-            trainer.stepper.graphs = StepGraphs(_Captured)
+            trainer.stepper.graphs = StepGraphs(Captured)
         return trainer
 
     def kinds(self) -> dict[_Kind, list[int]]:
@@ -170,7 +174,10 @@ class _Stage:
         trainer = self.trainer
         for degree in sorted(degrees):
             trainer.gaussians.active_sh_degree = degree
-            trainer.evaluate(trainer.config.iterations)
+            model, background = trainer.exported(), torch.zeros(3)
+            views = trainer.cameras, trainer.images, background
+            with torch.no_grad():
+                mean_scores(evaluate_views(model, *views, indices=range(len(SIZES))))
         for width, height in SIZES:
             image = torch.zeros(height, width, 3)
             structural_similarity(image, image)

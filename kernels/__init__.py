@@ -15,10 +15,10 @@ from .photometric import (
     structural_similarity,
 )
 from .rasterization import rasterization
-from .rehearsal import Launch, Rehearsal, Target, rehearsing
 from .reference.langevin import normals
 from .reference.masks import logistic_noise, philox, sample_masks, uniform
 from .reference.spherical_harmonics import sh_basis
+from .rehearsal import Launch, Rehearsal, Target, rehearsing
 from .runtime.cache import caches
 from .runtime.foreseen import Foreseen, foresee
 from .update import (

@@ -20,7 +20,6 @@ from typing import Any, NamedTuple
 
 import triton
 import triton.backends.nvidia.driver as nvidia
-from triton import knobs
 from triton.backends.compiler import GPUTarget
 
 from ..rehearsal import Launch, Target
@@ -29,15 +28,6 @@ POLL = 0.05  # seconds between looks at processes that may have died
 WARP = 32
 # Kernels that take longest, first: the last one to begin should be a short one.
 DEAREST = ("project", "place", "blend", "ssim_maps", "decode", "order", "sort")
-    "project_bwd",
-    "project_fwd",
-    "place",
-    "blend_bwd",
-    "ssim_maps",
-    "decode",
-    "order",
-    "sort",
-)
 
 
 class Compiled(NamedTuple):
@@ -154,9 +144,8 @@ def compile_variant(launch: Launch) -> None:
     """Compile a variant for the active driver's GPU, unless it is cached."""
     kernel, args, constants, options = launch
     compiled: Any = kernel.run(*args, grid=(1,), warmup=True, **constants, **options)
-    if not hasattr(nvidia, "make_launcher"):
-        return  # one for all kernels: Triton 3.7
-    if all(map(os.path.exists, _libcuda_folders())):
+    # Triton 3.7 has one for all kernels
+    if hasattr(nvidia, "make_launcher") and all(map(os.path.exists, _libcuda_folders())):
         nvidia.CudaLauncher(compiled.src, compiled.metadata)
 
 
@@ -166,8 +155,3 @@ def _libcuda_folders() -> list[str]:
         return nvidia.libcuda_dirs()
     except (AssertionError, OSError):
         return ["/nowhere"]
-
-
-def cache_folder() -> str:
-    """Where Triton keeps what it has compiled."""
-    return knobs.cache.dir
