@@ -64,10 +64,19 @@ class Captured:
         self._body()
 
 
+class Rehearsed(NamedTuple):
+    """What a training launches."""
+
+    launches: dict[str, Launch]
+    """By label."""
+    first: frozenset[str]
+    """Labels of those that its first steps launch."""
+
+
 def rehearse_training(
     config: Config[Any, Any, Any], methods: Mapping[str, type[Method]], target: Target
-) -> dict[str, Launch]:
-    """The launches of a training, of its evaluation and its measured views, by label.
+) -> Rehearsed:
+    """The launches of a training, of its evaluation and its measured views.
 
     Args:
         config: All settings of the run. Neither its scene nor what it starts from is read.
@@ -81,8 +90,10 @@ def rehearse_training(
     with tempfile.TemporaryDirectory() as folder, rehearsing(rehearsal):
         stage = _Stage(config, methods, Path(folder))
         kinds = stage.kinds()
+        soon: frozenset[str] = frozenset()
         for kind, steps in kinds.items():
             stage.take(kind, steps)
+            soon = soon or frozenset(rehearsal.launches)
         kind, steps = min(kinds.items(), key=lambda item: not item[0].is_captured)
         for n_keys in others:
             rehearsal.n_keys = n_keys
@@ -90,7 +101,7 @@ def rehearse_training(
         for size in range(1, len(SIZES)):
             stage.take(kind, steps[:1], size)
         stage.look({kind.degree for kind in kinds})
-    return rehearsal.launches
+    return Rehearsed(rehearsal.launches, soon)
 
 
 class _Stage:

@@ -28,7 +28,7 @@ from gs.rehearsal import rehearse_training
 from kernels import Launch, Target
 from pruning import METHODS
 
-SPARE = 1  # cores left to the training
+FEW = 4  # of so many cores, none is left to the training, which waits
 MOST_PROCESSES = 32
 MULTIPROCESSORS = 132  # more than 73 make no difference
 # Flags of trainings whose variants are compiled where none are given.
@@ -53,7 +53,7 @@ class WarmupConfig:
     multiprocessors: Annotated[int | None, AT_LEAST_ONE] = None
     """How many that GPU has; None is those of the GPU here, or 132."""
     processes: Annotated[int | None, AT_LEAST_ONE] = None
-    """How many compile at the same time; None is one less than there are cores."""
+    """How many compile at the same time; None is about as many as there are cores."""
 
     def __post_init__(self) -> None:
         check_ranges(self)
@@ -70,8 +70,8 @@ class WarmupConfig:
 
     def n_processes(self) -> int:
         """How many compile at the same time."""
-        n_cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
-        return self.processes or min(max(n_cores - SPARE, 1), MOST_PROCESSES)
+        n_cores = len(os.sched_getaffinity(0))
+        return self.processes or min(n_cores - (n_cores > FEW), MOST_PROCESSES)
 
 
 def compile_for(
@@ -92,10 +92,13 @@ def compile_for(
     started, target = time.perf_counter(), config.target()
     labels: list[set[str]] = []
     launches: dict[str, Launch] = {}
+    first: frozenset[str] = frozenset()
     for words in trainings:
         found: dict[str, Launch] = {}
         for training in _trainings(words):
-            found |= rehearse_training(training, METHODS, target)
+            rehearsed = rehearse_training(training, METHODS, target)
+            found |= rehearsed.launches
+            first = first or rehearsed.first
         labels.append({*found})
         launches |= found
     tell = _say if tells else lambda *_: None
@@ -114,7 +117,12 @@ def compile_for(
 
     parent = os.getppid()
     done = compile_variants(
-        launches, target, n_processes, told, lambda: tells and os.getppid() != parent
+        launches,
+        target,
+        n_processes,
+        first=first,
+        tell=told,
+        stops=lambda: tells and os.getppid() != parent,
     )
     sound = {one.label for one in done if not one.error}
     for words, own in zip(trainings, labels, strict=True):

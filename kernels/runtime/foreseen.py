@@ -4,7 +4,7 @@ The process writes a line for each thing it knows, words apart by one space:
 
     plan LABEL      it is going to compile this variant
     planned         and no others
-    done LABEL      this variant is in Triton's cache
+    done LABEL      this variant is in Triton's cache, or cannot be brought there
 """
 
 import threading
@@ -13,6 +13,7 @@ from collections.abc import Iterable
 from .cache import Table, caches
 
 PLAN, PLANNED, DONE = "plan", "planned", "done"
+PATIENCE = 120.0  # seconds; the dearest variant takes 5
 
 
 class Foreseen:
@@ -20,9 +21,11 @@ class Foreseen:
 
     Args:
         cached: Labels of variants that Triton's cache has from before.
+        patience: Seconds without a word, after which the process is given up.
     """
 
-    def __init__(self, cached: Iterable[str] = ()) -> None:
+    def __init__(self, cached: Iterable[str] = (), *, patience: float = PATIENCE) -> None:
+        self._patience = patience
         self.unforeseen: list[str] = []
         """Labels that were launched, and that the process had not planned."""
         self._cached, self._planned, self._done = set(cached), set[str](), set[str]()
@@ -44,7 +47,9 @@ class Foreseen:
         if label in self._cached:
             return
         with self._changed:
-            self._changed.wait_for(lambda: self._is_over or self._is_settled(label))
+            while not self._is_over and not self._is_settled(label):
+                if not self._changed.wait(self._patience):
+                    self._is_over = True
             if label not in self._planned:
                 self.unforeseen.append(label)
 

@@ -13,7 +13,7 @@ project_fwd_kernel; the median 0.8 s. Triton 3.6 also calls a C compiler for eac
 import multiprocessing
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from multiprocessing.queues import SimpleQueue
 from multiprocessing.sharedctypes import Synchronized
 from typing import Any, NamedTuple
@@ -26,7 +26,7 @@ from ..rehearsal import Launch, Target
 
 POLL = 0.05  # seconds between looks at processes that may have died
 WARP = 32
-# Kernels that take longest, first: the last one to begin should be a short one.
+# Kernels that take longest come first: the last one to begin should be a short one.
 DEAREST = ("project", "place", "blend", "ssim_maps", "decode", "order", "sort")
 
 
@@ -60,6 +60,8 @@ def compile_variants(
     launches: dict[str, Launch],
     target: Target,
     n_processes: int,
+    *,
+    first: Collection[str] = (),
     tell: Callable[[Compiled], None] = lambda _: None,
     stops: Callable[[], bool] = lambda: False,
 ) -> list[Compiled]:
@@ -69,6 +71,7 @@ def compile_variants(
         launches: By label.
         target: The GPU that will run them.
         n_processes: How many compile at the same time.
+        first: Labels of those that are needed before all others.
         tell: Called after each.
         stops: Whether to give up.
 
@@ -76,7 +79,7 @@ def compile_variants(
         What became of each; those of a process that died are missing.
     """
     context = multiprocessing.get_context("fork")  # the launches are there without being sent
-    order = sorted(launches, key=_rank)
+    order = sorted(launches, key=lambda name: (name not in first, _rank(name)))
     position, results = context.Value("i", 0), context.SimpleQueue()
     processes = [
         context.Process(target=_work, args=(launches, order, target, position, results))

@@ -95,6 +95,25 @@ def test_a_broken_note_is_left_out(text: str) -> None:
     assert cached_labels(90) == {"a"}
 
 
+def test_what_a_training_waits_for_is_told_and_noted(tmp_path: Path) -> None:
+    """In the interpreter there is nothing to compile; all else goes its way."""
+    flags = ["--capability", "90", "--processes", "2", "--tell", "--"]
+    words = ["--method", "3dgs", "--iterations", "300"]
+    done = subprocess.run(
+        [sys.executable, "-m", "splatrim.warmup", *flags, *words],
+        capture_output=True,
+        text=True,
+        env=os.environ | {"PYTHONPATH": str(compiler.ROOT), "TRITON_INTERPRET": "1"},
+    )
+    assert done.returncode == 0, done.stderr
+    said = [line.split(" ", 1) for line in done.stdout.splitlines()]
+    planned = [label for what, *label in said if what == "plan"]
+    assert said[len(planned)] == ["planned"] and len(planned) > 30
+    assert sorted(planned) == sorted(label for what, *label in said if what == "done")
+    assert cached_labels(90) == {label for (label,) in planned}
+    assert note_of(words).is_file()
+
+
 def test_the_words_of_a_training_reach_the_warmup(tmp_path: Path) -> None:
     """A wrong flag of the training is the warmup's error; nothing is compiled for it."""
     words = ["--capability", "90", "--", "--method", "nothing"]

@@ -90,13 +90,16 @@ def test_a_training_launches_nothing_that_was_not_rehearsed(
     trainer.fit()
     in_run = {*launched}
     assert sum("project_bwd" in name for name in in_run) >= 2
-    missing = in_run - {*rehearse_training(config, METHODS, H200)}
+    missing = in_run - {*rehearse_training(config, METHODS, H200).launches}
     assert not missing, sorted(missing)
 
 
 def test_a_rehearsal_leaves_nothing_behind(tmp_path: Path) -> None:
-    found = rehearse_training(config_of(tmp_path), METHODS, H200)
-    assert len(found) > 40 and not [*tmp_path.iterdir()]
+    found, first = rehearse_training(config_of(tmp_path), METHODS, H200)
+    assert len(found) > 40 and 15 < len(first) < len(found) / 2 and first < {*found}
+    assert not any("DEGREE=1" in label for label in first)
+    assert any("DEGREE=3" in label for label in found)
+    assert not [*tmp_path.iterdir()]
     x = torch.empty(3)
     with rehearsing(Rehearsal(H200)):
         assert torch.equal(torch.empty_like(x), torch.ones(3)) and backend.on_gpu(x)

@@ -78,6 +78,14 @@ def test_a_process_that_dies_holds_nobody_up() -> None:
     assert ended(thread) and foreseen.unforeseen == []
 
 
+def test_a_silent_process_is_given_up() -> None:
+    foreseen = Foreseen(patience=0.05)
+    process = Process(foreseen)
+    process.says("plan a", "planned")
+    assert ended(waits(foreseen, "a")) and foreseen.unforeseen == []
+    process.ends()
+
+
 def test_a_cached_variant_is_not_waited_for() -> None:
     foreseen = Foreseen(["a"])
     foreseen.wait("a")

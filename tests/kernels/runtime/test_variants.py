@@ -125,11 +125,20 @@ def test_a_variant_that_fails_or_kills_its_process_stops_no_other() -> None:
     deeds |= {"order fails": fails, "project dies": dies}
     launches = {name: Launch(Fake(does), (), {}, {}) for name, does in deeds.items()}
     told: list[str] = []
-    done = compile_variants(launches, target, 3, lambda one: told.append(one.label))
+    done = compile_variants(launches, target, 3, tell=lambda one: told.append(one.label))
     errors = {one.label: one.error for one in done}
     assert set(told) == set(errors) == set(deeds) - {"project dies"}
     assert errors["order fails"] == "ValueError: no such register"
     assert compile_variants(launches, target, 1, stops=lambda: True) == []
+
+
+def test_what_is_needed_first_and_what_takes_longest_comes_first() -> None:
+    from kernels import Launch, Target, compile_variants
+
+    names = ("kernels.a.cheap(1)", "kernels.b._order_kernel(2)", "kernels.c.project_bwd(3)")
+    launches = {name: Launch(Fake(lambda: None), (), {}, {}) for name in names}
+    done = compile_variants(launches, Target(90, 132), 1, first={names[1]})
+    assert [one.label for one in done] == [names[1], names[2], names[0]]
 
 
 if __name__ == "__main__":
