@@ -24,6 +24,7 @@ from .config import (
 )
 from .config_file import CHOICE, STARTS, as_words, read_config
 from .densification.adaptive import DensifierConfig, DensifyConfig
+from .densification.error import ErrorConfig
 from .densification.growth import GrowthConfig
 from .densification.mcmc import MCMCConfig
 from .densification.taming import TamingConfig
@@ -78,6 +79,7 @@ DENSIFIERS: dict[str, type[DensifierConfig]] = {
     "default": DensifyConfig,
     "taming": TamingConfig,
     "mcmc": MCMCConfig,
+    "error": ErrorConfig,
 }
 
 D = TypeVar("D", bound=DensifierConfig)
@@ -100,9 +102,9 @@ class Choice:
     """Pruning method, one of those above; 3dgs is none."""
     preset: str | None = None
     """Setting of the method, one of those above; the first is the default."""
-    densifier: Literal["default", "taming", "mcmc"] = "default"
+    densifier: Literal["default", "taming", "mcmc", "error"] = "default"
     """default: that of 3DGS. taming: within a --budget, by Taming-3DGS's score. mcmc: within a
-    --budget, 3DGS as Markov chain Monte Carlo."""
+    --budget, 3DGS as Markov chain Monte Carlo. error: within a --budget, by absolute gradients."""
     representation: Literal["explicit", "neural"] = "explicit"
     """explicit: Gaussians. neural: anchors with features, which a network decodes into Gaussians
     for each view (Scaffold-GS); `python -m gs.bake` makes Gaussians of them."""
