@@ -5,6 +5,7 @@ import pytest
 import train
 from gs.config import TrainConfig
 from gs.errors import SplatrimError
+from gs.model.rates import OptimConfig
 from gs.program import check_for_ranks
 from gs.stages import read_stages, value_at
 from pruning import METHODS
@@ -49,3 +50,13 @@ def test_stages_are_refused_on_several_ranks(flag: str) -> None:
     config = train.parse(["-s", "x", "-m", "y", f"--{flag}", "0:2"])
     with pytest.raises(SplatrimError, match=f"--{flag} does not run on several GPUs yet"):
         check_for_ranks(config, METHODS)
+
+
+def test_the_faster_recipe_begins_with_small_images() -> None:
+    faster = train.parse(["-s", "x", "-m", "y", "--recipe", "faster"])
+    assert faster.train.iterations == 9000 and faster.optim == OptimConfig().scaled(0.3).hastened()
+    assert faster.train.resolution_schedule == "0:2,0.15:1"
+    fast = train.parse(["-s", "x", "-m", "y", "--recipe", "fast"])
+    assert fast.train.iterations == 14_000 and not fast.train.resolution_schedule
+    post = train.parse("-s x -m y --recipe faster --start_ply a.ply".split()).train
+    assert (post.iterations, post.resolution_schedule) == (35_000, "")
