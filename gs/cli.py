@@ -166,7 +166,7 @@ def default_config(
         raise SplatrimError(f"--method {choice.method} has no preset {preset!r}: choose {names}")
     short = {} if post else SHORT_RECIPES.get(choice.recipe, {})
     if iterations is None:
-        iterations = short.get("iterations", PUBLISHED_ITERATIONS)
+        iterations = int(short.get("iterations", PUBLISHED_ITERATIONS))
         iterations = DEMO_ITERATIONS if choice.demo else iterations
         iterations = origin.post_end if origin is not None and post else iterations
     scene = SceneConfig(DEMO_SCENE if choice.demo else tyro.MISSING, eval=choice.demo)

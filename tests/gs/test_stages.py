@@ -58,5 +58,5 @@ def test_the_faster_recipe_begins_with_small_images() -> None:
     assert faster.train.resolution_schedule == "0:2,0.15:1"
     fast = train.parse(["-s", "x", "-m", "y", "--recipe", "fast"])
     assert fast.train.iterations == 14_000 and not fast.train.resolution_schedule
-    post = train.parse("-s x -m y --recipe faster --start_ply a.ply".split()).train
+    post = train.parse(["-s", "x", "-m", "y", "--recipe", "faster", "--start_ply", "a.ply"]).train
     assert (post.iterations, post.resolution_schedule) == (35_000, "")
