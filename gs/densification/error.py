@@ -10,7 +10,8 @@ https://arxiv.org/abs/2404.10484), in NDC,
 in which pixels that pull to opposite sides do not cancel. Every `densification_interval` iterations
 what is fainter than `min_opacity` goes, with what other strategies name, and of those whose mean A
 reaches the threshold as many are split as the target leaves room for, drawn without replacement in
-proportion to their mean A. With B the budget and b = 0 or, by growth_from, the Gaussians at first,
+proportion to their mean A, or to a score by pixels (gs.densification.pixel_scores). With B the
+budget and b = 0 or, by growth_from, the Gaussians at the start,
 
     target(it) = b + (B - b) sqrt((it - from) / (until - 500 - from)),       at most B
 
@@ -47,6 +48,7 @@ from ..seeds import derive_seed
 from ..training.strategy import StepContext, Strategy, rows_to_prune
 from .adaptive import HASTENED_INTERVAL, VIEWS, DensifierConfig, rotate, rows_where
 from .budget import budget_limit, check_budget
+from .pixel_scores import pixel_scores
 from .taming import draw
 
 if TYPE_CHECKING:
@@ -72,6 +74,11 @@ class ErrorConfig(DensifierConfig):
     or at the Gaussians of the start."""
     densify_grad_threshold: Annotated[float, NOT_NEGATIVE] = 3e-4
     """Mean absolute image-space gradient (NDC) from which a Gaussian may be split."""
+    score: Literal["gradient", "edge", "error"] = "gradient"
+    """What candidates are drawn in proportion to: their mean absolute gradients, or how much they
+    weigh where images have edges, as published, or where the rendering is wrong."""
+    score_views: Annotated[int, AT_LEAST_ONE] = 10
+    """Training views over which edges or errors are summed at each densification."""
     split_distance: Annotated[float, Range(0, 0.5, is_above=True)] = 0.45
     """Distance of a child from its parent, over the parent's three standard deviations."""
     child_opacity: Annotated[float, INNER_SHARE] = 0.6
@@ -225,8 +232,21 @@ class ErrorDensifier(Strategy):
         self._counts = {"n_split": float(n_split), "n_pruned": float(n_gone)}
 
     def scores(self, step: int, ctx: StepContext, means: Tensor) -> Tensor:  # [N] -> [N]
-        """What candidates are drawn in proportion to: their mean absolute gradients."""
-        return means
+        """What candidates are drawn in proportion to."""
+        if self.config.score == "gradient":
+            return means
+        if ctx.images is None:
+            raise ValueError("a score by pixels needs the training images")
+        generator = torch.Generator().manual_seed(derive_seed(self.seed, "error views", step))
+        views = torch.randperm(len(ctx.cameras), generator=generator)[: self.config.score_views]
+        return pixel_scores(
+            ctx.gaussians,
+            ctx.cameras,
+            ctx.images,
+            views.tolist(),
+            self.config.score,
+            white_background=ctx.white_background,
+        )
 
     def _split(self, ctx: StepContext, stay: Tensor, parents: Tensor) -> None:  # rows
         """Leave the rows `stay`, and two children of each of `parents`: all first, all second."""
