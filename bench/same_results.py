@@ -90,6 +90,7 @@ CASES: dict[str, Case] = {
     "mask-gaussian mcmc": Case(MASKS, "mcmc"),
     "mask-gaussian sampled": Case(f"{MASKS} --mean_over start --final_mask sample"),
     "natural-selection error": Case(SELECTION, "error"),
+    "merging": Case("--method merging --merge_iterations 30 48"),
     "lp-3dgs": Case(LP),
     "lp-3dgs mini-splatting": Case(f"{LP} --preset mini-splatting --score_source masked"),
     "lp-3dgs straight-through": Case(f"{LP} --preset straight-through --mask_threshold 0.49"),
@@ -108,6 +109,7 @@ CASES: dict[str, Case] = {
     "post mask-gaussian": _post("--method mask-gaussian"),
     "post lp-3dgs": _post("--method lp-3dgs"),
     "post natural-selection": _post("--method natural-selection"),
+    "post merging": _post("--method merging"),
     "post light-gaussian": _post("--method light-gaussian"),
     "post mask-gaussian, checkpoint": Case(
         "--method mask-gaussian", None, ("--start_checkpoint", f"3dgs:chkpnt{END}.pth"), 2 * END
