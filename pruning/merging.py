@@ -163,7 +163,7 @@ def merge_down(
     """
     for k in range(ROUNDS):
         n = len(gaussians)
-        mixture = Mixture(gaussians.params)
+        mixture = Mixture(gaussians.to_tensors())
         generator = torch.Generator().manual_seed(derive_seed(seed, "turn", k))
         turn = rotation_matrices(torch.randn(1, 4, generator=generator, dtype=torch.float64))[0]
         order = morton_order((mixture.means @ turn.to(mixture.means).T).float())

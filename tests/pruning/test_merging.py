@@ -31,20 +31,20 @@ def cloud(points: Tensor, colors: Tensor | None = None) -> Gaussians:
 def test_pairs_that_find_each_other() -> None:
     x = torch.tensor([0.0, 0.1, 0.5, 3.0, 3.05, 9.0])  # 2 would go with 1, which has 0
     gaussians = cloud(torch.stack([x, 0 * x, 0 * x], -1))
-    a, b = mutual_pairs(Mixture(gaussians.params), torch.arange(6), 3, 1.0)
+    a, b = mutual_pairs(Mixture(gaussians.to_tensors()), torch.arange(6), 3, 1.0)
     assert a.tolist() == [3, 0] and b.tolist() == [4, 1]
-    a, b = mutual_pairs(Mixture(gaussians.params), torch.tensor([1, 3, 5, 0, 2, 4]), 5, 1.0)
+    a, b = mutual_pairs(Mixture(gaussians.to_tensors()), torch.tensor([1, 3, 5, 0, 2, 4]), 5, 1.0)
     assert a.tolist() == [3, 0] and b.tolist() == [4, 1]
     # the other colour keeps them apart
     colors = torch.full((6, 3), 0.5)
     colors[4] = 1.0
     gaussians = cloud(torch.stack([x, 0 * x, 0 * x], -1), colors)
-    a, b = mutual_pairs(Mixture(gaussians.params), torch.arange(6), 3, 1000.0)
+    a, b = mutual_pairs(Mixture(gaussians.to_tensors()), torch.arange(6), 3, 1000.0)
     assert (3, 4) not in zip(a.tolist(), b.tolist(), strict=True)
 
 
 def test_one_alone_has_no_partner() -> None:
-    a, b = mutual_pairs(Mixture(cloud(torch.zeros(1, 3)).params), torch.arange(1), 8, 1.0)
+    a, b = mutual_pairs(Mixture(cloud(torch.zeros(1, 3)).to_tensors()), torch.arange(1), 8, 1.0)
     assert len(a) == len(b) == 0
 
 

@@ -73,7 +73,7 @@ def test_costs() -> None:
     mixture = Mixture(p)
     plain = mixture.costs(*ROWS, 0.0)
     assert (plain > 0).all()
-    torch.testing.assert_close(plain, mixture.costs(*reversed(ROWS), 0.0))
+    torch.testing.assert_close(plain, mixture.costs(ROWS[1], ROWS[0], 0.0))
     m = mixture.masses
     color = (0.28209479 * (p["sh0"][::2] - p["sh0"][1::2])[:, 0]).double().square().sum(-1)
     want = plain + 3.0 * m[::2] * m[1::2] / (m[::2] + m[1::2]) * color
