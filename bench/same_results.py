@@ -91,6 +91,7 @@ CASES: dict[str, Case] = {
     "mask-gaussian sampled": Case(f"{MASKS} --mean_over start --final_mask sample"),
     "natural-selection error": Case(SELECTION, "error"),
     "merging": Case("--method merging --merge_iterations 30 48"),
+    "polarized": Case("--method polarized --preset smooth --polarize_from_iter 42"),
     "lp-3dgs": Case(LP),
     "lp-3dgs mini-splatting": Case(f"{LP} --preset mini-splatting --score_source masked"),
     "lp-3dgs straight-through": Case(f"{LP} --preset straight-through --mask_threshold 0.49"),
@@ -110,6 +111,7 @@ CASES: dict[str, Case] = {
     "post lp-3dgs": _post("--method lp-3dgs"),
     "post natural-selection": _post("--method natural-selection"),
     "post merging": _post("--method merging"),
+    "post polarized": _post("--method polarized --preset polar"),
     "post light-gaussian": _post("--method light-gaussian"),
     "post mask-gaussian, checkpoint": Case(
         "--method mask-gaussian", None, ("--start_checkpoint", f"3dgs:chkpnt{END}.pth"), 2 * END
