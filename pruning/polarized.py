@@ -2,11 +2,11 @@
 
 Once densification is over, with o the opacities of N Gaussians, the loss gains
 
-    lambda_opacity sum_i (4e-4 o_i + 3e-5 o_i^2)        GS2 (2026, https://arxiv.org/abs/2604.01884)
+    lambda_sum sum_i (4e-4 o_i + 3e-5 o_i^2)        GS2 (2026, https://arxiv.org/abs/2604.01884)
     lambda_polar mean_i o_i (1 - o_i)
     w mean_i |z_i - z_n(i)| |x_i - x_n(i)|
 
-and every `prune_interval` iterations Gaussians fainter than `min_opacity` go. The first is a sum,
+and every `prune_interval` iterations Gaussians fainter than `faint_opacity` go. The first is a sum,
 so that what it weighs for a Gaussian does not depend on how many there are; under it those fade
 that images do not hold up. The second pushes what is above a half to 1 and what is below to 0.
 
@@ -59,13 +59,13 @@ class PolarizedConfig(MethodConfig):
 
     polarize_from_iter: Annotated[int, COUNT] = 15_000
     """Terms count after this iteration, which should not be before densification ends."""
-    lambda_opacity: Annotated[float, NOT_NEGATIVE] = 1e-3
+    lambda_sum: Annotated[float, NOT_NEGATIVE] = 1e-3
     """Weight of the sum over opacities."""
     lambda_polar: Annotated[float, NOT_NEGATIVE] = 0.0
     """Weight of the mean of o (1 - o)."""
     smooth_share: Annotated[float, NOT_NEGATIVE] = 0.0
     """Norm of the gradient of positions that smoothness has, over that of the whole; 0: none."""
-    min_opacity: Annotated[float, SHARE] = 0.005
+    faint_opacity: Annotated[float, SHARE] = 0.005
     """Gaussians of lower opacity go."""
     prune_interval: Annotated[int, AT_LEAST_ONE] = 100
     """They do so at multiples of this iteration, to the end."""
@@ -133,7 +133,7 @@ class Polarized(Strategy):
         if not self._acts_at(step):
             return None
         opacities = gaussians.get_opacities()
-        loss = config.lambda_opacity * opacity_sum(opacities)
+        loss = config.lambda_sum * opacity_sum(opacities)
         if config.lambda_polar > 0:
             loss = loss + config.lambda_polar * (opacities * (1.0 - opacities)).mean()
         if config.smooth_share > 0 and not self._begins_at(step):
@@ -169,7 +169,7 @@ class Polarized(Strategy):
             gaussians.rows[NEXT] = next_on_curve(gaussians.params["means"].detach())
             self._weigh(gaussians)
         if self._prunes_at(step):
-            keep = gaussians.get_opacities() >= self.config.min_opacity
+            keep = gaussians.get_opacities() >= self.config.faint_opacity
             if not bool(keep.all()):  # otherwise captured steps go on
                 keep_rows(gaussians, ctx.optimizer, keep)
                 if has_neighbours:

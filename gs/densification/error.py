@@ -74,7 +74,7 @@ class ErrorConfig(DensifierConfig):
     or at the Gaussians of the start."""
     densify_grad_threshold: Annotated[float, NOT_NEGATIVE] = 3e-4
     """Mean absolute image-space gradient (NDC) from which a Gaussian may be split."""
-    score: Literal["gradient", "edge", "error"] = "gradient"
+    split_score: Literal["gradient", "edge", "error"] = "gradient"
     """What candidates are drawn in proportion to: their mean absolute gradients, or how much they
     weigh where images have edges, as published, or where the rendering is wrong."""
     score_views: Annotated[int, AT_LEAST_ONE] = 10
@@ -233,7 +233,7 @@ class ErrorDensifier(Strategy):
 
     def scores(self, step: int, ctx: StepContext, means: Tensor) -> Tensor:  # [N] -> [N]
         """What candidates are drawn in proportion to."""
-        if self.config.score == "gradient":
+        if self.config.split_score == "gradient":
             return means
         if ctx.images is None:
             raise ValueError("a score by pixels needs the training images")
@@ -244,7 +244,7 @@ class ErrorDensifier(Strategy):
             ctx.cameras,
             ctx.images,
             views.tolist(),
-            self.config.score,
+            self.config.split_score,
             white_background=ctx.white_background,
         )
 

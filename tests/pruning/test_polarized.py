@@ -42,7 +42,7 @@ def test_the_published_sum() -> None:
 def test_the_loss_is_the_sum_of_its_terms() -> None:
     gaussians, out = cloud(), None
     o = gaussians.get_opacities()
-    config = PolarizedConfig(lambda_opacity=2.0, lambda_polar=3.0)
+    config = PolarizedConfig(lambda_sum=2.0, lambda_polar=3.0)
     strategy = config.build(densify_until=0)
     strategy.setup(gaussians, extent=1.0, iterations=30_000, seed=0)
     nothing: Any = out
@@ -94,7 +94,7 @@ class Case:
 
 
 def test_smoothness_weighs_its_share_of_the_gradient() -> None:
-    case = Case(lambda_opacity=0.0, smooth_share=0.1)
+    case = Case(lambda_sum=0.0, smooth_share=0.1)
     assert case.run(15_001) == 0  # there are no neighbours yet
     term = case.run(15_002)
     assert term is not None
@@ -138,10 +138,10 @@ def test_schedule_and_phases() -> None:
 def make(scene: Scene, out: Path, start: Any = None, **settings: Any) -> Trainer:
     config = PolarizedConfig(
         polarize_from_iter=5,
-        lambda_opacity=300.0,
+        lambda_sum=300.0,
         lambda_polar=0.1,
         smooth_share=0.2,
-        min_opacity=0.05,
+        faint_opacity=0.05,
         prune_interval=8,
         renew_interval=10,
     )

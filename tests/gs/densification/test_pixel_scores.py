@@ -93,7 +93,7 @@ def test_a_run_draws_by_them(scene: Scene, tmp_path: Path, score: str) -> None:
         densify_grad_threshold=1e-6,
         budget="1.4x",
         first_prune_iter=0,
-        score=score,  # type: ignore[arg-type]
+        split_score=score,  # type: ignore[arg-type]
         score_views=2,
     )
     train = TrainConfig(tmp_path, iterations=14, quiet=True, device="cpu")
