@@ -131,7 +131,9 @@ def test_the_densifier_is_chosen(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         parse("-s x --budget 2x")
     assert "Unrecognized options: --budget" in "".join(capsys.readouterr())
-    for name in ("taming", "mcmc"):
+    error = parse("-s x --densifier error --recipe fast --budget 381000").densify
+    assert (error.budget, error.opacity_resets, error.densification_interval) == ("381000", 0, 150)
+    for name in ("taming", "mcmc", "error"):
         with pytest.raises(SplatrimError, match="nothing is densified after iteration 30000"):
             parse(f"-s x --densifier {name} --start_ply a.ply")
 
@@ -154,7 +156,10 @@ def test_short_runs_scale_the_schedule_unless_told() -> None:
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("-s x --densifier magic", "unknown --densifier 'magic': choose default, taming, mcmc"),
+        (
+            "-s x --densifier magic",
+            "unknown --densifier 'magic': choose default, taming, mcmc, error",
+        ),
         ("-s x --schedule magic", "unknown --schedule 'magic': choose auto, published, scaled"),
         ("-s x --densifier taming --budget many", "--budget many: give a number of Gaussians"),
         ("-s x --method magic", "unknown --method 'magic': choose mask-gaussian, "),
