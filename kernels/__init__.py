@@ -7,6 +7,7 @@ from . import exchange
 from .arguments import Capacity, Counts, RasterInputs, RenderSettings
 from .backend import uses_triton
 from .decoder import Decoded, ViewInput, decode, n_weights, seen_anchors
+from .depth import SparseDepths, depth_loss
 from .photometric import (
     photometric_gradient,
     photometric_loss,
@@ -24,6 +25,7 @@ from .update import (
     add_langevin_noise,
     add_regularizer_gradients,
     sampled_in_any,
+    step_poses,
 )
 
 if TYPE_CHECKING:
@@ -54,6 +56,7 @@ __all__ = [
     "RasterInputs",
     "Records",
     "RenderSettings",
+    "SparseDepths",
     "TileLists",
     "ViewInput",
     "add_gradient_norms",
@@ -63,6 +66,7 @@ __all__ = [
     "blend",
     "caches",
     "decode",
+    "depth_loss",
     "exchange",
     "logistic_noise",
     "n_weights",
@@ -79,6 +83,7 @@ __all__ = [
     "seen_anchors",
     "sh_basis",
     "split_seed",
+    "step_poses",
     "structural_similarity",
     "uniform",
     "uses_triton",
