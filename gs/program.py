@@ -29,6 +29,7 @@ from .neural.config import NeuralConfig
 from .report.sections import write_report
 from .training.memory import keep_freed_memory
 from .training.observer import Observer
+from .training.pose_refinement import check_poses
 from .training.run_folder import RunFolder
 from .training.same_run import with_start
 from .training.sharded_step import runs_on_ranks
@@ -79,7 +80,10 @@ def build_trainer(
         cache=train.model_path / UNDISTORTED,
         world_offset=None if start is None else start.get("world_offset"),
     )
+    strategies += [x for x in (config.poses.build(scene), config.depths.build(scene)) if x]
     start = None if start is None else in_scene(start, scene.world_offset)
+    if start is not None and not config.poses.pose_refinement:
+        check_poses(start)
     model = None
     if isinstance(config.neural, NeuralConfig):
         model = first_anchors(config.neural, scene, start, seed=train.seed, device=device)

@@ -29,6 +29,7 @@ from .view import NO_EXPOSURE
 if TYPE_CHECKING:
     from typing_extensions import Self
 
+    from .poses import PoseTable
     from .view import View
 
 __all__ = ["Model", "Splats"]
@@ -70,6 +71,8 @@ class Model(nn.Module, ABC):
     """Whether `splats` gives the same Gaussians for every view, so that several views can be
     rendered at once."""
 
+    poses: PoseTable | None = None
+    """How the training cameras have moved, where they do."""
     is_shard: bool = False
     """Whether its rows are some of a larger model's: then it may be without any."""
 
@@ -134,7 +137,11 @@ class Model(nn.Module, ABC):
 
     def exposure(self, image_name: str) -> int:
         """The image's row of what is learnt for each, where the model has such a table."""
-        return NO_EXPOSURE
+        return NO_EXPOSURE if self.poses is None else self.poses.row(image_name)
+
+    def posed(self, view: View) -> View:
+        """The view from where its images were taken: as given, or as poses have been refined."""
+        return view if self.poses is None else self.poses.moved(view)
 
     def one_up_sh_degree(self) -> None:
         """Activate the next SH degree, up to the maximum."""

@@ -26,11 +26,11 @@ from ..config import TrainConfig
 from ..data.loader import ImageLoader
 from ..data.scene import Scene
 from ..losses import total
-from ..model.renderer import RenderOutput, render
+from ..model.renderer import RenderOutput, render, split_depth
 from ..model.view import pack_view
 from ..seeds import derive_seed
 from .batch import grouped
-from .captured_steps import Bounds, CudaRecorder, StepGraphs
+from .captured_steps import Bounds, CudaRecorder, OwnStream, StepGraphs
 from .optimizer import set_learning_rates
 from .seen import RowAdam, mark_rows
 from .step_inputs import InputBuffer, StepInputs
@@ -89,7 +89,7 @@ class Stepper(Generic[M]):
         self.graphs = StepGraphs(CudaRecorder()) if graphed else None
         self.wants_stop = False  # somebody has asked this process to stop
         self._running = False
-        self._stream: torch.cuda.Stream | None = None
+        self._stream = OwnStream(gaussians.device)
         self._buffer: InputBuffer | None = None
         # a captured step's images, by their shape
         self._targets: dict[tuple[int, ...], list[Tensor]] = {}
@@ -104,7 +104,7 @@ class Stepper(Generic[M]):
         """Where steps may be graphs; on a GPU on a stream of its own, with autograd in the caller's
         thread: waking the thread that autograd keeps for a GPU takes 0.2 to 0.4 ms per step.
         """
-        with self._own_stream():
+        with self._stream():
             self._running = True
             try:
                 yield
@@ -127,6 +127,10 @@ class Stepper(Generic[M]):
             torch.tensor(self.background_color(step), device=device),
             self._device_inputs(step),
             others=tuple(views[1:]),
+            numbers={
+                name: torch.tensor([x], device=device)
+                for name, x in self._device_numbers(step).items()
+            },
         )
         return self._forward_backward(step, indices, [self.images[i] for i in indices], inputs)
 
@@ -211,13 +215,17 @@ class Stepper(Generic[M]):
             keywords |= strategy.before_render(step, gaussians)
         if config.deterministic:
             keywords["deterministic"] = True
+        if any(strategy.needs_depth for strategy in self.strategies):
+            keywords["render_mode"] = "RGB+D"
         if bounds is not None:
             keywords["capacity"] = bounds.capacity
+        view, *others = (gaussians.posed(view) for view in inputs.views)
+        inputs = dataclasses.replace(inputs, view=view, others=tuple(others))
         draw = gaussians.splats if bounds is None else gaussians.splats_within
-        drawn = [draw(view) for view in (inputs.view, *inputs.others)]
+        drawn = [draw(view) for view in inputs.views]
         out, *others = (
-            render(splats, view, background=inputs.background, **keywords)
-            for splats, view in zip(drawn, (inputs.view, *inputs.others), strict=True)
+            split_depth(render(splats, view, background=inputs.background, **keywords))
+            for splats, view in zip(drawn, inputs.views, strict=True)
         )
         skip = None
         if bounds is not None:
@@ -234,6 +242,8 @@ class Stepper(Generic[M]):
         values = found[0][0] if n_images == 1 else torch.stack([x for x, _ in found]).sum(0)
         terms = [strategy.loss(step, gaussians, out) for strategy in self.strategies]
         terms = [x if n_images == 1 else n_images * x for x in terms if x is not None]
+        own = [strategy.image_loss(step, context) for strategy in self.strategies]
+        terms += [x for x in own if x is not None]
         loss = total(values[0], [v_image for _, v_image in found], images, *terms)
         loss.backward()
         losses = torch.cat([loss.detach().view(1), values[3:]])
@@ -263,8 +273,7 @@ class Stepper(Generic[M]):
     ) -> list[Tensor]:  # [H, W, 3] each
         """The images' colours as the loss sees them."""
         images: list[Tensor] = []
-        views = (inputs.view, *inputs.others)
-        for view, out in zip(views, context.renderings, strict=True):
+        for view, out in zip(inputs.views, context.renderings, strict=True):
             # unbind: its backward copies each image once
             parts = (out.colors,) if view.n_cameras == 1 else out.colors.unbind(0)
             for k, colors in enumerate(parts):
@@ -306,10 +315,12 @@ class Stepper(Generic[M]):
         self, step: int, indices: Sequence[int], rates: Rates
     ) -> tuple[InputBuffer, list[Tensor]]:
         """Queue a captured step's inputs and images; where they go."""
-        integers, images = self._device_inputs(step), [self.images[i] for i in indices]
+        integers, numbers = self._device_inputs(step), self._device_numbers(step)
+        images = [self.images[i] for i in indices]
         if self._buffer is None:
             n_params, n_images = len(self.optimizer.param_groups), self.config.batch
-            self._buffer = InputBuffer(self.gaussians.device, n_params, integers, n_images)
+            device = self.gaussians.device
+            self._buffer = InputBuffer(device, n_params, integers, n_images, numbers)
         targets = self._targets.setdefault(images[0].shape, [])
         while len(targets) < len(images):
             targets.append(torch.empty_like(images[0]))
@@ -321,6 +332,7 @@ class Stepper(Generic[M]):
             integers,
             rates.get("means", 0.0),
             self._fused_adam.rates_for(),
+            numbers,
         )
         for target, image in zip(targets, images, strict=True):
             target.copy_(image)
@@ -372,6 +384,12 @@ class Stepper(Generic[M]):
             integers |= strategy.device_inputs(step)
         return integers
 
+    def _device_numbers(self, step: int) -> dict[str, float]:
+        numbers: dict[str, float] = {}
+        for strategy in self.strategies:
+            numbers |= strategy.device_numbers(step)
+        return numbers
+
     def _count_steps(self, key: Hashable, n: int) -> None:
         """Tell the optimizer of steps that it took within a graph."""
         for count in self._counts[key]:
@@ -380,18 +398,3 @@ class Stepper(Generic[M]):
     @property
     def _fused_adam(self) -> FusedAdam:
         return cast("FusedAdam", self.optimizer)  # of all models that steps are captured of
-
-    @contextlib.contextmanager
-    def _own_stream(self) -> Iterator[None]:
-        device = self.gaussians.device
-        if device.type != "cuda":
-            yield
-            return
-        with torch.cuda.device(device), torch.autograd.set_multithreading_enabled(False):
-            # always the same one: the allocator keeps memory by stream
-            stream = self._stream = self._stream or torch.cuda.Stream()
-            caller = torch.cuda.current_stream()
-            stream.wait_stream(caller)
-            with torch.cuda.stream(stream):
-                yield
-            caller.wait_stream(stream)
