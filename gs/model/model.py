@@ -71,8 +71,6 @@ class Model(nn.Module, ABC):
     """Whether `splats` gives the same Gaussians for every view, so that several views can be
     rendered at once."""
 
-    poses: PoseTable | None = None
-    """How the training cameras have moved, where they do."""
     is_shard: bool = False
     """Whether its rows are some of a larger model's: then it may be without any."""
 
@@ -86,6 +84,7 @@ class Model(nn.Module, ABC):
         self.shared = nn.Module()
         self.shared_specs: dict[str, ParameterSpec] = {}
         self.next_id = n
+        self.poses: PoseTable | None = None  # how training cameras have moved, where they do
         self._waiting: dict[str, Tensor] = {}  # a checkpoint's values for what is yet to be added
         self._waiting_shared: dict[str, Tensor] = {}
 
