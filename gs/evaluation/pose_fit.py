@@ -116,7 +116,7 @@ def fit_poses(
         for k in range(steps):
             view = table.moved(given)
             with torch.no_grad():
-                splats = model.splats(view)
+                splats = model.splats(view).detached()
             out = render(splats, view, background=background)
             values, v_colors = photometric_gradient(out.colors.detach(), target, LAMBDA_DSSIM)
             total(values[0], [v_colors], [out.colors]).backward()
