@@ -65,8 +65,8 @@ QUALITY = [
     Mutant("a stage begins late", "if share >= start:", "if share > start:", STAGES),
     Mutant(
         "reduced cameras keep their focal length",
-        "camera.K.clone()\n    K[0] *= width / camera.width",
-        "camera.K.clone()",
+        "K[1] *= height / camera.height\n    return dataclasses.replace(",
+        "return dataclasses.replace(",
         STAGES,
     ),
 ]
