@@ -112,6 +112,8 @@ class TrainConfig:
     share a GPU, to try things out."""
     cuda_graphs: bool = True
     """On a GPU, capture iterations as CUDA graphs and replay them."""
+    precompile: bool = True
+    """On a GPU, compile kernels that are not cached in several processes while the scene loads."""
     deterministic: bool = False
     """Gradients do not depend on the order in which a GPU's threads run: equal runs, but slower."""
     viewer: bool = False

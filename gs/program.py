@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 import io
 import logging
-import os
+import subprocess
 import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from .cli import DENSIFIERS, Config, Method, baseline_of, describe, parse
+from .compiler import cache_folder, cached_labels, start_compiler
 from .config import resolve_device
 from .data.demo import write_demo_scene
 from .data.scene import load_scene
@@ -66,12 +67,7 @@ def build_trainer(
     source = where.pop("source_path")
     if config.choice.demo:
         write_demo(source)
-    strategies: list[Strategy[Any]] = [config.densify.build()]
-    if train.post_start is not None:
-        iterations = train.iterations
-        strategies += [PostRates(config.optim, start=train.post_start, iterations=iterations)]
-    # last, as a pruner may set the rate of its own parameter
-    strategies += [config.pruning.build(densify_until=config.densify.densify_until_iter)]
+    strategies = strategies_of(dataclasses.replace(config, train=train))
     scene = load_scene(
         source,
         **where,
@@ -96,6 +92,17 @@ def build_trainer(
         observers=observers,
         ranks=ranks,
     )
+
+
+def strategies_of(config: Config[Any, Any, Any]) -> list[Strategy[Any]]:
+    """The densifier and the pruner of a run, in the order in which they are called."""
+    strategies: list[Strategy[Any]] = [config.densify.build()]
+    if (start := config.train.post_start) is not None:
+        iterations = config.train.iterations
+        strategies += [PostRates(config.optim, start=start, iterations=iterations)]
+    # last, as a pruner may set the rate of its own parameter
+    strategies += [config.pruning.build(densify_until=config.densify.densify_until_iter)]
+    return strategies
 
 
 def check_for_ranks(config: Config[Any, Any, Any], methods: Mapping[str, type[Method]]) -> None:
@@ -171,12 +178,26 @@ def add_baseline(config: Config[Any, Any, Any], methods: Mapping[str, type[Metho
     return True
 
 
-def warm_up_device(device: torch.device) -> None:
-    """Make a GPU ready in the background, while the scene is loaded."""
-    if device.type == "cuda":
-        if _is_empty(Path(os.environ.get("TRITON_CACHE_DIR", Path.home() / ".triton" / "cache"))):
-            logger.info("kernels are compiled for the first time: that takes up to a minute")
-        threading.Thread(target=_warm_up, args=(device,)).start()
+def warm_up_device(device: torch.device, compiler: subprocess.Popen[str] | None = None) -> None:
+    """Make a GPU ready in the background, while the scene is loaded.
+
+    Args:
+        device: Where the run trains.
+        compiler: What compiles the run's kernels (gs.compiler.start_compiler).
+    """
+    if device.type != "cuda":
+        return
+    if compiler is not None and compiler.stdout is not None:
+        logger.info(f"kernels are compiled while the scene is loaded: once, into {cache_folder()}")
+        from kernels import Foreseen, foresee
+
+        major, minor = torch.cuda.get_device_capability(device)
+        foreseen = Foreseen(cached_labels(10 * major + minor))
+        foresee(foreseen)
+        threading.Thread(target=foreseen.follow, args=(compiler.stdout,), daemon=True).start()
+    elif _is_empty(cache_folder()):
+        logger.info("kernels are compiled for the first time: that takes up to a minute")
+    threading.Thread(target=_warm_up, args=(device,)).start()
 
 
 def train(
@@ -204,9 +225,10 @@ def train(
         SplatrimError: what the command would say.
     """
     words = ["--source_path", str(source_path), "--model_path", str(model_path)]
-    config = _parse_quietly([*words, *_as_words(settings)], methods)
+    words += _as_words(settings)
+    config = _parse_quietly(words, methods)
     keep_freed_memory()
-    warm_up_device(resolve_device(config.train.device))
+    warm_up_device(resolve_device(config.train.device), start_compiler(words))
     trainer = build_trainer(config, methods, observers=observers)
     if trainer.fit() is None and config.train.report:
         conclude(trainer)

@@ -25,6 +25,7 @@ MAY_IMPORT = {
 # Rooms on one floor do not know each other.
 FLOORS: dict[str, list[set[str]]] = {
     "kernels": [
+        {"rehearsal"},
         {"constants", "validation", "backend", "lazy_info"},
         {"arguments"},
         {"device", "reference"},
@@ -66,7 +67,9 @@ FLOORS: dict[str, list[set[str]]] = {
         {"report"},
         {"densification", "blocks"},
         {"cli", "render", "metrics", "export", "bake", "partition", "merge"},
+        {"compiler"},
         {"program"},
+        {"rehearsal"},
     ],
 }
 

@@ -302,7 +302,7 @@ def test_settings_of_post_training() -> None:
 def test_a_finished_ply_is_post_trained_and_resumed(
     scene: Path, finished_ply: Path, tmp_path: Path, write_published: Callable[..., None]
 ) -> None:
-    args = ["-s", str(scene), "--eval", "--quiet", "--iterations", "30040"]
+    args = ["-s", str(scene), "--eval", "--quiet", "--iterations", "30040", "--deterministic"]
     args += ["--mask_lr", "0.2", "--checkpoint_iterations", "30025", "30040"]
     out = tmp_path / "out"
     train.main([*args, "-m", str(out), "--start_ply", str(finished_ply)])

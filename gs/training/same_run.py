@@ -29,6 +29,7 @@ HARMLESS = {
     "report",
     "device",
     "cuda_graphs",
+    "precompile",
     "test_iterations",
     "save_iterations",
     "checkpoint_iterations",
