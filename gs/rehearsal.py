@@ -1,9 +1,9 @@
 """Every kernel variant that a training will launch, found from its settings by rehearsing it.
 
 A trainer is built from the run's own settings on a scene of a few points, on the CPU. It takes one
-step of each kind that the run has: by degree of the spherical harmonics and by phase of the
-strategies, in parts and captured, as the host and the graphs launch them. `kernels.Rehearsal` notes
-what would be launched; nothing is.
+step of each kind that the run has: by degree of the spherical harmonics, by phase of the
+strategies and by number of images, in parts and captured, as the host and the graphs launch them.
+`kernels.Rehearsal` notes what would be launched; nothing is.
 
 What depends on numbers that only the run will know is tried with each of their kinds: widths of
 images by what divides them, and sizes of sorts by how a GPU sorts them.
@@ -48,6 +48,7 @@ class _Kind(NamedTuple):
 
     degree: int
     phases: tuple[Hashable, ...]
+    n_images: int
 
     @property
     def is_captured(self) -> bool:
@@ -111,10 +112,17 @@ class _Stage:
         self, config: Config[Any, Any, Any], methods: Mapping[str, type[Method]], folder: Path
     ) -> None:
         train = dataclasses.replace(
-            config.train, model_path=folder / "out", device="cpu", quiet=True, viewer=False
+            config.train,
+            model_path=folder / "out",
+            device="cpu",
+            quiet=True,
+            viewer=False,
+            resolution_schedule="",  # images of all kinds of sizes are there
         )
         self.config, self.methods = dataclasses.replace(config, train=train), methods
-        self.scene = _scene(folder, config.train.batch)
+        begin = train.post_start or 0
+        most = max(map(train.images_after, range(begin, train.iterations)), default=1)
+        self.scene, self._most_images = _scene(folder, most), most
         self.trainer = self._build()
 
     def _build(self) -> Trainer[Any]:
@@ -144,12 +152,14 @@ class _Stage:
         if config.post_start is not None:
             degree = config.sh_degree
         while step < config.iterations:
-            n = min(config.batch, config.iterations - step)
+            n = config.images_after(step)
             step += n
             if config.sh_degree_grows_at(step, n):
                 degree = min(degree + 1, config.sh_degree)
+            for strategy in self.trainer.strategies:
+                strategy.n_images = n
             phases = tuple(strategy.phase(step) for strategy in self.trainer.strategies)
-            steps = found.setdefault(_Kind(degree, phases), [])
+            steps = found.setdefault(_Kind(degree, phases, n), [])
             if len(steps) == MOST_STEPS:
                 steps.pop()
             steps.append(step)
@@ -162,8 +172,8 @@ class _Stage:
                 self.trainer = self._build()
             trainer, stepper = self.trainer, self.trainer.stepper
             trainer.gaussians.active_sh_degree = kind.degree
-            batch = self.config.train.batch
-            indices = range(size * batch, (size + 1) * batch)
+            first = size * self._most_images
+            indices = range(first, first + kind.n_images)
             rates = learning_rates(
                 trainer.optimizer, trainer.optim, extent=self.scene.extent, step=step
             )

@@ -75,6 +75,8 @@ def launched(monkeypatch: pytest.MonkeyPatch) -> set[str]:
         "--method 3dgs --densifier mcmc --budget 1.1x",
         "--method mask-gaussian --densifier taming --budget 1.2x --no_cuda_graphs" + MASKS,
         "--method 3dgs --batch 2",
+        "--method natural-selection --select_from_iter 4 --select_until_iter 7 --select_interval 2"
+        " --densifier error --budget 1.1x --multi_view_updates 0.5:2 --resolution_schedule 0:2",
         "--method radsplat --prune_iterations 6",
     ],
 )
