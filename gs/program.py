@@ -106,11 +106,16 @@ def strategies_of(config: Config[Any, Any, Any]) -> list[Strategy[Any]]:
 
 
 def check_for_ranks(config: Config[Any, Any, Any], methods: Mapping[str, type[Method]]) -> None:
-    """Raise SplatrimError where a densifier or method does not run on several ranks."""
+    """Raise SplatrimError where something of a run does not run on several ranks."""
     if isinstance(config.neural, NeuralConfig):
         raise SplatrimError(
             "--representation neural does not run on several GPUs yet: use explicit, or one GPU"
         )
+    for flag in ("resolution_schedule", "multi_view_updates"):
+        if getattr(config.train, flag):
+            raise SplatrimError(
+                f"--{flag} does not run on several GPUs yet: leave it out, or use one GPU"
+            )
     densifiers = {name: settings().build() for name, settings in DENSIFIERS.items()}
     pruners = {
         name: settings.preset(next(iter(settings.PRESETS))).build(densify_until=0)

@@ -51,7 +51,7 @@ FLOORS: dict[str, list[set[str]]] = {
             "schedule",
         },
         {"errors"},
-        {"files", "ranges"},
+        {"files", "ranges", "stages"},
         {"schema"},
         {"run_record", "run_settings"},
         {"config"},

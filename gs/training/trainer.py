@@ -186,7 +186,7 @@ class Trainer(Generic[M]):
                 f" on {self.team.describe(self.device)}"
             )
             while self.step < config.iterations:
-                self.train_step(min(self.step + config.batch, config.iterations))
+                self.train_step(self.step + config.images_after(self.step))
                 if self.stepper.stops and self.step < config.iterations:
                     path = self.checkpoint(self.step)
                     self.write_history()
@@ -213,13 +213,15 @@ class Trainer(Generic[M]):
     def train_step(self, step: int) -> None:
         """The step whose last image is iteration `step`, counted from 1."""
         self.stepper.settle()
-        extent, n_images = self.scene.extent, min(self.config.batch, step - self.step)
+        n_images = min(self.config.images_after(self.step), step - self.step)
+        for looker in (self.tracker, *self.observers):
+            looker.n_images = n_images
         first = step - n_images + 1
-        rates = learning_rates(self.optimizer, self.optim, extent=extent, step=first)
+        rates = learning_rates(self.optimizer, self.optim, extent=self.scene.extent, step=first)
         if self.config.sh_degree_grows_at(step, n_images):
             self.gaussians.one_up_sh_degree()
         indices = [self.sampler.next() for _ in range(n_images)]
-        upcoming = self.sampler.upcoming(PREFETCH * self.config.batch)
+        upcoming = self.sampler.upcoming(PREFETCH * n_images)
         self.images.prefetch(filter(self.team.keeps_image, upcoming))
         self.n_rendered = self.stepper.n_gaussians
         due = [observer for observer in self.observers if observer.is_due(step)]

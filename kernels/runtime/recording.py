@@ -165,9 +165,11 @@ class Recording:
 
 def _picker(places: list[int]) -> Picker:
     """What takes these places of a sequence."""
-    if len(places) < 2:
-        return lambda x: tuple(x[place] for place in places)
-    return operator.itemgetter(*places)
+    if len(places) > 1:
+        return operator.itemgetter(*places)
+    if places:
+        return lambda x: (x[places[0]],)
+    return lambda x: ()
 
 
 def _at(x: Tensor | int, place: _Place) -> Tensor | int:
