@@ -7,15 +7,16 @@ OUT ?= output/demo
 # processes that test; each has one thread, as images are tiny, and some wait for others
 WORKERS ?= 3
 
-.PHONY: demo test lint docs mutants clean
+.PHONY: demo test lint suite docs mutants clean
 
 demo: $(STAMP)
 	$(RUN) train.py --demo -s $(SCENE) -m $(OUT) --overwrite
 
+# side by side: types take one process half a minute
 test: $(STAMP)
-	$(VENV)/bin/ruff check .
-	$(VENV)/bin/ruff format --check -q .
-	$(VENV)/bin/pyright --pythonpath $(RUN)
+	$(MAKE) --no-print-directory -j2 lint suite
+
+suite: $(STAMP)
 	OMP_NUM_THREADS=1 $(RUN) -m pytest -q -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 lint: $(STAMP)

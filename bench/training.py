@@ -12,6 +12,7 @@ import gc
 import math
 import statistics
 import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,7 @@ from gs.model.rates import OptimConfig
 from gs.model.renderer import render
 from gs.training.exposure import Exposure
 from gs.training.run_state import RunState
+from gs.training.strategy import Strategy
 from gs.training.trainer import Trainer
 from pruning import METHODS
 
@@ -104,6 +106,8 @@ def build_trainer(
     densifying: bool = False,
     batch: int = 1,
     masked: bool = False,
+    change: Callable[[Scene], Scene] | None = None,
+    more: Callable[[Scene], Sequence[Strategy[Any]]] | None = None,
     **settings: Any,
 ) -> Trainer:
     """A trainer that stands before an iteration on the workload.
@@ -117,6 +121,8 @@ def build_trainer(
         densifying: Iterations that gather statistics and densify, instead of later ones.
         batch: Images per step, all of the same camera.
         masked: Whether a mask hides a part of the image.
+        change: Makes of the scene the one to train on.
+        more: Further strategies for it.
         **settings: Of TrainConfig.
     """
     tensors, camera = raw_parameters(w), camera_of(w, folder / "view.png")
@@ -126,6 +132,7 @@ def build_trainer(
     # the model comes from `start`; the scene's own points are not used
     points = torch.rand(4, 3)
     scene = Scene([camera], [], points, points, extent=4.0, source=folder, kind="colmap")
+    scene = scene if change is None else change(scene)
     config = TrainConfig(
         folder / "out",
         device=str(device),
@@ -148,13 +155,14 @@ def build_trainer(
         next_id=len(w.means),
         active_sh_degree=math.isqrt(w.sh.shape[1]) - 1,
     )
-    strategies = [densify.build(), pruner.build(densify_until=densify.densify_until_iter)]
+    strategies: list[Strategy[Any]] = [] if more is None else [*more(scene)]
     if config.exposure != "none":
         strategies.append(Exposure(config.exposure, scene.train))
+    until = densify.densify_until_iter
     return Trainer(
         config,
         scene,
-        strategies=strategies,
+        strategies=[densify.build(), pruner.build(densify_until=until), *strategies],
         optim=FROZEN,
         method=method,
         start=start.to_dict(),

@@ -156,7 +156,7 @@ def structural_similarity(
             )
         return reference.ssim_of_counted(a, b, counted)
     grad = torch.is_grad_enabled() and (a.requires_grad or b.requires_grad)
-    if a.shape[2] == 3 and not grad and uses_triton("auto", a) and b.is_cuda:
+    if a.shape[2] == 3 and not grad and uses_triton("auto", a) and a.device == b.device:
         return photometric_values(a, b)[2]
     return reference.ssim(a, b)
 

@@ -20,7 +20,7 @@ from typing import Any
 
 import pytest
 import torch
-from compile_calls import compare_masked_images, decode_anchors, draw_masks, light_colors
+from compile_calls import MORE_CALLS
 
 REPO = Path(__file__).resolve().parents[2]
 CAPABILITIES = (80, 90)
@@ -232,10 +232,7 @@ CALLS: list[Callable[[], None]] = [
     add_statistics,
     explore,
     compare_images,
-    compare_masked_images,
-    light_colors,
-    draw_masks,
-    decode_anchors,
+    *MORE_CALLS,
 ]
 
 
