@@ -128,8 +128,9 @@ def measure_poses(folder: Path, arguments: argparse.Namespace, change: Change) -
     """The built-in scene without and with refinement."""
     source = folder / "demo"
     if not source.exists():
-        small: dict[str, Any] = {"views": 24, "width": 120, "height": 90}
-        write_demo_scene(source, **(small if arguments.small else {"width": 400, "height": 300}))
+        sizes: dict[str, Any] = {"width": 400, "height": 300}
+        sizes = {"views": 24, "width": 120, "height": 90} if arguments.small else sizes
+        write_demo_scene(source, **sizes)
     n = 600 if arguments.small else 7000
     words = ["--iterations", str(arguments.iterations or n), "--device", arguments.device]
     words += arguments.words
