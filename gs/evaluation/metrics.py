@@ -68,8 +68,8 @@ class MetricsConfig:
     """File with the weights of VGG-16 for LPIPS, as torchvision has it (vgg16-397923af.pth); by
     default that of torch's cache. Nothing is downloaded."""
     color_correct: bool = False
-    """Also give PSNR after fitting each channel's gain and offset to the truth, as of runs with
-    --exposure."""
+    """Also give PSNR after fitting each channel's gain and offset to the truth, as of runs that
+    learnt exposures."""
 
 
 def compute_metrics(

@@ -7,7 +7,8 @@ Equations and regularisers stand in kernels/reference/light.py.
 
 It acts between rendering and loss, on the background too, and clamps nothing. Adam steps the rows
 of all images in each iteration, as published: an image's momentum goes on until it has faded.
-Rates are the published ones over the run, larger in shorter runs as all others are.
+Rates are the published ones over the run, larger in shorter runs as all others are; affine ones
+end at a tenth of theirs, as PPISP's, so that images come to rest.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from ..model.model import Model
 from ..model.rates import OptimConfig, step_gain
 from .strategy import StepContext, Strategy
 
-AFFINE_RATES = 1e-3, 1e-4  # at the start and at the end
+AFFINE_RATES = 1e-3, 1e-5  # at the start and at the end
 PPISP_RATES = 2e-3, 2e-5
 WARM_UP, WARM_UP_FROM = 500, 0.01  # of PUBLISHED_ITERATIONS; share of the rate
 

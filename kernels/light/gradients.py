@@ -21,6 +21,7 @@ LENS = tl.constexpr(reference.LENS_NUMBERS)
 WIDE = tl.constexpr(16)  # columns of a table, and some that are none
 COLUMNS = tl.constexpr(128)
 MEAN, MEAN_BEND = tl.constexpr(reference.MEAN), tl.constexpr(reference.MEAN_BEND)
+PULL, PULL_BEND = tl.constexpr(reference.PULL), tl.constexpr(reference.PULL_BEND)
 OFFSET, OFFSET_BEND = tl.constexpr(reference.OFFSET), tl.constexpr(reference.OFFSET_BEND)
 CENTRE, BRIGHTER = tl.constexpr(reference.CENTRE), tl.constexpr(reference.BRIGHTER)
 CHANNELS = tl.constexpr(reference.CHANNELS)
@@ -50,6 +51,16 @@ def _in_row(first, z0, z1, z2, z3, z4, z5, z6, z7):
 
 
 @triton.jit
+def _still(PPISP: tl.constexpr):
+    """A row that changes nothing. [WIDE]"""
+    k = tl.arange(0, WIDE)
+    if PPISP:
+        return tl.where(k < 0, 1.0, 0.0)
+    else:
+        return tl.where((k % 5 == 0) & (k < AFFINE), 1.0, 0.0)
+
+
+@triton.jit
 def _of_mean(mean, PPISP: tl.constexpr):
     """The regulariser's gradient of the mean row. [WIDE]"""
     if PPISP:
@@ -66,9 +77,7 @@ def _of_mean(mean, PPISP: tl.constexpr):
         row = _in_row(0.0, b0, b1, r0, r1, g0, g1, n0, n1) * (OFFSET / 8.0)
         row += tl.where(tl.arange(0, WIDE) == 0, first, 0.0)
     else:
-        k = tl.arange(0, WIDE)
-        still = tl.where((k % 5 == 0) & (k < AFFINE), 1.0, 0.0)
-        row = _slope(mean - still, MEAN_BEND) * (MEAN / AFFINE)
+        row = _slope(mean - _still(PPISP), MEAN_BEND) * (MEAN / AFFINE)
     return row
 
 
@@ -92,12 +101,12 @@ def _light_gradients_kernel(
 ):
     index = tl.load(index_ptr)
     columns, k = tl.arange(0, COLUMNS), tl.arange(0, WIDE)
-    row = tl.arange(0, N_ROWS)[:, None]
+    number = tl.arange(0, N_ROWS)[:, None]
     total = tl.zeros([N_ROWS, COLUMNS], tl.float32)
     for first in range(0, n, COLUMNS):
         column = first + columns[None, :]
-        mask = (row < N_SUMS) & (column < n)
-        total += tl.load(partials_ptr + row * n + column, mask=mask, other=0.0)
+        mask = (number < N_SUMS) & (column < n)
+        total += tl.load(partials_ptr + number * n + column, mask=mask, other=0.0)
     sums = tl.sum(total, axis=1)
     if PPISP:
         z0, z1, z2, z3, z4, z5, z6, z7 = homography_vjp(
@@ -123,6 +132,10 @@ def _light_gradients_kernel(
             at = rows_ptr + image * NUMBERS + k[None, :]
             mean += tl.sum(tl.load(at, mask=mask, other=0.0), axis=0)
         v_mean = _of_mean(mean / n_images, PPISP) / n_images
+        row = tl.load(rows_ptr + index * NUMBERS + k, mask=k < NUMBERS, other=0.0)
+        pull = _slope(row - _still(PPISP), PULL_BEND) * PULL
+        # of PPISP the exposure alone
+        own += tl.where(k == 0, pull, 0.0) if PPISP else pull
     for first in range(0, n_images, COLUMNS):
         image = first + columns[:, None]
         mask = (image < n_images) & (k[None, :] < NUMBERS)

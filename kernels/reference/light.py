@@ -23,7 +23,9 @@ triangle, and b, r, g, n the moved points as (x, y, 1), its columns are
 which is Cramer's rule for the homography, scaled to M_33 = 1.
 
 The regularisers hold what rendering and light can trade: the mean of all images' rows, and for
-lenses that they are alike in all channels, centred and darker outside.
+lenses that they are alike in all channels, centred and darker outside. The row of the image itself
+is pulled towards no change, by a slope that is a small part of the loss's where light did change:
+so what is left of an image, and of other causes, is not taken for light.
 """
 
 from __future__ import annotations
@@ -45,9 +47,10 @@ SPREADS = (
     (0.0433336, -0.0180537, 0.0580500),
     (0.0128369, -0.0034654, 0.0128158),
 )
-# Regularisers: weight and bend of mean exposures (all of an affine row), of mean offsets, weights
-# of lens centres, of brightening, and of differences between channels.
+# Regularisers: weight and bend of mean exposures (all of an affine row), of the image's own, and of
+# mean offsets; weights of lens centres, of brightening, and of differences between channels.
 MEAN, MEAN_BEND = 1.0, 0.1
+PULL, PULL_BEND = 0.005, 0.01
 OFFSET, OFFSET_BEND = 1.0, 0.005
 CENTRE, BRIGHTER, CHANNELS = 0.02, 0.01, 0.1
 
@@ -70,7 +73,7 @@ def corrected(
 ) -> Tensor:  # [H, W, 3]
     """As kernels.corrected."""
     if regularised:
-        rows, *others = _Regularised.apply(rows, *(() if lenses is None else (lenses,)))
+        rows, *others = _Regularised.apply(index, rows, *(() if lenses is None else (lenses,)))
         lenses = others[0] if others else None
     row = rows[index.long()[0]]
     if rows.shape[1] == AFFINE:
@@ -114,16 +117,18 @@ def recolored(colors: Tensor, matrix: Tensor) -> Tensor:  # [..., 3], [3, 3] -> 
     return torch.stack([h[..., 0], h[..., 1], h[..., 2] - h[..., 0] - h[..., 1]], -1)
 
 
-def regulariser(rows: Tensor, lenses: Tensor | None) -> Tensor:  # []
-    """What keeps light from trading places with the scene."""
-    mean = rows.mean(0)
+def regulariser(index: Tensor, rows: Tensor, lenses: Tensor | None) -> Tensor:  # []
+    """What keeps light from trading places with the scene, at a step of one image."""
+    mean, row = rows.mean(0), rows[index.long()[0]]
     if lenses is None:
         still = neutral_rows(1, "affine")[0].to(rows)
-        return MEAN * smooth_l1_loss(mean, still, beta=MEAN_BEND)
+        pull = PULL * smooth_l1_loss(row, still, beta=PULL_BEND, reduction="sum")
+        return pull + MEAN * smooth_l1_loss(mean, still, beta=MEAN_BEND)
     zero = torch.zeros_like(mean)
     numbers = lenses.view(-1, 3, 5)
     return (
-        MEAN * smooth_l1_loss(mean[0], zero[0], beta=MEAN_BEND)
+        PULL * smooth_l1_loss(row[0], zero[0], beta=PULL_BEND)
+        + MEAN * smooth_l1_loss(mean[0], zero[0], beta=MEAN_BEND)
         + OFFSET * smooth_l1_loss(_offsets(mean[1:]), zero[1:], beta=OFFSET_BEND)
         + CENTRE * numbers[..., :2].square().sum(-1).mean()
         + BRIGHTER * numbers[..., 2:].relu().mean()
@@ -145,17 +150,18 @@ class _Regularised(torch.autograd.Function):
     """Rows and lenses as they are, whose gradients are also those of the regulariser."""
 
     @staticmethod
-    def forward(ctx: Any, *tables: Tensor) -> tuple[Tensor, ...]:
-        ctx.save_for_backward(*tables)
+    def forward(ctx: Any, index: Tensor, *tables: Tensor) -> tuple[Tensor, ...]:
+        ctx.save_for_backward(index, *tables)
         return tuple(x.view_as(x) for x in tables)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
         ctx: Any, *gradients: Tensor
-    ) -> tuple[Tensor, ...]:
-        leaves = [x.detach().requires_grad_() for x in ctx.saved_tensors]
+    ) -> tuple[Tensor | None, ...]:
+        index, *tables = ctx.saved_tensors
+        leaves = [x.detach().requires_grad_() for x in tables]
         with torch.enable_grad():
-            value = regulariser(leaves[0], leaves[1] if len(leaves) > 1 else None)
+            value = regulariser(index, leaves[0], leaves[1] if len(leaves) > 1 else None)
             own = torch.autograd.grad(value, leaves)
-        return tuple(v + w for v, w in zip(gradients, own, strict=True))
+        return None, *(v + w for v, w in zip(gradients, own, strict=True))

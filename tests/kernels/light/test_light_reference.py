@@ -94,8 +94,10 @@ def test_regularisers_come_with_the_gradient(kind: Literal["affine", "ppisp"]) -
         )
         return torch.autograd.grad(out.square().sum(), leaves)
 
-    assert torch.autograd.gradcheck(lambda rows, lenses=None: regulariser(rows, lenses), leaves)
-    own = torch.autograd.grad(regulariser(rows, lenses), leaves)
+    assert torch.autograd.gradcheck(
+        lambda rows, lenses=None: regulariser(index, rows, lenses), leaves
+    )
+    own = torch.autograd.grad(regulariser(index, rows, lenses), leaves)
     for with_it, without, v in zip(gradients(True), gradients(False), own, strict=True):
         torch.testing.assert_close(with_it, without + v, rtol=0, atol=1e-14)
         assert v.any()
