@@ -24,12 +24,23 @@ from mutants_cold import COLD
 from mutants_gs import GS
 from mutants_kernels import KERNELS
 from mutants_neural import NEURAL
+from mutants_photographs import PHOTOGRAPHS
 from mutants_pruning import PRUNING
 from mutants_quality import QUALITY
 from mutants_ranks import RANKS
 
 ROOT = Path(__file__).resolve().parents[2]
-MUTANTS: list[Mutant] = [*PRUNING, *GS, *KERNELS, *NEURAL, *RANKS, *BLOCKS, *QUALITY, *COLD]
+MUTANTS: list[Mutant] = [
+    *PRUNING,
+    *GS,
+    *KERNELS,
+    *NEURAL,
+    *RANKS,
+    *BLOCKS,
+    *PHOTOGRAPHS,
+    *QUALITY,
+    *COLD,
+]
 ENOUGH = 0.95
 
 

@@ -44,8 +44,8 @@ GS = [
     ),
     Mutant(
         "strategies' losses are dropped",
-        "loss = total(values[0], [v_image for _, v_image in found], images, *terms)",
-        "loss = total(values[0], [v_image for _, v_image in found], images)",
+        "loss = total(values[0], v_images, images, *terms)",
+        "loss = total(values[0], v_images, images)",
         WIRING,
     ),
     # steps of several images
