@@ -11,13 +11,14 @@ has most of the step still before it, and repeats a step that did not fit: no st
 
     warm-up (eager, learns the capacity)  ->  capture  ->  replay, replay, ...
 
-Graphs are kept by key: image size, SH degree and the strategies' phases. They hold addresses, so
-all are dropped once a parameter or row buffer is another tensor than at capture.
+Graphs are kept by key: images of a step and their size, SH degree and the strategies' phases. They
+hold addresses, so all are dropped once a parameter or row buffer is another tensor than at capture.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable
+import contextlib
+from collections.abc import Callable, Hashable, Iterator
 from typing import Literal, NamedTuple, Protocol
 
 import torch
@@ -61,6 +62,30 @@ class CudaRecorder:
             # All graphs share its memory: they run one after the other and hand on nothing.
             self._anchor = _record(lambda: torch.zeros(1, device="cuda"))
         return _record(body, self._anchor)
+
+
+class OwnStream:
+    """A stream of a GPU for steps, always the same one: the allocator keeps memory by stream."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._stream: torch.cuda.Stream | None = None
+
+    @contextlib.contextmanager
+    def current(self) -> Iterator[None]:
+        """Where it is the current stream, and autograd runs in the caller's thread; on a CPU as
+        everywhere.
+        """
+        if self._device.type != "cuda":
+            yield
+            return
+        with torch.cuda.device(self._device), torch.autograd.set_multithreading_enabled(False):
+            stream = self._stream = self._stream or torch.cuda.Stream()
+            caller = torch.cuda.current_stream()
+            stream.wait_stream(caller)
+            with torch.cuda.stream(stream):
+                yield
+            caller.wait_stream(stream)
 
 
 class Bounds(NamedTuple):

@@ -22,6 +22,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from .. import rehearsal
 from ..device.intrinsics import INTERPRET
 from .cache import Table, caches
 from .launch import Start, watch, zero_grid
@@ -334,6 +335,8 @@ def run_recorded(
             differ between calls of a kind.
         run: Makes results with `empty` and `zeros` of runtime/launch.py and fills them by `launch`.
     """
+    if rehearsal.current() is not None:
+        return run()
     found = _recordings.get(kind, 0)
     if type(found) is Recording:
         results = found.replay(inputs)
