@@ -36,9 +36,14 @@ from .training.captured_steps import Body, StepGraphs
 from .training.optimizer import learning_rates
 from .training.trainer import Trainer
 
+# images of ones are no images: a strategy may find that nothing is left, or no number
+FAILURES = (SplatrimError, ValueError, RuntimeError, LookupError, ArithmeticError)
 SIZES = ((64, 48), (62, 46), (63, 45))  # widths that 4, 2 and 1 divide
 N_POINTS = 400
-MOST_STEPS = 2  # of a kind that is not captured: the first and the last
+MOST_POINTS = 4 * N_POINTS  # a model that has grown beyond is made anew
+# Steps of a kind that is not captured: as many consecutive ones, in which a method may have a
+# period of its own, and the last.
+CONSECUTIVE = 64
 
 logger = logging.getLogger("splatrim")
 
@@ -106,7 +111,7 @@ def rehearse_training(
 
 
 class _Stage:
-    """A trainer for rehearsals, built anew once a method has pruned too much of its model."""
+    """A trainer for rehearsals, built anew once its model has become too small or too large."""
 
     def __init__(
         self, config: Config[Any, Any, Any], methods: Mapping[str, type[Method]], folder: Path
@@ -147,7 +152,7 @@ class _Stage:
 
     def kinds(self) -> dict[_Kind, list[int]]:
         """Kinds of steps, and those steps of each that are rehearsed."""
-        config, found = self.config.train, dict[_Kind, list[int]]()
+        config, found, last = self.config.train, dict[_Kind, list[int]](), dict[_Kind, int]()
         degree, step = 0, config.post_start or 0
         if config.post_start is not None:
             degree = config.sh_degree
@@ -159,16 +164,21 @@ class _Stage:
             for strategy in self.trainer.strategies:
                 strategy.n_images = n
             phases = tuple(strategy.phase(step) for strategy in self.trainer.strategies)
-            steps = found.setdefault(_Kind(degree, phases, n), [])
-            if len(steps) == MOST_STEPS:
-                steps.pop()
-            steps.append(step)
+            kind = _Kind(degree, phases, n)
+            steps = found.setdefault(kind, [step])
+            if not kind.is_captured and step == steps[-1] + n and len(steps) < CONSECUTIVE:
+                steps.append(step)
+            last[kind] = step
+        for kind, steps in found.items():
+            if not kind.is_captured and last[kind] > steps[-1]:
+                steps.append(last[kind])
         return found
 
     def take(self, kind: _Kind, steps: Sequence[int], size: int = 0) -> None:
         """Take steps of a kind: in parts, and where it is captured as a graph, too."""
-        for step in steps[:1] if kind.is_captured else steps:
-            if len(self.trainer.gaussians) < N_POINTS // 2 and self.trainer.gaussians.parts == 1:
+        for step in steps:
+            n = len(self.trainer.gaussians)
+            if n > MOST_POINTS or (n < N_POINTS // 2 and self.trainer.gaussians.parts == 1):
                 self.trainer = self._build()
             trainer, stepper = self.trainer, self.trainer.stepper
             trainer.gaussians.active_sh_degree = kind.degree
@@ -181,12 +191,12 @@ class _Stage:
                 with stepper.running():
                     if stepper.graphs is not None:
                         stepper.graphs.drop()
-                    for _ in range(2):  # a graph is captured at its second step
+                    # a graph is captured at its second step
+                    for _ in range(1 + kind.is_captured):
                         if not stepper.replay(step, indices, rates):
                             computed = stepper.forward_backward(step, indices)
                             stepper.update(step, computed, rates)
-            # images of ones are no images: a strategy may find that nothing is left
-            except (SplatrimError, ValueError, RuntimeError) as error:
+            except FAILURES as error:
                 logger.debug(f"rehearsing step {step}: {error}")
                 self.trainer = self._build()
 

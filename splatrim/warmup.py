@@ -96,7 +96,9 @@ def compile_for(
     for words in trainings:
         found: dict[str, Launch] = {}
         for training in _trainings(words):
+            logger.setLevel(logging.WARNING)  # what strategies say of it is not for anybody
             rehearsed = rehearse_training(training, METHODS, target)
+            show_log(quiet=tells)
             found |= rehearsed.launches
             first = first or rehearsed.first
         labels.append({*found})

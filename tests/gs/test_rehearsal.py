@@ -24,9 +24,9 @@ from kernels.runtime import launch as launches
 from pruning import METHODS
 
 H200 = Target(90, 132)
-SHORT = "--iterations 8 --sh_degree 1 --sh_degree_interval 5 --densify_until_iter 7"
-SHORT += " --densify_from_iter 0 --densification_interval 4 --schedule published"
-MASKS = " --mask_from_iter 2 --mask_until_iter 8 --mask_prune_iter 4"
+SHORT = "--iterations 6 --sh_degree 1 --sh_degree_interval 4 --densify_until_iter 5"
+SHORT += " --densify_from_iter 0 --densification_interval 3 --schedule published"
+MASKS = " --mask_from_iter 2 --mask_until_iter 6 --mask_prune_iter 4"
 
 pytestmark = pytest.mark.usefixtures("interpreted", "one_thread")
 
@@ -70,7 +70,6 @@ def launched(monkeypatch: pytest.MonkeyPatch) -> set[str]:
 @pytest.mark.parametrize(
     "words",
     [
-        "--method 3dgs",
         "--method mask-gaussian" + MASKS,
         "--method 3dgs --densifier mcmc --budget 1.1x",
         "--method mask-gaussian --densifier taming --budget 1.2x --no_cuda_graphs" + MASKS,
@@ -78,6 +77,7 @@ def launched(monkeypatch: pytest.MonkeyPatch) -> set[str]:
         "--method natural-selection --select_from_iter 4 --select_until_iter 7 --select_interval 2"
         " --densifier error --budget 1.1x --multi_view_updates 0.5:2 --resolution_schedule 0:2",
         "--method radsplat --prune_iterations 6",
+        "--method lp-3dgs --mask_from_iter 2 --mask_until_iter 6 --score_interval 2",
     ],
 )
 def test_a_training_launches_nothing_that_was_not_rehearsed(
@@ -100,7 +100,9 @@ def test_a_rehearsal_leaves_nothing_behind(tmp_path: Path) -> None:
     found, first = rehearse_training(config_of(tmp_path), METHODS, H200)
     assert len(found) > 40 and 15 < len(first) < len(found) / 2 and first < {*found}
     assert not any("DEGREE=1" in label for label in first)
-    assert any("DEGREE=3" in label for label in found)
+    # every degree, width and way of sorting
+    for word in ("DEGREE=3", "ALIGN=1", "ALIGN=2", "ALIGN=4", "CHUNK=2048", "sweep_kernel"):
+        assert any(word in label for label in found), word
     assert not [*tmp_path.iterdir()]
     x = torch.empty(3)
     with rehearsing(Rehearsal(H200)):

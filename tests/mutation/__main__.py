@@ -20,6 +20,7 @@ from pathlib import Path
 
 from mutant import Mutant, MutantError, check, copy_tree, is_noticed, locate, run_tests
 from mutants_blocks import BLOCKS
+from mutants_cold import COLD
 from mutants_gs import GS
 from mutants_kernels import KERNELS
 from mutants_neural import NEURAL
@@ -28,7 +29,7 @@ from mutants_quality import QUALITY
 from mutants_ranks import RANKS
 
 ROOT = Path(__file__).resolve().parents[2]
-MUTANTS: list[Mutant] = [*PRUNING, *GS, *KERNELS, *NEURAL, *RANKS, *BLOCKS, *QUALITY]
+MUTANTS: list[Mutant] = [*PRUNING, *GS, *KERNELS, *NEURAL, *RANKS, *BLOCKS, *QUALITY, *COLD]
 ENOUGH = 0.95
 
 
