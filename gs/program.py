@@ -111,6 +111,12 @@ def check_for_ranks(config: Config[Any, Any, Any], methods: Mapping[str, type[Me
         raise SplatrimError(
             "--representation neural does not run on several GPUs yet: use explicit, or one GPU"
         )
+    of_images = {
+        "pose_refinement": config.poses.pose_refinement,
+        "depth_loss": config.depths.depth_loss,
+    }
+    for flag in (flag for flag, given in of_images.items() if given):
+        raise SplatrimError(f"--{flag} does not run on several GPUs yet: leave it out, or use one")
     densifiers = {name: settings().build() for name, settings in DENSIFIERS.items()}
     pruners = {
         name: settings.preset(next(iter(settings.PRESETS))).build(densify_until=0)
