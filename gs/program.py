@@ -118,11 +118,14 @@ def check_for_ranks(config: Config[Any, Any, Any], methods: Mapping[str, type[Me
         raise SplatrimError(
             "--representation neural does not run on several GPUs yet: use explicit, or one GPU"
         )
-    for flag in ("resolution_schedule", "multi_view_updates"):
-        if getattr(config.train, flag):
-            raise SplatrimError(
-                f"--{flag} does not run on several GPUs yet: leave it out, or use one GPU"
-            )
+    of_one = {
+        "resolution_schedule": config.train.resolution_schedule,
+        "multi_view_updates": config.train.multi_view_updates,
+        "pose_refinement": config.poses.pose_refinement,
+        "depth_loss": config.depths.depth_loss,
+    }
+    for flag in (flag for flag, given in of_one.items() if given):
+        raise SplatrimError(f"--{flag} does not run on several GPUs yet: leave it out, or use one")
     densifiers = {name: settings().build() for name, settings in DENSIFIERS.items()}
     pruners = {
         name: settings.preset(next(iter(settings.PRESETS))).build(densify_until=0)
