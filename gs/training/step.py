@@ -326,6 +326,7 @@ class Stepper(Generic[M]):
             rates.get("means", 0.0),
             self._fused_adam.rates_for(),
         )
+        targets = targets[:n_images]  # steps before may have had more
         for target, image in zip(targets, images, strict=True):
             target.copy_(image)
         return buffer, targets
