@@ -1,7 +1,7 @@
 """Every kernel variant that a training will launch, found from its settings by rehearsing it.
 
 A trainer is built from the run's own settings on a scene of a few points, on the CPU. It takes one
-step of each kind that the run has: by degree of the spherical harmonics and by phase of the
+step of each kind that the run has: by degree of the spherical harmonics, images and phase of the
 strategies, in parts and captured, as the host and the graphs launch them. `kernels.Rehearsal` notes
 what would be launched; nothing is.
 
@@ -52,6 +52,7 @@ class _Kind(NamedTuple):
     """What steps have in common that launch the same."""
 
     degree: int
+    n_images: int
     phases: tuple[Hashable, ...]
 
     @property
@@ -119,7 +120,9 @@ class _Stage:
             config.train, model_path=folder / "out", device="cpu", quiet=True, viewer=False
         )
         self.config, self.methods = dataclasses.replace(config, train=train), methods
-        self.scene = _scene(folder, config.train.batch)
+        # of a step: the stages of a run may have more than its batch
+        self.most = max(map(config.train.images_after, range(config.train.iterations)))
+        self.scene = _scene(folder, self.most)
         self.trainer = self._build()
 
     def _build(self) -> Trainer[Any]:
@@ -149,12 +152,14 @@ class _Stage:
         if config.post_start is not None:
             degree = config.sh_degree
         while step < config.iterations:
-            n = min(config.batch, config.iterations - step)
+            n = min(config.images_after(step), config.iterations - step)
             step += n
+            for strategy in self.trainer.strategies:
+                strategy.n_images = n
             if config.sh_degree_grows_at(step, n):
                 degree = min(degree + 1, config.sh_degree)
             phases = tuple(strategy.phase(step) for strategy in self.trainer.strategies)
-            kind = _Kind(degree, phases)
+            kind = _Kind(degree, n, phases)
             steps = found.setdefault(kind, [step])
             if not kind.is_captured and step == steps[-1] + n and len(steps) < CONSECUTIVE:
                 steps.append(step)
@@ -172,8 +177,7 @@ class _Stage:
                 self.trainer = self._build()
             trainer, stepper = self.trainer, self.trainer.stepper
             trainer.gaussians.active_sh_degree = kind.degree
-            batch = self.config.train.batch
-            indices = range(size * batch, (size + 1) * batch)
+            indices = range(size * self.most, size * self.most + kind.n_images)
             rates = learning_rates(
                 trainer.optimizer, trainer.optim, extent=self.scene.extent, step=step
             )
@@ -204,9 +208,9 @@ class _Stage:
             structural_similarity(image, image)
 
 
-def _scene(folder: Path, batch: int) -> Scene:
-    """A few points before cameras, as many of each size as a step takes."""
-    cameras = list(_cameras(folder, batch))
+def _scene(folder: Path, n: int) -> Scene:
+    """A few points before cameras, n of each size."""
+    cameras = list(_cameras(folder, n))
     points = torch.rand(N_POINTS, 3, generator=torch.Generator().manual_seed(0)) - 0.5
     return Scene(
         cameras,
@@ -219,12 +223,12 @@ def _scene(folder: Path, batch: int) -> Scene:
     )
 
 
-def _cameras(folder: Path, batch: int) -> Iterator[Camera]:
+def _cameras(folder: Path, n: int) -> Iterator[Camera]:
     for width, height in SIZES:
         path = folder / f"{width}.png"
         Image.fromarray(np.zeros((height, width, 3), np.uint8)).save(path)
         K = torch.tensor([[50.0, 0.0, width / 2], [0.0, 50.0, height / 2], [0.0, 0.0, 1.0]])
-        for k in range(batch):
+        for k in range(n):
             viewmat = torch.eye(4)
             viewmat[0, 3], viewmat[2, 3] = 0.1 * k, 2.0
             yield Camera(path.name, path, width, height, viewmat, K, width, height)
