@@ -74,8 +74,10 @@ def launched(monkeypatch: pytest.MonkeyPatch) -> set[str]:
         "--method 3dgs --densifier mcmc --budget 1.1x",
         "--method mask-gaussian --densifier taming --budget 1.2x --no_cuda_graphs" + MASKS,
         "--method 3dgs --batch 2",
-        "--method lp-3dgs --mask_from_iter 2 --mask_until_iter 6 --score_interval 2",
+        "--method lp-3dgs --mask_from_iter 2 --mask_until_iter 6 --score_interval 2"
+        " --densify_until_iter 1 --sh_degree 0",
     ],
+    ids=["masks", "mcmc", "taming", "batch", "lp-3dgs"],
 )
 def test_a_training_launches_nothing_that_was_not_rehearsed(
     small: Scene, tmp_path: Path, launched: set[str], words: str
