@@ -32,6 +32,8 @@ from .errors import SplatrimError
 from .model.rates import OptimConfig
 from .neural.config import NeuralConfig
 from .run_record import BASELINE
+from .training.depth_supervision import DepthConfig
+from .training.pose_refinement import PoseConfig
 from .training.start import Heritage, Origin, find_origin
 from .training.strategy import Strategy
 
@@ -139,6 +141,8 @@ class Config(Generic[D, P, R]):
     densify: D
     pruning: P
     neural: R
+    poses: PoseConfig
+    depths: DepthConfig
 
 
 def default_config(
@@ -184,13 +188,14 @@ def default_config(
         densify, train = GrowthConfig(), dataclasses.replace(train, sh_degree=0)
         if choice.demo:  # as many Gaussians as the explicit demo has
             neural = dataclasses.replace(neural, offsets=4, voxel_size=0.1)
-    pruning = method.preset(preset)
+    pruning, poses = method.preset(preset), PoseConfig()
     if origin is not None and origin.post_start is not None:
         start = origin.post_start
         if choice.densifier != "default":
             raise SplatrimError(
                 f"nothing is densified after iteration {start}: leave --densifier out"
             )
+        poses = dataclasses.replace(poses, pose_from_iter=start)
         # the first evaluation shows the model as it came
         train = dataclasses.replace(train, post_start=start, test_iterations=(start + 1,))
         optim = dataclasses.replace(optim, position_lr_max_steps=iterations)
@@ -203,12 +208,12 @@ def default_config(
     ):
         factor = iterations / PUBLISHED_ITERATIONS
         train, optim, densify = train.scaled(factor), optim.scaled(factor), densify.scaled(factor)
-        pruning = pruning.scaled(factor)
+        pruning, poses = pruning.scaled(factor), poses.scaled(factor)
     if short:
         train = dataclasses.replace(train, test_iterations=(), save_iterations=())
         optim, densify = optim.hastened(), densify.hastened()
     choice = dataclasses.replace(choice, preset=preset)
-    return Config(choice, scene, train, optim, densify, pruning, neural)
+    return Config(choice, scene, train, optim, densify, pruning, neural, poses, DepthConfig())
 
 
 def baseline_of(
@@ -345,6 +350,6 @@ def describe(config: Config[Any, Any, Any]) -> dict[str, Any]:
     """config.json: choice, scene and run flat, as other tools expect; the rest by part."""
     flat = as_plain(config.choice) | as_plain(config.scene) | as_plain(config.train)
     flat |= {key: str(Path(flat[key]).absolute()) for key in _PATHS}
-    parts = ["optim", "densify", "pruning"]
+    parts = ["optim", "densify", "pruning", "poses", "depths"]
     parts += ["neural"] if isinstance(config.neural, NeuralConfig) else []
     return flat | {name: as_plain(getattr(config, name)) for name in parts}

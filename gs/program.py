@@ -8,7 +8,7 @@ import io
 import logging
 import subprocess
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from .cli import DENSIFIERS, Config, Method, baseline_of, describe, parse
 from .compiler import cache_folder, cached_labels, start_compiler
 from .config import resolve_device
 from .data.demo import write_demo_scene
-from .data.scene import load_scene
+from .data.scene import Scene, load_scene
 from .data.undistort import FOLDER as UNDISTORTED
 from .distributed.ranks import Ranks
 from .errors import SplatrimError
@@ -30,6 +30,7 @@ from .neural.config import NeuralConfig
 from .report.sections import write_report
 from .training.memory import keep_freed_memory
 from .training.observer import Observer
+from .training.pose_refinement import check_poses
 from .training.run_folder import RunFolder
 from .training.same_run import with_start
 from .training.sharded_step import runs_on_ranks
@@ -45,6 +46,7 @@ def build_trainer(
     methods: Mapping[str, type[Method]],
     ranks: Ranks | None = None,
     observers: Sequence[Observer] = (),
+    change: Callable[[Scene], Scene] | None = None,
 ) -> Trainer[Any]:
     """Check every input and make the trainer. Of the run, nothing is written yet.
 
@@ -53,6 +55,7 @@ def build_trainer(
         methods: Settings of the pruning methods by name.
         ranks: Those that train together, each of which makes a trainer; None for one.
         observers: Look on beside those that every run has.
+        change: Makes of the scene that is read the one to train on.
     """
     train, method = config.train, config.choice.method
     device = resolve_device(train.device)
@@ -75,7 +78,11 @@ def build_trainer(
         cache=train.model_path / UNDISTORTED,
         world_offset=None if start is None else start.get("world_offset"),
     )
+    scene = scene if change is None else change(scene)
+    strategies += [x for x in (config.poses.build(scene), config.depths.build(scene)) if x]
     start = None if start is None else in_scene(start, scene.world_offset)
+    if start is not None and not config.poses.pose_refinement:
+        check_poses(start)
     model = None
     if isinstance(config.neural, NeuralConfig):
         model = first_anchors(config.neural, scene, start, seed=train.seed, device=device)

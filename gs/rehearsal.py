@@ -1,9 +1,9 @@
 """Every kernel variant that a training will launch, found from its settings by rehearsing it.
 
 A trainer is built from the run's own settings on a scene of a few points, on the CPU. It takes one
-step of each kind that the run has: by degree of the spherical harmonics, images and phase of the
-strategies, in parts and captured, as the host and the graphs launch them. `kernels.Rehearsal` notes
-what would be launched; nothing is.
+step of each kind that the run has: by degree of the spherical harmonics, by phase of the
+strategies and by number of images, in parts and captured, as the host and the graphs launch them.
+`kernels.Rehearsal` notes what would be launched; nothing is.
 
 What depends on numbers that only the run will know is tried with each of their kinds: widths of
 images by what divides them, and sizes of sorts by how a GPU sorts them.
@@ -52,8 +52,8 @@ class _Kind(NamedTuple):
     """What steps have in common that launch the same."""
 
     degree: int
-    n_images: int
     phases: tuple[Hashable, ...]
+    n_images: int
 
     @property
     def is_captured(self) -> bool:
@@ -117,12 +117,17 @@ class _Stage:
         self, config: Config[Any, Any, Any], methods: Mapping[str, type[Method]], folder: Path
     ) -> None:
         train = dataclasses.replace(
-            config.train, model_path=folder / "out", device="cpu", quiet=True, viewer=False
+            config.train,
+            model_path=folder / "out",
+            device="cpu",
+            quiet=True,
+            viewer=False,
+            resolution_schedule="",  # images of all kinds of sizes are there
         )
         self.config, self.methods = dataclasses.replace(config, train=train), methods
-        # of a step: the stages of a run may have more than its batch
-        self.most = max(map(config.train.images_after, range(config.train.iterations)))
-        self.scene = _scene(folder, self.most)
+        begin = train.post_start or 0
+        most = max(map(train.images_after, range(begin, train.iterations)), default=1)
+        self.scene, self._most_images = _scene(folder, most), most
         self.trainer = self._build()
 
     def _build(self) -> Trainer[Any]:
@@ -152,14 +157,14 @@ class _Stage:
         if config.post_start is not None:
             degree = config.sh_degree
         while step < config.iterations:
-            n = min(config.images_after(step), config.iterations - step)
+            n = config.images_after(step)
             step += n
-            for strategy in self.trainer.strategies:
-                strategy.n_images = n
             if config.sh_degree_grows_at(step, n):
                 degree = min(degree + 1, config.sh_degree)
+            for strategy in self.trainer.strategies:
+                strategy.n_images = n
             phases = tuple(strategy.phase(step) for strategy in self.trainer.strategies)
-            kind = _Kind(degree, n, phases)
+            kind = _Kind(degree, phases, n)
             steps = found.setdefault(kind, [step])
             if not kind.is_captured and step == steps[-1] + n and len(steps) < CONSECUTIVE:
                 steps.append(step)
@@ -177,7 +182,8 @@ class _Stage:
                 self.trainer = self._build()
             trainer, stepper = self.trainer, self.trainer.stepper
             trainer.gaussians.active_sh_degree = kind.degree
-            indices = range(size * self.most, size * self.most + kind.n_images)
+            first = size * self._most_images
+            indices = range(first, first + kind.n_images)
             rates = learning_rates(
                 trainer.optimizer, trainer.optim, extent=self.scene.extent, step=step
             )
@@ -208,9 +214,9 @@ class _Stage:
             structural_similarity(image, image)
 
 
-def _scene(folder: Path, n: int) -> Scene:
-    """A few points before cameras, n of each size."""
-    cameras = list(_cameras(folder, n))
+def _scene(folder: Path, batch: int) -> Scene:
+    """A few points before cameras, as many of each size as a step takes."""
+    cameras = list(_cameras(folder, batch))
     points = torch.rand(N_POINTS, 3, generator=torch.Generator().manual_seed(0)) - 0.5
     return Scene(
         cameras,
@@ -223,12 +229,12 @@ def _scene(folder: Path, n: int) -> Scene:
     )
 
 
-def _cameras(folder: Path, n: int) -> Iterator[Camera]:
+def _cameras(folder: Path, batch: int) -> Iterator[Camera]:
     for width, height in SIZES:
         path = folder / f"{width}.png"
         Image.fromarray(np.zeros((height, width, 3), np.uint8)).save(path)
         K = torch.tensor([[50.0, 0.0, width / 2], [0.0, 50.0, height / 2], [0.0, 0.0, 1.0]])
-        for k in range(n):
+        for k in range(batch):
             viewmat = torch.eye(4)
             viewmat[0, 3], viewmat[2, 3] = 0.1 * k, 2.0
             yield Camera(path.name, path, width, height, viewmat, K, width, height)

@@ -7,6 +7,7 @@ from . import exchange
 from .arguments import Capacity, Counts, RasterInputs, RenderSettings
 from .backend import uses_triton
 from .decoder import Decoded, ViewInput, decode, n_weights, seen_anchors
+from .depth import SparseDepths, depth_loss
 from .photometric import (
     photometric_gradient,
     photometric_loss,
@@ -26,6 +27,7 @@ from .update import (
     add_langevin_noise,
     add_regularizer_gradients,
     sampled_in_any,
+    step_poses,
 )
 
 if TYPE_CHECKING:
@@ -65,6 +67,7 @@ __all__ = [
     "Records",
     "Rehearsal",
     "RenderSettings",
+    "SparseDepths",
     "Target",
     "TileLists",
     "ViewInput",
@@ -76,6 +79,7 @@ __all__ = [
     "caches",
     "compile_variants",
     "decode",
+    "depth_loss",
     "exchange",
     "foresee",
     "logistic_noise",
@@ -95,6 +99,7 @@ __all__ = [
     "sh_basis",
     "sizes_by_way",
     "split_seed",
+    "step_poses",
     "structural_similarity",
     "uniform",
     "uses_triton",

@@ -30,7 +30,7 @@ FLOORS: dict[str, list[set[str]]] = {
         {"arguments"},
         {"device", "reference"},
         {"runtime"},
-        {"photometric", "update", "decoder"},
+        {"photometric", "depth", "update", "decoder"},
         {"projection"},
         {"binning"},
         {"blending"},

@@ -189,8 +189,8 @@ class ErrorDensifier(Strategy):
     def after_backward(self, step: int, ctx: StepContext) -> None:
         config, gaussians, n = self.config, ctx.gaussians, self.n_images
         if not config.is_over(step, n):
-            for out in ctx.renderings:
-                add_statistics(gaussians, out.info, skip=ctx.skip)
+            for rendering in ctx.renderings:
+                add_statistics(gaussians, rendering.info, skip=ctx.skip)
             if config.densifies_at(step, n):
                 self.densify(step, ctx)
         if self._cuts_at(step):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -33,6 +33,12 @@ class Splats(NamedTuple):
     missing: Tensor | None = None
     """Rows that were to be drawn and had no room; a captured step with any does not count. [1]
     int32"""
+
+    def detached(self) -> Splats:
+        """The same without gradients."""
+        tensors = {name: x for name, x in self._asdict().items() if isinstance(x, Tensor)}
+        detached: dict[str, Any] = {name: x.detach() for name, x in tensors.items()}
+        return self._replace(**detached)
 
     def gather(self, x: Tensor) -> Tensor:  # [rows * parts, ...] -> [N, ...]
         """Values per Gaussian of the model as values per Gaussian that is drawn, differentiable."""

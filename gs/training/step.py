@@ -26,7 +26,7 @@ from ..config import TrainConfig
 from ..data.loader import ImageLoader
 from ..data.scene import Scene
 from ..losses import total
-from ..model.renderer import RenderOutput, render
+from ..model.renderer import RenderOutput, render, split_depth
 from ..seeds import derive_seed
 from .batch import grouped
 from .captured_steps import Bounds, CudaRecorder, OwnStream, StepGraphs
@@ -128,6 +128,10 @@ class Stepper(Generic[M]):
             torch.tensor(self.background_color(step), device=device),
             self._device_inputs(step),
             others=tuple(views[1:]),
+            numbers={
+                name: torch.tensor([x], device=device)
+                for name, x in self._device_numbers(step).items()
+            },
         )
         return self._forward_backward(step, indices, [self.pictures[i] for i in indices], inputs)
 
@@ -213,13 +217,17 @@ class Stepper(Generic[M]):
             keywords |= strategy.before_render(step, gaussians)
         if config.deterministic:
             keywords["deterministic"] = True
+        if any(strategy.needs_depth for strategy in self.strategies):
+            keywords["render_mode"] = "RGB+D"
         if bounds is not None:
             keywords["capacity"] = bounds.capacity
+        view, *others = (gaussians.posed(view) for view in inputs.views)
+        inputs = dataclasses.replace(inputs, view=view, others=tuple(others))
         draw = gaussians.splats if bounds is None else gaussians.splats_within
-        drawn = [draw(view) for view in (inputs.view, *inputs.others)]
+        drawn = [draw(view) for view in inputs.views]
         out, *others = (
-            render(splats, view, background=inputs.background, **keywords)
-            for splats, view in zip(drawn, (inputs.view, *inputs.others), strict=True)
+            split_depth(render(splats, view, background=inputs.background, **keywords))
+            for splats, view in zip(drawn, inputs.views, strict=True)
         )
         skip = None
         if bounds is not None:
@@ -236,6 +244,8 @@ class Stepper(Generic[M]):
         values = found[0][0] if n_images == 1 else torch.stack([x for x, _ in found]).sum(0)
         terms = [strategy.loss(step, gaussians, out) for strategy in self.strategies]
         terms = [x if n_images == 1 else n_images * x for x in terms if x is not None]
+        own = [strategy.image_loss(step, context) for strategy in self.strategies]
+        terms += [x for x in own if x is not None]
         loss = total(values[0], [v_image for _, v_image in found], images, *terms)
         loss.backward()
         losses = torch.cat([loss.detach().view(1), values[3:]])
@@ -265,8 +275,7 @@ class Stepper(Generic[M]):
     ) -> list[Tensor]:  # [H, W, 3] each
         """The images' colours as the loss sees them."""
         images: list[Tensor] = []
-        views = (inputs.view, *inputs.others)
-        for view, out in zip(views, context.renderings, strict=True):
+        for view, out in zip(inputs.views, context.renderings, strict=True):
             # unbind: its backward copies each image once
             parts = (out.colors,) if view.n_cameras == 1 else out.colors.unbind(0)
             for k, colors in enumerate(parts):
@@ -308,11 +317,12 @@ class Stepper(Generic[M]):
         self, step: int, indices: Sequence[int], rates: Rates
     ) -> tuple[InputBuffer, list[Tensor]]:
         """Queue a captured step's inputs and images; where they go."""
-        integers, images = self._device_inputs(step), [self.pictures[i] for i in indices]
+        integers, numbers = self._device_inputs(step), self._device_numbers(step)
+        images = [self.pictures[i] for i in indices]
         n_images = len(indices)
         if n_images not in self._buffers:
             n_params, device = len(self.optimizer.param_groups), self.gaussians.device
-            self._buffers[n_images] = InputBuffer(device, n_params, integers, n_images)
+            self._buffers[n_images] = InputBuffer(device, n_params, integers, n_images, numbers)
         buffer = self._buffers[n_images]
         targets = self._targets.setdefault(images[0].shape, [])
         while len(targets) < len(images):
@@ -325,6 +335,7 @@ class Stepper(Generic[M]):
             integers,
             rates.get("means", 0.0),
             self._fused_adam.rates_for(),
+            numbers,
         )
         targets = targets[:n_images]  # steps before may have had more
         for target, image in zip(targets, images, strict=True):
@@ -378,6 +389,12 @@ class Stepper(Generic[M]):
         for strategy in self.strategies:
             integers |= strategy.device_inputs(step)
         return integers
+
+    def _device_numbers(self, step: int) -> dict[str, float]:
+        numbers: dict[str, float] = {}
+        for strategy in self.strategies:
+            numbers |= strategy.device_numbers(step)
+        return numbers
 
     def _count_steps(self, key: Hashable, n: int) -> None:
         """Tell the optimizer of steps that it took within a graph."""

@@ -74,10 +74,12 @@ def launched(monkeypatch: pytest.MonkeyPatch) -> set[str]:
         "--method 3dgs --densifier mcmc --budget 1.1x",
         "--method mask-gaussian --densifier taming --budget 1.2x --no_cuda_graphs" + MASKS,
         "--method 3dgs --batch 2",
+        "--method natural-selection --select_from_iter 4 --select_until_iter 7 --select_interval 2"
+        " --densifier error --budget 1.1x --multi_view_updates 0.5:2 --resolution_schedule 0:2",
         "--method lp-3dgs --mask_from_iter 2 --mask_until_iter 6 --score_interval 2"
         " --densify_until_iter 1 --sh_degree 0",
     ],
-    ids=["masks", "mcmc", "taming", "batch", "lp-3dgs"],
+    ids=["masks", "mcmc", "taming", "batch", "error", "lp-3dgs"],
 )
 def test_a_training_launches_nothing_that_was_not_rehearsed(
     small: Scene, tmp_path: Path, launched: set[str], words: str

@@ -25,10 +25,11 @@ from mutants_gs import GS
 from mutants_kernels import KERNELS
 from mutants_neural import NEURAL
 from mutants_pruning import PRUNING
+from mutants_quality import QUALITY
 from mutants_ranks import RANKS
 
 ROOT = Path(__file__).resolve().parents[2]
-MUTANTS: list[Mutant] = [*PRUNING, *GS, *KERNELS, *NEURAL, *RANKS, *BLOCKS, *COLD]
+MUTANTS: list[Mutant] = [*PRUNING, *GS, *KERNELS, *NEURAL, *RANKS, *BLOCKS, *QUALITY, *COLD]
 ENOUGH = 0.95
 
 
