@@ -79,7 +79,7 @@ def build_trainer(
         world_offset=None if start is None else start.get("world_offset"),
     )
     scene = scene if change is None else change(scene)
-    strategies += [x for x in (config.poses.build(scene), config.depths.build(scene)) if x]
+    strategies += strategies_in(scene, config)
     start = None if start is None else in_scene(start, scene.world_offset)
     if start is not None and not config.poses.pose_refinement:
         check_poses(start)
@@ -110,6 +110,11 @@ def strategies_of(config: Config[Any, Any, Any]) -> list[Strategy[Any]]:
     # last, as a pruner may set the rate of its own parameter
     strategies += [config.pruning.build(densify_until=config.densify.densify_until_iter)]
     return strategies
+
+
+def strategies_in(scene: Scene, config: Config[Any, Any, Any]) -> list[Strategy[Any]]:
+    """Those that know the scene's cameras and points, which come after the others."""
+    return [x for x in (config.poses.build(scene), config.depths.build(scene)) if x]
 
 
 def check_for_ranks(config: Config[Any, Any, Any], methods: Mapping[str, type[Method]]) -> None:

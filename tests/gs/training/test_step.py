@@ -53,7 +53,7 @@ MASKS = MaskGaussianConfig(
     mask_lr=0.4,
     final_threshold=0.05,
 )
-STAGES = {"resolution_schedule": "0:2,0.4:1", "multi_view_updates": "0.6:2"}
+STAGES = {"resolution_schedule": "0:2,0.4:1", "multi_view_updates": "0.6:2,0.8:1"}
 N_STEPS, HISTORY = 32, ("loss", "psnr", "n_gaussians", "n_used")
 
 pytestmark = pytest.mark.usefixtures("one_thread", "graph_like")
