@@ -28,6 +28,8 @@ class RenderOutput(NamedTuple):
     """As `kernels.rasterization` returns it, for C cameras."""
     splats: Splats | None = None
     """What was drawn; `info` has an entry for each of them."""
+    view: View | None = None
+    """Where from."""
 
 
 def render(
@@ -91,4 +93,4 @@ def render(
         view.height,
         **keywords,
     )
-    return RenderOutput(colors.squeeze(0), alphas.squeeze(0), info, s)
+    return RenderOutput(colors.squeeze(0), alphas.squeeze(0), info, s, view)
