@@ -6,7 +6,7 @@ of the block weights, weight of the consistency loss, and the size of images. Th
 those of the published reconstructions: another one of the same photographs has others. The share
 above which a camera belongs to a block is their limit on 1 - SSIM of renderings without it.
 
-docs/howto/large_scenes.md says how the folders are laid out, and how to choose all this for other scenes.
+docs/howto/large_scenes.md says how to lay out folders, and how to choose all this for other scenes.
 """
 
 from __future__ import annotations
