@@ -13,6 +13,7 @@ with the maxima over all blocks: 1 for the best block, and below 2 for all.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -36,11 +37,11 @@ class BlockWeights:
 
     Args:
         sigma: Width of the bell, dB; 0: all weights are 1.
-        after: Iterations of equal weights.
+        after: Iterations of equal weights, by block.
     """
 
-    def __init__(self, sigma: float, after: int = AFTER) -> None:
-        self.sigma, self.after = sigma, after
+    def __init__(self, sigma: float, after: Mapping[int, int] | None = None) -> None:
+        self.sigma, self.after = sigma, dict(after or {})
         self._quality: dict[int, _Quality] = {}
 
     def measured(self, block: int, psnr: float, ssim: float) -> None:
@@ -51,7 +52,7 @@ class BlockWeights:
     def advance(self, block: int, step: int) -> None:
         """The block takes iteration `step`, counted from 1."""
         found = self._quality.get(block)
-        if found is not None and step > self.after:
+        if found is not None and step > self._after(block):
             p, q = (
                 KEPT * a + (1.0 - KEPT) * b for a, b in zip(found.smooth, found.last, strict=True)
             )
@@ -60,10 +61,13 @@ class BlockWeights:
     def weight(self, block: int, step: int) -> float:
         """w of a block at its iteration `step`."""
         found = self._quality.get(block)
-        if found is None or step <= self.after:
+        if found is None or step <= self._after(block):
             return 1.0
         best = [max(x.smooth[k] for x in self._quality.values()) for k in (0, 1)]
         return weight(best[0] - found.smooth[0], best[1] - found.smooth[1], self.sigma)
+
+    def _after(self, block: int) -> int:
+        return self.after.get(block, AFTER)
 
     def state_dict(self) -> dict[str, Any]:
         """What a resumed run needs."""
