@@ -9,12 +9,13 @@ import dataclasses
 import logging
 import secrets
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Generic, Literal, Protocol, TypeVar, get_args
 
 import tyro
 
+from .blocks.config import BlocksConfig
 from .config import (
     PUBLISHED_ITERATIONS,
     SceneConfig,
@@ -132,6 +133,7 @@ class Config(Generic[D, P, R]):
     densify: D
     pruning: P
     neural: R
+    blocks: BlocksConfig = field(default_factory=BlocksConfig)
 
 
 def default_config(
@@ -340,4 +342,5 @@ def describe(config: Config[Any, Any, Any]) -> dict[str, Any]:
     flat |= {key: str(Path(flat[key]).absolute()) for key in _PATHS}
     parts = ["optim", "densify", "pruning"]
     parts += ["neural"] if isinstance(config.neural, NeuralConfig) else []
+    parts += ["blocks"] if config.blocks.n_blocks > 1 else []
     return flat | {name: as_plain(getattr(config, name)) for name in parts}

@@ -14,6 +14,9 @@ from typing import Any
 
 import torch
 
+from .blocks.begin import begin_blocks
+from .blocks.plans import RunSettings
+from .blocks.trainer import BlockTrainer
 from .cli import DENSIFIERS, Config, Method, baseline_of, describe, parse
 from .config import resolve_device
 from .data.demo import write_demo_scene
@@ -44,7 +47,7 @@ def build_trainer(
     methods: Mapping[str, type[Method]],
     ranks: Ranks | None = None,
     observers: Sequence[Observer] = (),
-) -> Trainer[Any]:
+) -> Trainer[Any] | BlockTrainer:
     """Check every input and make the trainer. Of the run, nothing is written yet.
 
     Args:
@@ -56,6 +59,8 @@ def build_trainer(
     train, method = config.train, config.choice.method
     device = resolve_device(train.device)
     check_writable(train.model_path)
+    if config.blocks.n_blocks > 1:
+        return build_block_trainer(config, ranks)
     if ranks is not None:
         check_for_ranks(config, methods)
     representation = config.choice.representation
@@ -98,6 +103,26 @@ def build_trainer(
     )
 
 
+def build_block_trainer(config: Config[Any, Any, Any], ranks: Ranks | None = None) -> BlockTrainer:
+    """The same for --blocks."""
+    if isinstance(config.neural, NeuralConfig):
+        raise SplatrimError("--blocks does not train --representation neural yet: use explicit")
+    if config.choice.demo:
+        write_demo(config.scene.source_path)
+    device = resolve_device(config.train.device) if ranks is None else ranks.device
+    run = RunSettings(
+        config.train,
+        config.blocks,
+        config.optim,
+        config.densify,
+        config.pruning,
+        config.choice.method,
+        config.scene.white_background,
+        describe(config),
+    )
+    return begin_blocks(run, vars(config.scene), device, ranks)
+
+
 def check_for_ranks(config: Config[Any, Any, Any], methods: Mapping[str, type[Method]]) -> None:
     """Raise SplatrimError where a densifier or method does not run on several ranks."""
     if isinstance(config.neural, NeuralConfig):
@@ -125,7 +150,7 @@ def write_demo(source: Path) -> None:
         write_demo_scene(source)
 
 
-def conclude(trainer: Trainer[Any]) -> Path:
+def conclude(trainer: Trainer[Any] | BlockTrainer) -> Path:
     """Measure the test views of a finished run, where it has some, and write its report.
 
     Returns:
@@ -137,7 +162,7 @@ def conclude(trainer: Trainer[Any]) -> Path:
     return report
 
 
-def measure(trainer: Trainer[Any]) -> None:
+def measure(trainer: Trainer[Any] | BlockTrainer) -> None:
     """Render the test views of a finished run, where it has some, and take its metrics."""
     config = trainer.config
     if trainer.scene.test:
@@ -181,7 +206,7 @@ def train(
     methods: Mapping[str, type[Method]],
     observers: Sequence[Observer] = (),
     **settings: Any,
-) -> Trainer[Any]:
+) -> Trainer[Any] | BlockTrainer:
     """Train a scene, as `splatrim train` does, without its report unless report=True.
 
     Args:

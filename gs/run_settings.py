@@ -45,6 +45,7 @@ SETTINGS: Check = fields(
         "densify": mapped(anything),
         "pruning": mapped(anything),
         "neural": mapped(anything),
+        "blocks": mapped(anything),
         "representation": text,
     }
 )

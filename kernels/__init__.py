@@ -19,6 +19,7 @@ from .reference.langevin import normals
 from .reference.masks import logistic_noise, philox, sample_masks, uniform
 from .reference.spherical_harmonics import sh_basis
 from .runtime.cache import caches
+from .surrounded import rasterization_among
 from .update import (
     add_gradient_norms,
     add_langevin_noise,
@@ -74,6 +75,7 @@ __all__ = [
     "photometric_values",
     "project",
     "rasterization",
+    "rasterization_among",
     "sample_masks",
     "sampled_in_any",
     "seen_anchors",

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from gs import cli, program
+from gs.blocks.trainer import BlockTrainer
 from gs.cli import Config
 from gs.config import resume_arguments, resume_command
 from gs.distributed.processes import find_ranks
@@ -37,7 +38,7 @@ def parse(args: list[str]) -> Config[Any, Any, Any]:
 
 def build_trainer(
     config: Config[Any, Any, Any], ranks: Ranks | None = None, observers: Sequence[Observer] = ()
-) -> Trainer[Any]:
+) -> Trainer[Any] | BlockTrainer:
     """Check every input and make the trainer: gs.program.build_trainer with all methods."""
     return program.build_trainer(config, METHODS, ranks, observers)
 
@@ -93,7 +94,7 @@ def restarted(
 
 
 def _conclude(
-    trainer: Trainer[Any],
+    trainer: Trainer[Any] | BlockTrainer,
     config: Config[Any, Any, Any],
     args: list[str],
     checkpoint: Path | None,

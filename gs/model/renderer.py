@@ -11,6 +11,7 @@ from kernels import rasterization
 from ..data.camera import Camera
 from .model import Model
 from .splats import Splats
+from .surrounded import rasterize_among
 from .view import NO_EXPOSURE, View, view_of
 
 PER_PART = {"masks", "mask_logits", "mask_ids"}  # keywords with an entry per Gaussian of the model
@@ -81,6 +82,9 @@ def render(
         "colors_rest": s.colors_rest,
         "raw": s.raw,
     } | raster_kwargs
+    if s.frozen is not None:
+        colors, alphas, info = rasterize_among(s, s.frozen, view, keywords)
+        return RenderOutput(colors.squeeze(0), alphas.squeeze(0), info, s)
     colors, alphas, info = rasterization(
         s.means,
         s.quats,

@@ -17,7 +17,8 @@ all are dropped once a parameter or row buffer is another tensor than at capture
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable
+import contextlib
+from collections.abc import Callable, Hashable, Iterator
 from typing import Literal, NamedTuple, Protocol
 
 import torch
@@ -61,6 +62,28 @@ class CudaRecorder:
             # All graphs share its memory: they run one after the other and hand on nothing.
             self._anchor = _record(lambda: torch.zeros(1, device="cuda"))
         return _record(body, self._anchor)
+
+
+class StepStream:
+    """The stream that steps run on, where they run on a GPU: always the same one, as the allocator
+    keeps memory by stream."""
+
+    def __init__(self) -> None:
+        self._stream: torch.cuda.Stream | None = None
+
+    @contextlib.contextmanager
+    def used(self, device: torch.device) -> Iterator[None]:
+        """What is queued within runs on it, and autograd in the caller's thread."""
+        if device.type != "cuda":
+            yield
+            return
+        with torch.cuda.device(device), torch.autograd.set_multithreading_enabled(False):
+            stream = self._stream = self._stream or torch.cuda.Stream()
+            caller = torch.cuda.current_stream()
+            stream.wait_stream(caller)
+            with torch.cuda.stream(stream):
+                yield
+            caller.wait_stream(stream)
 
 
 class Bounds(NamedTuple):
