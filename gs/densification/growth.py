@@ -117,8 +117,7 @@ class AnchorGrowth(Strategy[Anchors]):
         if self.config.lambda_volume == 0:
             return None
         assert out.splats is not None
-        own = out.splats.own
-        return self.config.lambda_volume * mean_volume(own.scales, own.opacities)
+        return self.config.lambda_volume * mean_volume(out.splats.scales, out.splats.opacities)
 
     def phase(self, step: int) -> Hashable | None:
         if self.config.densifies_at(step, self.n_images):
@@ -209,9 +208,9 @@ def add_statistics(model: Anchors, out: RenderOutput, *, skip: Tensor | None = N
     size = {"width": info["width"], "height": info["height"]}
     add_gradient_norms(v_means2d, info["radii"], gradients, views, skip=skip, **size)
     places = splats.rows.long().clamp_min(0)
-    counts = (splats.rows >= 0).float()
     for name, values in ((GRADIENTS, gradients), (VIEWS, views)):
-        model.rows[name].index_add_(0, places, values.view(-1, k) * counts[:, None])
+        model.rows[name].index_add_(0, places, values.view(-1, k))
+    counts = (splats.rows >= 0).float()
     if skip is not None:
         counts = counts * (skip == 0)
     opacities = splats.opacities.clamp_min(0).view(-1, k).sum(1)

@@ -84,7 +84,7 @@ def render(
     } | raster_kwargs
     if s.frozen is not None:
         colors, alphas, info = rasterize_among(s, s.frozen, view, keywords)
-        return RenderOutput(colors.squeeze(0), alphas.squeeze(0), info, s)
+        return RenderOutput(colors.squeeze(0), alphas.squeeze(0), info, s, view)
     colors, alphas, info = rasterization(
         s.means,
         s.quats,

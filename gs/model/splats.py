@@ -44,27 +44,12 @@ class Splats(NamedTuple):
     """Whether exp and sigmoid are left to the rasterizer."""
     rows: Tensor | None = None
     """Row of the model that each group of Gaussians comes from, -1 where a place is empty (opacity
-    0) or has Gaussians of somebody else; None: one Gaussian per row, in order. [V] int32"""
-    n_frozen: int = 0
-    """The last so many groups are somebody else's, and are drawn as they are."""
+    0); None: one Gaussian per row, in order. [V] int32"""
     missing: Tensor | None = None
     """Rows that were to be drawn and had no room; a captured step with any does not count. [1]
     int32"""
     frozen: Frozen | None = None
     """What is drawn among them; a rendering's results are about the others."""
-
-    @property
-    def own(self) -> Splats:
-        """Those of the model alone."""
-        if self.rows is None or self.n_frozen == 0:
-            return self
-        n_rows = len(self.rows) - self.n_frozen
-        n = n_rows * (len(self.means) // len(self.rows))
-        mine = {
-            name: getattr(self, name)[:n]
-            for name in ("means", "quats", "scales", "opacities", "colors")
-        }
-        return self._replace(**mine, rows=self.rows[:n_rows], n_frozen=0)
 
     def gather(self, x: Tensor) -> Tensor:  # [rows * parts, ...] -> [N, ...]
         """Values per Gaussian of the model as values per Gaussian that is drawn, differentiable."""

@@ -117,11 +117,10 @@ def consistency(
         view: Of one camera.
         teacher: Of its decoder.
     """
-    own = drawn.own
-    assert own.rows is not None
-    taught = model.decoded(own.rows, center_of(view), view.exposure, nets=teacher.nets)
-    seen = (own.rows >= 0).repeat_interleave(model.parts)
-    return difference(own, taught, seen)
+    assert drawn.rows is not None
+    taught = model.decoded(drawn.rows, center_of(view), view.exposure, nets=teacher.nets)
+    seen = (drawn.rows >= 0).repeat_interleave(model.parts)
+    return difference(drawn, taught, seen)
 
 
 def difference(

@@ -16,14 +16,12 @@ from torch import Tensor, nn
 from kernels import seen_anchors
 
 from ..data.camera import Camera
-from ..model.splats import Splats
+from ..model.splats import Frozen, Splats
 from ..model.view import view_of
 from .anchors import OFF, OWN, SHARED, Anchors
 
 if TYPE_CHECKING:
     from ..model.view import View
-
-DRAWN = ("means", "quats", "scales", "opacities", "colors")
 
 
 class SurroundedAnchors(Anchors):
@@ -42,13 +40,12 @@ class SurroundedAnchors(Anchors):
         self._around = () if others is None or len(others) == 0 else (others,)
 
     def splats(self, view: View) -> Splats:
-        """The Gaussians of the block, and after them those around it."""
+        """The Gaussians of the block, and those around it as frozen ones."""
         own = super().splats(view)
         if self.around is None:
             return own
         with torch.no_grad():
-            others = self.around.splats(view)
-        return _joined(own, others)
+            return _among(own, self.around.splats(view))
 
     def splats_within(self, view: View) -> Splats:
         """The same in places that are known beforehand."""
@@ -58,7 +55,7 @@ class SurroundedAnchors(Anchors):
         with torch.no_grad():
             others = self.around.splats_within(view)
         assert own.missing is not None and others.missing is not None
-        return _joined(own, others)._replace(missing=own.missing + others.missing)
+        return _among(own, others)._replace(missing=own.missing + others.missing)
 
     def share(self, decoder: dict[str, nn.Parameter]) -> None:
         """Use these parameters, of other models too, in place of its own without rows."""
@@ -130,8 +127,6 @@ def seen_from(
     return {name: x[keep[:n]] for name, x in part.items()}
 
 
-def _joined(own: Splats, others: Splats) -> Splats:
-    assert own.rows is not None and others.rows is not None
-    both = {name: torch.cat([getattr(own, name), getattr(others, name)]) for name in DRAWN}
-    rows = torch.cat([own.rows, torch.full_like(others.rows, -1)])
-    return own._replace(**both, rows=rows, n_frozen=len(others.rows))
+def _among(own: Splats, others: Splats) -> Splats:
+    nameless = torch.zeros(len(others.means), dtype=torch.int32, device=others.means.device)
+    return own._replace(frozen=Frozen(others, nameless))

@@ -111,7 +111,7 @@ def test_places_known_beforehand_say_what_is_missing(scene: Scene) -> None:
     block.surround(joined_anchors(whole, [parts_of(whole)] * 4))
     view = view_of(scene.train[1], torch.device("cpu"), 1)
     wide = block.splats(view)
-    assert block.around is not None and wide.n_frozen > 64
+    assert block.around is not None and wide.frozen is not None and len(wide.frozen.ids) > 64
     narrow = block.splats_within(view)
     assert narrow.missing is not None and int(narrow.missing) == 0
     block.around._seen = 0.0  # forgets what it learnt
