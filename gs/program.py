@@ -105,8 +105,6 @@ def build_trainer(
 
 def build_block_trainer(config: Config[Any, Any, Any], ranks: Ranks | None = None) -> BlockTrainer:
     """The same for --blocks."""
-    if isinstance(config.neural, NeuralConfig):
-        raise SplatrimError("--blocks does not train --representation neural yet: use explicit")
     if config.choice.demo:
         write_demo(config.scene.source_path)
     device = resolve_device(config.train.device) if ranks is None else ranks.device
@@ -119,6 +117,8 @@ def build_block_trainer(config: Config[Any, Any, Any], ranks: Ranks | None = Non
         config.choice.method,
         config.scene.white_background,
         describe(config),
+        config.neural if isinstance(config.neural, NeuralConfig) else None,
+        config.momentum,
     )
     return begin_blocks(run, vars(config.scene), device, ranks)
 

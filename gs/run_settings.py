@@ -46,6 +46,8 @@ SETTINGS: Check = fields(
         "pruning": mapped(anything),
         "neural": mapped(anything),
         "blocks": mapped(anything),
+        "momentum": mapped(anything),
+        "scene_preset": maybe(text),
         "representation": text,
     }
 )

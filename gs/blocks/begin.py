@@ -9,12 +9,12 @@ from typing import Any
 
 import torch
 
-from ..config import TrainConfig
 from ..data.scene import load_scene
 from ..data.undistort import FOLDER as UNDISTORTED
 from ..distributed.ranks import Ranks
 from ..errors import SplatrimError
 from .manifest import read_manifest
+from .neural_trainer import NeuralBlockTrainer
 from .partition import make_partition
 from .partition_file import NAME, partition_of
 from .plans import RunSettings
@@ -41,7 +41,7 @@ def begin_blocks(
             of another run.
     """
     train = run.train
-    refuse(train)
+    refuse(run)
     folder = blocks_folder(train.start_checkpoint)
     if folder is None and train.start_checkpoint is not None:
         raise SplatrimError(
@@ -61,11 +61,17 @@ def begin_blocks(
         partition = partition_of(folder or train.model_path, loaded, cut)
     described = {**run.described, **loaded.record}
     run = dataclasses.replace(run, described=described)
-    return BlockTrainer(run, loaded, partition, device, start=folder, ranks=ranks)
+    kind = BlockTrainer if run.neural is None else NeuralBlockTrainer
+    return kind(run, loaded, partition, device, start=folder, ranks=ranks)
 
 
-def refuse(train: TrainConfig) -> None:
+def refuse(run: RunSettings) -> None:
     """Raise SplatrimError where something does not go with blocks."""
+    train = run.train
+    if run.neural is not None and run.method != "3dgs":
+        raise SplatrimError(
+            f"--method {run.method} does not prune blocks of neural Gaussians yet: leave it out"
+        )
     if train.start_ply is not None:
         raise SplatrimError("--start_ply prunes a finished model in one piece: leave --blocks out")
     if train.viewer:

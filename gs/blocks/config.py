@@ -17,6 +17,9 @@ class BlocksConfig(PartitionConfig):
     block_interval: Annotated[int, COUNT] = 0
     """Iterations of a block, of as many cameras as blocks have on average, until the next one's
     turn; 0: 500, or fewer so that there are 20 turns."""
+    block_steps: Literal["share", "all"] = "share"
+    """share: of --iterations a block takes the part that it has of the cameras, so that all are
+    seen as often as in one piece. all: every block takes all, as is usually done."""
     surroundings: Literal["live", "none"] = "live"
     """live: a block trains among frozen copies of its neighbours' Gaussians, renewed for each turn.
     none: alone, as it is usually done; what lies outside its cell goes at the end."""

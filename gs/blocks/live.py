@@ -21,6 +21,7 @@ from ..data.loader import ImageLoader
 from ..data.scene import Scene
 from ..errors import SplatrimError
 from ..model.gaussians import Gaussians
+from ..model.model import Model
 from ..model.rates import OptimConfig
 from ..training.captured_steps import CudaRecorder, StepGraphs, StepStream
 from ..training.observer import Progress
@@ -204,32 +205,52 @@ class LiveBlock:
     def state(self) -> dict[str, Any]:
         """Where it stands; tensors share memory with what is trained."""
         self.stepper.settle()
-        gaussians = self.gaussians
-        strategies = {s.name: s.state_dict() for s in self.strategies}
-        keep = final_keep(gaussians, self.strategies)
-        if keep is not None:
-            strategies[KEPT] = {KEPT_ROWS: keep}
-        return RunState(
-            method=self.plan.method,
-            step=self.step,
-            params=gaussians.to_tensors(),
-            rows=gaussians.rows,
-            shared=gaussians.shared.state_dict(),
-            next_id=gaussians.next_id,
-            active_sh_degree=gaussians.active_sh_degree,
-            sh_degree=gaussians.sh_degree,
-            optimizer=optimizer_state(self.optimizer),
-            strategies=strategies,
-            sampler=self.sampler.state_dict(),
-            rng={"seed": self.config.seed},
-            extent=self.plan.scene.extent,
-            config=self.plan.settings,
-            tracker=self.tracker.state_dict(),
-        ).to_dict()
+        return state_of(
+            self.plan,
+            self.step,
+            self.gaussians,
+            self.optimizer,
+            self.strategies,
+            self.sampler,
+            self.tracker,
+        )
+
+
+def state_of(
+    plan: BlockPlan,
+    step: int,
+    model: Model,
+    optimizer: torch.optim.Optimizer,
+    strategies: Sequence[Strategy[Any]],
+    sampler: CameraSampler,
+    tracker: Tracker,
+) -> dict[str, Any]:
+    """The state of a block that has taken so many steps; tensors share memory with its parts."""
+    known = {strategy.name: strategy.state_dict() for strategy in strategies}
+    keep = final_keep(model, strategies)
+    if keep is not None:
+        known[KEPT] = {KEPT_ROWS: keep}
+    return RunState(
+        method=plan.method,
+        step=step,
+        params=model.to_tensors(),
+        rows=model.rows,
+        shared=model.shared.state_dict(),
+        next_id=model.next_id,
+        active_sh_degree=model.active_sh_degree,
+        sh_degree=model.sh_degree,
+        optimizer=optimizer_state(optimizer),
+        strategies=known,
+        sampler=sampler.state_dict(),
+        rng={"seed": plan.config.seed},
+        extent=plan.scene.extent,
+        config=plan.settings,
+        tracker=tracker.state_dict(),
+    ).to_dict()
 
 
 def first_state(
-    gaussians: Gaussians,
+    gaussians: Model,
     ids: Tensor,  # [N] int32
     next_id: int,
     method: str,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Protocol
 
@@ -17,6 +17,8 @@ from ..data.visibility import check_points, check_sight
 from ..errors import SplatrimError
 from ..model.gaussians import Gaussians
 from ..model.rates import OptimConfig
+from ..neural.config import NeuralConfig
+from ..neural.momentum import MomentumConfig
 from ..seeds import derive_seed
 from ..training.strategy import Strategy
 from .config import BlocksConfig
@@ -57,6 +59,10 @@ class RunSettings:
     white_background: bool
     described: dict[str, Any]
     """As config.json has them."""
+    neural: NeuralConfig | None = None
+    """Of anchors; None for Gaussians."""
+    momentum: MomentumConfig = field(default_factory=MomentumConfig)
+    """What blocks of anchors have in common."""
 
 
 def make_plans(

@@ -1,4 +1,4 @@
-"""Published settings of large scenes: one table, `--scene_preset NAME`.
+"""Published settings: of large scenes, one table (`--scene_preset NAME`), and of Momentum-GS.
 
 From Momentum-GS (Fan et al., ICCV 2025) and the training scripts of its authors: the box that
 becomes the inner half of the grid, in the coordinates of the scene's files, the grid's cells, sigma
@@ -11,10 +11,15 @@ docs/howto/large_scenes.md says how to lay out folders, and how to choose all th
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from ..config import SceneConfig
 from ..errors import SplatrimError
+from ..neural.momentum import MomentumConfig
+from .config import BlocksConfig
 from .partition import PartitionConfig
 
 Box = tuple[float, float, float, float, float, float]
@@ -80,3 +85,66 @@ def find_preset(name: str) -> ScenePreset:
     if name not in PRESETS:
         raise SplatrimError(f"--scene_preset {name}: choose {', '.join(PRESETS)}")
     return PRESETS[name]
+
+
+MOMENTUM_ITERATIONS = 60_000
+VOXEL_SIZE = 1e-4
+GROWTH: dict[str, Any] = {
+    "densify_from_iter": 300,
+    "densify_until_iter": 30_000,
+    "densification_interval": 25,
+    "statistics_from_iter": 500,
+    "update_init_factor": 128.0,
+}
+"""Of a GrowthConfig; the others are those of Scaffold-GS."""
+BLOCKS: dict[str, Any] = {
+    "block_interval": 500,
+    "block_steps": "all",
+    "surroundings": "none",
+    "block_init": "whole",
+    "waves": "one",
+}
+"""Of a BlocksConfig: all blocks at once, each alone and with all points."""
+MOMENTUM: dict[str, Any] = {"weighted": "loss", "freeze_decoder": 0.0, "decoder_adam": "per_slot"}
+"""Of a MomentumConfig; the others are its defaults."""
+
+
+def large_scene(
+    scene: SceneConfig, preset: str | None, *, as_published: bool
+) -> tuple[SceneConfig, BlocksConfig, MomentumConfig]:
+    """The default settings of a run in blocks.
+
+    Args:
+        scene: As it is without a preset.
+        preset: A name in the table above, or None.
+        as_published: Whether blocks are trained as Momentum-GS published it (--recipe momentum).
+
+    Raises:
+        SplatrimError: there is no such preset.
+    """
+    blocks: dict[str, Any] = dict(BLOCKS) if as_published else {}
+    momentum: dict[str, Any] = dict(MOMENTUM) if as_published else {}
+    if preset is not None:
+        found = find_preset(preset)
+        scene = dataclasses.replace(scene, **found.scene_settings)
+        blocks |= found.partition_settings
+        momentum |= found.momentum_settings
+    return scene, BlocksConfig(**blocks), MomentumConfig(**momentum)
+
+
+def with_blocks(given: dict[str, Any], args: Sequence[str], plain: str) -> dict[str, Any]:
+    """What else follows where flags ask for blocks of neural Gaussians.
+
+    Args:
+        given: Flags that others follow from, by name.
+        args: The whole command line.
+        plain: The method that prunes nothing, which is the default there.
+    """
+    preset = given.get("scene_preset")
+    if preset is not None or given.get("recipe") == "momentum":
+        given = {"representation": "neural", **given}
+    words = {word.partition("=")[0].lstrip("-").replace("-", "_") for word in args}
+    in_blocks = preset is not None or bool(words & {"blocks", "block_dims"})
+    if in_blocks and given.get("representation") == "neural" and "config" not in given:
+        given = {"method": plain, **given}
+    return given

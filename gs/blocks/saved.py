@@ -9,11 +9,13 @@ from typing import Any
 from ..distributed.ranks import Ranks
 from ..errors import SplatrimError
 from ..training.finite import check_state
+from .decoder_file import save_decoder
 from .manifest import (
     FOLDER,
     MANIFEST,
     Manifest,
     SavedBlock,
+    decoder_file,
     load_block,
     read_manifest,
     save_block,
@@ -47,6 +49,7 @@ class SavedBlocks:
         self.folder, self.partition = folder, partition
         empty = SavedBlock(0, 0)
         self.blocks = list(known.blocks) if known else [empty] * partition.n_blocks
+        self.decoder = known.decoder if known else 0
         self._written: dict[int, BlockState] = {}
 
     def save(
@@ -56,6 +59,7 @@ class SavedBlocks:
         iteration: int,
         run: str,
         ranks: Ranks | None,
+        decoder: dict[str, Any] | None = None,
     ) -> Path:
         """Write the blocks that have changed; the manifest comes last. All ranks call it together.
 
@@ -65,6 +69,7 @@ class SavedBlocks:
             iteration: How far the run is.
             run: The run's name.
             ranks: All of them; None for one.
+            decoder: State of the decoder that blocks have in common.
 
         Returns:
             The folder of the blocks.
@@ -84,11 +89,18 @@ class SavedBlocks:
         for told in [mine] if ranks is None else ranks.tell(mine):
             for block, saved in told.items():
                 self.blocks[block] = saved
-        manifest = Manifest(self.partition.hash, iteration, tuple(self.blocks))
-        if ranks is None:
+        self.decoder += decoder is not None
+        manifest = Manifest(self.partition.hash, iteration, tuple(self.blocks), self.decoder)
+
+        def conclude() -> None:
+            if decoder is not None:
+                save_decoder(self.folder / FOLDER / decoder_file(self.decoder), decoder)
             write_manifest(self.folder, manifest)
+
+        if ranks is None:
+            conclude()
         else:
-            ranks.first_only(lambda: write_manifest(self.folder, manifest))
+            ranks.first_only(conclude)
         return self.folder / FOLDER
 
 

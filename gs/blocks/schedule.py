@@ -20,6 +20,8 @@ from typing import Any, TypeVar
 
 from ..config import TrainConfig
 from ..densification.budget import budget_limit
+from .config import BlocksConfig
+from .partition import Partition
 from .waves import interval_steps
 
 LONGEST_INTERVAL, LEAST_ROUNDS = 500, 20
@@ -96,6 +98,14 @@ class Schedule:
                 if any(steps[b] < self.until(b, rounds + 1) for b in blocks):
                     return rounds, wave
         return self.n_rounds, 0
+
+
+def schedule_of(train: TrainConfig, blocks: BlocksConfig, partition: Partition) -> Schedule:
+    """The schedule of a run: with `block_steps` all, as if every block had all cameras."""
+    n_train, counts = len(partition.names), tuple(map(len, partition.cameras))
+    if blocks.block_steps == "all":
+        counts = (n_train,) * partition.n_blocks
+    return Schedule(train.iterations, n_train, counts, blocks.block_interval)
 
 
 def in_share(config: C, share: float) -> C:

@@ -13,10 +13,12 @@ import torch
 from torch import Tensor
 
 from ..distributed.ranks import Ranks
+from ..neural.anchors import OFF
 from .manifest import KEPT, KEPT_ROWS
 from .state import BlockState, HostArena
 
 IDS, KEEP = "ids", "keep"
+_TRUTHS = {KEEP, OFF}
 
 
 class BlockStore:
@@ -77,12 +79,13 @@ class BlockStore:
 
 
 def public_part(state: Mapping[str, Any]) -> dict[str, Tensor]:
-    """Of a block's state: parameters by name, ids, and which rows stay in the end."""
+    """Of a block's state: parameters by name, ids, which rows stay in the end, offsets off."""
     ids = state["rows"][IDS]
     keep = state["strategies"].get(KEPT, {}).get(KEPT_ROWS)
     if keep is None:
         keep = torch.ones(len(ids), dtype=torch.bool, device=ids.device)
-    return {**state["params"], IDS: ids, KEEP: keep}
+    off = {OFF: state["rows"][OFF]} if OFF in state["rows"] else {}
+    return {**state["params"], IDS: ids, KEEP: keep, **off}
 
 
 def exchange_parts(mine: Mapping[str, Tensor] | None, ranks: Ranks) -> list[dict[str, Tensor]]:
@@ -124,4 +127,4 @@ def _as_floats(x: Tensor) -> Tensor:  # [N, ...] -> [N, K] float32
 def _from_floats(name: str, x: Tensor) -> Tensor:
     if name == IDS:
         return x.contiguous().view(torch.int32)
-    return x > 0.5 if name == KEEP else x.contiguous()
+    return x > 0.5 if name in _TRUTHS else x.contiguous()

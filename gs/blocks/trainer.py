@@ -43,10 +43,10 @@ from .plan_view import save_plan
 from .plans import RunSettings, first_states, make_plans
 from .progress import BlocksProgress, Stopwatch, latest_of
 from .saved import SavedBlocks, load_states
-from .schedule import Schedule
+from .schedule import schedule_of
 from .store import BlockStore, public_part
 from .surroundings import find_surroundings, reached_boxes
-from .waves import assign, plan_round
+from .waves import plan_round, shares_of
 from .whole import merged_model, merged_params
 
 HOST_IMAGES = 8 * 2**30  # bytes of decoded images that stay on the host
@@ -81,17 +81,12 @@ class BlockTrainer:
         self.run, self.scene, self.partition, self.device = run, scene, partition, device
         self.config = run.train
         self.team = Team(ranks)
-        self.schedule = Schedule(
-            run.train.iterations,
-            len(scene.train),
-            tuple(map(len, partition.cameras)),
-            run.blocks.block_interval,
-        )
+        self.schedule = schedule_of(run.train, run.blocks, partition)
         self.plans = make_plans(run, scene, partition, self.schedule)
-        self.waves = plan_round(partition.cells, run.blocks.waves)
+        self.waves = self._plan_waves()
         costs = [len(cameras) for cameras in partition.cameras]
         ranks_in_all = 1 if self.team.ranks is None else self.team.ranks.size
-        self.shares = [_shares(wave, costs, ranks_in_all) for wave in self.waves]
+        self.shares = [shares_of(wave, costs, ranks_in_all) for wave in self.waves]
         self.owners = [
             next(r for shares in self.shares for r, blocks in enumerate(shares) if b in blocks)
             for b in range(partition.n_blocks)
@@ -113,11 +108,11 @@ class BlockTrainer:
         self.stop_requested = False
         self.start = start
         self._since_saved = 0
+        self.latest: dict[int, dict[str, float]] = {}
         known, state = (None, None) if start is None else self._load(start)
         self.saved = SavedBlocks(run.train.model_path, partition, known)
         self.folder = RunFolder.of(run.train, state, scene.source)
         self.folder.check()
-        self.latest: dict[int, dict[str, float]] = {}
 
     @property
     def rank(self) -> int:
@@ -144,7 +139,9 @@ class BlockTrainer:
             self.team.alone(partial(self._begin, stack))
             if self.start is None:
                 self._make_first_states()
-            steps = [self._steps_of(block) for block in range(len(self.store))]
+            mine = [self._steps_of(block) for block in range(len(self.store))]
+            # of blocks that others train, they know
+            steps = [max(column) for column in zip(*self._tell(mine), strict=True)]
             self.progress.open(sum(steps))
             stack.callback(self.progress.close)
             self._introduce()
@@ -157,6 +154,9 @@ class BlockTrainer:
                 self._after_round(rounds + 1)
             self._conclude()
         return None
+
+    def _plan_waves(self) -> list[list[int]]:
+        return plan_round(self.partition.cells, self.run.blocks.waves)
 
     def _train_wave(self, rounds: int, wave: int) -> bool:
         """The turns of a wave; whether it came to its end."""
@@ -384,14 +384,6 @@ class BlockTrainer:
     def _cut(self) -> Partition | None:
         """Where rows outside their block's cell go in the end."""
         return self.partition if self.run.blocks.surroundings == "none" else None
-
-
-def _shares(wave: list[int], costs: list[int], n_ranks: int) -> list[list[int]]:
-    """Blocks of a wave by rank."""
-    shares: list[list[int]] = [[] for _ in range(n_ranks)]
-    for group in assign(wave, costs, n_ranks):
-        shares[group.ranks[0]] += group.blocks
-    return shares
 
 
 def _device_name(device: torch.device) -> str:

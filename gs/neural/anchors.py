@@ -35,6 +35,8 @@ from .decoder import NETS, fresh_decoder, kernel_weights
 from .files import save_anchors
 
 if TYPE_CHECKING:
+    from typing_extensions import Self
+
     from ..data.scene import Scene
     from ..model.view import View
 
@@ -123,7 +125,7 @@ class Anchors(Model):
         *,
         names: Sequence[str] = (),
         device: torch.device | str = "cpu",
-    ) -> Anchors:
+    ) -> Self:
         """The model of a checkpoint (gs.training.checkpoint), with its row buffers.
 
         What its strategies have added waits for them to add it again.

@@ -47,6 +47,9 @@ class MomentumConfig:
     sigma: Annotated[float, NOT_NEGATIVE] = 10.0
     """Width, in dB, of the bell by which blocks that lag behind the best one count more for the
     decoder; 0: all count alike."""
+    weighted: Literal["decoder", "loss"] = "decoder"
+    """What weights multiply: a block's part in the decoder's gradient; or, as published, its whole
+    loss, and so the gradients that its anchors grow by."""
     freeze_decoder: Annotated[float, SHARE] = 0.05
     """In this last share of a run the decoder stays as it is, and all blocks fit their anchors to
     it."""
@@ -55,6 +58,9 @@ class MomentumConfig:
     decoder_adam: Literal["shared", "per_slot"] = "shared"
     """One Adam of the decoder for all blocks; or, as published, one for each place in the lockstep
     order, whose averages are old when its turn comes."""
+    swap: Literal["host", "none"] = "host"
+    """host: blocks are in page-locked memory between their turns. none: all stay on the device,
+    with the same result."""
 
     def __post_init__(self) -> None:
         check_ranges(self)

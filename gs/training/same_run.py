@@ -46,7 +46,7 @@ HARMLESS = {
     "viewer_port",
     "config",
 }
-PARTS = ("optim", "densify", "pruning", "neural", "blocks")
+PARTS = ("optim", "densify", "pruning", "neural", "blocks", "momentum")
 TOLERANCE = 1e-3  # of the scene's extent, between positions of the same camera
 
 logger = logging.getLogger("splatrim")
