@@ -111,6 +111,8 @@ class LiveBlock:
         self.step = known.step
         self.gaussians = Gaussians.from_state(state, device)
         self.strategies = plan.strategies()
+        # what strategies do to a model that begins they have done to one that has a state of theirs
+        self.gaussians.is_shard = bool(known.strategies)
         for strategy in self.strategies:
             strategy.n_images = self.config.batch
             strategy.setup(
@@ -119,6 +121,7 @@ class LiveBlock:
                 iterations=self.config.iterations,
                 seed=self.config.seed,
             )
+        self.gaussians.is_shard = False
         self.gaussians.check_complete()
         by_row = self.config.adam_rows == "seen"
         self.optimizer = build_optimizer(

@@ -334,11 +334,14 @@ class BlockTrainer:
     def _make_first_states(self) -> None:
         every = range(len(self.store))
         states = first_states(self.run, self.scene, self.partition, list(every), self.device)
-        for block, state in states.items():
+        for block, bare in states.items():
+            # with what strategies add: others see masks before a block's first turn
+            live = LiveBlock(self.plans[block], bare, self.images, self.device, self.shared)
+            state = live.state()
             if self.owners[block] == self.rank:
                 self.store.put(block, state)
             else:
-                self.store.seen[block] = public_part(state)
+                self.store.seen[block] = {k: x.cpu() for k, x in public_part(state).items()}
         self.store.commit([], None)
 
     def _load(self, folder: Path) -> tuple[Any, dict[str, Any]]:
