@@ -44,6 +44,7 @@ from .plans import RunSettings, first_states, make_plans
 from .progress import BlocksProgress, Stopwatch, latest_of
 from .saved import SavedBlocks, load_states
 from .schedule import Schedule
+from .seams import save_owners
 from .store import BlockStore, public_part
 from .surroundings import find_surroundings, reached_boxes
 from .waves import assign, plan_round
@@ -265,8 +266,9 @@ class BlockTrainer:
     def save(self, iteration: int) -> Path:
         """Write the merged model as point_cloud/iteration_N/point_cloud.ply."""
         path = model_file(self.config.model_path, iteration)
-        params, ids, _ = merged_params(self.store.seen, self._cut)
+        params, ids, blocks = merged_params(self.store.seen, self._cut)
         save_ply(path, params, world_offset=self.scene.world_offset)
+        save_owners(path, blocks)
         self.folder.add_model(iteration)
         total = sum(map(self.store.n_gaussians, range(len(self.store))))
         self.progress.say(f"iteration {iteration}: saved {len(ids)} of {total} Gaussians")
