@@ -26,17 +26,14 @@ from ..data.loader import ImageLoader
 from ..data.scene import Scene
 from ..distributed.ranks import Ranks
 from ..errors import SplatrimError
-from ..evaluation.views import evaluate_views, mean_scores
 from ..model.gaussians import Gaussians
-from ..model.ply import save_ply
 from ..model.splats import Frozen
-from ..run_record import model_file
-from ..training.memory import peak_memory
 from ..training.run_files import write_run_files
 from ..training.run_folder import RunFolder
 from ..training.stopping import stop_on_signal
 from ..training.team import SAME_SIGNAL, Team
 from .live import BlockPlan, LiveBlock, Shared
+from .outputs import Outputs
 from .partition import Partition
 from .partition_file import save_partition
 from .plan_view import save_plan
@@ -44,11 +41,9 @@ from .plans import RunSettings, first_states, make_plans
 from .progress import BlocksProgress, Stopwatch, latest_of
 from .saved import SavedBlocks, load_states
 from .schedule import Schedule
-from .seams import save_owners
 from .store import BlockStore, public_part
 from .surroundings import find_surroundings, reached_boxes
 from .waves import assign, plan_round
-from .whole import merged_model, merged_params
 
 HOST_IMAGES = 8 * 2**30  # bytes of decoded images that stay on the host
 
@@ -114,11 +109,22 @@ class BlockTrainer:
         self.stop_requested = False
         self.start = start
         self._since_saved = 0
+        self.latest: dict[int, dict[str, float]] = {}  # of each block, what it logged last
         known, state = (None, None) if start is None else self._load(start)
         self.saved = SavedBlocks(run.train.model_path, partition, known)
         self.folder = RunFolder.of(run.train, state, scene.source)
         self.folder.check()
-        self.latest: dict[int, dict[str, float]] = {}
+        self.outputs = Outputs(
+            run,
+            scene,
+            partition,
+            self.store,
+            self.plans,
+            self.images,
+            self.progress,
+            self.folder,
+            device,
+        )
 
     @property
     def rank(self) -> int:
@@ -127,7 +133,7 @@ class BlockTrainer:
     @property
     def gaussians(self) -> Gaussians:
         """The whole as it is saved and tested, on the device."""
-        return merged_model(self.store.seen, self._cut, self.device)
+        return self.outputs.whole()
 
     def fit(self) -> Path | None:
         """Train to the end.
@@ -199,6 +205,7 @@ class BlockTrainer:
             self.store.put(block, live.state())
             progress.swap_seconds += watch.lap()
             self.latest[block] = latest_of(live.tracker.history)
+        live.close()
 
     def _surround(self, live: LiveBlock, block: int, until: int) -> None:
         """Give a block what it sees of the others."""
@@ -237,82 +244,26 @@ class BlockTrainer:
     def _after_round(self, rounds: int) -> None:
         """Log, evaluate where it is due, and write the history."""
         now, before = self.schedule.iteration(rounds), self.schedule.iteration(rounds - 1)
-        n = sum(map(self.store.n_gaussians, range(len(self.store))))
-        self.progress.row(now, self.latest, n)
+        self.progress.row(now, self.latest, self.outputs.n_gaussians)
         is_last = rounds == self.schedule.n_rounds
         if is_last or any(before < k <= now for k in self.config.test_iterations):
-            self.team.alone(lambda: self.evaluate(now))
+            self.team.alone(lambda: self.outputs.evaluate(now))
         if any(before < k <= now for k in self.config.save_iterations) and not is_last:
-            self.team.alone(lambda: self.save(now))
+            self.team.alone(lambda: self.outputs.save(now))
         self.write_history(last=is_last)
 
     def _conclude(self) -> None:
         self._checkpoint(self.config.iterations)
-        self.team.alone(lambda: self.save(self.config.iterations))
+        self.team.alone(lambda: self.outputs.save(self.config.iterations))
         self.write_history()
-
-    @torch.no_grad()
-    def evaluate(self, iteration: int) -> dict[str, float]:
-        """PSNR of the test views of the whole, by split."""
-        if not self.scene.test:
-            return {}
-        background = torch.full((3,), float(self.run.white_background), device=self.device)
-        indices = range(len(self.scene.train), len(self.cameras))
-        views = self.cameras, self.images, background
-        scores = mean_scores(evaluate_views(self.gaussians, *views, indices=indices))
-        self.tracker.test(iteration, "test", scores["psnr"], scores["l1"])
-        return {"test": scores["psnr"]}
-
-    def save(self, iteration: int) -> Path:
-        """Write the merged model as point_cloud/iteration_N/point_cloud.ply."""
-        path = model_file(self.config.model_path, iteration)
-        params, ids, blocks = merged_params(self.store.seen, self._cut)
-        save_ply(path, params, world_offset=self.scene.world_offset)
-        save_owners(path, blocks)
-        self.folder.add_model(iteration)
-        total = sum(map(self.store.n_gaussians, range(len(self.store))))
-        self.progress.say(f"iteration {iteration}: saved {len(ids)} of {total} Gaussians")
-        return path
 
     def write_history(self, *, last: bool = True) -> None:
         """Write history.json as it stands."""
-        seconds = self.tracker.seconds
-        mine = {b: self._about(b) for b in self.store.states}
+        mine = {b: self.outputs.about(b, self.rank) for b in self.store.states}
         blocks: dict[int, Any] = {}
         for told in self._tell(mine):
             blocks |= told
-        done = sum(entry["steps"] for entry in blocks.values())
-        swaps = (self.progress.swap_seconds, self.progress.surroundings_seconds)
-        timing = {
-            "train_seconds": round(seconds, 3),
-            "iterations_per_second": round(done / max(seconds, 1e-9), 3),
-            "swap_seconds": round(swaps[0], 3),
-            "surroundings_seconds": round(swaps[1], 3),
-            "device": _device_name(self.device),
-            "threads": torch.get_num_threads(),
-            "torch": torch.__version__,
-            **peak_memory(self.device),
-        }
-        path = self.config.model_path / "history.json"
-        more = {
-            "settings": self.run.described,
-            "timing": timing,
-            "blocks": [blocks[b] for b in sorted(blocks)],
-        }
-        self.team.alone(lambda: self.tracker.write_history(path, last=last, **more))
-
-    def _about(self, block: int) -> dict[str, Any]:
-        """What history.json says of a block."""
-        plain = self.store.states[block].plain
-        tracker = plain.get("tracker") or {}
-        return {
-            "block": block,
-            "rank": self.rank,
-            "steps": plain["step"],
-            "cameras": len(self.plans[block].cameras),
-            "n_gaussians": self.store.n_gaussians(block),
-            "history": {k: x for k, x in (tracker.get("history") or {}).items() if k != "test"},
-        }
+        self.team.alone(lambda: self.outputs.write_history(blocks, last=last))
 
     def _begin(self, stack: contextlib.ExitStack) -> None:
         """Take the output folder, and write what is known before the first step."""
@@ -340,6 +291,7 @@ class BlockTrainer:
             # with what strategies add: others see masks before a block's first turn
             live = LiveBlock(self.plans[block], bare, self.images, self.device, self.shared)
             state = live.state()
+            live.close()
             if self.owners[block] == self.rank:
                 self.store.put(block, state)
             else:
@@ -385,11 +337,6 @@ class BlockTrainer:
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
 
-    @property
-    def _cut(self) -> Partition | None:
-        """Where rows outside their block's cell go in the end."""
-        return self.partition if self.run.blocks.surroundings == "none" else None
-
 
 def _shares(wave: list[int], costs: list[int], n_ranks: int) -> list[list[int]]:
     """Blocks of a wave by rank."""
@@ -397,7 +344,3 @@ def _shares(wave: list[int], costs: list[int], n_ranks: int) -> list[list[int]]:
     for group in assign(wave, costs, n_ranks):
         shares[group.ranks[0]] += group.blocks
     return shares
-
-
-def _device_name(device: torch.device) -> str:
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
