@@ -16,6 +16,7 @@ from typing import Any, ClassVar, Generic, Literal, Protocol, TypeVar, get_args
 import tyro
 
 from .blocks.config import BlocksConfig
+from .blocks.saved import blocks_folder
 from .config import (
     PUBLISHED_ITERATIONS,
     SceneConfig,
@@ -304,7 +305,8 @@ def _implied(
     iterations = given.get("iterations")
     if ply is not None and iterations is not None:
         iterations = iterations_after_ply(iterations)
-    origin = find_origin(ply, checkpoint)
+    # blocks are resumed from the midst of their schedule alone
+    origin = find_origin(ply, None if blocks_folder(checkpoint) else checkpoint)
     choice = Choice(**{"method": next(iter(methods)), **choice})
     return default_config(choice, iterations, methods, origin)
 

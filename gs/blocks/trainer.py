@@ -110,6 +110,7 @@ class BlockTrainer:
         self.start = start
         self._since_saved = 0
         self.latest: dict[int, dict[str, float]] = {}  # of each block, what it logged last
+        self._begun = [0] * partition.n_blocks  # steps of each block before this run
         known, state = (None, None) if start is None else self._load(start)
         self.saved = SavedBlocks(run.train.model_path, partition, known)
         self.folder = RunFolder.of(run.train, state, scene.source)
@@ -151,11 +152,10 @@ class BlockTrainer:
             self.team.alone(partial(self._begin, stack))
             if self.start is None:
                 self._make_first_states()
-            steps = [self._steps_of(block) for block in range(len(self.store))]
-            self.progress.open(sum(steps))
+            self.progress.open(sum(self._begun))
             stack.callback(self.progress.close)
             self._introduce()
-            first_round, first_wave = self.schedule.position(steps, self.waves)
+            first_round, first_wave = self.schedule.position(self._begun, self.waves)
             for rounds in range(first_round, self.schedule.n_rounds):
                 waves = range(first_wave if rounds == first_round else 0, len(self.waves))
                 for wave in waves:
@@ -187,7 +187,7 @@ class BlockTrainer:
 
     def _train_block(self, block: int, rounds: int) -> None:
         until = self.schedule.until(block, rounds + 1)
-        if block not in self.store.states or self._steps_of(block) >= until:
+        if block not in self.store.states:  # it has no Gaussian
             return
         plan, watch, progress = self.plans[block], Stopwatch(), self.progress
         state = self.store.states[block].to_device(self.device)
@@ -306,6 +306,7 @@ class BlockTrainer:
                 self.store.put(block, state)
             else:
                 self.store.seen[block] = public_part(state)
+            self._begun[block] = state["step"]
             self.latest[block] = latest_of((state.get("tracker") or {}).get("history") or {})
         self.store.commit([], None)
         if not states:
@@ -325,10 +326,6 @@ class BlockTrainer:
 
     def _request_stop(self) -> None:
         self.stop_requested = True
-
-    def _steps_of(self, block: int) -> int:
-        state = self.store.states.get(block)
-        return 0 if state is None else int(state.plain["step"])
 
     def _tell(self, value: Any) -> list[Any]:
         return [value] if self.team.ranks is None else self.team.ranks.tell(value)

@@ -33,18 +33,18 @@ MASKS = MaskGaussianConfig(lambda_mask=1.0, mask_prune_iter=10, mask_lr=0.5, fin
 
 @pytest.fixture(scope="session")
 def survey(write_scene: Callable[..., Scene]) -> Scene:
-    """Twenty views 32x24 from above of 200 Gaussians on a plane, eighteen of them to train on."""
+    """28 views 32x24 from above of 200 Gaussians on a plane, 26 of them to train on."""
     g = torch.Generator().manual_seed(0)
     points = torch.rand(200, 3, generator=g) * torch.tensor([4.0, 3.0, 0.2])
     views = []
-    for k in range(20):
+    for k in range(28):
         viewmat = torch.diag(torch.tensor([1.0, -1.0, -1.0, 1.0]))
-        place = torch.tensor([0.4 + 3.2 * (k % 5) / 4, 0.3 + 2.4 * (k // 5) / 3, 1.6])
+        place = torch.tensor([0.4 + 3.2 * (k % 7) / 6, 0.3 + 2.4 * (k // 7) / 3, 1.6])
         viewmat[:3, 3] = -viewmat[:3, :3] @ place
         views.append(viewmat)
-    views = [*views[1:8], *views[9:], views[0], views[8]]
+    views = [*views[1:11], *views[12:], views[0], views[11]]
     start = points + 0.03 * torch.randn(200, 3, generator=g), torch.rand(200, 3, generator=g)
-    return write_scene(points, torch.rand(200, 3, generator=g), views, 18, (32, 24), 30.0, start)
+    return write_scene(points, torch.rand(200, 3, generator=g), views, 26, (32, 24), 30.0, start)
 
 
 def run_settings(folder: Path, blocks: dict[str, Any] | None = None, **train: Any) -> RunSettings:

@@ -17,6 +17,7 @@ from gs.blocks.state import BlockState, HostArena
 from gs.blocks.surroundings import find_surroundings, reached_boxes
 from gs.data.loader import ImageLoader
 from gs.data.scene import Scene
+from gs.densification.adaptive import DensifyConfig
 from gs.model.model import Model
 from gs.model.renderer import RenderOutput, render
 from gs.model.splats import Frozen, Splats
@@ -60,6 +61,7 @@ def test_one_block_is_plain_training(
     survey: Scene, tmp_path: Path, settings: Callable[..., RunSettings]
 ) -> None:
     run = settings(tmp_path, {"blocks": 1})
+    assert isinstance(run.densify, DensifyConfig)
     densify = dataclasses.replace(run.densify, opacity_reset_interval=30)
     run = dataclasses.replace(run, densify=densify)
     plans, states, images = parts_of(run, survey)
