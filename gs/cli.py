@@ -17,6 +17,7 @@ import tyro
 
 from .blocks.config import BlocksConfig
 from .blocks.presets import GROWTH, MOMENTUM_ITERATIONS, VOXEL_SIZE, large_scene, with_blocks
+from .blocks.saved import blocks_folder
 from .config import (
     PUBLISHED_ITERATIONS,
     SceneConfig,
@@ -320,7 +321,8 @@ def _implied(
     iterations = given.get("iterations")
     if ply is not None and iterations is not None:
         iterations = iterations_after_ply(iterations)
-    origin = find_origin(ply, checkpoint)
+    # blocks are resumed from the midst of their schedule alone
+    origin = find_origin(ply, None if blocks_folder(checkpoint) else checkpoint)
     choice = Choice(**{"method": next(iter(methods)), **choice})
     return default_config(choice, iterations, methods, origin)
 

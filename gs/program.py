@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from .blocks.begin import begin_blocks
+from .blocks.begin import begin_blocks, started_in_blocks
 from .blocks.plans import RunSettings
 from .blocks.trainer import BlockTrainer
 from .cli import DENSIFIERS, Config, Method, baseline_of, describe, parse
@@ -61,6 +61,11 @@ def build_trainer(
     check_writable(train.model_path)
     if config.blocks.n_blocks > 1:
         return build_block_trainer(config, ranks)
+    if started_in_blocks(train.start_checkpoint):
+        raise SplatrimError(
+            f"{train.start_checkpoint} is of a run in blocks: give its --blocks too, or make one"
+            " model of it with python -m gs.merge"
+        )
     if ranks is not None:
         check_for_ranks(config, methods)
     representation = config.choice.representation

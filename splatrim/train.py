@@ -21,7 +21,7 @@ from gs.distributed.torchrun import closed, is_restart, may_restart
 from gs.errors import SplatrimError, is_first, told_by_first
 from gs.invocation import command
 from gs.logs import show_log
-from gs.run_record import holds_run, saved_checkpoints
+from gs.run_record import BLOCKS, MANIFEST, holds_run, saved_checkpoints
 from gs.training.memory import keep_freed_memory
 from gs.training.observer import Observer
 from gs.training.trainer import Trainer
@@ -84,7 +84,8 @@ def restarted(
     if not is_restart():
         return config
     out = config.train.model_path
-    saved = ranks.agree(ranks.first_only(lambda: list(saved_checkpoints(out).values())))
+    blocks = [out / BLOCKS] if (out / BLOCKS / MANIFEST).is_file() else []
+    saved = ranks.agree(ranks.first_only(lambda: blocks or list(saved_checkpoints(out).values())))
     if saved:
         logger.info(f"started again by torchrun: going on from {saved[-1]}")
         return parse(resume_arguments(args, out, saved[-1]))

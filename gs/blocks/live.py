@@ -82,10 +82,16 @@ class BlockPlan:
 
 
 class Shared:
-    """What a rank's blocks share on the GPU, one after the other: a stream, memory of graphs."""
+    """What a rank's blocks share on the GPU, one after the other: a stream, memory of graphs, and
+    what each has learnt of how large its steps are."""
 
     def __init__(self) -> None:
         self.stream, self.recorder = StepStream(), CudaRecorder()
+        self._shares: dict[int, list[float]] = {}
+
+    def graphs(self, block: int) -> StepGraphs:
+        """For a block's steps."""
+        return StepGraphs(self.recorder, self._shares.setdefault(block, [0.0, 0.0]))
 
 
 class LiveBlock:
@@ -112,6 +118,8 @@ class LiveBlock:
         self.step = known.step
         self.gaussians = Gaussians.from_state(state, device)
         self.strategies = plan.strategies()
+        # what strategies do to a model that begins they have done to one that has a state of theirs
+        self.gaussians.is_shard = bool(known.strategies)
         for strategy in self.strategies:
             strategy.n_images = self.config.batch
             strategy.setup(
@@ -120,6 +128,7 @@ class LiveBlock:
                 iterations=self.config.iterations,
                 seed=self.config.seed,
             )
+        self.gaussians.is_shard = False
         self.gaussians.check_complete()
         by_row = self.config.adam_rows == "seen"
         self.optimizer = build_optimizer(
@@ -158,7 +167,7 @@ class LiveBlock:
         self.stepper.term_weight = plan.term_weight
         self.stepper.stream = shared.stream
         if self.stepper.graphs is not None:
-            self.stepper.graphs = StepGraphs(shared.recorder)
+            self.stepper.graphs = shared.graphs(plan.block)
 
     def run(self, until: int, on_step: Callable[[int], bool] | None = None) -> bool:
         """Take steps up to `until`.
@@ -200,6 +209,13 @@ class LiveBlock:
             self.stepper.update(step, computed, rates)
         self.step = step
         self._progress.on_step(self, step)  # pyright: ignore[reportArgumentType]
+
+    def close(self) -> None:
+        """Let go of what is on the device; graphs and steps refer to each other."""
+        if self.stepper.graphs is not None:
+            self.stepper.graphs.drop()
+        self.optimizer.state.clear()
+        self.gaussians.frozen = None
 
     @torch.no_grad()
     def state(self) -> dict[str, Any]:

@@ -21,10 +21,11 @@ from torch import Tensor
 
 from ..errors import SplatrimError
 from ..files import remove_temporaries, write_json
+from ..run_record import BLOCKS
 from ..schema import fields, integer, listed, maybe, read_checked, text
 from ..training.checkpoint import load_checkpoint, save_checkpoint
 
-FOLDER = "blocks"
+FOLDER = BLOCKS
 MANIFEST = f"{FOLDER}/manifest.json"
 VERSION = 1
 KEPT, KEPT_ROWS = "blocks", "keep"

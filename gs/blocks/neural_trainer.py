@@ -16,18 +16,18 @@ import torch
 from torch import Tensor
 
 from ..errors import SplatrimError
-from ..neural.anchors import OFF, OWN, Anchors, first_anchors
+from ..neural.anchors import OFF, Anchors, first_anchors
 from ..neural.decoder import fresh_decoder
 from ..neural.surrounded import joined_anchors, seen_from
-from ..run_record import model_file
 from .decoder_file import load_decoder
 from .live import first_state
 from .lockstep import Lockstep, Turn, groups_of
 from .manifest import FOLDER, decoder_file
 from .neural_block import NeuralBlock
+from .neural_outputs import NeuralOutputs, drawn_of
 from .progress import Stopwatch, latest_of
 from .shared_decoder import SharedDecoder
-from .store import IDS, KEEP, public_part
+from .store import IDS, public_part
 from .trainer import BlockTrainer
 from .waves import plan_round
 from .weights import AFTER, BlockWeights
@@ -37,6 +37,8 @@ PUBLISHED = 60_000  # iterations of a block; weights begin after a share of them
 
 class NeuralBlockTrainer(BlockTrainer):
     """Trains a scene in blocks of anchors. Arguments are those of `BlockTrainer`."""
+
+    outputs_type = NeuralOutputs
 
     def __init__(self, *args: Any, **options: Any) -> None:
         self._loaded: dict[str, Any] | None = None
@@ -67,33 +69,10 @@ class NeuralBlockTrainer(BlockTrainer):
         self._every = {b: max(round(n * AFTER / PUBLISHED), 1) for b, n in totals.items()}
         self.weights = BlockWeights(momentum.sigma, self._every)
         self._resident: dict[int, NeuralBlock] = {}
+        assert isinstance(self.outputs, NeuralOutputs)
+        self.outputs.like = self.decoder.model
         if self._loaded is not None:
             self._take_over(self._loaded)
-
-    @property
-    def gaussians(self) -> Anchors:  # pyright: ignore[reportIncompatibleMethodOverride]
-        """The whole as it is saved and tested, on the device."""
-        parts = []
-        for block, seen in enumerate(self.store.seen):
-            if not len(seen[IDS]):
-                continue
-            keep = seen[KEEP]
-            if self._cut is not None:
-                keep = keep & (self._cut.owner(seen["anchors"]) == block)
-            parts.append({name: x[keep] for name, x in _drawn(seen).items()})
-        model = joined_anchors(self.decoder.model, parts)
-        if model is None:
-            raise SplatrimError("no anchor of any block is kept")
-        return model
-
-    def save(self, iteration: int) -> Path:
-        """Write the merged model as point_cloud/iteration_N/point_cloud.ply, and its decoder."""
-        path, model = model_file(self.config.model_path, iteration), self.gaussians
-        model.save(path, self.scene.world_offset)
-        self.folder.add_model(iteration)
-        total = sum(map(self.store.n_gaussians, range(len(self.store))))
-        self.progress.say(f"iteration {iteration}: saved {len(model)} of {total} anchors")
-        return path
 
     def _plan_waves(self) -> list[list[int]]:
         waves = plan_round(self.partition.cells, self.run.blocks.waves)
@@ -155,7 +134,7 @@ class NeuralBlockTrainer(BlockTrainer):
         around = None
         if self.run.blocks.surroundings == "live":
             cameras = self.plans[block].scene.train
-            others = [_drawn(seen) for seen in self.store.others(block) if len(seen[IDS])]
+            others = [drawn_of(seen) for seen in self.store.others(block) if len(seen[IDS])]
             parts = [seen_from(cameras, part, self.device) for part in others]
             around = joined_anchors(self.decoder.model, parts)
         live.begin_turn(around)
@@ -213,7 +192,7 @@ class NeuralBlockTrainer(BlockTrainer):
             if self.owners[block] == self.rank:
                 self.store.put(block, state)
             else:
-                self.store.seen[block] = public_part(state)
+                self.store.seen[block] = {k: x.cpu() for k, x in public_part(state).items()}
         self.store.commit([], None)
 
     def _load(self, folder: Path) -> tuple[Any, dict[str, Any]]:
@@ -232,11 +211,6 @@ class NeuralBlockTrainer(BlockTrainer):
         state = {**self.decoder.state_dict(), "weights": self.weights.state_dict()}
         saved = self.store, self.owners, iteration, self.folder.run, self.team.ranks
         return self.saved.save(*saved, decoder=_copied(state))
-
-
-def _drawn(seen: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """What is shown of a block's anchors, without their names."""
-    return {name: seen[name] for name in (*OWN, OFF)}
 
 
 def _copied(value: Any) -> Any:

@@ -26,17 +26,14 @@ from ..data.loader import ImageLoader
 from ..data.scene import Scene
 from ..distributed.ranks import Ranks
 from ..errors import SplatrimError
-from ..evaluation.views import evaluate_views, mean_scores
-from ..model.gaussians import Gaussians
-from ..model.ply import save_ply
+from ..model.model import Model
 from ..model.splats import Frozen
-from ..run_record import model_file
-from ..training.memory import peak_memory
 from ..training.run_files import write_run_files
 from ..training.run_folder import RunFolder
 from ..training.stopping import stop_on_signal
 from ..training.team import SAME_SIGNAL, Team
 from .live import BlockPlan, LiveBlock, Shared
+from .outputs import Outputs
 from .partition import Partition
 from .partition_file import save_partition
 from .plan_view import save_plan
@@ -47,7 +44,6 @@ from .schedule import schedule_of
 from .store import BlockStore, public_part
 from .surroundings import find_surroundings, reached_boxes
 from .waves import plan_round, shares_of
-from .whole import merged_model, merged_params
 
 HOST_IMAGES = 8 * 2**30  # bytes of decoded images that stay on the host
 
@@ -67,6 +63,8 @@ class BlockTrainer:
 
     Building a trainer writes nothing; `fit` does.
     """
+
+    outputs_type: type[Outputs] = Outputs
 
     def __init__(
         self,
@@ -108,20 +106,32 @@ class BlockTrainer:
         self.stop_requested = False
         self.start = start
         self._since_saved = 0
-        self.latest: dict[int, dict[str, float]] = {}
+        self.latest: dict[int, dict[str, float]] = {}  # of each block, what it logged last
+        self._begun = [0] * partition.n_blocks  # steps of each block before this run
         known, state = (None, None) if start is None else self._load(start)
         self.saved = SavedBlocks(run.train.model_path, partition, known)
         self.folder = RunFolder.of(run.train, state, scene.source)
         self.folder.check()
+        self.outputs = self.outputs_type(
+            run,
+            scene,
+            partition,
+            self.store,
+            self.plans,
+            self.images,
+            self.progress,
+            self.folder,
+            device,
+        )
 
     @property
     def rank(self) -> int:
         return 0 if self.team.ranks is None else self.team.ranks.rank
 
     @property
-    def gaussians(self) -> Gaussians:
+    def gaussians(self) -> Model:
         """The whole as it is saved and tested, on the device."""
-        return merged_model(self.store.seen, self._cut, self.device)
+        return self.outputs.whole()
 
     def fit(self) -> Path | None:
         """Train to the end.
@@ -139,13 +149,10 @@ class BlockTrainer:
             self.team.alone(partial(self._begin, stack))
             if self.start is None:
                 self._make_first_states()
-            mine = [self._steps_of(block) for block in range(len(self.store))]
-            # of blocks that others train, they know
-            steps = [max(column) for column in zip(*self._tell(mine), strict=True)]
-            self.progress.open(sum(steps))
+            self.progress.open(sum(self._begun))
             stack.callback(self.progress.close)
             self._introduce()
-            first_round, first_wave = self.schedule.position(steps, self.waves)
+            first_round, first_wave = self.schedule.position(self._begun, self.waves)
             for rounds in range(first_round, self.schedule.n_rounds):
                 waves = range(first_wave if rounds == first_round else 0, len(self.waves))
                 for wave in waves:
@@ -180,7 +187,7 @@ class BlockTrainer:
 
     def _train_block(self, block: int, rounds: int) -> None:
         until = self.schedule.until(block, rounds + 1)
-        if block not in self.store.states or self._steps_of(block) >= until:
+        if block not in self.store.states:  # it has no Gaussian
             return
         plan, watch, progress = self.plans[block], Stopwatch(), self.progress
         state = self.store.states[block].to_device(self.device)
@@ -198,6 +205,7 @@ class BlockTrainer:
             self.store.put(block, live.state())
             progress.swap_seconds += watch.lap()
             self.latest[block] = latest_of(live.tracker.history)
+        live.close()
 
     def _surround(self, live: LiveBlock, block: int, until: int) -> None:
         """Give a block what it sees of the others."""
@@ -236,81 +244,26 @@ class BlockTrainer:
     def _after_round(self, rounds: int) -> None:
         """Log, evaluate where it is due, and write the history."""
         now, before = self.schedule.iteration(rounds), self.schedule.iteration(rounds - 1)
-        n = sum(map(self.store.n_gaussians, range(len(self.store))))
-        self.progress.row(now, self.latest, n)
+        self.progress.row(now, self.latest, self.outputs.n_gaussians)
         is_last = rounds == self.schedule.n_rounds
         if is_last or any(before < k <= now for k in self.config.test_iterations):
-            self.team.alone(lambda: self.evaluate(now))
+            self.team.alone(lambda: self.outputs.evaluate(now))
         if any(before < k <= now for k in self.config.save_iterations) and not is_last:
-            self.team.alone(lambda: self.save(now))
+            self.team.alone(lambda: self.outputs.save(now))
         self.write_history(last=is_last)
 
     def _conclude(self) -> None:
         self._checkpoint(self.config.iterations)
-        self.team.alone(lambda: self.save(self.config.iterations))
+        self.team.alone(lambda: self.outputs.save(self.config.iterations))
         self.write_history()
-
-    @torch.no_grad()
-    def evaluate(self, iteration: int) -> dict[str, float]:
-        """PSNR of the test views of the whole, by split."""
-        if not self.scene.test:
-            return {}
-        background = torch.full((3,), float(self.run.white_background), device=self.device)
-        indices = range(len(self.scene.train), len(self.cameras))
-        views = self.cameras, self.images, background
-        scores = mean_scores(evaluate_views(self.gaussians, *views, indices=indices))
-        self.tracker.test(iteration, "test", scores["psnr"], scores["l1"])
-        return {"test": scores["psnr"]}
-
-    def save(self, iteration: int) -> Path:
-        """Write the merged model as point_cloud/iteration_N/point_cloud.ply."""
-        path = model_file(self.config.model_path, iteration)
-        params, ids, _ = merged_params(self.store.seen, self._cut)
-        save_ply(path, params, world_offset=self.scene.world_offset)
-        self.folder.add_model(iteration)
-        total = sum(map(self.store.n_gaussians, range(len(self.store))))
-        self.progress.say(f"iteration {iteration}: saved {len(ids)} of {total} Gaussians")
-        return path
 
     def write_history(self, *, last: bool = True) -> None:
         """Write history.json as it stands."""
-        seconds = self.tracker.seconds
-        mine = {b: self._about(b) for b in self.store.states}
+        mine = {b: self.outputs.about(b, self.rank) for b in self.store.states}
         blocks: dict[int, Any] = {}
         for told in self._tell(mine):
             blocks |= told
-        done = sum(entry["steps"] for entry in blocks.values())
-        swaps = (self.progress.swap_seconds, self.progress.surroundings_seconds)
-        timing = {
-            "train_seconds": round(seconds, 3),
-            "iterations_per_second": round(done / max(seconds, 1e-9), 3),
-            "swap_seconds": round(swaps[0], 3),
-            "surroundings_seconds": round(swaps[1], 3),
-            "device": _device_name(self.device),
-            "threads": torch.get_num_threads(),
-            "torch": torch.__version__,
-            **peak_memory(self.device),
-        }
-        path = self.config.model_path / "history.json"
-        more = {
-            "settings": self.run.described,
-            "timing": timing,
-            "blocks": [blocks[b] for b in sorted(blocks)],
-        }
-        self.team.alone(lambda: self.tracker.write_history(path, last=last, **more))
-
-    def _about(self, block: int) -> dict[str, Any]:
-        """What history.json says of a block."""
-        plain = self.store.states[block].plain
-        tracker = plain.get("tracker") or {}
-        return {
-            "block": block,
-            "rank": self.rank,
-            "steps": plain["step"],
-            "cameras": len(self.plans[block].cameras),
-            "n_gaussians": self.store.n_gaussians(block),
-            "history": {k: x for k, x in (tracker.get("history") or {}).items() if k != "test"},
-        }
+        self.team.alone(lambda: self.outputs.write_history(blocks, last=last))
 
     def _begin(self, stack: contextlib.ExitStack) -> None:
         """Take the output folder, and write what is known before the first step."""
@@ -334,11 +287,15 @@ class BlockTrainer:
     def _make_first_states(self) -> None:
         every = range(len(self.store))
         states = first_states(self.run, self.scene, self.partition, list(every), self.device)
-        for block, state in states.items():
+        for block, bare in states.items():
+            # with what strategies add: others see masks before a block's first turn
+            live = LiveBlock(self.plans[block], bare, self.images, self.device, self.shared)
+            state = live.state()
+            live.close()
             if self.owners[block] == self.rank:
                 self.store.put(block, state)
             else:
-                self.store.seen[block] = public_part(state)
+                self.store.seen[block] = {k: x.cpu() for k, x in public_part(state).items()}
         self.store.commit([], None)
 
     def _load(self, folder: Path) -> tuple[Any, dict[str, Any]]:
@@ -349,6 +306,7 @@ class BlockTrainer:
                 self.store.put(block, state)
             else:
                 self.store.seen[block] = public_part(state)
+            self._begun[block] = state["step"]
             self.latest[block] = latest_of((state.get("tracker") or {}).get("history") or {})
         self.store.commit([], None)
         if not states:
@@ -369,22 +327,9 @@ class BlockTrainer:
     def _request_stop(self) -> None:
         self.stop_requested = True
 
-    def _steps_of(self, block: int) -> int:
-        state = self.store.states.get(block)
-        return 0 if state is None else int(state.plain["step"])
-
     def _tell(self, value: Any) -> list[Any]:
         return [value] if self.team.ranks is None else self.team.ranks.tell(value)
 
     def _settle_device(self) -> None:
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
-
-    @property
-    def _cut(self) -> Partition | None:
-        """Where rows outside their block's cell go in the end."""
-        return self.partition if self.run.blocks.surroundings == "none" else None
-
-
-def _device_name(device: torch.device) -> str:
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"

@@ -27,7 +27,8 @@ def kept_rows_of(
     keep = seen[KEEP]
     if partition is None or not len(keep):
         return keep
-    return keep & (partition.owner(seen["means"]) == block)
+    places = seen["anchors"] if "anchors" in seen else seen["means"]
+    return keep & (partition.owner(places) == block)
 
 
 def merged_params(

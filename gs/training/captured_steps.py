@@ -112,14 +112,19 @@ class Bounds(NamedTuple):
 
 
 class StepGraphs:
-    """Graphs of one model's steps by key."""
+    """Graphs of one model's steps by key.
 
-    def __init__(self, record: Record) -> None:
+    Args:
+        record: Captures.
+        fractions: Rows and entries per Gaussian, recent maxima; kept up to date in place.
+    """
+
+    def __init__(self, record: Record, fractions: list[float] | None = None) -> None:
         self._record = record
         self._graphs: dict[Hashable, tuple[Graph, Capacity, Body]] = {}
         self._warm: set[Hashable] = set()
         self._tensors: list[Tensor] = []
-        self._fractions = [0.0, 0.0]  # of rows and entries per Gaussian, recent maxima
+        self._fractions = [0.0, 0.0] if fractions is None else fractions
 
     def plan(self, key: Hashable, model: Model) -> Plan:
         """What to do with a step; "run": without a graph."""
