@@ -27,10 +27,10 @@ from ..data.loader import CameraImages
 from ..evaluation.views import quantize
 from ..files import atomic_write
 from ..losses import to_float
-from ..model.gaussians import Gaussians
-from ..model.ply import load_ply
+from ..model.model import Model
 from ..model.renderer import render
 from ..model.view import view_of
+from ..neural.loading import load_model
 from ..run_record import find_model
 
 OWNERS = "blocks.npy"  # beside a model: the block of each Gaussian, int16
@@ -53,30 +53,31 @@ class Seam:
 
 
 @torch.no_grad()
-def owner_map(model: Gaussians, blocks: Tensor, camera: Camera) -> Tensor:  # [N] -> [H, W] int64
+def owner_map(model: Model, blocks: Tensor, camera: Camera) -> Tensor:  # [N] -> [H, W] int64
     """The block that weighs most in each pixel; -1 where there is nothing.
 
     Args:
-        model: All Gaussians.
+        model: All Gaussians, or anchors.
         blocks: The block of each. [N] int64
         camera: The view.
     """
     n_blocks = int(blocks.max()) + 1
-    view = view_of(camera, model.device)
-    p = model.params
-    colors = functional.one_hot(blocks.to(model.device), n_blocks).float()
+    view = view_of(camera, model.device, model.exposure(camera.image_name))
+    s = model.splats(view)
+    owners = s.gather(blocks.to(model.device).repeat_interleave(model.parts))
+    colors = functional.one_hot(owners, n_blocks).float()
     image, alphas, _ = rasterization(
-        p["means"],
-        p["quats"],
-        p["scales"],
-        p["opacities"],
+        s.means,
+        s.quats,
+        s.scales,
+        s.opacities,
         colors,
         view.viewmats,
         view.Ks,
         view.width,
         view.height,
         near_plane=view.near,
-        raw=True,
+        raw=s.raw,
     )
     return torch.where(alphas[0, ..., 0] > 0, image[0].argmax(-1), -1)
 
@@ -95,13 +96,13 @@ def borders(owners: Tensor) -> Tensor:  # [H, W] int64 -> [H, W] bool
 
 @torch.no_grad()
 def measure_seams(
-    model: Gaussians,
+    model: Model,
     blocks: Tensor,  # [N] int64
     cameras: Sequence[Camera],
     images: CameraImages,
     background: Tensor,  # [3]
     indices: Sequence[int],
-    one_piece: Gaussians | None = None,
+    one_piece: Model | None = None,
 ) -> list[Seam]:
     """Seams of some views; those without a border, or all border, are left out.
 
@@ -122,7 +123,7 @@ def measure_seams(
             continue
 
         def ratio(
-            of: Gaussians, camera: Camera = camera, truth: Tensor = truth, border: Tensor = border
+            of: Model, camera: Camera = camera, truth: Tensor = truth, border: Tensor = border
         ) -> float:
             shown = to_float(quantize(render(of, camera, background=background).colors))
             error = (shown - truth).square().mean(-1)
@@ -135,17 +136,16 @@ def measure_seams(
     return found
 
 
-def load_whole(folder: Path, device: torch.device) -> tuple[Gaussians, Tensor | None]:
+def load_whole(folder: Path, device: torch.device) -> tuple[Model, Tensor | None]:
     """A run's latest model, and the block of each Gaussian where it was trained in blocks.
 
     Raises:
         SplatrimError: there is no model, or it is broken.
     """
     _, path = find_model(folder)
-    params = {name: x.to(device) for name, x in load_ply(path).items()}
     beside = path.with_name(OWNERS)
     blocks = torch.from_numpy(np.load(beside)).long() if beside.is_file() else None
-    return Gaussians(params), blocks
+    return load_model(path, device), blocks
 
 
 def save_owners(model: Path, blocks: Tensor) -> None:  # [N]

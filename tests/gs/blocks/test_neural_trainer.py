@@ -10,10 +10,12 @@ import torch
 from torch import Tensor
 
 from gs.blocks.config import BlocksConfig
+from gs.blocks.merge import merge_blocks
 from gs.blocks.neural_trainer import NeuralBlockTrainer
 from gs.blocks.partition import make_partition
 from gs.blocks.plans import RunSettings
-from gs.config import TrainConfig
+from gs.blocks.seams import load_whole, owner_map
+from gs.config import TrainConfig, as_plain
 from gs.data.scene import Scene
 from gs.densification.growth import GrowthConfig
 from gs.distributed.ranks import Ranks
@@ -78,7 +80,12 @@ def settings(out: Path, **options: Any) -> RunSettings:
         METHODS["3dgs"].preset(next(iter(METHODS["3dgs"].PRESETS))),
         "3dgs",
         False,
-        {"iterations": N_STEPS, "method": "3dgs"},
+        {
+            "iterations": N_STEPS,
+            "method": "3dgs",
+            "neural": as_plain(NEURAL),
+            "blocks": picked(BlocksConfig),
+        },
         NEURAL,
         MomentumConfig(**{"lambda_consistency": 1.0, **picked(MomentumConfig)}),
     )
@@ -167,6 +174,20 @@ def test_a_run_learns_and_its_model_is_one_of_the_usual_ones(
     for camera in (street.test[0], street.train[3]):
         assert torch.equal(render(model, camera).colors, render(whole.gaussians, camera).colors)
     assert (out / "blocks" / "manifest.json").is_file()
+
+
+def test_merging_makes_the_model_that_was_saved(whole: NeuralBlockTrainer) -> None:
+    path = merge_blocks(whole.config.model_path)
+    merged, want = load_model(path), whole.gaussians
+    for name, x in want.to_tensors().items():
+        assert torch.equal(merged.to_tensors()[name], x), name
+    owners = whole.partition.owner(want.params["anchors"].detach())
+    shown: set[int] = set()
+    for camera in whole.scene.test:
+        shown |= {*owner_map(merged, owners, camera).unique().tolist()}
+    assert shown - {-1} == {0, 1, 2}
+    saved, blocks = load_whole(whole.config.model_path, CPU)
+    assert blocks is not None and len(blocks) == len(saved) == len(want)
 
 
 def test_what_grows_belongs_to_a_block_and_all_see_it(whole: NeuralBlockTrainer) -> None:
@@ -274,6 +295,7 @@ def test_as_published_every_block_is_alone_and_cut_at_the_end(
         for b, seen in enumerate(trainer.store.seen)
     ]
     assert owners.bincount(minlength=3).tolist() == counts
+    assert len(load_model(merge_blocks(tmp_path))) == len(model)
 
 
 def test_weights_are_measured_and_change_the_decoder(street: Scene, tmp_path: Path) -> None:
