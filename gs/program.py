@@ -16,6 +16,7 @@ import torch
 
 from .blocks.begin import begin_blocks, started_in_blocks
 from .blocks.plans import RunSettings
+from .blocks.seam_figures import write_seams
 from .blocks.trainer import BlockTrainer
 from .cli import DENSIFIERS, Config, Method, baseline_of, describe, parse
 from .config import resolve_device
@@ -162,6 +163,8 @@ def conclude(trainer: Trainer[Any] | BlockTrainer) -> Path:
         report.html.
     """
     measure(trainer)
+    if isinstance(trainer, BlockTrainer) and trainer.scene.test:
+        write_seams(trainer.config.model_path, device=trainer.config.device)
     report = write_report(trainer.config.model_path)
     logger.info(f"report: {report}")
     return report

@@ -40,6 +40,7 @@ COMMANDS: dict[str, tuple[str, ...]] = {
     "bake": ("gs.bake",),
     "partition": ("gs.blocks.look", "gs.blocks.partition"),
     "merge": ("gs.blocks.merge",),
+    "seams": ("gs.blocks.seam_figures",),
 }
 
 # What --help of a command with many flags shows; --help_all shows the others too.

@@ -66,7 +66,7 @@ FLOORS: dict[str, list[set[str]]] = {
         {"report"},
         {"densification"},
         {"blocks"},
-        {"cli", "render", "metrics", "export", "bake", "partition", "merge"},
+        {"cli", "render", "metrics", "export", "bake", "partition", "merge", "seams"},
         {"program"},
     ],
 }
