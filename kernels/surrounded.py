@@ -42,9 +42,9 @@ def rasterization_among(
     """Render N Gaussians among M frozen ones into C cameras; differentiable in the N.
 
     Args:
-        own: Gaussians with spherical harmonics, cameras, backgrounds; float32, or float64 with the
-            reference. Not validated.
-        frozen: Others, in the same cameras.
+        own: Gaussians with spherical harmonics or, without a degree, colours [N, 3]; cameras,
+            backgrounds; float32, or float64 with the reference. Not validated.
+        frozen: Others, in the same cameras; with harmonics where the own have some.
         settings: Of the rendering; mode RGB, without absgrad.
         frozen_settings: How to take the frozen: sh_degree and raw may differ.
         boxes: Left, top, right, bottom of the pixels that have to be right; None: all. [C, 4] int32
@@ -128,7 +128,11 @@ def _triton(
     tiles = records.tiles_x, records.tiles_y
     layout = ListsLayout(C, *tiles, n_entries, settings.deterministic)
     lists = list_tiles(records, keys, layout)
-    image, alphas = blend(records, lists, settings, backgrounds=own.backgrounds)
+    features = None
+    if settings.sh_degree is None:  # records have the colours of harmonics alone
+        table = torch.cat([own.colors, frozen.colors.detach()])
+        features = table.index_select(0, ids.long() % (N + M))
+    image, alphas = blend(records, lists, settings, features=features, backgrounds=own.backgrounds)
     info: dict[str, Any] = {
         "width": settings.width,
         "height": settings.height,

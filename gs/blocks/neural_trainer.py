@@ -115,7 +115,6 @@ class NeuralBlockTrainer(BlockTrainer):
             self.latest |= told
         self._since_saved += sum(turn.until - turn.first for turn in turns)
         if 0 < self.config.checkpoint_interval <= self._since_saved:
-            self.decoder.check_replicas()
             self._checkpoint(self.schedule.iteration(rounds + 1))
         return True
 
@@ -208,6 +207,7 @@ class NeuralBlockTrainer(BlockTrainer):
 
     def _checkpoint(self, iteration: int) -> Path:
         self._since_saved = 0
+        self.decoder.check_replicas()
         state = {**self.decoder.state_dict(), "weights": self.weights.state_dict()}
         saved = self.store, self.owners, iteration, self.folder.run, self.team.ranks
         return self.saved.save(*saved, decoder=_copied(state))

@@ -170,6 +170,47 @@ def test_a_capacity_is_kept_and_counts_say_what_was_needed() -> None:
         assert found["counts"].tolist()[0] == rows
 
 
+@pytest.mark.parametrize(("backend", "dtype", "limit"), BACKENDS)
+def test_decoded_gaussians_have_colours_and_are_not_raw(
+    backend: str, dtype: torch.dtype, limit: float, assert_close: Close
+) -> None:
+    x, plain = scene(1, dtype), SETTINGS._replace(sh_degree=None, raw=False)
+    x = x._replace(
+        scales=x.scales.exp(),
+        opacities=x.opacities.tanh(),  # some are negative and draw nothing
+        colors=x.colors[:, 0].sigmoid(),
+        colors_rest=None,
+        mask_logits=None,
+        mask_ids=None,
+    )
+
+    def leaves(rows: slice, *, learns: bool) -> RasterInputs:
+        names = ("means", "quats", "scales", "opacities", "colors")
+        own = {k: getattr(x, k)[rows].clone().requires_grad_(learns) for k in names}
+        return x._replace(**own)
+
+    whole = leaves(slice(None), learns=True)
+    own, frozen = leaves(slice(0, N, 2), learns=True), leaves(slice(1, N, 2), learns=False)
+    image, _, info = rasterization_among(own, frozen, plain, plain, backend=backend)
+    keywords = {k: v for k, v in whole._asdict().items() if k not in ("covars", "mask_words")}
+    want, _, want_info = rasterization(
+        **keywords,
+        width=WIDTH,
+        height=HEIGHT,
+        near_plane=0.2,
+        precision="exact",
+        backend=backend,
+    )
+    assert_close("image", image, want, 1e-6)
+    loss_of(image).backward()
+    loss_of(want).backward()
+    for name in ("means", "quats", "scales", "opacities", "colors"):
+        expected = getattr(whole, name).grad[::2]
+        assert expected.abs().max() > 0, name
+        assert_close(f"v_{name}", getattr(own, name).grad, expected, limit)
+    assert_close("v_means2d", info["means2d"].grad, want_info["means2d"].grad[:, ::2], limit)
+
+
 def test_what_is_not_supported_is_refused() -> None:
     x = scene(1, torch.float32)
     with pytest.raises(ValueError, match="render_mode RGB without absgrad"):
