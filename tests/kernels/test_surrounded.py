@@ -175,6 +175,7 @@ def test_decoded_gaussians_have_colours_and_are_not_raw(
     backend: str, dtype: torch.dtype, limit: float, assert_close: Close
 ) -> None:
     x, plain = scene(1, dtype), SETTINGS._replace(sh_degree=None, raw=False)
+    assert x.scales is not None
     x = x._replace(
         scales=x.scales.exp(),
         opacities=x.opacities.tanh(),  # some are negative and draw nothing
