@@ -35,7 +35,7 @@ from ..training.sampler import CameraSampler
 from ..training.seen import count_steps
 from ..training.strategy import Strategy, final_keep
 from ..training.tracker import Tracker
-from .manifest import KEPT, KEPT_ROWS
+from .manifest import FACTORS, KEPT, KEPT_ROWS
 from .step import BlockStepper
 
 PREFETCH = 4  # steps whose images are decoded ahead
@@ -223,8 +223,10 @@ class LiveBlock:
         gaussians = self.gaussians
         strategies = {s.name: s.state_dict() for s in self.strategies}
         keep = final_keep(gaussians, self.strategies)
-        if keep is not None:
-            strategies[KEPT] = {KEPT_ROWS: keep}
+        factors = [s.opacity_factors(gaussians) for s in self.strategies]
+        shown = {KEPT_ROWS: keep, FACTORS: next((x for x in factors if x is not None), None)}
+        if any(x is not None for x in shown.values()):
+            strategies[KEPT] = {name: x for name, x in shown.items() if x is not None}
         return RunState(
             method=self.plan.method,
             step=self.step,
