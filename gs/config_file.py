@@ -21,7 +21,7 @@ from .schema import read_checked
 TEXTS = ("method", "preset", "densifier", "recipe", "schedule", "representation")
 CHOICE = (*TEXTS, "demo", "baseline")
 STARTS = ("start_ply", "start_checkpoint")
-PARTS = ("optim", "densify", "pruning", "neural", "blocks")
+PARTS = ("optim", "densify", "pruning", "neural", "poses", "depths", "blocks")
 # What follows from others, and cannot be given.
 IMPLIED = {"post_start", "iterations"}
 

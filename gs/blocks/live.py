@@ -22,7 +22,7 @@ from ..data.scene import Scene
 from ..errors import SplatrimError
 from ..model.gaussians import Gaussians
 from ..model.rates import OptimConfig
-from ..training.captured_steps import CudaRecorder, StepGraphs, StepStream
+from ..training.captured_steps import CudaRecorder, OwnStream, StepGraphs
 from ..training.observer import Progress
 from ..training.optimizer import (
     build_optimizer,
@@ -84,8 +84,8 @@ class Shared:
     """What a rank's blocks share on the GPU, one after the other: a stream, memory of graphs, and
     what each has learnt of how large its steps are."""
 
-    def __init__(self) -> None:
-        self.stream, self.recorder = StepStream(), CudaRecorder()
+    def __init__(self, device: torch.device) -> None:
+        self.stream, self.recorder = OwnStream(device), CudaRecorder()
         self._shares: dict[int, list[float]] = {}
 
     def graphs(self, block: int) -> StepGraphs:
@@ -196,6 +196,7 @@ class LiveBlock:
     def _take(self, step: int, n_images: int) -> None:
         self.stepper.settle()
         extent, config = self.plan.scene.extent, self.config
+        self.tracker.n_images = self._progress.n_images = n_images
         first = step - n_images + 1
         rates = learning_rates(self.optimizer, self.plan.optim, extent=extent, step=first)
         if config.sh_degree_grows_at(step, n_images):

@@ -105,7 +105,7 @@ class BlockTrainer:
         quiet = run.train.quiet or not self.team.is_first
         self.progress = BlocksProgress(self.schedule, quiet=quiet)
         self.tracker = self.progress.tracker
-        self.shared = Shared()
+        self.shared = Shared(device)
         self.stop_requested = False
         self.start = start
         self._since_saved = 0

@@ -164,7 +164,7 @@ class Anchors(Model):
         return seen_anchors(
             p["anchors"],
             p["scales"],
-            view.viewmats[0],
+            view.viewmats[0].detach(),
             view.Ks[0],
             view.width,
             view.height,
@@ -173,7 +173,9 @@ class Anchors(Model):
         )
 
     def _splats(self, view: View, rows: Tensor) -> Splats:
-        rotation, translation = view.viewmats[0, :3, :3], view.viewmats[0, :3, 3]
+        # what is decoded hardly depends on its last digits
+        viewmat = view.viewmats[0].detach()
+        rotation, translation = viewmat[:3, :3], viewmat[:3, 3]
         out = self.decoded(rows, -(rotation.T @ translation), view.exposure)
         return Splats(out.means, out.quats, out.scales, out.opacities, out.colors, rows=rows)
 

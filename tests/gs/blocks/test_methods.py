@@ -44,7 +44,8 @@ def test_every_method_prunes_in_blocks(
     n = len(load_ply(model_file(tmp_path / "out", 36))["means"])
     counts = [trainer.store.n_gaussians(b) for b in range(2)]
     assert n == sum(counts) and min(counts) > 0
-    assert n == 200 if method == "3dgs" else n < 200
+    # polarized opacities are pruned at the end of their schedule, and so few steps move none enough
+    assert n == 200 if method in ("3dgs", "polarized") else n < 200
 
 
 @pytest.mark.parametrize("kind", ["mcmc", "taming"])
