@@ -9,7 +9,7 @@ CITY_OUT ?= output/city
 # processes that test; each has one thread, as images are tiny, and some wait for others
 WORKERS ?= 3
 
-.PHONY: demo demo-city test lint docs mutants clean
+.PHONY: demo demo-city test lint suite docs mutants clean
 
 demo: $(STAMP)
 	$(RUN) train.py --demo -s $(SCENE) -m $(OUT) --overwrite
@@ -24,10 +24,11 @@ demo-city: $(STAMP)
 	$(RUN) -m gs.seams -m $(CITY_OUT) --one_piece $(CITY_OUT)_one_piece
 	$(RUN) -m gs.report -m $(CITY_OUT) --baseline $(CITY_OUT)_one_piece
 
+# side by side: types take one process half a minute
 test: $(STAMP)
-	$(VENV)/bin/ruff check .
-	$(VENV)/bin/ruff format --check -q .
-	$(VENV)/bin/pyright --pythonpath $(RUN)
+	$(MAKE) --no-print-directory -j2 lint suite
+
+suite: $(STAMP)
 	OMP_NUM_THREADS=1 $(RUN) -m pytest -q -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 lint: $(STAMP)

@@ -12,9 +12,11 @@
 Without --published blocks see their neighbours, take steps by their share of the cameras and end
 with a frozen decoder; with it they are alone, take all iterations and are cut (--recipe momentum).
 A merged model has one decoder, so independent blocks are those that hand it on (--lockstep 1
---decoder_adam per_slot). Every run adds a line to OUT/ablation.json, which later calls go on with, so that a table can
-be made in parts. It has means over seeds of PSNR, PSNR after the colour fit, SSIM, anchors, excess
-at seams over the one piece, seconds and memory; and whether the published order holds.
+--decoder_adam per_slot).
+
+Every run adds a line to OUT/ablation.json, which later calls go on with, so that a table can be
+made in parts. It has means over seeds of PSNR, PSNR after the colour fit, SSIM, anchors, excess at
+seams over the one piece, seconds and memory; and whether the published order holds.
 """
 
 from __future__ import annotations

@@ -12,7 +12,9 @@ import gc
 import math
 import statistics
 import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -29,6 +31,7 @@ from gs.model.gaussians import Gaussians
 from gs.model.rates import OptimConfig
 from gs.model.renderer import render
 from gs.training.run_state import RunState
+from gs.training.strategy import Strategy
 from gs.training.trainer import Trainer
 from pruning import METHODS
 
@@ -101,6 +104,8 @@ def build_trainer(
     graphs: bool = True,
     densifying: bool = False,
     batch: int = 1,
+    change: Callable[[Scene], Scene] | None = None,
+    more: Callable[[Scene], Sequence[Strategy[Any]]] | None = None,
 ) -> Trainer:
     """A trainer that stands before an iteration on the workload.
 
@@ -112,12 +117,15 @@ def build_trainer(
         graphs: Whether iterations may be captured as CUDA graphs.
         densifying: Iterations that gather statistics and densify, instead of later ones.
         batch: Images per step, all of the same camera.
+        change: Makes of the scene the one to train on.
+        more: Further strategies for it.
     """
     tensors, camera = raw_parameters(w), camera_of(w, folder / "view.png")
     _write_truth(Gaussians.from_tensors(tensors).to(device), camera)
     # the model comes from `start`; the scene's own points are not used
     points = torch.rand(4, 3)
     scene = Scene([camera], [], points, points, extent=4.0, source=folder, kind="colmap")
+    scene = scene if change is None else change(scene)
     config = TrainConfig(
         folder / "out",
         device=str(device),
@@ -139,10 +147,12 @@ def build_trainer(
         next_id=len(w.means),
         active_sh_degree=math.isqrt(w.sh.shape[1]) - 1,
     )
+    strategies: list[Strategy[Any]] = [] if more is None else [*more(scene)]
+    until = densify.densify_until_iter
     return Trainer(
         config,
         scene,
-        strategies=[densify.build(), pruner.build(densify_until=densify.densify_until_iter)],
+        strategies=[densify.build(), pruner.build(densify_until=until), *strategies],
         optim=FROZEN,
         method=method,
         start=start.to_dict(),

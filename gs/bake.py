@@ -87,7 +87,8 @@ def bake_run(config: BakeConfig) -> dict[str, Any]:
     model = load_model(ply, device)
     if not isinstance(model, Anchors):
         raise SplatrimError(f"{ply} holds Gaussians already: there is nothing to bake")
-    scene = load_run_scene(settings, out, read_offset(ply), source_path=config.source_path)
+    offset = read_offset(ply)
+    scene = load_run_scene(settings, out, offset, source_path=config.source_path, model=ply)
     tensors = bake(model, scene.train, views=config.views)
     save_ply(out / BAKED, tensors, world_offset=scene.world_offset)
     white = bool(settings.get("white_background", False))

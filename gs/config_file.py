@@ -21,7 +21,7 @@ from .schema import read_checked
 TEXTS = ("method", "preset", "densifier", "recipe", "schedule", "representation")
 CHOICE = (*TEXTS, "scene_preset", "demo", "baseline")
 STARTS = ("start_ply", "start_checkpoint")
-PARTS = ("optim", "densify", "pruning", "neural", "blocks", "momentum")
+PARTS = ("optim", "densify", "pruning", "neural", "poses", "depths", "blocks", "momentum")
 # What follows from others, and cannot be given.
 IMPLIED = {"post_start", "iterations"}
 

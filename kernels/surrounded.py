@@ -53,9 +53,10 @@ def rasterization_among(
 
     Returns:
         Images [C, H, W, 3], alphas [C, H, W, 1], and a dictionary about the N own Gaussians: radii,
-        means2d (with .grad after the backward), masks and, with settings.contributions, contrib_max
-        and so on, as `kernels.rasterization` has them; n_isects and n_nonfinite of all; counts
-        [2] int32 with the Triton backend; frozen_radii [C, M, 2] int32, frozen_masks [M] or None.
+        means2d (with .grad after the backward), masks and, with settings.contributions, depths,
+        contrib_max and so on, as `kernels.rasterization` has them; n_isects and n_nonfinite of all;
+        counts [2] int32 with the Triton backend; frozen_radii [C, M, 2] int32, frozen_masks [M] or
+        None.
 
     Raises:
         ValueError: a setting is not supported, or a capacity is given to the reference.
@@ -85,6 +86,7 @@ def _triton(
     from .blending.contributions import contributions
     from .device.running_sum import scan_programs
     from .projection import ENTRIES, N_COUNTS, NONFINITE, ROWS
+    from .projection.record import record_depths, spread
     from .projection.records import Records
     from .runtime.launch import empty, zeros
 
@@ -149,6 +151,7 @@ def _triton(
         s = blend_settings(settings, C, N + M, None, True)
         scores = contributions(values.detach(), ids, lists, s)
         info |= {name: x[:N] for name, x in scores.items()}
+        info["depths"] = spread(record_depths(mine.values), mine.rows)
     return image, alphas, info
 
 
@@ -216,4 +219,5 @@ def _reference(
     }
     if scores is not None:
         info |= {name: x[:N] for name, x in scores.info().items()}
+        info["depths"] = torch.stack([v.spread(v.projected.depths) for v in mine.views])
     return image, alphas, info

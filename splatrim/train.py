@@ -6,6 +6,7 @@ of the --method, --preset, --schedule, --iterations and start given with them.
 
 import dataclasses
 import logging
+import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -43,12 +44,18 @@ def build_trainer(
     return program.build_trainer(config, METHODS, ranks, observers)
 
 
-def main(args: list[str] | None = None, *, report: bool = True) -> None:
+def main(
+    args: list[str] | None = None,
+    *,
+    report: bool = True,
+    compiler: subprocess.Popen[str] | None = None,
+) -> None:
     """Train, measure and report, or say what to run next.
 
     Args:
         args: The command line.
         report: Whether to do so where no flag says.
+        compiler: What compiles the run's kernels (gs.compiler.start_compiler).
     """
     args = sys.argv[1:] if args is None else args
     if report:
@@ -59,7 +66,7 @@ def main(args: list[str] | None = None, *, report: bool = True) -> None:
     show_log(quiet=train.quiet or not is_first())
     keep_freed_memory()
     ranks = find_ranks(train.device, backend=train.rank_backend, timeout=train.rank_timeout)
-    program.warm_up_device(ranks.device)
+    program.warm_up_device(ranks.device, compiler)
     with closed(ranks, args, train.model_path):
         config = restarted(config, args, ranks)
         if config.choice.demo:

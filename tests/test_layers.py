@@ -25,11 +25,12 @@ MAY_IMPORT = {
 # Rooms on one floor do not know each other.
 FLOORS: dict[str, list[set[str]]] = {
     "kernels": [
+        {"rehearsal"},
         {"constants", "validation", "backend", "lazy_info"},
         {"arguments"},
         {"device", "reference"},
         {"runtime"},
-        {"photometric", "update", "decoder"},
+        {"photometric", "depth", "update", "decoder"},
         {"projection"},
         {"binning"},
         {"blending"},
@@ -50,7 +51,7 @@ FLOORS: dict[str, list[set[str]]] = {
             "schedule",
         },
         {"errors"},
-        {"files", "ranges"},
+        {"files", "ranges", "stages"},
         {"schema"},
         {"run_record", "run_settings"},
         {"config"},
@@ -67,7 +68,9 @@ FLOORS: dict[str, list[set[str]]] = {
         {"densification"},
         {"blocks"},
         {"cli", "render", "metrics", "export", "bake", "partition", "merge", "seams"},
+        {"compiler"},
         {"program"},
+        {"rehearsal"},
     ],
 }
 

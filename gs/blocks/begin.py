@@ -74,6 +74,9 @@ def refuse(run: RunSettings) -> None:
         )
     if train.start_ply is not None:
         raise SplatrimError("--start_ply prunes a finished model in one piece: leave --blocks out")
+    for flag in ("resolution_schedule", "multi_view_updates"):
+        if getattr(train, flag):
+            raise SplatrimError(f"--{flag} is for one piece: leave it or --blocks out")
     if train.viewer:
         raise SplatrimError("--viewer shows a training in one piece: leave it or --blocks out")
 

@@ -28,8 +28,6 @@ class BlocksConfig(PartitionConfig):
     waves: Literal["coloured", "one"] = "coloured"
     """coloured: blocks that touch have their turns one after the other. one: all at once, for as
     many GPUs as there are blocks; at borders it overshoots."""
-    final_one_piece: Annotated[int, COUNT] = 0
-    """Train the merged model for so many iterations in one piece at the end."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

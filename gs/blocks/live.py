@@ -23,7 +23,7 @@ from ..errors import SplatrimError
 from ..model.gaussians import Gaussians
 from ..model.model import Model
 from ..model.rates import OptimConfig
-from ..training.captured_steps import CudaRecorder, StepGraphs, StepStream
+from ..training.captured_steps import CudaRecorder, OwnStream, StepGraphs
 from ..training.observer import Progress
 from ..training.optimizer import (
     build_optimizer,
@@ -36,7 +36,7 @@ from ..training.sampler import CameraSampler
 from ..training.seen import count_steps
 from ..training.strategy import Strategy, final_keep
 from ..training.tracker import Tracker
-from .manifest import KEPT, KEPT_ROWS
+from .manifest import FACTORS, KEPT, KEPT_ROWS
 from .step import BlockStepper
 
 PREFETCH = 4  # steps whose images are decoded ahead
@@ -85,8 +85,8 @@ class Shared:
     """What a rank's blocks share on the GPU, one after the other: a stream, memory of graphs, and
     what each has learnt of how large its steps are."""
 
-    def __init__(self) -> None:
-        self.stream, self.recorder = StepStream(), CudaRecorder()
+    def __init__(self, device: torch.device) -> None:
+        self.stream, self.recorder = OwnStream(device), CudaRecorder()
         self._shares: dict[int, list[float]] = {}
 
     def graphs(self, block: int) -> StepGraphs:
@@ -197,6 +197,7 @@ class LiveBlock:
     def _take(self, step: int, n_images: int) -> None:
         self.stepper.settle()
         extent, config = self.plan.scene.extent, self.config
+        self.tracker.n_images = self._progress.n_images = n_images
         first = step - n_images + 1
         rates = learning_rates(self.optimizer, self.plan.optim, extent=extent, step=first)
         if config.sh_degree_grows_at(step, n_images):
@@ -244,8 +245,10 @@ def state_of(
     """The state of a block that has taken so many steps; tensors share memory with its parts."""
     known = {strategy.name: strategy.state_dict() for strategy in strategies}
     keep = final_keep(model, strategies)
-    if keep is not None:
-        known[KEPT] = {KEPT_ROWS: keep}
+    factors = [strategy.opacity_factors(model) for strategy in strategies]
+    shown = {KEPT_ROWS: keep, FACTORS: next((x for x in factors if x is not None), None)}
+    if any(x is not None for x in shown.values()):
+        known[KEPT] = {name: x for name, x in shown.items() if x is not None}
     return RunState(
         method=plan.method,
         step=step,

@@ -28,7 +28,7 @@ from ..training.checkpoint import load_checkpoint, save_checkpoint
 FOLDER = BLOCKS
 MANIFEST = f"{FOLDER}/manifest.json"
 VERSION = 1
-KEPT, KEPT_ROWS = "blocks", "keep"
+KEPT, KEPT_ROWS, FACTORS = "blocks", "keep", "opacity_factors"
 
 _FILE_NAME = re.compile(r"(block_(\d{3,})|decoder)\.(\d{4,})\.pth", re.ASCII)
 _ENTRY = fields(

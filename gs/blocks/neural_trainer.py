@@ -97,7 +97,7 @@ class NeuralBlockTrainer(BlockTrainer):
             iterations=self.config.iterations,
             slot=wave,
         )
-        with self.shared.stream.used(self.device):
+        with self.shared.stream.current():
             came_to_end = steps.run(turns, live, self._goes_on, self.progress.step)
         self.decoder.end_wave()
         if not came_to_end or not self._goes_on():

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..distributed.ranks import Ranks
 from ..neural.anchors import OFF
-from .manifest import KEPT, KEPT_ROWS
+from .manifest import FACTORS, KEPT, KEPT_ROWS
 from .state import BlockState, HostArena
 
 IDS, KEEP = "ids", "keep"
@@ -33,6 +33,7 @@ class BlockStore:
         self.seen: list[Mapping[str, Tensor]] = [{IDS: torch.empty(0)} for _ in range(n_blocks)]
         self._next: dict[int, BlockState] = {}
         self._spare: list[HostArena] = []
+        self._kept: dict[int, tuple[Tensor, float]] = {}
 
     def __len__(self) -> int:
         return len(self.seen)
@@ -73,6 +74,17 @@ class BlockStore:
                 if block is not None and rank != ranks.rank:
                     self.seen[block] = shown[rank]
 
+    def kept(self, block: int) -> float:
+        """Sum of the means of a block's masks; of Gaussians without masks their number."""
+        logits = self.seen[block].get("mask_logits")
+        if logits is None or logits.dim() != 2:
+            return float(self.n_gaussians(block))
+        known = self._kept.get(block)
+        if known is None or known[0] is not logits:
+            total = float(torch.sigmoid(logits[:, 0] - logits[:, 1]).sum(dtype=torch.float64))
+            known = self._kept[block] = logits, total
+        return known[1]
+
     def others(self, block: int) -> Iterable[Mapping[str, Tensor]]:
         """What is seen of all blocks but one, in their order."""
         return [seen for other, seen in enumerate(self.seen) if other != block]
@@ -80,12 +92,13 @@ class BlockStore:
 
 def public_part(state: Mapping[str, Any]) -> dict[str, Tensor]:
     """Of a block's state: parameters by name, ids, which rows stay in the end, offsets off."""
-    ids = state["rows"][IDS]
-    keep = state["strategies"].get(KEPT, {}).get(KEPT_ROWS)
+    ids, told = state["rows"][IDS], state["strategies"].get(KEPT, {})
+    keep = told.get(KEPT_ROWS)
     if keep is None:
         keep = torch.ones(len(ids), dtype=torch.bool, device=ids.device)
+    factors = {FACTORS: told[FACTORS]} if FACTORS in told else {}
     off = {OFF: state["rows"][OFF]} if OFF in state["rows"] else {}
-    return {**state["params"], IDS: ids, KEEP: keep, **off}
+    return {**state["params"], **factors, **off, IDS: ids, KEEP: keep}
 
 
 def exchange_parts(mine: Mapping[str, Tensor] | None, ranks: Ranks) -> list[dict[str, Tensor]]:

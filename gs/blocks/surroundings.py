@@ -22,12 +22,15 @@ from ..data.camera import Camera
 from ..model.model import Model
 from ..model.specs import PUBLISHED
 from ..model.splats import Frozen, Splats
-from ..model.view import view_of
+from ..model.view import View
+from ..training.batch import grouped
+from .manifest import FACTORS
 
 REACH = 3.5  # standard deviations; beyond sqrt(2 ln 255) = 3.33 alpha is below 1/255
 PADDING = 8.0  # pixels; the antialiasing blur reaches 3.33 sqrt(0.3) = 1.8
 TILE, MARGIN = 8, 16  # pixels; two windows of the loss reach 10
-_FURTHER = ("mask_logits", "ids")
+AT_ONCE = 1 << 22  # pairs of a camera and a Gaussian that are looked at together
+_FURTHER = ("mask_logits", "ids", FACTORS)
 
 
 def seen_rows(
@@ -41,24 +44,25 @@ def seen_rows(
     Some are kept that reach none; none is left out that does. With boxes (left, top, right, bottom)
     pixels of these count alone.
     """
-    radius = REACH * scales.amax(dim=1).exp()
-    seen = torch.zeros(len(means), dtype=torch.bool, device=means.device)
-    limits = None if boxes is None else boxes.tolist()
-    for place, camera in enumerate(cameras):
-        left, top, right, bottom = limits[place] if limits else (0, 0, camera.width, camera.height)
-        if right <= left or bottom <= top:
-            continue
-        viewmat, K = camera.viewmat.to(means), camera.K.to(means)
-        x, y, z = (means @ viewmat[:3, :3].T + viewmat[:3, 3]).unbind(1)
-        inside = z > camera.near
-        for across, focal, centre, first, last in (
-            (x, K[0, 0], K[0, 2], left, right),
-            (y, K[1, 1], K[1, 2], top, bottom),
-        ):
-            low, high = (first - PADDING - centre) / focal, (last + PADDING - centre) / focal
-            inside = inside & (across - low * z > -radius * (1 + low * low).sqrt())
-            inside = inside & (high * z - across > -radius * (1 + high * high).sqrt())
-        seen |= inside
+    n, radius = len(means), REACH * scales.amax(dim=1).exp()
+    seen = torch.zeros(n, dtype=torch.bool, device=means.device)
+    limits = torch.tensor([[0, 0, c.width, c.height] for c in cameras]) if boxes is None else boxes
+    limits = limits.to(means)
+    viewmats = torch.stack([camera.viewmat for camera in cameras]).to(means)
+    Ks = torch.stack([camera.K for camera in cameras]).to(means)
+    near = means.new_tensor([camera.near for camera in cameras])
+    for some in torch.arange(len(cameras)).split(max(AT_ONCE // max(n, 1), 1)):
+        rotations, shifts = viewmats[some, :3, :3], viewmats[some, :3, 3]
+        x, y, z = (means @ rotations.transpose(1, 2) + shifts[:, None]).unbind(2)  # [c, N] each
+        left, top, right, bottom = limits[some].unbind(1)
+        inside = (z > near[some, None]) & ((right > left) & (bottom > top))[:, None]
+        for across, axis, first, last in ((x, 0, left, right), (y, 1, top, bottom)):
+            focal, centre = Ks[some, axis, axis], Ks[some, axis, 2]
+            low = ((first - PADDING - centre) / focal)[:, None]
+            high = ((last + PADDING - centre) / focal)[:, None]
+            inside &= across - low * z > -radius * (1 + low * low).sqrt()
+            inside &= high * z - across > -radius * (1 + high * high).sqrt()
+        seen |= inside.any(0)
     return seen
 
 
@@ -68,32 +72,46 @@ def reached_boxes(model: Model, cameras: Sequence[Camera]) -> Tensor:  # [C, 4] 
 
     On the model's device; zeros where it reaches none.
     """
-    boxes = []
-    for camera in cameras:
-        view = view_of(camera, model.device)
-        splats = model.splats(view)
-        inputs = RasterInputs(
-            splats.means,
-            splats.quats,
-            splats.scales,
-            splats.opacities,
-            splats.colors,
-            view.viewmats.to(splats.means),
-            view.Ks.to(splats.means),
-        )
-        settings = RenderSettings(view.width, view.height, view.near, sh_degree=0, raw=splats.raw)
-        made = exchange.project_records(inputs, settings, 1)
-        radii, means2d = made.radii[0], made.means2d[0]
-        visible = (radii > 0).all(-1, keepdim=True)
-        far = torch.iinfo(torch.int32).max // 2
-        low = torch.where(visible, means2d - radii, far).amin(0)
-        high = torch.where(visible, means2d + radii, -far).amax(0)
-        size = means2d.new_tensor([view.width, view.height])
-        low = ((low / TILE).floor() * TILE - MARGIN).clamp_min(0)
-        high = torch.minimum((high / TILE).ceil() * TILE + MARGIN, size)
-        box = torch.cat([low, high])
-        boxes.append(torch.where((high > low).all(), box, 0.0))
-    return torch.stack(boxes).int()
+    boxes = torch.zeros(len(cameras), 4, device=model.device)
+    together = model.same_in_all_views
+    indices, views = grouped(cameras, range(len(cameras)), model.device, together=together)
+    at_once = max(AT_ONCE // max(len(model) * model.parts, 1), 1)
+    done = 0
+    for view in views:
+        for k in range(0, view.n_cameras, at_once):
+            some = view._replace(
+                viewmats=view.viewmats[k : k + at_once],
+                Ks=view.Ks[k : k + at_once],
+                exposure=view.exposure[k : k + at_once],
+            )
+            places = indices[done : done + some.n_cameras]
+            boxes[places] = _reached(model, some)
+            done += some.n_cameras
+    return boxes.int()
+
+
+def _reached(model: Model, view: View) -> Tensor:  # [C, 4]
+    splats = model.splats(view)
+    inputs = RasterInputs(
+        splats.means,
+        splats.quats,
+        splats.scales,
+        splats.opacities,
+        splats.colors,
+        view.viewmats,
+        view.Ks,
+    )
+    settings = RenderSettings(view.width, view.height, view.near, sh_degree=0, raw=splats.raw)
+    made = exchange.project_records(inputs, settings, 1)
+    visible, means2d = (made.radii > 0).all(-1, keepdim=True), made.means2d
+    far = torch.iinfo(torch.int32).max // 2
+    low = torch.where(visible, means2d - made.radii, far).amin(1)
+    high = torch.where(visible, means2d + made.radii, -far).amax(1)
+    size = means2d.new_tensor([view.width, view.height])
+    low = ((low / TILE).floor() * TILE - MARGIN).clamp_min(0)
+    high = torch.minimum((high / TILE).ceil() * TILE + MARGIN, size)
+    found = (high > low).all(-1, keepdim=True)
+    return torch.where(found, torch.cat([low, high], -1), 0.0)
 
 
 def find_surroundings(
@@ -114,6 +132,8 @@ def find_surroundings(
         sh_degree: Highest degree that any block uses by now.
     """
     found: dict[str, list[Tensor]] = {}
+    others = list(others)
+    has_factors = any(FACTORS in tensors for tensors in others)
     for tensors in others:
         if not len(tensors["ids"]):
             continue
@@ -123,7 +143,9 @@ def find_surroundings(
         if not len(rows):
             continue
         for name in (*PUBLISHED, *_FURTHER):
-            if name in tensors:
+            if name == FACTORS and has_factors and name not in tensors:
+                found.setdefault(name, []).append(torch.ones(len(rows), device=device))
+            elif name in tensors:
                 whole = places.get(name, tensors[name])
                 found.setdefault(name, []).append(whole.to(device)[rows])
     if not found:
@@ -132,6 +154,9 @@ def find_surroundings(
     logits = joined.get("mask_logits")
     if logits is not None and logits.dim() != 2:
         logits = None  # of a method whose masks are not drawn in the rasterizer
+    if FACTORS in joined:
+        opaque = joined["opacities"].sigmoid() * joined[FACTORS]
+        joined["opacities"] = torch.logit(opaque, eps=1e-6)
     splats = Splats(
         joined["means"],
         joined["quats"],

@@ -102,7 +102,7 @@ class BlockTrainer:
         quiet = run.train.quiet or not self.team.is_first
         self.progress = BlocksProgress(self.schedule, quiet=quiet)
         self.tracker = self.progress.tracker
-        self.shared = Shared()
+        self.shared = Shared(device)
         self.stop_requested = False
         self.start = start
         self._since_saved = 0
@@ -215,14 +215,8 @@ class BlockTrainer:
         cameras = plan.scene.train
         boxes = reached_boxes(live.gaussians, cameras)
         live.gaussians.frozen = self._frozen(plan, boxes, until)
-        n, kept = 0, 0.0
-        for seen in self.store.others(block):
-            n += len(seen["ids"])
-            logits = seen.get("mask_logits")
-            if logits is not None and logits.dim() == 2:
-                kept += float(torch.sigmoid(logits[:, 0] - logits[:, 1]).sum())
-            else:
-                kept += len(seen["ids"])
+        others = [other for other in range(len(self.store)) if other != block]
+        n, kept = sum(map(self.store.n_gaussians, others)), sum(map(self.store.kept, others))
         live.stepper.elsewhere = n, torch.tensor(kept, device=self.device)
 
     def _frozen(self, plan: BlockPlan, boxes: Tensor, until: int) -> Frozen | None:

@@ -18,6 +18,7 @@ from .find_images import SUFFIXES
 from .geo import Offset, check_positions, find_offset, sound_points
 from .posed import PosedImage, make_cameras, shifted
 from .resolution import check_resolution
+from .tracks import Tracks, find_tracks
 from .visibility import near_plane
 
 TEST_EVERY = 8
@@ -49,6 +50,8 @@ class Scene:
     """Add it to positions for those of the scene's files: zero unless they were large."""
     near: float = NEAR_PLANE
     """Near plane of all its cameras, in world units."""
+    tracks: Tracks | None = None
+    """Points that its images show, where its files say it."""
 
     @property
     def record(self) -> dict[str, Any]:
@@ -149,7 +152,8 @@ def load_scene(
             centre = torch.stack([camera.position for camera in train]).mean(dim=0)
             box = COLMAP_BOX * extent
         points, colors = random_points(init_points, centre, box, seed)
-    return Scene(train, test, points, colors, extent, source, kind, offset, near)
+    tracks = find_tracks(moved, xyz, found.exact[sound] if len(found.exact) else found.exact)
+    return Scene(train, test, points, colors, extent, source, kind, offset, near, tracks)
 
 
 def _read(

@@ -139,7 +139,10 @@ def _measured(
     """PSNR of both models on the same views; nothing where the scene is not at hand."""
     settings = read_settings(config.source)
     try:
-        scene = load_run_scene(settings, config.source, offset, source_path=config.source_path)
+        model = find_model(config.source, config.iteration)[1]
+        scene = load_run_scene(
+            settings, config.source, offset, source_path=config.source_path, model=model
+        )
         return _compared(config, scene, settings, tensors, written)
     except SplatrimError as error:
         if config.source_path is not None:

@@ -35,6 +35,7 @@ from ..neural.loading import load_model
 from ..ranges import AT_LEAST_ONE, ITERATION, POSITIVE, check_ranges
 from ..run_record import find_model
 from ..run_settings import read_settings
+from .poses_file import SAID, read_poses
 from .readable import frame_rate
 from .rendered import (
     PER_VIEW,
@@ -130,6 +131,7 @@ def render_views(
         source_path=source_path,
         images=images,
         resolution=resolution,
+        model=ply,
     )
     white = bool(settings.get("white_background", False))
     background = torch.full((3,), float(white), device=where)
@@ -139,6 +141,10 @@ def render_views(
         "ply_bytes": ply.stat().st_size,
         "device": _device_name(where),
     }
+    refined = read_poses(ply)
+    if refined is not None and scene.test and not skip_test:
+        stats["test_poses"] = refined["test_poses"]
+        logger.info(SAID[refined["test_poses"]])
     timer = _Timer(where)
     for split, cameras, skip in (
         ("test", scene.test, skip_test),

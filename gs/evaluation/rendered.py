@@ -21,6 +21,7 @@ _STATS = mapped(
             "ply_bytes": integer(0),
             "width": integer(1),
             "height": integer(1),
+            "test_poses": text,
             "fps": number(0),
             "ms": number(0),
             "test": _SPLIT,

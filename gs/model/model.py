@@ -29,6 +29,7 @@ from .view import NO_EXPOSURE
 if TYPE_CHECKING:
     from typing_extensions import Self
 
+    from .poses import PoseTable
     from .view import View
 
 __all__ = ["Model", "Splats"]
@@ -83,6 +84,7 @@ class Model(nn.Module, ABC):
         self.shared = nn.Module()
         self.shared_specs: dict[str, ParameterSpec] = {}
         self.next_id = n
+        self.poses: PoseTable | None = None  # how training cameras have moved, where they do
         self._waiting: dict[str, Tensor] = {}  # a checkpoint's values for what is yet to be added
         self._waiting_shared: dict[str, Tensor] = {}
 
@@ -134,7 +136,11 @@ class Model(nn.Module, ABC):
 
     def exposure(self, image_name: str) -> int:
         """The image's row of what is learnt for each, where the model has such a table."""
-        return NO_EXPOSURE
+        return NO_EXPOSURE if self.poses is None else self.poses.row(image_name)
+
+    def posed(self, view: View) -> View:
+        """The view from where its images were taken: as given, or as poses have been refined."""
+        return view if self.poses is None else self.poses.moved(view)
 
     def one_up_sh_degree(self) -> None:
         """Activate the next SH degree, up to the maximum."""

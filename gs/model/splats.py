@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -50,6 +50,12 @@ class Splats(NamedTuple):
     int32"""
     frozen: Frozen | None = None
     """What is drawn among them; a rendering's results are about the others."""
+
+    def detached(self) -> Splats:
+        """The same without gradients."""
+        tensors = {name: x for name, x in self._asdict().items() if isinstance(x, Tensor)}
+        detached: dict[str, Any] = {name: x.detach() for name, x in tensors.items()}
+        return self._replace(**detached)
 
     def gather(self, x: Tensor) -> Tensor:  # [rows * parts, ...] -> [N, ...]
         """Values per Gaussian of the model as values per Gaussian that is drawn, differentiable."""

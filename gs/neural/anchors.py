@@ -166,7 +166,7 @@ class Anchors(Model):
         return seen_anchors(
             p["anchors"],
             p["scales"],
-            view.viewmats[0],
+            view.viewmats[0].detach(),
             view.Ks[0],
             view.width,
             view.height,
@@ -267,7 +267,9 @@ class Anchors(Model):
 
 def center_of(view: View) -> Tensor:  # [3]
     """The camera's centre in the world, for a view of one."""
-    rotation, translation = view.viewmats[0, :3, :3], view.viewmats[0, :3, 3]
+    # what is decoded hardly depends on its last digits
+    viewmat = view.viewmats[0].detach()
+    rotation, translation = viewmat[:3, :3], viewmat[:3, 3]
     return -(rotation.T @ translation)
 
 

@@ -1,7 +1,7 @@
 """report.html: what a run did, on one page that one can send: `python -m gs.report -m OUT`.
 
 It shows what is there: of history.json, config.json, results.json, per_view.json,
-render_stats.json, pruning.json, bake.json, seams.json, rendered views and saved models any may be
+render_stats.json, pruning.json, bake.json, poses.json, seams.json, views and models any may be
 missing. A section is a function of the run's data that returns its heading and HTML, or None where
 it has nothing to show; `SECTIONS` lists them in order.
 """
@@ -28,6 +28,7 @@ from .exports import exports
 from .headline import headline, with_baseline
 from .model_view import model_view
 from .page import details, page, pairs_table
+from .poses import poses
 from .pruning import distributions, prunings
 from .ranks import ranks
 from .run import Run, load_run
@@ -130,6 +131,7 @@ SECTIONS: tuple[Section, ...] = (
     blocks,
     prunings,
     distributions,
+    poses,
     baking,
     exports,
     machine_and_timing,

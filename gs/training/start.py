@@ -249,7 +249,8 @@ def without_added(state: State, keep: Tensor | None = None) -> State:  # keep [N
             for name, entry in state["optimizer"].items()
             if name in PUBLISHED
         },
-        "shared": {},
+        # poses are those of the training images, whatever the method
+        "shared": {k: x for k, x in (state.get("shared") or {}).items() if k.startswith("poses.")},
     }
 
 

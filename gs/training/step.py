@@ -26,12 +26,12 @@ from ..config import TrainConfig
 from ..data.loader import CameraImages
 from ..data.scene import Scene
 from ..losses import total
-from ..model.renderer import RenderOutput, render
-from ..model.view import pack_view
+from ..model.renderer import RenderOutput, render, split_depth
 from ..seeds import derive_seed
 from .batch import grouped
-from .captured_steps import Bounds, CudaRecorder, StepGraphs, StepStream
+from .captured_steps import Bounds, CudaRecorder, OwnStream, StepGraphs, counts_of
 from .optimizer import set_learning_rates
+from .pictures import Pictures
 from .seen import RowAdam, mark_rows
 from .step_inputs import InputBuffer, StepInputs
 from .strategy import M, StepContext, Strategy
@@ -90,11 +90,11 @@ class Stepper(Generic[M]):
         self.graphs = StepGraphs(CudaRecorder()) if graphed else None
         self.wants_stop = False  # somebody has asked this process to stop
         self._running = False
-        self.stream, self.term_weight = StepStream(), 1.0
-        self._buffer: InputBuffer | None = None
+        self.stream, self.term_weight = OwnStream(gaussians.device), 1.0
+        self._buffers: dict[int, InputBuffer] = {}  # by images of a step
         # a captured step's images, by their shape
         self._targets: dict[tuple[int, ...], list[Tensor]] = {}
-        self._views = [pack_view(camera, k) for k, camera in enumerate(images.cameras)]
+        self.pictures = Pictures(images)
         self._replayed: _Replayed | None = None
         self._warming_up: Hashable | None = None  # key of the eager step that goes on
         self._stepped: list[Tensor] = []  # parameters that the last update had gradients of
@@ -105,7 +105,7 @@ class Stepper(Generic[M]):
         """Where steps may be graphs; on a GPU on a stream of its own, with autograd in the caller's
         thread: waking the thread that autograd keeps for a GPU takes 0.2 to 0.4 ms per step.
         """
-        with self.stream.used(self.gaussians.device):
+        with self.stream.current():
             self._running = True
             try:
                 yield
@@ -121,15 +121,20 @@ class Stepper(Generic[M]):
             indices: Which images, by camera.
         """
         self._announce(len(indices))
+        self._set_stage(step, len(indices))
         device, together = self.gaussians.device, self.gaussians.same_in_all_views
-        indices, views = grouped(self.images.cameras, indices, device, together=together)
+        indices, views = grouped(self.pictures.cameras, indices, device, together=together)
         inputs = StepInputs(
             views[0],
             torch.tensor(self.background_color(step), device=device),
             self._device_inputs(step),
             others=tuple(views[1:]),
+            numbers={
+                name: torch.tensor([x], device=device)
+                for name, x in self._device_numbers(step).items()
+            },
         )
-        return self._forward_backward(step, indices, [self.images[i] for i in indices], inputs)
+        return self._forward_backward(step, indices, [self.pictures[i] for i in indices], inputs)
 
     def update(self, step: int, computed: StepContext[M], rates: Rates) -> None:
         """Densify, prune and step, by the gradients that `forward_backward` has left."""
@@ -138,7 +143,7 @@ class Stepper(Generic[M]):
         self._update(step, computed)
         key, self._warming_up = self._warming_up, None
         if key is not None and self.graphs is not None:
-            self.graphs.warmed_up(key, n, _counts_of(computed.out))
+            self.graphs.warmed_up(key, n, counts_of(computed.out.info))
 
     def replay(self, step: int, indices: Sequence[int], rates: Rates) -> bool:
         """Take a step as a graph; False where it has to be taken in parts.
@@ -146,6 +151,7 @@ class Stepper(Generic[M]):
         Call `settle` before it.
         """
         self._announce(len(indices))
+        self._set_stage(step, len(indices))
         key = None if self.graphs is None else self._key(step, indices)
         if key is None or self.graphs is None:
             return False
@@ -168,8 +174,8 @@ class Stepper(Generic[M]):
         if self._replayed is None:
             return
         (step, images, key, rates), self._replayed = self._replayed, None
-        assert self.graphs is not None and self._buffer is not None
-        rows, entries, missing = self._buffer.wait()
+        assert self.graphs is not None
+        rows, entries, missing = self._buffers[len(images)].wait()
         if not self.graphs.fits(key, len(self.gaussians), Counts(rows, entries), missing):
             self._count_steps(key, -1)
             with torch.enable_grad():  # whoever looks at the model may have turned it off
@@ -210,13 +216,17 @@ class Stepper(Generic[M]):
             keywords |= strategy.before_render(step, gaussians)
         if config.deterministic:
             keywords["deterministic"] = True
+        if any(strategy.needs_depth for strategy in self.strategies):
+            keywords["render_mode"] = "RGB+D"
         if bounds is not None:
             keywords["capacity"] = bounds.capacity
+        view, *others = (gaussians.posed(view) for view in inputs.views)
+        inputs = dataclasses.replace(inputs, view=view, others=tuple(others))
         draw = gaussians.splats if bounds is None else gaussians.splats_within
-        drawn = [draw(view) for view in (inputs.view, *inputs.others)]
+        drawn = [draw(view) for view in inputs.views]
         out, *others = (
-            render(splats, view, background=inputs.background, **keywords)
-            for splats, view in zip(drawn, (inputs.view, *inputs.others), strict=True)
+            split_depth(render(splats, view, background=inputs.background, **keywords))
+            for splats, view in zip(drawn, inputs.views, strict=True)
         )
         skip = None
         if bounds is not None:
@@ -231,6 +241,8 @@ class Stepper(Generic[M]):
         terms = [strategy.loss(step, gaussians, out) for strategy in self.strategies]
         gain = n_images * self.term_weight
         terms = [x if gain == 1 else gain * x for x in terms if x is not None]
+        own = [strategy.image_loss(step, context) for strategy in self.strategies]
+        terms += [x for x in own if x is not None]
         loss = total(values[0], [v_image for _, v_image in found], images, *terms)
         loss.backward()
         losses = torch.cat([loss.detach().view(1), values[3:]])
@@ -251,7 +263,7 @@ class Stepper(Generic[M]):
             self.gaussians,
             self.optimizer,
             out,
-            self.images.cameras[image],
+            self.pictures.cameras[image],
             extent=self.scene.extent,
             iterations=self.config.iterations,
             white_background=self.white_background,
@@ -268,8 +280,7 @@ class Stepper(Generic[M]):
     ) -> list[Tensor]:  # [H, W, 3] each
         """The images' colours as the loss sees them."""
         images: list[Tensor] = []
-        views = (inputs.view, *inputs.others)
-        for view, out in zip(views, context.renderings, strict=True):
+        for view, out in zip(inputs.views, context.renderings, strict=True):
             # unbind: its backward copies each image once
             parts = (out.colors,) if view.n_cameras == 1 else out.colors.unbind(0)
             for k, colors in enumerate(parts):
@@ -277,7 +288,7 @@ class Stepper(Generic[M]):
                 if len(indices) > 1:
                     shown = dataclasses.replace(
                         context,
-                        camera=self.images.cameras[indices[len(images)]],
+                        camera=self.pictures.cameras[indices[len(images)]],
                         inputs=dataclasses.replace(inputs, view=view.one(k), others=()),
                     )
                 for strategy in self.strategies:
@@ -311,25 +322,29 @@ class Stepper(Generic[M]):
         self, step: int, indices: Sequence[int], rates: Rates
     ) -> tuple[InputBuffer, list[Tensor]]:
         """Queue a captured step's inputs and images; where they go."""
-        integers, images = self._device_inputs(step), [self.images[i] for i in indices]
-        if self._buffer is None:
-            n_params, n_images = len(self.optimizer.param_groups), self.config.batch
-            self._buffer = InputBuffer(self.gaussians.device, n_params, integers, n_images)
+        integers, numbers = self._device_inputs(step), self._device_numbers(step)
+        images = [self.pictures[i] for i in indices]
+        n_images = len(indices)
+        if n_images not in self._buffers:
+            n_params, device = len(self.optimizer.param_groups), self.gaussians.device
+            self._buffers[n_images] = InputBuffer(device, n_params, integers, n_images, numbers)
+        buffer = self._buffers[n_images]
         targets = self._targets.setdefault(images[0].shape, [])
         while len(targets) < len(images):
             targets.append(torch.empty_like(images[0]))
-        views = [self._views[i] for i in indices]
-        self._buffer.upload(
+        views = [self.pictures.views[i] for i in indices]
+        buffer.upload(
             views[0] if len(views) == 1 else np.concatenate(views),
             self.background_color(step),
             derive_seed(self.seed, "step", step),
             integers,
             rates.get("means", 0.0),
             self._fused_adam.rates_for(),
+            numbers,
         )
         for target, image in zip(targets, images, strict=True):
             target.copy_(image)
-        return self._buffer, targets
+        return buffer, targets
 
     def _capture(
         self,
@@ -340,7 +355,7 @@ class Stepper(Generic[M]):
         buffer: InputBuffer,
         targets: Sequence[Tensor],  # [H, W, 3] uint8
     ) -> None:
-        camera = self.images.cameras[indices[0]]
+        camera = self.pictures.cameras[indices[0]]
         capacity = graphs.capacity(len(self.gaussians))
         limits = torch.tensor(capacity, dtype=torch.int32, device=self.gaussians.device)
         inputs = buffer.inputs(camera.width, camera.height, camera.near)
@@ -353,18 +368,20 @@ class Stepper(Generic[M]):
         """What distinguishes graphs, or None where `step` must be taken in parts."""
         if not self._running or step == self.config.iterations:
             return None
-        if len(indices) != self.config.batch:
-            return None
         if len(indices) > 1 and not self.gaussians.same_in_all_views:
             return None
-        cameras = [self.images.cameras[i] for i in indices]
+        cameras = [self.pictures.cameras[i] for i in indices]
         size, *others = ((camera.width, camera.height, camera.near) for camera in cameras)
         if any(other != size for other in others):
             return None
         phases = tuple(strategy.phase(step) for strategy in self.strategies)
         if None in phases:
             return None
-        return *size, self.gaussians.active_sh_degree, phases
+        return len(indices), *size, self.gaussians.active_sh_degree, phases
+
+    def _set_stage(self, step: int, n_images: int) -> None:
+        """Let images have the size of the step."""
+        self.pictures.reduce(self.config.reduction_after(step - n_images))
 
     def _announce(self, n_images: int) -> None:
         """Tell strategies how many images the step has that is about to be taken."""
@@ -377,6 +394,12 @@ class Stepper(Generic[M]):
             integers |= strategy.device_inputs(step)
         return integers
 
+    def _device_numbers(self, step: int) -> dict[str, float]:
+        numbers: dict[str, float] = {}
+        for strategy in self.strategies:
+            numbers |= strategy.device_numbers(step)
+        return numbers
+
     def _count_steps(self, key: Hashable, n: int) -> None:
         """Tell the optimizer of steps that it took within a graph."""
         for count in self._counts[key]:
@@ -385,11 +408,3 @@ class Stepper(Generic[M]):
     @property
     def _fused_adam(self) -> FusedAdam:
         return cast("FusedAdam", self.optimizer)  # of all models that steps are captured of
-
-
-def _counts_of(out: RenderOutput) -> Counts:
-    """Rows and entries that a rendering had. Waits."""
-    if "counts" in out.info:
-        return Counts(*out.info["counts"].tolist())
-    n_rows = int((out.info["radii"] > 0).all(-1).sum())
-    return Counts(n_rows, int(out.info["n_isects"]))

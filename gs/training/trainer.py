@@ -41,7 +41,7 @@ from .checkpoint import save_checkpoint
 from .checkpoint_schema import check_like
 from .checkpoint_shards import remove_checkpoint, save_shards
 from .finite import check_model, check_state, explained
-from .memory import peak_memory
+from .memory import device_name, peak_memory
 from .observer import Observer, default_observers
 from .optimizer import build_optimizer, learning_rates, load_optimizer_state, optimizer_state
 from .run_files import write_run_files
@@ -186,7 +186,7 @@ class Trainer(Generic[M]):
                 f" on {self.team.describe(self.device)}"
             )
             while self.step < config.iterations:
-                self.train_step(min(self.step + config.batch, config.iterations))
+                self.train_step(self.step + config.images_after(self.step))
                 if self.stepper.stops and self.step < config.iterations:
                     path = self.checkpoint(self.step)
                     self.write_history()
@@ -213,13 +213,15 @@ class Trainer(Generic[M]):
     def train_step(self, step: int) -> None:
         """The step whose last image is iteration `step`, counted from 1."""
         self.stepper.settle()
-        extent, n_images = self.scene.extent, min(self.config.batch, step - self.step)
+        n_images = min(self.config.images_after(self.step), step - self.step)
+        for looker in (self.tracker, *self.observers):
+            looker.n_images = n_images
         first = step - n_images + 1
-        rates = learning_rates(self.optimizer, self.optim, extent=extent, step=first)
+        rates = learning_rates(self.optimizer, self.optim, extent=self.scene.extent, step=first)
         if self.config.sh_degree_grows_at(step, n_images):
             self.gaussians.one_up_sh_degree()
         indices = [self.sampler.next() for _ in range(n_images)]
-        upcoming = self.sampler.upcoming(PREFETCH * self.config.batch)
+        upcoming = self.sampler.upcoming(PREFETCH * n_images)
         self.images.prefetch(filter(self.team.keeps_image, upcoming))
         self.n_rendered = self.stepper.n_gaussians
         due = [observer for observer in self.observers if observer.is_due(step)]
@@ -240,9 +242,16 @@ class Trainer(Generic[M]):
         model = self.exported()
         return self.team.alone(lambda: self._evaluate(model, step)) or {}
 
+    def _posed(self, model: Model, step: int) -> list[Camera]:
+        """All cameras, from where the model is tested and saved with."""
+        cameras, background = self.cameras, self._background(None)
+        for strategy in self.strategies:
+            cameras = strategy.posed_cameras(step, model, cameras, self.images, background)
+        return cameras
+
     def _evaluate(self, model: Model, step: int) -> dict[str, float]:
-        n_train = len(self.scene.train)
-        opacities = model.to_ply()["opacities"].sigmoid()
+        n_train, cameras = len(self.scene.train), self._posed(model, step)
+        background, opacities = self._background(None), model.to_ply()["opacities"].sigmoid()
         self.tracker.histogram("scene/opacity_histogram", opacities, step)
         splits = {
             "test": range(n_train, len(self.cameras)),
@@ -257,14 +266,10 @@ class Trainer(Generic[M]):
 
         results: dict[str, float] = {}
         for split, indices in splits.items():
+            on_view = show if split == "test" else None
             scores = mean_scores(
                 evaluate_views(
-                    model,
-                    self.cameras,
-                    self.images,
-                    self._background(None),
-                    indices=indices,
-                    on_view=show if split == "test" else None,
+                    model, cameras, self.images, background, indices=indices, on_view=on_view
                 )
             )
             if scores:
@@ -292,6 +297,9 @@ class Trainer(Generic[M]):
         def write() -> None:
             check_model(model, n, step, self.folder.latest())
             model.save(path, self.scene.world_offset)
+            cameras = self._posed(model, step)
+            for strategy in self.strategies:
+                strategy.on_saved(step, path, cameras)
             self.folder.add_model(step)
             self.tracker.info(f"iteration {step}: saved {len(model)} of {n} Gaussians")
 
@@ -349,7 +357,7 @@ class Trainer(Generic[M]):
         timing = {
             "train_seconds": round(seconds, 3),
             "iterations_per_second": round(self.step / max(seconds, 1e-9), 3),
-            "device": _device_name(self.device),
+            "device": device_name(self.device),
             "threads": torch.get_num_threads(),
             "torch": torch.__version__,
             **peak_memory(self.device),
@@ -392,7 +400,3 @@ class Trainer(Generic[M]):
             self.sampler.load_state_dict(state.sampler)
         if state.tracker:
             self.tracker.load_state_dict(state.tracker, self.device)
-
-
-def _device_name(device: torch.device) -> str:
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"

@@ -46,7 +46,8 @@ def load_shown(model_path: Path, iteration: int = -1, source_path: Path | None =
         return Shown(tensors, cameras, (0.0, 0.0, 0.0), model_path.name)
     settings = read_settings(model_path)
     iteration, ply = find_model(model_path, iteration)
-    scene = load_run_scene(settings, model_path, load_offset(ply), source_path=source_path)
+    offset = load_offset(ply)
+    scene = load_run_scene(settings, model_path, offset, source_path=source_path, model=ply)
     white = float(bool(settings.get("white_background", False)))
     title = f"{scene.source.name}, iteration {iteration}"
     background = (white, white, white)

@@ -140,7 +140,7 @@ def structural_similarity(
     if not a.is_floating_point() or a.dtype != b.dtype:
         raise ValueError(f"ssim: expected images of one float type, got {a.dtype} and {b.dtype}")
     grad = torch.is_grad_enabled() and (a.requires_grad or b.requires_grad)
-    if a.shape[2] == 3 and not grad and uses_triton("auto", a) and b.is_cuda:
+    if a.shape[2] == 3 and not grad and uses_triton("auto", a) and a.device == b.device:
         return photometric_values(a, b)[2]
     return reference.ssim(a, b)
 

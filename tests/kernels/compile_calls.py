@@ -1,4 +1,4 @@
-"""Calls for test_compile.py: anchors decoded, masks drawn."""
+"""Calls for test_compile.py: anchors decoded, masks drawn, poses moved, depths compared."""
 
 from typing import Any
 
@@ -42,3 +42,32 @@ def decode_anchors() -> None:
         room=64,
         backend="triton",
     )
+
+
+def move_poses() -> None:
+    """Of one image, and of several."""
+    import torch
+
+    from kernels import step_poses
+
+    deltas, moments, steps = torch.zeros(9, 3, 4), torch.zeros(8, 6), torch.zeros(8)
+    for skip, n in ((None, 1), (torch.zeros(1, dtype=torch.int32), 4)):
+        rows = torch.zeros(n, 32, dtype=torch.int32)[:, 28]  # a column of the views' words
+        views = torch.zeros(n, 4, 4)
+        step_poses(
+            deltas, moments, moments.clone(), steps, rows, views, views.clone(),
+            rate=torch.zeros(1), unit=1.0, skip=skip, backend="triton",
+        )  # fmt: skip
+
+
+def compare_depths() -> None:
+    """Of one image, and of several that are columns of a table."""
+    import torch
+
+    from kernels import SparseDepths, depth_loss
+
+    offsets, pixels = torch.zeros(9, dtype=torch.int32), torch.zeros(64, dtype=torch.int32)
+    known = SparseDepths(offsets, pixels, torch.zeros(64), 40)
+    for rows in (torch.zeros(1, dtype=torch.int32), torch.zeros(4, 32, dtype=torch.int32)[:, 28]):
+        images = (torch.zeros(len(rows), 40, 56, requires_grad=True) for _ in range(2))
+        depth_loss(*images, rows, known, torch.zeros(1), backend="triton").backward()

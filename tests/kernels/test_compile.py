@@ -20,7 +20,7 @@ from typing import Any
 
 import pytest
 import torch
-from compile_calls import decode_anchors, draw_masks
+from compile_calls import compare_depths, decode_anchors, draw_masks, move_poses
 
 REPO = Path(__file__).resolve().parents[2]
 CAPABILITIES = (80, 90)
@@ -232,6 +232,8 @@ CALLS: list[Callable[[], None]] = [
     compare_images,
     draw_masks,
     decode_anchors,
+    move_poses,
+    compare_depths,
 ]
 
 

@@ -153,6 +153,7 @@ def test_scores_are_those_in_the_whole(
     for name in ("contrib_max", "contrib_sum", "contrib_count", "contrib_top"):
         assert want[name][::2].any()
         assert_close(name, info[name], want[name][::2], 1e-5)
+    assert_close("depths", info["depths"], want["depths"][:, ::2], 1e-6)
 
 
 def test_a_capacity_is_kept_and_counts_say_what_was_needed() -> None:

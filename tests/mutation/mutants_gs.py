@@ -14,8 +14,8 @@ GS = [
     # the loop
     Mutant(
         "rates are never updated",
-        "rates = learning_rates(self.optimizer, self.optim, extent=extent, step=first)",
-        "rates = learning_rates(self.optimizer, self.optim, extent=extent, step=1)",
+        "rates = learning_rates(self.optimizer, self.optim, extent=self.scene.extent, step=first)",
+        "rates = learning_rates(self.optimizer, self.optim, extent=self.scene.extent, step=1)",
         WIRING,
     ),
     Mutant(

@@ -65,7 +65,7 @@ def test_one_block_is_plain_training(
     densify = dataclasses.replace(run.densify, opacity_reset_interval=30)
     run = dataclasses.replace(run, densify=densify)
     plans, states, images = parts_of(run, survey)
-    live = LiveBlock(plans[0], states[0], images, CPU, Shared())
+    live = LiveBlock(plans[0], states[0], images, CPU, Shared(CPU))
     assert live.run(36)
     strategies = [densify.build(), run.pruning.build(densify_until=30)]
     trainer = Trainer(run.train, survey, strategies=strategies, optim=run.optim)
@@ -96,7 +96,7 @@ def test_a_swapped_block_is_one_that_stayed(
     survey: Scene, tmp_path: Path, settings: Callable[..., RunSettings], interval: int
 ) -> None:
     plans, states, images = parts_of(settings(tmp_path), survey)
-    resident = LiveBlock(plans[1], states[1], images, CPU, Shared())
+    resident = LiveBlock(plans[1], states[1], images, CPU, Shared(CPU))
     frozen = surroundings_of(states, resident, 1)
     assert frozen is not None
     before = [x.clone() for x in frozen.splats if isinstance(x, Tensor)]
@@ -106,7 +106,7 @@ def test_a_swapped_block_is_one_that_stayed(
     arena, other = HostArena(poisons=True), HostArena(poisons=True)
     state = states[1]
     for until in range(interval, N_STEPS + interval, interval):
-        live = LiveBlock(plans[1], state, images, CPU, Shared())
+        live = LiveBlock(plans[1], state, images, CPU, Shared(CPU))
         live.gaussians.frozen = frozen
         assert live.run(min(until, N_STEPS))
         state = BlockState.to_host(live.state(), arena).to_device(CPU)
@@ -185,7 +185,7 @@ def test_captured_steps_among_surroundings_are_those_taken_in_parts(
     plans, states, images = parts_of(settings(tmp_path), survey)
     found = []
     for graphs in (None, Watched()):
-        live = LiveBlock(plans[0], states[0], images, CPU, Shared())
+        live = LiveBlock(plans[0], states[0], images, CPU, Shared(CPU))
         live.gaussians.frozen = surroundings_of(states, live, 0)
         live.stepper.elsewhere = 100, torch.tensor(90.0)
         live.stepper.graphs = graphs
@@ -207,7 +207,7 @@ def test_what_is_added_to_the_loss_pushes_as_in_one_piece(
     n_own, n_else, kept = len(states[0]["params"]["means"]), 130, 120.0
     pushes = []
     for elsewhere in (None, (n_else, torch.tensor(kept))):
-        live = LiveBlock(plan, states[0], images, CPU, Shared())
+        live = LiveBlock(plan, states[0], images, CPU, Shared(CPU))
         live.stepper.elsewhere = elsewhere
         live.stepper.term_weight = 1.0 if elsewhere is None else plan.term_weight
         live.gaussians.params["means"].data += 1000.0  # nothing of it is in an image
