@@ -14,6 +14,10 @@ from typing import Any
 
 import torch
 
+from .blocks.begin import begin_blocks, started_in_blocks
+from .blocks.plans import RunSettings
+from .blocks.seam_figures import write_seams
+from .blocks.trainer import BlockTrainer
 from .cli import DENSIFIERS, Config, Method, baseline_of, describe, parse
 from .compiler import cache_folder, cached_labels, start_compiler
 from .config import resolve_device
@@ -47,7 +51,7 @@ def build_trainer(
     ranks: Ranks | None = None,
     observers: Sequence[Observer] = (),
     change: Callable[[Scene], Scene] | None = None,
-) -> Trainer[Any]:
+) -> Trainer[Any] | BlockTrainer:
     """Check every input and make the trainer. Of the run, nothing is written yet.
 
     Args:
@@ -60,6 +64,13 @@ def build_trainer(
     train, method = config.train, config.choice.method
     device = resolve_device(train.device)
     check_writable(train.model_path)
+    if config.blocks.n_blocks > 1:
+        return build_block_trainer(config, ranks)
+    if started_in_blocks(train.start_checkpoint):
+        raise SplatrimError(
+            f"{train.start_checkpoint} is of a run in blocks: give its --blocks too, or make one"
+            " model of it with python -m gs.merge"
+        )
     if ranks is not None:
         check_for_ranks(config, methods)
     representation = config.choice.representation
@@ -99,6 +110,28 @@ def build_trainer(
         observers=observers,
         ranks=ranks,
     )
+
+
+def build_block_trainer(config: Config[Any, Any, Any], ranks: Ranks | None = None) -> BlockTrainer:
+    """The same for --blocks."""
+    if config.choice.demo:
+        write_demo(config.scene.source_path)
+    device = resolve_device(config.train.device) if ranks is None else ranks.device
+    if config.poses.pose_refinement or config.depths.depth_loss:
+        raise SplatrimError("poses and depths are learnt from in one piece: leave them or --blocks")
+    run = RunSettings(
+        config.train,
+        config.blocks,
+        config.optim,
+        config.densify,
+        config.pruning,
+        config.choice.method,
+        config.scene.white_background,
+        describe(config),
+        config.neural if isinstance(config.neural, NeuralConfig) else None,
+        config.momentum,
+    )
+    return begin_blocks(run, vars(config.scene), device, ranks)
 
 
 def strategies_of(config: Config[Any, Any, Any]) -> list[Strategy[Any]]:
@@ -152,19 +185,21 @@ def write_demo(source: Path) -> None:
         write_demo_scene(source)
 
 
-def conclude(trainer: Trainer[Any]) -> Path:
+def conclude(trainer: Trainer[Any] | BlockTrainer) -> Path:
     """Measure the test views of a finished run, where it has some, and write its report.
 
     Returns:
         report.html.
     """
     measure(trainer)
+    if isinstance(trainer, BlockTrainer) and trainer.scene.test:
+        write_seams(trainer.config.model_path, device=trainer.config.device)
     report = write_report(trainer.config.model_path)
     logger.info(f"report: {report}")
     return report
 
 
-def measure(trainer: Trainer[Any]) -> None:
+def measure(trainer: Trainer[Any] | BlockTrainer) -> None:
     """Render the test views of a finished run, where it has some, and take its metrics."""
     config = trainer.config
     if trainer.scene.test:
@@ -222,7 +257,7 @@ def train(
     methods: Mapping[str, type[Method]],
     observers: Sequence[Observer] = (),
     **settings: Any,
-) -> Trainer[Any]:
+) -> Trainer[Any] | BlockTrainer:
     """Train a scene, as `splatrim train` does, without its report unless report=True.
 
     Args:

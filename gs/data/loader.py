@@ -9,6 +9,7 @@ from collections import OrderedDict
 from collections.abc import Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -16,6 +17,16 @@ from torch import Tensor
 from ..errors import SplatrimError
 from .camera import Camera
 from .image_file import check_size, decode, image_size
+
+
+class CameraImages(Protocol):
+    """Images of cameras by index, on the device: an ImageLoader's, or some of them."""
+
+    cameras: list[Camera]
+
+    def __getitem__(self, index: int, /) -> Tensor: ...  # [H, W, 3] uint8
+
+    def prefetch(self, indices: list[int], /) -> None: ...
 
 
 class ImageLoader:

@@ -4,7 +4,8 @@ They are taken from the 8-bit images that `python -m gs.render` wrote, and go to
 per_view.json in the layout of the original code. LPIPS (Zhang et al., CVPR 2018; VGG, version 0.1)
 is fed images in 0..1 as the original does, though the network is made for -1..1: so the figures
 compare with published tables. Without the package or its weights the others are written alone.
-FLIP (gs.evaluation.flip) needs neither.
+FLIP (gs.evaluation.flip) needs neither. --color_correct adds figures of renderings whose colours
+are fitted to the photographs (gs.evaluation.color_correction).
 """
 
 import importlib
@@ -31,6 +32,7 @@ from ..files import write_json
 from ..invocation import command
 from ..logs import show_log
 from ..losses import ssim, to_float
+from .color_correction import correct_colors, half_of
 from .flip import flip
 from .rendered import PER_VIEW, RESULTS, is_current, read_stats
 from .views import psnr
@@ -57,6 +59,9 @@ class MetricsConfig:
     lpips_weights: Path | None = None
     """File with the weights of VGG-16 for LPIPS, as torchvision has it (vgg16-397923af.pth); by
     default that of torch's cache. Nothing is downloaded."""
+    color_correct: bool = False
+    """Also measure with colours fitted to the photograph (PSNR_cc, SSIM_cc, LPIPS_cc), and with the
+    fit of the left half on the right one (PSNR_half, ...)."""
 
 
 def compute_metrics(
@@ -64,6 +69,7 @@ def compute_metrics(
     *,
     device: str = "auto",
     lpips_weights: Path | None = None,
+    color_correct: bool = False,
 ) -> dict[str, dict[str, dict[str, float]]]:
     """Measure the rendered test views of runs and write their results.json and per_view.json.
 
@@ -71,10 +77,13 @@ def compute_metrics(
         model_paths: Output folders.
         device: "auto", "cpu" or "cuda".
         lpips_weights: File of VGG's weights; None is that of torch's cache.
+        color_correct: Whether to measure with fitted colours too (gs.evaluation.color_correction).
 
     Returns:
         Per folder what results.json says: {"ours_N": {"SSIM", "PSNR", "FLIP", "LPIPS"}}; LPIPS is
-        left out where it is not available, and the log says why.
+        left out where it is not available, and the log says why. With `color_correct` also
+        "SSIM_cc" and so on, after the fit, and "SSIM_half", of the right half after a fit of the
+        left one.
 
     Raises:
         SplatrimError: given weights that cannot be used, no rendered views, or a broken or
@@ -92,7 +101,8 @@ def compute_metrics(
         results: dict[str, dict[str, float]] = {}
         per_view: dict[str, dict[str, dict[str, float]]] = {}
         for method, pairs in methods.items():
-            per_view[method] = _measure(pairs, None if isinstance(lpips, str) else lpips, where)
+            network = None if isinstance(lpips, str) else lpips
+            per_view[method] = _measure(pairs, network, where, color_correct)
             results[method] = {
                 name: sum(values.values()) / len(values)
                 for name, values in per_view[method].items()
@@ -193,31 +203,55 @@ def _find_views(model_path: Path) -> dict[str, list[tuple[Path, Path]]]:
 
 @torch.no_grad()
 def _measure(
-    pairs: list[tuple[Path, Path]], lpips: LPIPS | None, device: torch.device
+    pairs: list[tuple[Path, Path]],
+    lpips: LPIPS | None,
+    device: torch.device,
+    color_correct: bool,
 ) -> dict[str, dict[str, float]]:
     """Metrics by name and view."""
-    scores: dict[str, dict[str, float]] = {"SSIM": {}, "PSNR": {}, "FLIP": {}}
-    if lpips is not None:
-        scores["LPIPS"] = {}
+    scores: dict[str, dict[str, float]] = {}
     for path, truth_path in pairs:
         a, b = read_image(path).to(device), read_image(truth_path).to(device)
         if a.shape != b.shape:
             sizes = f"{a.shape[1]}x{a.shape[0]}", f"{b.shape[1]}x{b.shape[0]}"
             raise SplatrimError(f"{path} has {sizes[0]} pixels, its ground truth {sizes[1]}")
         a, b = to_float(a), to_float(b)
-        scores["SSIM"][path.name] = ssim(a, b).item()
-        scores["PSNR"][path.name] = psnr(a, b).item()
-        scores["FLIP"][path.name] = flip(a, b).item()
-        if lpips is not None:
-            if min(a.shape[:2]) < VGG_MIN_SIZE:
-                raise SplatrimError(f"{path} is too small for LPIPS: {VGG_MIN_SIZE} pixels a side")
-            batch = [x.permute(2, 0, 1)[None] for x in (a, b)]
-            scores["LPIPS"][path.name] = lpips(*batch).item()
+        found = {"SSIM": ssim(a, b), "PSNR": psnr(a, b), "FLIP": flip(a, b)}
+        images = {"": (a, b)}
+        if color_correct:
+            images |= _corrected(a, b)
+        for suffix, (shown, truth) in images.items():
+            if suffix:
+                found |= {f"SSIM{suffix}": ssim(shown, truth), f"PSNR{suffix}": psnr(shown, truth)}
+            if lpips is not None:
+                if min(shown.shape[:2]) < VGG_MIN_SIZE:
+                    raise SplatrimError(
+                        f"{path} is too small for LPIPS: {VGG_MIN_SIZE} pixels a side"
+                    )
+                batch = [x.permute(2, 0, 1)[None] for x in (shown, truth)]
+                found[f"LPIPS{suffix}"] = lpips(*batch)
+        for name, value in found.items():
+            scores.setdefault(name, {})[path.name] = value.item()
     return scores
+
+
+def _corrected(a: Tensor, b: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
+    """Rendering and truth to measure by suffix: all fitted to all, and right half by left half."""
+    right = slice(a.shape[1] // 2, None)
+    by_half = correct_colors(a, b, half_of(a)).float()
+    return {
+        "_cc": (correct_colors(a, b).float(), b),
+        "_half": (by_half[:, right].contiguous(), b[:, right].contiguous()),
+    }
 
 
 def main(args: Sequence[str] | None = None) -> None:
     """Entry point of `python -m gs.metrics`."""
     config = read_settings_of(MetricsConfig, args, __doc__, with_negations=True)
     show_log(quiet=False)
-    compute_metrics(config.model_paths, device=config.device, lpips_weights=config.lpips_weights)
+    compute_metrics(
+        config.model_paths,
+        device=config.device,
+        lpips_weights=config.lpips_weights,
+        color_correct=config.color_correct,
+    )

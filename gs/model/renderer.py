@@ -13,6 +13,7 @@ from kernels import rasterization
 from ..data.camera import Camera
 from .model import Model
 from .splats import Splats
+from .surrounded import rasterize_among
 from .view import NO_EXPOSURE, View, view_of
 
 PER_PART = {"masks", "mask_logits", "mask_ids"}  # keywords with an entry per Gaussian of the model
@@ -30,6 +31,8 @@ class RenderOutput(NamedTuple):
     """As `kernels.rasterization` returns it, for C cameras."""
     splats: Splats | None = None
     """What was drawn; `info` has an entry for each of them."""
+    view: View | None = None
+    """Where from."""
     depths: Tensor | None = None
     """Accumulated depth sum(w z), where `split_depth` has taken it from the colours. [H, W], or
     [C, H, W]."""
@@ -85,6 +88,9 @@ def render(
         "colors_rest": s.colors_rest,
         "raw": s.raw,
     } | raster_kwargs
+    if s.frozen is not None:
+        colors, alphas, info = rasterize_among(s, s.frozen, view, keywords)
+        return RenderOutput(colors.squeeze(0), alphas.squeeze(0), info, s, view)
     colors, alphas, info = rasterization(
         s.means,
         s.quats,
@@ -97,7 +103,7 @@ def render(
         view.height,
         **keywords,
     )
-    return RenderOutput(colors.squeeze(0), alphas.squeeze(0), info, s)
+    return RenderOutput(colors.squeeze(0), alphas.squeeze(0), info, s, view)
 
 
 def split_depth(out: RenderOutput) -> RenderOutput:

@@ -64,6 +64,8 @@ def test_views(run: Run) -> tuple[str, str] | None:
 def view_table(run: Run) -> tuple[str, str] | None:
     """The figures of every test view."""
     digits = {"PSNR": 2, "SSIM": 4, "LPIPS": 4, "FLIP": 4}
+    fitted = ("PSNR", "SSIM", "LPIPS")
+    digits |= {f"{name}{suffix}": digits[name] for suffix in ("_cc", "_half") for name in fitted}
     metrics = [m for m in digits if any(m in v.scores for v in run.views)]
     if not metrics:
         return None

@@ -23,13 +23,13 @@ from torch import Tensor
 from kernels import Counts, photometric_gradient
 
 from ..config import TrainConfig
-from ..data.loader import ImageLoader
+from ..data.loader import CameraImages
 from ..data.scene import Scene
 from ..losses import total
 from ..model.renderer import RenderOutput, render, split_depth
 from ..seeds import derive_seed
 from .batch import grouped
-from .captured_steps import Bounds, CudaRecorder, OwnStream, StepGraphs
+from .captured_steps import Bounds, CudaRecorder, OwnStream, StepGraphs, counts_of
 from .optimizer import set_learning_rates
 from .pictures import Pictures
 from .seen import RowAdam, mark_rows
@@ -68,6 +68,7 @@ class Stepper(Generic[M]):
         white_background: Train over white instead of black.
 
     `graphs` keeps captured steps; where it is None, as on a CPU, every step is taken in parts.
+    `term_weight` multiplies what strategies add to the loss.
     """
 
     def __init__(
@@ -77,7 +78,7 @@ class Stepper(Generic[M]):
         gaussians: M,
         optimizer: torch.optim.Optimizer,
         strategies: Sequence[Strategy[M]],
-        images: ImageLoader,
+        images: CameraImages,
         tracker: Tracker,
         *,
         white_background: bool,
@@ -89,7 +90,7 @@ class Stepper(Generic[M]):
         self.graphs = StepGraphs(CudaRecorder()) if graphed else None
         self.wants_stop = False  # somebody has asked this process to stop
         self._running = False
-        self._stream = OwnStream(gaussians.device)
+        self.stream, self.term_weight = OwnStream(gaussians.device), 1.0
         self._buffers: dict[int, InputBuffer] = {}  # by images of a step
         # a captured step's images, by their shape
         self._targets: dict[tuple[int, ...], list[Tensor]] = {}
@@ -104,7 +105,7 @@ class Stepper(Generic[M]):
         """Where steps may be graphs; on a GPU on a stream of its own, with autograd in the caller's
         thread: waking the thread that autograd keeps for a GPU takes 0.2 to 0.4 ms per step.
         """
-        with self._stream.current():
+        with self.stream.current():
             self._running = True
             try:
                 yield
@@ -142,9 +143,7 @@ class Stepper(Generic[M]):
         self._update(step, computed)
         key, self._warming_up = self._warming_up, None
         if key is not None and self.graphs is not None:
-            info = computed.out.info
-            n_rows = int((info["radii"] > 0).all(-1).sum())
-            self.graphs.warmed_up(key, n, Counts(n_rows, int(info["n_isects"])))
+            self.graphs.warmed_up(key, n, counts_of(computed.out.info))
 
     def replay(self, step: int, indices: Sequence[int], rates: Rates) -> bool:
         """Take a step as a graph; False where it has to be taken in parts.
@@ -237,13 +236,11 @@ class Stepper(Generic[M]):
             out.info["observations"] = context.observations
         n_images = len(indices)
         images = self._shown(step, indices, inputs, context)
-        found = [
-            photometric_gradient(image, target, config.lambda_dssim)
-            for image, target in zip(images, targets, strict=True)
-        ]
+        found = self._compare(images, targets, context)
         values = found[0][0] if n_images == 1 else torch.stack([x for x, _ in found]).sum(0)
         terms = [strategy.loss(step, gaussians, out) for strategy in self.strategies]
-        terms = [x if n_images == 1 else n_images * x for x in terms if x is not None]
+        gain = n_images * self.term_weight
+        terms = [x if gain == 1 else gain * x for x in terms if x is not None]
         own = [strategy.image_loss(step, context) for strategy in self.strategies]
         terms += [x for x in own if x is not None]
         loss = total(values[0], [v_image for _, v_image in found], images, *terms)
@@ -251,6 +248,14 @@ class Stepper(Generic[M]):
         losses = torch.cat([loss.detach().view(1), values[3:]])
         self.tracker.record(losses, skip, n_images)
         return context
+
+    def _compare(
+        self, images: Sequence[Tensor], targets: Sequence[Tensor], context: StepContext[M]
+    ) -> list[tuple[Tensor, Tensor]]:  # [5], [H, W, 3]
+        """Values and gradient of each image's photometric loss."""
+        weight = self.config.lambda_dssim
+        pairs = zip(images, targets, strict=True)
+        return [photometric_gradient(image, target, weight) for image, target in pairs]
 
     def _context(self, step: int, image: int, out: RenderOutput, **own: Any) -> StepContext[M]:
         """What a step shows to its strategies; `own` are the fields that it alone knows."""
