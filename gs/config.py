@@ -44,6 +44,9 @@ class SceneConfig:
     distortion: Literal["undistort", "refuse"] = "undistort"
     """undistort: remove the distortion of lenses while images are decoded, and keep the results in
     the output folder. refuse: train on pinhole cameras only."""
+    masks: str = "auto"
+    """Which pixels count: auto, those that are not black in masks/NAME.png of the scene, if it has
+    such a folder; none, all; alpha, those that are not transparent; or another folder's name."""
 
     def __post_init__(self) -> None:
         check_ranges(self)
@@ -82,7 +85,14 @@ class TrainConfig:
     lambda_dssim: Annotated[float, SHARE] = 0.2
     """Share of D-SSIM in the photometric loss; L1 has the rest."""
     random_background: bool = False
-    """Train over a random background colour in each iteration."""
+    """Train over a random background colour in each iteration, transparent images too."""
+    antialiased: bool = False
+    """Lower the opacity of Gaussians that the rasterizer widens to the size of a pixel, so that
+    views at other resolutions fit too. The .ply says so; viewers that do not read it draw edges
+    too thick."""
+    exposure: Literal["none", "affine", "ppisp"] = "none"
+    """Learn what each image did to the light: affine, gains, mixing and offsets of its channels;
+    ppisp, its exposure and colour, and the vignetting of its lens."""
     test_iterations: Annotated[tuple[int, ...], ITERATION] = (7000, 30_000)
     """Iterations at which the test views are evaluated, besides the last."""
     save_iterations: Annotated[tuple[int, ...], ITERATION] = (7000, 30_000)

@@ -32,6 +32,7 @@ from .files import check_writable
 from .neural.anchors import first_anchors
 from .neural.config import NeuralConfig
 from .report.sections import write_report
+from .training.exposure import Exposure
 from .training.memory import keep_freed_memory
 from .training.observer import Observer
 from .training.pose_refinement import check_poses
@@ -147,7 +148,11 @@ def strategies_of(config: Config[Any, Any, Any]) -> list[Strategy[Any]]:
 
 def strategies_in(scene: Scene, config: Config[Any, Any, Any]) -> list[Strategy[Any]]:
     """Those that know the scene's cameras and points, which come after the others."""
-    return [x for x in (config.poses.build(scene), config.depths.build(scene)) if x]
+    built = config.poses.build(scene), config.depths.build(scene)
+    found: list[Strategy[Any]] = [strategy for strategy in built if strategy is not None]
+    if config.train.exposure != "none":
+        found.append(Exposure(config.train.exposure, scene.train))
+    return found
 
 
 def check_for_ranks(config: Config[Any, Any, Any], methods: Mapping[str, type[Method]]) -> None:

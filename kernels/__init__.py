@@ -8,6 +8,7 @@ from .arguments import Capacity, Counts, RasterInputs, RenderSettings
 from .backend import uses_triton
 from .decoder import Decoded, ViewInput, decode, n_weights, seen_anchors
 from .depth import SparseDepths, depth_loss
+from .light import LENS_NUMBERS, corrected, neutral_rows
 from .photometric import (
     photometric_gradient,
     photometric_loss,
@@ -63,6 +64,7 @@ __all__ = [
     "Decoded",
     "Foreseen",
     "FusedAdam",
+    "LENS_NUMBERS",
     "Launch",
     "RasterInputs",
     "Records",
@@ -79,12 +81,14 @@ __all__ = [
     "blend",
     "caches",
     "compile_variants",
+    "corrected",
     "decode",
     "depth_loss",
     "exchange",
     "foresee",
     "logistic_noise",
     "n_weights",
+    "neutral_rows",
     "normals",
     "philox",
     "photometric_gradient",

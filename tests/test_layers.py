@@ -30,7 +30,7 @@ FLOORS: dict[str, list[set[str]]] = {
         {"arguments"},
         {"device", "reference"},
         {"runtime"},
-        {"photometric", "depth", "update", "decoder"},
+        {"photometric", "light", "depth", "update", "decoder"},
         {"projection"},
         {"binning"},
         {"blending"},

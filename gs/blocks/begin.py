@@ -77,6 +77,10 @@ def refuse(run: RunSettings) -> None:
     for flag in ("resolution_schedule", "multi_view_updates"):
         if getattr(train, flag):
             raise SplatrimError(f"--{flag} is for one piece: leave it or --blocks out")
+    if train.exposure != "none" or train.random_background:
+        raise SplatrimError(
+            "--exposure and --random_background are for one piece: leave them or --blocks out"
+        )
     if train.viewer:
         raise SplatrimError("--viewer shows a training in one piece: leave it or --blocks out")
 

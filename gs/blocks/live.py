@@ -50,6 +50,11 @@ class BlockImages:
     def __init__(self, images: ImageLoader, indices: Sequence[int]) -> None:
         self._images, self._indices = images, list(indices)
         self.cameras: list[Camera] = [images.cameras[i] for i in indices]
+        self.has_masks, self.transparent = images.has_masks, images.transparent
+
+    @property
+    def targets(self) -> BlockImages:
+        return self
 
     def __getitem__(self, index: int) -> Tensor:  # [H, W, 3] uint8
         return self._images[self._indices[index]]

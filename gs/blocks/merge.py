@@ -91,7 +91,8 @@ def merge_blocks(folder: Path) -> Path:
         n = len(model)
     else:
         params, ids = merge_states(found)
-        save_ply(path, params, world_offset=offset)
+        antialiased = bool((found[0].get("config") or {}).get("antialiased", False))
+        save_ply(path, params, world_offset=offset, antialiased=antialiased)
         n = len(ids)
     record = read_record(folder)
     if record is not None:

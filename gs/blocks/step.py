@@ -41,7 +41,7 @@ class BlockStepper(Stepper[M]):
 
     def _compare(
         self, images: Sequence[Tensor], targets: Sequence[Tensor], context: StepContext[M]
-    ) -> list[tuple[Tensor, Tensor]]:
+    ) -> tuple[Tensor, list[Tensor]]:
         frozen: Frozen | None = getattr(self.gaussians, "frozen", None)
         if frozen is None or frozen.boxes is None:
             return super()._compare(images, targets, context)
@@ -50,7 +50,8 @@ class BlockStepper(Stepper[M]):
         places = torch.cat([view.exposure for view in views]).long()
         weight = self.config.lambda_dssim
         triples = zip(images, targets, frozen.boxes[places].unbind(), strict=True)
-        return [compare_within(image, target, box, weight) for image, target, box in triples]
+        found = [compare_within(image, target, box, weight) for image, target, box in triples]
+        return torch.stack([values for values, _ in found]).sum(0), [v for _, v in found]
 
 
 def compare_within(
@@ -76,7 +77,7 @@ def compare_within(
     y = torch.arange(height, device=image.device)
     inside = ((y >= top) & (y < bottom))[:, None] & ((x >= left) & (x < right))
     inside = inside[..., None]
-    shown = torch.where(inside, image.detach(), to_float(target, image.dtype))
+    shown = torch.where(inside, image.detach(), to_float(target[..., :3], image.dtype))
     values, v_colors = photometric_gradient(shown, target, lambda_dssim)
     share = height * width / ((right - left) * (bottom - top)).clamp_min(1)
     loss, l1, ssim, l1_clamped, squares = values.unbind()

@@ -43,6 +43,10 @@ class Camera:
     """Whether the file is turned as its EXIF orientation says."""
     undistortion: Undistortion | None = None
     """What makes the file's pixels those of a pinhole camera."""
+    mask_path: Path | None = None
+    """A file whose black pixels do not count (gs.data.masks); None where all do."""
+    alpha_is_mask: bool = False
+    """Whether transparent pixels do not count, instead of showing the background."""
 
     @property
     def position(self) -> Tensor:  # [3] float32

@@ -2,7 +2,7 @@
 
 `python -m gs.data.demo FOLDER`; with --city a large one instead (gs.data.city_scene). Nothing in
 them is made of Gaussians, so that training on them proves something. The same seed gives the same
-bytes.
+bytes. With --varied_light and --moving_object its photographs have faults (gs.data.faults).
 """
 
 from __future__ import annotations
@@ -18,7 +18,9 @@ from numpy import ndarray
 from PIL import Image
 
 from ..errors import SplatrimError, run_cli
+from ..files import write_json
 from .city_scene import CityConfig, write_city_scene
+from .faults import light_gains, paint_figure, walks_through
 from .lens import Lens
 from .new_scene import check_new, new_scene, write_model
 from .raycast import Solid, Stage, Texture, trace
@@ -28,6 +30,7 @@ LOOK_AT = (0.0, 0.0, 0.62)
 SUPERSAMPLES = 3  # per pixel and axis
 LIGHT_SAMPLES = 4  # per ray
 N_POINTS = 6000
+MASKS, GAINS = "masks", "gains.json"
 POINT_NOISE = 0.01
 
 
@@ -38,6 +41,8 @@ def write_demo_scene(
     views: int = 40,
     width: int = 200,
     height: int = 150,
+    varied_light: bool = False,
+    moving_object: bool = False,
 ) -> None:
     """Ray-cast the built-in scene into `folder`: images/*.png and sparse/0 with points.
 
@@ -47,6 +52,9 @@ def write_demo_scene(
         views: Number of cameras on the orbit.
         width: Width of the images in pixels.
         height: Height of the images in pixels.
+        varied_light: Random exposure and white balance for each image; gains.json has the factors
+            on linear light.
+        moving_object: A figure that walks through every second image, and masks/ that hide it.
 
     Raises:
         SplatrimError: The folder holds something, or cannot be written.
@@ -62,8 +70,13 @@ def write_demo_scene(
     lights = _light_samples(rng)
     poses = [_pose(index / views) for index in range(views)]
     focal = width / (2 * np.tan(np.deg2rad(FIELD_OF_VIEW) / 2))
+    gains = light_gains(views, seed) if varied_light else np.ones((views, 3), np.float32)
+
+    def shoot(pose: ndarray, gain: ndarray) -> tuple[ndarray, ndarray]:
+        return _shoot(stage, pose, focal, width, height, lights, gain)
+
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        shots = list(pool.map(lambda p: _shoot(stage, p, focal, width, height, lights), poses))
+        shots = list(pool.map(shoot, poses, gains))
 
     # Points as a reconstruction would have them: on what the cameras see, slightly off.
     per_view = rng.multinomial(N_POINTS, [1 / views] * views)
@@ -75,7 +88,15 @@ def write_demo_scene(
 
     with new_scene(folder) as part:
         names = [f"view_{index:03d}.png" for index in range(views)]
-        for name, (image, _) in zip(names, shots, strict=True):
+        if varied_light:
+            known = dict(zip(names, np.round(gains.astype(float), 6).tolist(), strict=True))
+            write_json(part / GAINS, known)
+        if moving_object:
+            (part / MASKS).mkdir()
+        for k, (name, (image, _)) in enumerate(zip(names, shots, strict=True)):
+            if moving_object and walks_through(k):
+                image, mask = paint_figure(image, k, seed)
+                Image.fromarray(mask).save(part / MASKS / f"{name}.png")
             Image.fromarray(image).save(part / "images" / name)
         lens = Lens("PINHOLE", width, height, (focal, focal, width / 2, height / 2))
         write_model(part, lens, names, poses, np.concatenate(xyz), np.concatenate(rgb))
@@ -178,6 +199,7 @@ def _shoot(
     width: int,
     height: int,
     lights: ndarray,  # [SUPERSAMPLES^2, LIGHT_SAMPLES, 2]
+    gain: ndarray,  # [3] float32
 ) -> tuple[ndarray, ndarray]:  # [H, W, 3] uint8, [H * W, 3] points seen at the pixel centres
     """Render one view; its pixels' middle rays also tell what surface it sees."""
     rotation, translation = pose[:, :3], pose[:, 3]
@@ -197,7 +219,7 @@ def _shoot(
         total += np.minimum(color, 1)
         if index == len(lights) // 2:
             surface = origins + t[:, None] * directions
-    linear = total / len(lights)
+    linear = total / len(lights) * gain
     image = np.rint(255 * linear ** (1 / 2.2)).astype(np.uint8)
     return image.reshape(height, width, 3), surface
 
@@ -263,6 +285,10 @@ def main(args: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m gs.data.demo", description=__doc__)
     parser.add_argument("folder", type=Path, help="folder to create")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--varied_light", action="store_true", help="images of varied exposure")
+    parser.add_argument(
+        "--moving_object", action="store_true", help="a figure in every second image, and masks"
+    )
     parser.add_argument("--city", action="store_true", help="a district seen from above")
     defaults = CityConfig()
     city = parser.add_argument_group("with --city")
@@ -275,10 +301,13 @@ def main(args: Sequence[str] | None = None) -> None:
     sizes = {k: x for k in CityConfig.HELP if (x := getattr(given, k)) is not None}
     if sizes and not given.city:
         raise SplatrimError(f"--{next(iter(sizes))} belongs to --city")
+    faults = {name: getattr(given, name) for name in ("varied_light", "moving_object")}
+    if given.city and any(faults.values()):
+        raise SplatrimError("--city has its own --exposure, and no --moving_object")
     if given.city:
         write_city_scene(given.folder, CityConfig(seed=given.seed, **sizes))
     else:
-        write_demo_scene(given.folder, seed=given.seed)
+        write_demo_scene(given.folder, seed=given.seed, **faults)
     print(f"wrote {given.folder}")
 
 

@@ -16,6 +16,7 @@ from . import colmap, transforms
 from .camera import NEAR_PLANE, Camera, camera_extent
 from .find_images import SUFFIXES
 from .geo import Offset, check_positions, find_offset, sound_points
+from .masks import has_mask, with_masks
 from .posed import PosedImage, make_cameras, shifted
 from .resolution import check_resolution
 from .tracks import Tracks, find_tracks
@@ -56,7 +57,9 @@ class Scene:
     @property
     def record(self) -> dict[str, Any]:
         """What a run's config.json says of how the scene was read."""
-        return {"world_offset": list(self.world_offset), "near_plane": self.near}
+        record: dict[str, Any] = {"world_offset": list(self.world_offset), "near_plane": self.near}
+        n_masked = sum(map(has_mask, [*self.train, *self.test]))
+        return record | ({"masked_images": n_masked} if n_masked else {})
 
 
 def load_scene(
@@ -72,6 +75,7 @@ def load_scene(
     cache: Path | None = None,
     world_offset: Sequence[float] | None = None,
     near: float | None = None,
+    masks: str = "auto",
 ) -> Scene:
     """Read a COLMAP scene (sparse/0 and the like), or one of transforms*.json.
 
@@ -92,6 +96,7 @@ def load_scene(
         world_offset: What to subtract from coordinates, as a run recorded it; None: nothing, or
             what makes large coordinates small. [3]
         near: Near plane as a run recorded it; None: 0.2, or less where points are nearer.
+        masks: "auto" (those of masks/, if it is there), "none", "alpha", or a folder in the scene.
 
     Raises:
         SplatrimError: The folder, its description or an image's header is missing or broken.
@@ -131,6 +136,7 @@ def load_scene(
     cameras = make_cameras(
         moved, resolution, distortion=distortion, remedy=found.remedy, cache=cache, near=near
     )
+    cameras = with_masks(cameras, source, masks)
     listed = _listed_tests(source) if eval and kind == "colmap" else None
     train, test = _split(cameras, None if found.test is None else len(found.train), eval, listed)
     if not train:

@@ -299,7 +299,8 @@ class ShardedStep:
         unknown = keywords.keys() - MASK_KEYWORDS - {"deterministic"}
         if unknown:
             raise ValueError(f"a rendering on several ranks has no {', '.join(sorted(unknown))}")
-        return RenderSettings(width, height, near, sh_degree=s.sh_degree, raw=s.raw)
+        own = {"sh_degree": s.sh_degree, "raw": s.raw, "antialiased": s.antialiased}
+        return RenderSettings(width, height, near, **own)
 
 
 def _masks(keywords: Mapping[str, Any]) -> dict[str, Any]:

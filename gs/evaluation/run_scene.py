@@ -51,6 +51,7 @@ def load_run_scene(
         cache=model_path / UNDISTORTED,
         world_offset=world_offset,
         near=near_plane(settings),
+        masks=str(settings.get("masks", "none")),
     )
     return scene if model is None else with_refined_poses(scene, model)
 

@@ -107,6 +107,7 @@ class Gaussians(Model):
         *,
         specs: Iterable[ParameterSpec] = (),
         active_sh_degree: int | None = None,
+        antialiased: bool = False,
     ) -> Gaussians:
         """Wrap raw parameters, named as `params`. Float32 tensors are not copied.
 
@@ -114,8 +115,11 @@ class Gaussians(Model):
             tensors: The parameters of 3DGS, and others of which there are specs. [N, ...]
             specs: What the others are.
             active_sh_degree: None is the maximum.
+            antialiased: As in Model.
         """
-        return cls(tensors, specs=specs, active_sh_degree=active_sh_degree)
+        model = cls(tensors, specs=specs, active_sh_degree=active_sh_degree)
+        model.antialiased = antialiased
+        return model
 
     @classmethod
     def from_state(cls, state: dict[str, Any], device: torch.device | str) -> Gaussians:
@@ -142,6 +146,7 @@ class Gaussians(Model):
             sh_degree=self.active_sh_degree,
             raw=True,
             frozen=self.frozen,
+            antialiased=self.antialiased,
         )
 
     def to_ply(self) -> dict[str, Tensor]:
@@ -164,6 +169,7 @@ class Gaussians(Model):
         model.active_sh_degree = min(self.active_sh_degree, model.sh_degree)
         model.shared, model.shared_specs = self.shared, self.shared_specs
         model.frozen = self.frozen
+        model.antialiased = self.antialiased
         return model
 
     def get_scales(self) -> Tensor:  # [N, 3]

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import SplatrimError
+from .light import save_light
 from .ply import save_ply
 from .specs import LAST, ParameterSpec, Rate
 from .splats import Splats
@@ -67,6 +68,8 @@ class Model(nn.Module, ABC):
     parts: int = 1
     """Gaussians that a row stands for. What is per Gaussian (masks, scores) has N * parts entries,
     those of a row next to each other."""
+    antialiased: bool = False
+    """Whether it is trained, and so to be drawn, with the rasterizer's mode "antialiased"."""
     same_in_all_views: bool = False
     """Whether `splats` gives the same Gaussians for every view, so that several views can be
     rendered at once."""
@@ -117,7 +120,8 @@ class Model(nn.Module, ABC):
         Raises:
             SplatrimError: something cannot be written.
         """
-        save_ply(path, self.to_ply(), world_offset=world_offset)
+        save_ply(path, self.to_ply(), world_offset=world_offset, antialiased=self.antialiased)
+        save_light(self, path.parent)
 
     def part_ids(self) -> Tensor:  # [N * parts] int32
         """Names of the Gaussians in random draws."""

@@ -45,6 +45,8 @@ class Splats(NamedTuple):
     rows: Tensor | None = None
     """Row of the model that each group of Gaussians comes from, -1 where a place is empty (opacity
     0); None: one Gaussian per row, in order. [V] int32"""
+    antialiased: bool = False
+    """Whether opacities fall where the rasterizer widens what is smaller than a pixel."""
     missing: Tensor | None = None
     """Rows that were to be drawn and had no room; a captured step with any does not count. [1]
     int32"""

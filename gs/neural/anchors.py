@@ -26,6 +26,8 @@ from kernels import Decoded, decode, seen_anchors
 from ..data.visibility import check_points, check_sight
 from ..errors import SplatrimError
 from ..model.gaussians import MIN_SQUARED_DISTANCE, SH_C0
+from ..model.light import NAME as LIGHT
+from ..model.light import light_of, save_light
 from ..model.model import Model, Splats
 from ..model.neighbours import mean_squared_neighbor_distances
 from ..model.specs import ParameterSpec, Rate
@@ -176,7 +178,8 @@ class Anchors(Model):
 
     def _splats(self, view: View, rows: Tensor) -> Splats:
         out = self.decoded(rows, center_of(view), view.exposure)
-        return Splats(out.means, out.quats, out.scales, out.opacities, out.colors, rows=rows)
+        drawn = out.means, out.quats, out.scales, out.opacities, out.colors
+        return Splats(*drawn, rows=rows, antialiased=self.antialiased)
 
     def decoded(
         self,
@@ -231,7 +234,9 @@ class Anchors(Model):
             name: self._shared(name).detach() for name in SHARED if name in self.shared_specs
         }
         model = Anchors(tensors, self.config, decoder, self.names)
-        model.rows[OFF] = off[left]
+        model.rows[OFF], model.antialiased = off[left], self.antialiased
+        if (light := light_of(self)) is not None:
+            model.shared.add_module(LIGHT, light)
         return model
 
     @torch.no_grad()
@@ -262,7 +267,9 @@ class Anchors(Model):
         """Write a .ply of Scaffold-GS's layout, and the decoder beside it (gs.neural.files)."""
         shared = self.shared.state_dict()
         tensors = self.to_tensors()
-        save_anchors(path, tensors, self.rows[OFF], shared, self.config, self.names, world_offset)
+        own = self.rows[OFF], shared, self.config, self.names, world_offset
+        save_anchors(path, tensors, *own, antialiased=self.antialiased)
+        save_light(self, path.parent)
 
 
 def center_of(view: View) -> Tensor:  # [3]

@@ -11,6 +11,7 @@ from html import escape
 from pathlib import Path
 
 from ..evaluation.readable import duration, frame_rate
+from ..evaluation.rendered import COUNTED
 from ..run_record import BASELINE, saved_models
 from .page import tile
 from .run import Run, load_run
@@ -90,6 +91,8 @@ def _tiles(run: Run) -> list[str]:
     tiles, base = [], run.baseline
     if run.psnr is not None:
         detail = "test views" if "PSNR" in run.results else "test views, by the trainer"
+        if COUNTED in run.results:
+            detail = f"{_percent(100 * run.results[COUNTED])} % of pixels, by the masks"
         if base is not None and base.psnr is not None:
             detail = f"{base.method_name}: {base.psnr:.2f} dB"
         elif "PSNR_cc" in run.results:

@@ -28,6 +28,7 @@ from .exports import exports
 from .headline import headline, with_baseline
 from .model_view import model_view
 from .page import details, page, pairs_table
+from .photographs import corrections, masks
 from .poses import poses
 from .pruning import distributions, prunings
 from .ranks import ranks
@@ -127,6 +128,8 @@ SECTIONS: tuple[Section, ...] = (
     model_view,
     test_views,
     view_table,
+    corrections,
+    masks,
     training_curves,
     blocks,
     prunings,

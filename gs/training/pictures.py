@@ -32,7 +32,7 @@ class Pictures:
     """
 
     def __init__(self, images: CameraImages) -> None:
-        self._images = images
+        self._images = images.targets
         self._kept: dict[int, Tensor] = {}
         self._kept_bytes = 0
         self.reduction = 1.0
@@ -51,14 +51,16 @@ class Pictures:
         self.cameras = [reduced_camera(camera, reduction) for camera in self._images.cameras]
         self.views = self._packed()
 
-    def __getitem__(self, index: int) -> Tensor:  # [H, W, 3] uint8
-        """The image of camera `index`, on the device."""
+    def __getitem__(self, index: int) -> Tensor:  # [H, W, 3 or 4] uint8
+        """The image of camera `index`, on the device; with its mask where images have some."""
         if self.reduction == 1:
             return self._images[index]
         image = self._kept.get(index)
         if image is None:
             camera = self.cameras[index]
             image = reduced_image(self._images[index], camera.width, camera.height)
+            if self._images.has_masks:  # a pixel counts where all beneath it do
+                image[..., 3] = torch.where(image[..., 3] == 255, 255, 0)
             if self._kept_bytes + image.nbytes <= MAX_BYTES:
                 self._kept[index] = image
                 self._kept_bytes += image.nbytes
@@ -80,8 +82,8 @@ def reduced_camera(camera: Camera, reduction: float) -> Camera:
     return dataclasses.replace(camera, width=width, height=height, K=K)
 
 
-def reduced_image(image: Tensor, width: int, height: int) -> Tensor:  # [H, W, 3] uint8
-    """The image on width x height pixels: means over their areas, rounded. [height, width, 3]"""
+def reduced_image(image: Tensor, width: int, height: int) -> Tensor:  # [H, W, D] uint8
+    """The image on width x height pixels: means over their areas, rounded. [height, width, D]"""
     pixels = image.permute(2, 0, 1)[None].float()
     means = functional.adaptive_avg_pool2d(pixels, (height, width))[0]
     return means.permute(1, 2, 0).round().to(torch.uint8).contiguous()

@@ -20,12 +20,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from kernels import Counts, photometric_gradient
+from kernels import Counts
 
 from ..config import TrainConfig
 from ..data.loader import CameraImages
 from ..data.scene import Scene
-from ..losses import total
+from ..losses import compared, total
 from ..model.renderer import RenderOutput, render, split_depth
 from ..seeds import derive_seed
 from .batch import grouped
@@ -92,8 +92,7 @@ class Stepper(Generic[M]):
         self._running = False
         self.stream, self.term_weight = OwnStream(gaussians.device), 1.0
         self._buffers: dict[int, InputBuffer] = {}  # by images of a step
-        # a captured step's images, by their shape
-        self._targets: dict[tuple[int, ...], list[Tensor]] = {}
+        self._targets: dict[tuple[int, ...], list[Tensor]] = {}  # of captured steps, by shape
         self.pictures = Pictures(images)
         self._replayed: _Replayed | None = None
         self._warming_up: Hashable | None = None  # key of the eager step that goes on
@@ -202,7 +201,7 @@ class Stepper(Generic[M]):
         self,
         step: int,
         indices: Sequence[int],
-        targets: Sequence[Tensor],  # [H, W, 3] uint8
+        targets: Sequence[Tensor],  # [H, W, 3 or 4] uint8
         inputs: StepInputs,
         bounds: Bounds | None = None,
     ) -> StepContext[M]:
@@ -236,26 +235,24 @@ class Stepper(Generic[M]):
             out.info["observations"] = context.observations
         n_images = len(indices)
         images = self._shown(step, indices, inputs, context)
-        found = self._compare(images, targets, context)
-        values = found[0][0] if n_images == 1 else torch.stack([x for x, _ in found]).sum(0)
+        values, v_images = self._compare(images, targets, context)
         terms = [strategy.loss(step, gaussians, out) for strategy in self.strategies]
         gain = n_images * self.term_weight
         terms = [x if gain == 1 else gain * x for x in terms if x is not None]
         own = [strategy.image_loss(step, context) for strategy in self.strategies]
         terms += [x for x in own if x is not None]
-        loss = total(values[0], [v_image for _, v_image in found], images, *terms)
+        loss = total(values[0], v_images, images, *terms)
         loss.backward()
-        losses = torch.cat([loss.detach().view(1), values[3:]])
-        self.tracker.record(losses, skip, n_images)
+        self.tracker.record(torch.cat([loss.detach().view(1), values[3:]]), skip, n_images)
         return context
 
     def _compare(
         self, images: Sequence[Tensor], targets: Sequence[Tensor], context: StepContext[M]
-    ) -> list[tuple[Tensor, Tensor]]:  # [5], [H, W, 3]
-        """Values and gradient of each image's photometric loss."""
-        weight = self.config.lambda_dssim
-        pairs = zip(images, targets, strict=True)
-        return [photometric_gradient(image, target, weight) for image, target in pairs]
+    ) -> tuple[Tensor, list[Tensor]]:
+        """Values of the photometric losses, summed, and each image's gradient."""
+        assert context.inputs is not None
+        behind = context.inputs.background if self.images.targets.transparent else None
+        return compared(images, targets, self.config.lambda_dssim, behind)
 
     def _context(self, step: int, image: int, out: RenderOutput, **own: Any) -> StepContext[M]:
         """What a step shows to its strategies; `own` are the fields that it alone knows."""
@@ -353,7 +350,7 @@ class Stepper(Generic[M]):
         step: int,
         indices: Sequence[int],
         buffer: InputBuffer,
-        targets: Sequence[Tensor],  # [H, W, 3] uint8
+        targets: Sequence[Tensor],  # [H, W, 3 or 4] uint8
     ) -> None:
         camera = self.pictures.cameras[indices[0]]
         capacity = graphs.capacity(len(self.gaussians))
@@ -368,19 +365,17 @@ class Stepper(Generic[M]):
         """What distinguishes graphs, or None where `step` must be taken in parts."""
         if not self._running or step == self.config.iterations:
             return None
-        if len(indices) > 1 and not self.gaussians.same_in_all_views:
-            return None
         cameras = [self.pictures.cameras[i] for i in indices]
         size, *others = ((camera.width, camera.height, camera.near) for camera in cameras)
         if any(other != size for other in others):
             return None
-        phases = tuple(strategy.phase(step) for strategy in self.strategies)
-        if None in phases:
+        if others and not self.gaussians.same_in_all_views:
             return None
-        return len(indices), *size, self.gaussians.active_sh_degree, phases
+        phases = tuple(strategy.phase(step) for strategy in self.strategies)
+        key = len(indices), *size, self.gaussians.active_sh_degree, phases
+        return None if None in phases else key
 
     def _set_stage(self, step: int, n_images: int) -> None:
-        """Let images have the size of the step."""
         self.pictures.reduce(self.config.reduction_after(step - n_images))
 
     def _announce(self, n_images: int) -> None:
@@ -389,16 +384,10 @@ class Stepper(Generic[M]):
             strategy.n_images = n_images
 
     def _device_inputs(self, step: int) -> dict[str, int]:
-        integers: dict[str, int] = {}
-        for strategy in self.strategies:
-            integers |= strategy.device_inputs(step)
-        return integers
+        return {k: x for s in self.strategies for k, x in s.device_inputs(step).items()}
 
     def _device_numbers(self, step: int) -> dict[str, float]:
-        numbers: dict[str, float] = {}
-        for strategy in self.strategies:
-            numbers |= strategy.device_numbers(step)
-        return numbers
+        return {k: x for s in self.strategies for k, x in s.device_numbers(step).items()}
 
     def _count_steps(self, key: Hashable, n: int) -> None:
         """Tell the optimizer of steps that it took within a graph."""

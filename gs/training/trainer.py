@@ -113,7 +113,7 @@ class Trainer(Generic[M]):
         self.images = ImageLoader(
             self.cameras, white_background=white_background, device=self.device
         )
-        self.images.check()
+        self.images.check(keep_alpha=config.random_background)
         self.sampler = CameraSampler(len(scene.train), config.seed)
         quiet = config.quiet or not team.is_first
         self.tracker = Tracker(
@@ -135,7 +135,7 @@ class Trainer(Generic[M]):
         if model is None:
             # M is Gaussians where no model is given
             model = cast(M, first_model(config, scene, start, self.device))
-        self.gaussians = model
+        self.gaussians, model.antialiased = model, config.antialiased
         for strategy in self.strategies:
             strategy.n_images = config.batch
             strategy.setup(
@@ -222,7 +222,7 @@ class Trainer(Generic[M]):
             self.gaussians.one_up_sh_degree()
         indices = [self.sampler.next() for _ in range(n_images)]
         upcoming = self.sampler.upcoming(PREFETCH * n_images)
-        self.images.prefetch(filter(self.team.keeps_image, upcoming))
+        self.images.targets.prefetch(filter(self.team.keeps_image, upcoming))
         self.n_rendered = self.stepper.n_gaussians
         due = [observer for observer in self.observers if observer.is_due(step)]
         if due or not self.stepper.replay(step, indices, rates):
@@ -375,12 +375,10 @@ class Trainer(Generic[M]):
 
     def _restore(self, state: RunState) -> None:
         """Take over all but the model, which is there already."""
-        self.step = state.step
-        optimizer = state.optimizer
+        self.step, optimizer = state.step, state.optimizer
         if self.step == self.config.post_start:
             optimizer = add_aged_moments(state, self.gaussians)
-        changes = changed_settings(state.config, self.settings)
-        if changes:
+        if changes := changed_settings(state.config, self.settings):
             logger.warning(f"settings differ from the checkpoint's: {', '.join(changes)}")
         if rates_changed(state.config, self.settings):
             optimizer = {**optimizer, "lrs": {}}

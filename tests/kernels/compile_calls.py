@@ -1,4 +1,4 @@
-"""Calls for test_compile.py: anchors decoded, masks drawn, poses moved, depths compared."""
+"""Calls for test_compile.py: anchors, masks, light, poses, depths."""
 
 from typing import Any
 
@@ -10,6 +10,40 @@ def draw_masks() -> None:
 
     ids = torch.zeros(128, dtype=torch.int32)
     sampled_in_any(torch.zeros(128, 2), [1, 2], ids, backend="triton")
+
+
+def compare_masked_images() -> None:
+    """Widths by what divides them; values alone."""
+    import torch
+
+    from kernels.photometric.kernel import photometric
+
+    for width in (52, 50, 51):
+        target = torch.zeros(40, width, 4, dtype=torch.uint8)
+        photometric(torch.zeros(40, width, 3), target, 0.2, True)
+    photometric(torch.zeros(40, 52, 3), target.new_zeros(40, 52, 4), 0.2, False)
+
+
+def light_colors() -> None:
+    import torch
+
+    from kernels import LENS_NUMBERS, corrected, neutral_rows
+
+    leaf, index = torch.zeros(40, 52, 3, requires_grad=True), torch.zeros(1, dtype=torch.int32)
+    lenses = torch.zeros(2, LENS_NUMBERS, requires_grad=True)
+    for regularised in (False, True):
+        rows = neutral_rows(3, "affine").requires_grad_()
+        corrected(leaf, rows, index, regularised=regularised, backend="triton").sum().backward()
+        rows = neutral_rows(3, "ppisp").requires_grad_()
+        corrected(
+            leaf,
+            rows,
+            index,
+            lenses=lenses,
+            lens_of=index.new_zeros(3),
+            regularised=regularised,
+            backend="triton",
+        ).sum().backward()
 
 
 def decode_anchors() -> None:
@@ -69,5 +103,15 @@ def compare_depths() -> None:
     offsets, pixels = torch.zeros(9, dtype=torch.int32), torch.zeros(64, dtype=torch.int32)
     known = SparseDepths(offsets, pixels, torch.zeros(64), 40)
     for rows in (torch.zeros(1, dtype=torch.int32), torch.zeros(4, 32, dtype=torch.int32)[:, 28]):
-        images = (torch.zeros(len(rows), 40, 56, requires_grad=True) for _ in range(2))
-        depth_loss(*images, rows, known, torch.zeros(1), backend="triton").backward()
+        depths, alphas = (torch.zeros(len(rows), 40, 56, requires_grad=True) for _ in range(2))
+        depth_loss(depths, alphas, rows, known, torch.zeros(1), backend="triton").backward()
+
+
+MORE_CALLS = (
+    compare_masked_images,
+    light_colors,
+    draw_masks,
+    decode_anchors,
+    move_poses,
+    compare_depths,
+)

@@ -20,7 +20,7 @@ from typing import Any
 
 import pytest
 import torch
-from compile_calls import compare_depths, decode_anchors, draw_masks, move_poses
+from compile_calls import MORE_CALLS
 
 REPO = Path(__file__).resolve().parents[2]
 CAPABILITIES = (80, 90)
@@ -30,6 +30,8 @@ SPILLS_ALLOWED: dict[str, int] = {
     "kernels.projection.forward.project_fwd_kernel": 64,
     # odd widths alone, for a third program per scheduler
     r"kernels.photometric.kernel._ssim_gradient_kernel\(.*ALIGN=1": 48,
+    # a few values of widths that 4 does not divide
+    r"kernels.photometric.kernel._ssim_.*MASKED=True.*ALIGN=[12]": 48,
     # a few values used once, for two programs per SM
     "kernels.binning.sort_passes.sweep_kernel": 48,
     # sm_80's compiler will have it so
@@ -230,10 +232,7 @@ CALLS: list[Callable[[], None]] = [
     add_statistics,
     explore,
     compare_images,
-    draw_masks,
-    decode_anchors,
-    move_poses,
-    compare_depths,
+    *MORE_CALLS,
 ]
 
 

@@ -38,7 +38,7 @@ GS = [
     ),
     Mutant(
         "no D-SSIM in training",
-        "photometric_gradient(image, target, config.lambda_dssim)",
+        "photometric_gradient(image, target, lambda_dssim)",
         "photometric_gradient(image, target, 0.0)",
         WIRING,
     ),
