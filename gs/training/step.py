@@ -384,16 +384,10 @@ class Stepper(Generic[M]):
             strategy.n_images = n_images
 
     def _device_inputs(self, step: int) -> dict[str, int]:
-        integers: dict[str, int] = {}
-        for strategy in self.strategies:
-            integers |= strategy.device_inputs(step)
-        return integers
+        return {k: x for s in self.strategies for k, x in s.device_inputs(step).items()}
 
     def _device_numbers(self, step: int) -> dict[str, float]:
-        numbers: dict[str, float] = {}
-        for strategy in self.strategies:
-            numbers |= strategy.device_numbers(step)
-        return numbers
+        return {k: x for s in self.strategies for k, x in s.device_numbers(step).items()}
 
     def _count_steps(self, key: Hashable, n: int) -> None:
         """Tell the optimizer of steps that it took within a graph."""
