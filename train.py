@@ -12,7 +12,6 @@ from gs.errors import run_cli
 from splatrim.commands import run
 
 if TYPE_CHECKING:
-    from gs import Trainer
     from gs.cli import Config
 
 # splatrim.train imports torch: a wrong flag is told before.
@@ -25,8 +24,11 @@ def parse(args: list[str]) -> Config[Any, Any, Any]:
     return train.parse(args)
 
 
-def build_trainer(config: Config[Any, Any, Any]) -> Trainer[Any]:
-    """Check every input and make the trainer. Of the run, nothing is written yet."""
+def build_trainer(config: Config[Any, Any, Any]) -> Any:
+    """Check every input and make the trainer: a gs.Trainer, or with --blocks a BlockTrainer.
+
+    Of the run, nothing is written yet.
+    """
     from splatrim import train
 
     return train.build_trainer(config)

@@ -44,7 +44,7 @@ from gs.evaluation.render import render_views
 from gs.program import train
 from pruning import METHODS
 
-CORRECTED, PLAIN = "cc PSNR", "PSNR"
+CORRECTED, PLAIN = "PSNR_cc", "PSNR"
 SCENES: dict[str, dict[str, bool]] = {
     "plain": {},
     "varied": {"varied_light": True},

@@ -77,6 +77,7 @@ def trained(source: Path, out: Path, change: Change, words: Sequence[str]) -> Tr
     given = ["-s", str(source), "-m", str(out), "--eval", "--quiet", "--test_iterations", "0"]
     config = cli.parse([*given, *words], METHODS, "")
     trainer = program.build_trainer(config, METHODS, change=change)
+    assert isinstance(trainer, Trainer)
     trainer.fit()
     return trainer
 
@@ -228,7 +229,7 @@ def measure_time(folder: Path, arguments: argparse.Namespace) -> dict[str, Any]:
 
 def main(args: Sequence[str] | None = None) -> None:
     """Entry point of `python -m bench.poses`."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
     parser.add_argument("--iterations", type=int)
     parser.add_argument("--device", default="auto")

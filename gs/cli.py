@@ -9,12 +9,15 @@ import dataclasses
 import logging
 import secrets
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Generic, Literal, Protocol, TypeVar, get_args
 
 import tyro
 
+from .blocks.config import BlocksConfig
+from .blocks.presets import GROWTH, MOMENTUM_ITERATIONS, VOXEL_SIZE, large_scene, with_blocks
+from .blocks.saved import blocks_folder
 from .config import (
     PUBLISHED_ITERATIONS,
     SceneConfig,
@@ -31,13 +34,14 @@ from .densification.taming import TamingConfig
 from .errors import SplatrimError
 from .model.rates import OptimConfig
 from .neural.config import NeuralConfig
+from .neural.momentum import MomentumConfig
 from .run_record import BASELINE
 from .training.depth_supervision import DepthConfig
 from .training.pose_refinement import PoseConfig
 from .training.start import Heritage, Origin, find_origin
 from .training.strategy import Strategy
 
-Recipe = Literal["default", "fast", "faster"]
+Recipe = Literal["default", "fast", "faster", "momentum"]
 Schedule = Literal["auto", "published", "scaled"]
 SCHEDULES = get_args(Schedule)
 RECIPES = get_args(Recipe)
@@ -117,7 +121,11 @@ class Choice:
     recipe: Recipe = "default"
     """default: the published schedule of 3DGS. fast: 14000 iterations of the scaled one with other
     learning rates, densified every 150, without resets of opacity, evaluated at the end only.
-    faster: 9000 of them, the first on images of half the size."""
+    faster: 9000 of them, the first on images of half the size. momentum: Momentum-GS as published,
+    of neural Gaussians in blocks: 60000 iterations."""
+    scene_preset: Literal["building", "rubble", "residence", "sciart", "matrixcity"] | None = None
+    """Published blocks, weights and image size of a large scene, of neural Gaussians unless
+    --representation says otherwise (docs/howto/large_scenes.md)."""
     schedule: Schedule = "auto"
     """published: iteration numbers as published for 30000 iterations. scaled: those not given as
     flags are multiplied by iterations / 30000. auto: scaled below 7000 iterations."""
@@ -143,6 +151,8 @@ class Config(Generic[D, P, R]):
     neural: R
     poses: PoseConfig
     depths: DepthConfig
+    blocks: BlocksConfig = field(default_factory=BlocksConfig)
+    momentum: MomentumConfig = field(default_factory=MomentumConfig)
 
 
 def default_config(
@@ -169,8 +179,9 @@ def default_config(
         names = ", ".join(method.PRESETS)
         raise SplatrimError(f"--method {choice.method} has no preset {preset!r}: choose {names}")
     short = {} if post else SHORT_RECIPES.get(choice.recipe, {})
+    published = MOMENTUM_ITERATIONS if choice.recipe == "momentum" else PUBLISHED_ITERATIONS
     if iterations is None:
-        iterations = int(short.get("iterations", PUBLISHED_ITERATIONS))
+        iterations = int(short.get("iterations", published))
         iterations = DEMO_ITERATIONS if choice.demo else iterations
         iterations = origin.post_end if origin is not None and post else iterations
     scene = SceneConfig(DEMO_SCENE if choice.demo else tyro.MISSING, eval=choice.demo)
@@ -186,6 +197,9 @@ def default_config(
                 "post-training takes Gaussians: make some of the anchors with python -m gs.bake"
             )
         densify, train = GrowthConfig(), dataclasses.replace(train, sh_degree=0)
+        if choice.recipe == "momentum":
+            densify = GrowthConfig(**GROWTH)
+            neural = dataclasses.replace(neural, voxel_size=VOXEL_SIZE)
         if choice.demo:  # as many Gaussians as the explicit demo has
             neural = dataclasses.replace(neural, offsets=4, voxel_size=0.1)
     pruning, poses = method.preset(preset), PoseConfig()
@@ -206,14 +220,18 @@ def default_config(
     elif choice.schedule == "scaled" or (
         choice.schedule == "auto" and (short or iterations < SCALE_BELOW)
     ):
-        factor = iterations / PUBLISHED_ITERATIONS
+        factor = iterations / published
         train, optim, densify = train.scaled(factor), optim.scaled(factor), densify.scaled(factor)
         pruning, poses = pruning.scaled(factor), poses.scaled(factor)
     if short:
         train = dataclasses.replace(train, test_iterations=(), save_iterations=())
         optim, densify = optim.hastened(), densify.hastened()
     choice = dataclasses.replace(choice, preset=preset)
-    return Config(choice, scene, train, optim, densify, pruning, neural, poses, DepthConfig())
+    scene, blocks, momentum = large_scene(
+        scene, choice.scene_preset, as_published=choice.recipe == "momentum"
+    )
+    parts = scene, train, optim, densify, pruning, neural, poses, DepthConfig(), blocks, momentum
+    return Config(choice, *parts)
 
 
 def baseline_of(
@@ -262,6 +280,7 @@ def parse(
         "--densifier",
         "--recipe",
         "--representation",
+        "--scene_preset",
     ):
         first.add_argument(name)
     first.add_argument("--iterations", type=int)
@@ -274,6 +293,7 @@ def parse(
     except argparse.ArgumentError as error:
         raise SplatrimError(str(error)) from error
     given = {k: v for k, v in vars(found).items() if v is not None}
+    given = with_blocks(given, args, BASELINE_METHOD)
     if (path := given.pop("config", None)) is None:
         default = _implied(given, methods)
     else:
@@ -314,7 +334,8 @@ def _implied(
     iterations = given.get("iterations")
     if ply is not None and iterations is not None:
         iterations = iterations_after_ply(iterations)
-    origin = find_origin(ply, checkpoint)
+    # blocks are resumed from the midst of their schedule alone
+    origin = find_origin(ply, None if blocks_folder(checkpoint) else checkpoint)
     choice = Choice(**{"method": next(iter(methods)), **choice})
     return default_config(choice, iterations, methods, origin)
 
@@ -352,4 +373,6 @@ def describe(config: Config[Any, Any, Any]) -> dict[str, Any]:
     flat |= {key: str(Path(flat[key]).absolute()) for key in _PATHS}
     parts = ["optim", "densify", "pruning", "poses", "depths"]
     parts += ["neural"] if isinstance(config.neural, NeuralConfig) else []
+    if config.blocks.n_blocks > 1:
+        parts += ["blocks", "momentum"] if "neural" in parts else ["blocks"]
     return flat | {name: as_plain(getattr(config, name)) for name in parts}

@@ -37,7 +37,8 @@ class SceneConfig:
     white_background: Annotated[bool, arg(aliases=("-w",))] = False
     """Render and composite over white instead of black."""
     eval: bool = False
-    """Keep every 8th image (or the test set that the scene names) for testing."""
+    """Keep every 8th image (or the test set that the scene names, in test.txt beside a COLMAP
+    model) for testing."""
     init_points: Annotated[int | None, AT_LEAST_ONE] = None
     """Start from this many random points instead of the scene's point cloud."""
     distortion: Literal["undistort", "refuse"] = "undistort"

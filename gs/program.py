@@ -14,6 +14,10 @@ from typing import Any
 
 import torch
 
+from .blocks.begin import begin_blocks, started_in_blocks
+from .blocks.plans import RunSettings
+from .blocks.seam_figures import write_seams
+from .blocks.trainer import BlockTrainer
 from .cli import DENSIFIERS, Config, Method, baseline_of, describe, parse
 from .compiler import cache_folder, cached_labels, start_compiler
 from .config import resolve_device
@@ -48,7 +52,7 @@ def build_trainer(
     ranks: Ranks | None = None,
     observers: Sequence[Observer] = (),
     change: Callable[[Scene], Scene] | None = None,
-) -> Trainer[Any]:
+) -> Trainer[Any] | BlockTrainer:
     """Check every input and make the trainer. Of the run, nothing is written yet.
 
     Args:
@@ -61,6 +65,13 @@ def build_trainer(
     train, method = config.train, config.choice.method
     device = resolve_device(train.device)
     check_writable(train.model_path)
+    if config.blocks.n_blocks > 1:
+        return build_block_trainer(config, ranks)
+    if started_in_blocks(train.start_checkpoint):
+        raise SplatrimError(
+            f"{train.start_checkpoint} is of a run in blocks: give its --blocks too, or make one"
+            " model of it with python -m gs.merge"
+        )
     if ranks is not None:
         check_for_ranks(config, methods)
     representation = config.choice.representation
@@ -80,9 +91,7 @@ def build_trainer(
         world_offset=None if start is None else start.get("world_offset"),
     )
     scene = scene if change is None else change(scene)
-    strategies += [x for x in (config.poses.build(scene), config.depths.build(scene)) if x]
-    if train.exposure != "none":
-        strategies.append(Exposure(train.exposure, scene.train))
+    strategies += strategies_in(scene, config)
     start = None if start is None else in_scene(start, scene.world_offset)
     if start is not None and not config.poses.pose_refinement:
         check_poses(start)
@@ -104,6 +113,28 @@ def build_trainer(
     )
 
 
+def build_block_trainer(config: Config[Any, Any, Any], ranks: Ranks | None = None) -> BlockTrainer:
+    """The same for --blocks."""
+    if config.choice.demo:
+        write_demo(config.scene.source_path)
+    device = resolve_device(config.train.device) if ranks is None else ranks.device
+    if config.poses.pose_refinement or config.depths.depth_loss:
+        raise SplatrimError("poses and depths are learnt from in one piece: leave them or --blocks")
+    run = RunSettings(
+        config.train,
+        config.blocks,
+        config.optim,
+        config.densify,
+        config.pruning,
+        config.choice.method,
+        config.scene.white_background,
+        describe(config),
+        config.neural if isinstance(config.neural, NeuralConfig) else None,
+        config.momentum,
+    )
+    return begin_blocks(run, vars(config.scene), device, ranks)
+
+
 def strategies_of(config: Config[Any, Any, Any]) -> list[Strategy[Any]]:
     """The densifier and the pruner of a run, in the order in which they are called."""
     strategies: list[Strategy[Any]] = [config.densify.build()]
@@ -115,17 +146,29 @@ def strategies_of(config: Config[Any, Any, Any]) -> list[Strategy[Any]]:
     return strategies
 
 
+def strategies_in(scene: Scene, config: Config[Any, Any, Any]) -> list[Strategy[Any]]:
+    """Those that know the scene's cameras and points, which come after the others."""
+    built = config.poses.build(scene), config.depths.build(scene)
+    found: list[Strategy[Any]] = [strategy for strategy in built if strategy is not None]
+    if config.train.exposure != "none":
+        found.append(Exposure(config.train.exposure, scene.train))
+    return found
+
+
 def check_for_ranks(config: Config[Any, Any, Any], methods: Mapping[str, type[Method]]) -> None:
     """Raise SplatrimError where something of a run does not run on several ranks."""
     if isinstance(config.neural, NeuralConfig):
         raise SplatrimError(
             "--representation neural does not run on several GPUs yet: use explicit, or one GPU"
         )
-    for flag in ("resolution_schedule", "multi_view_updates"):
-        if getattr(config.train, flag):
-            raise SplatrimError(
-                f"--{flag} does not run on several GPUs yet: leave it out, or use one GPU"
-            )
+    of_one = {
+        "resolution_schedule": config.train.resolution_schedule,
+        "multi_view_updates": config.train.multi_view_updates,
+        "pose_refinement": config.poses.pose_refinement,
+        "depth_loss": config.depths.depth_loss,
+    }
+    for flag in (flag for flag, given in of_one.items() if given):
+        raise SplatrimError(f"--{flag} does not run on several GPUs yet: leave it out, or use one")
     densifiers = {name: settings().build() for name, settings in DENSIFIERS.items()}
     pruners = {
         name: settings.preset(next(iter(settings.PRESETS))).build(densify_until=0)
@@ -147,19 +190,21 @@ def write_demo(source: Path) -> None:
         write_demo_scene(source)
 
 
-def conclude(trainer: Trainer[Any]) -> Path:
+def conclude(trainer: Trainer[Any] | BlockTrainer) -> Path:
     """Measure the test views of a finished run, where it has some, and write its report.
 
     Returns:
         report.html.
     """
     measure(trainer)
+    if isinstance(trainer, BlockTrainer) and trainer.scene.test:
+        write_seams(trainer.config.model_path, device=trainer.config.device)
     report = write_report(trainer.config.model_path)
     logger.info(f"report: {report}")
     return report
 
 
-def measure(trainer: Trainer[Any]) -> None:
+def measure(trainer: Trainer[Any] | BlockTrainer) -> None:
     """Render the test views of a finished run, where it has some, and take its metrics."""
     config = trainer.config
     if trainer.scene.test:
@@ -217,7 +262,7 @@ def train(
     methods: Mapping[str, type[Method]],
     observers: Sequence[Observer] = (),
     **settings: Any,
-) -> Trainer[Any]:
+) -> Trainer[Any] | BlockTrainer:
     """Train a scene, as `splatrim train` does, without its report unless report=True.
 
     Args:

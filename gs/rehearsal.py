@@ -11,6 +11,7 @@ images by what divides them, and sizes of sorts by how a GPU sorts them.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import logging
 import tempfile
@@ -27,13 +28,13 @@ from kernels import Launch, Rehearsal, Target, rehearsing, structural_similarity
 from .cli import Config, Method
 from .data.camera import Camera, camera_extent
 from .data.scene import Scene
+from .data.tracks import Tracks
 from .errors import SplatrimError
 from .evaluation.views import evaluate_views, mean_scores
 from .neural.anchors import first_anchors
 from .neural.config import NeuralConfig
-from .program import strategies_of
+from .program import strategies_in, strategies_of
 from .training.captured_steps import Body, StepGraphs
-from .training.exposure import Exposure
 from .training.optimizer import learning_rates
 from .training.trainer import Trainer
 
@@ -138,13 +139,10 @@ class _Stage:
             model = first_anchors(
                 config.neural, self.scene, None, seed=train.seed, device=torch.device("cpu")
             )
-        strategies = strategies_of(config)
-        if train.exposure != "none":
-            strategies.append(Exposure(train.exposure, self.scene.train))
         trainer = Trainer(
             train,
             self.scene,
-            strategies=strategies,
+            strategies=[*strategies_of(config), *strategies_in(self.scene, config)],
             optim=config.optim,
             method=config.choice.method,
             white_background=config.scene.white_background,
@@ -207,12 +205,16 @@ class _Stage:
     def look(self, degrees: set[int]) -> None:
         """Evaluate and measure views."""
         trainer = self.trainer
+        views = trainer.cameras, trainer.images, torch.zeros(3)
         for degree in sorted(degrees):
             trainer.gaussians.active_sh_degree = degree
-            model, background = trainer.exported(), torch.zeros(3)
-            views = trainer.cameras, trainer.images, background
             with torch.no_grad():
-                mean_scores(evaluate_views(model, *views, indices=range(len(SIZES))))
+                mean_scores(evaluate_views(trainer.exported(), *views, indices=range(len(SIZES))))
+        # cameras that a method moves to where the finished model fits
+        for strategy in trainer.strategies:
+            with contextlib.suppress(*FAILURES):
+                step = trainer.config.iterations
+                strategy.posed_cameras(step, trainer.exported(), *views)
         for width, height in SIZES:
             image = torch.zeros(height, width, 3)
             structural_similarity(image, image)
@@ -230,6 +232,7 @@ def _scene(folder: Path, batch: int) -> Scene:
         camera_extent(cameras),
         folder,
         "colmap",
+        tracks=Tracks(points.double(), {c.image_name: torch.arange(N_POINTS) for c in cameras}),
     )
 
 
@@ -241,4 +244,4 @@ def _cameras(folder: Path, batch: int) -> Iterator[Camera]:
         for k in range(batch):
             viewmat = torch.eye(4)
             viewmat[0, 3], viewmat[2, 3] = 0.1 * k, 2.0
-            yield Camera(path.name, path, width, height, viewmat, K, width, height)
+            yield Camera(f"{k}/{path.name}", path, width, height, viewmat, K, width, height)

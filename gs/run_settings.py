@@ -47,6 +47,9 @@ SETTINGS: Check = fields(
         "neural": mapped(anything),
         "poses": mapped(anything),
         "depths": mapped(anything),
+        "blocks": mapped(anything),
+        "momentum": mapped(anything),
+        "scene_preset": maybe(text),
         "representation": text,
     }
 )

@@ -23,6 +23,7 @@ from .reference.spherical_harmonics import sh_basis
 from .rehearsal import Launch, Rehearsal, Target, rehearsing
 from .runtime.cache import caches
 from .runtime.foreseen import Foreseen, foresee
+from .surrounded import rasterization_among
 from .update import (
     add_gradient_norms,
     add_langevin_noise,
@@ -96,6 +97,7 @@ __all__ = [
     "photometric_values",
     "project",
     "rasterization",
+    "rasterization_among",
     "rehearsing",
     "sample_masks",
     "sampled_in_any",

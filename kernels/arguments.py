@@ -113,9 +113,7 @@ class RasterInputs(NamedTuple):
 
 def without_column(x: Tensor | None) -> Tensor | None:
     """[N] of masks [N, 1]; anything else as it is."""
-    if x is None or getattr(x, "ndim", 1) != 2 or x.shape[1] != 1:
-        return x
-    return x.reshape(-1)
+    return x if x is None or getattr(x, "ndim", 1) != 2 or x.shape[1] != 1 else x.reshape(-1)
 
 
 # In C, because a call of the rasterizer asks this each time.

@@ -186,11 +186,11 @@ def rasterization(
         if capacity is not None:
             raise ValueError("capacity: expected none with batches, packing or a radius clip")
         form = Form(tuple(means.shape[:-2]), float(radius_clip), bool(packed))
-        return rasterize_form(partial(_rasterize, backend=backend), inputs, settings, form)
-    return _rasterize(inputs, settings, capacity, backend)
+        return rasterize_form(partial(rasterize_plain, backend=backend), inputs, settings, form)
+    return rasterize_plain(inputs, settings, capacity, backend)
 
 
-def _rasterize(
+def rasterize_plain(
     inputs: RasterInputs,
     settings: RenderSettings,
     capacity: Capacity | None = None,

@@ -26,6 +26,9 @@ COMMANDS: dict[str, tuple[str, ...]] = {
         "gs.model.rates",
         "gs.densification",
         "gs.neural.config",
+        "gs.blocks.config",
+        "gs.blocks.partition",
+        "gs.neural.momentum",
         "gs.training.pose_refinement",
         "gs.training.depth_supervision",
         "pruning.mask_gaussian",
@@ -40,6 +43,7 @@ COMMANDS: dict[str, tuple[str, ...]] = {
     "bake": ("gs.bake",),
     "partition": ("gs.blocks.look", "gs.blocks.partition"),
     "merge": ("gs.blocks.merge",),
+    "seams": ("gs.blocks.seam_figures",),
     "warmup": ("splatrim.warmup",),
 }
 
@@ -69,6 +73,8 @@ EVERYDAY: dict[str, tuple[str, ...]] = {
         "start_ply",
         "start_checkpoint",
         "config",
+        "blocks",
+        "scene_preset",
         "overwrite",
         "report",
         "viewer",

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from gs import cli, program
+from gs.blocks.trainer import BlockTrainer
 from gs.cli import Config
 from gs.config import resume_arguments, resume_command
 from gs.distributed.processes import find_ranks
@@ -21,7 +22,7 @@ from gs.distributed.torchrun import closed, is_restart, may_restart
 from gs.errors import SplatrimError, is_first, told_by_first
 from gs.invocation import command
 from gs.logs import show_log
-from gs.run_record import holds_run, saved_checkpoints
+from gs.run_record import BLOCKS, MANIFEST, holds_run, saved_checkpoints
 from gs.training.memory import keep_freed_memory
 from gs.training.observer import Observer
 from gs.training.trainer import Trainer
@@ -38,7 +39,7 @@ def parse(args: list[str]) -> Config[Any, Any, Any]:
 
 def build_trainer(
     config: Config[Any, Any, Any], ranks: Ranks | None = None, observers: Sequence[Observer] = ()
-) -> Trainer[Any]:
+) -> Trainer[Any] | BlockTrainer:
     """Check every input and make the trainer: gs.program.build_trainer with all methods."""
     return program.build_trainer(config, METHODS, ranks, observers)
 
@@ -90,7 +91,8 @@ def restarted(
     if not is_restart():
         return config
     out = config.train.model_path
-    saved = ranks.agree(ranks.first_only(lambda: list(saved_checkpoints(out).values())))
+    blocks = [out / BLOCKS] if (out / BLOCKS / MANIFEST).is_file() else []
+    saved = ranks.agree(ranks.first_only(lambda: blocks or list(saved_checkpoints(out).values())))
     if saved:
         logger.info(f"started again by torchrun: going on from {saved[-1]}")
         return parse(resume_arguments(args, out, saved[-1]))
@@ -100,7 +102,7 @@ def restarted(
 
 
 def _conclude(
-    trainer: Trainer[Any],
+    trainer: Trainer[Any] | BlockTrainer,
     config: Config[Any, Any, Any],
     args: list[str],
     checkpoint: Path | None,

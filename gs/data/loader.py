@@ -11,6 +11,7 @@ from collections import OrderedDict
 from collections.abc import Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -20,6 +21,21 @@ from ..errors import SplatrimError
 from .camera import Camera
 from .image_file import check_size, decode, image_size, is_transparent
 from .masks import has_mask, read_mask, transparency_at
+
+
+class CameraImages(Protocol):
+    """Images of cameras by index, on the device: an ImageLoader's, or some of them."""
+
+    cameras: list[Camera]
+    has_masks: bool
+    transparent: bool
+
+    @property
+    def targets(self) -> "CameraImages": ...
+
+    def __getitem__(self, index: int, /) -> Tensor: ...  # [H, W, 3 or 4] uint8
+
+    def prefetch(self, indices: list[int], /) -> None: ...
 
 
 class ImageLoader:

@@ -4,15 +4,15 @@ They are taken from the 8-bit images that `python -m gs.render` wrote, and go to
 per_view.json in the layout of the original code. LPIPS (Zhang et al., CVPR 2018; VGG, version 0.1)
 is fed images in 0..1 as the original does, though the network is made for -1..1: so the figures
 compare with published tables. Without the package or its weights the others are written alone.
-FLIP (gs.evaluation.flip) needs neither.
+FLIP (gs.evaluation.flip) needs neither. --color_correct adds figures of renderings whose colours
+are fitted to the photographs (gs.evaluation.color_correction).
 
 Where views have masks, PSNR and FLIP are over the pixels that count, SSIM over those whose windows
 have such pixels alone, and LPIPS sees black elsewhere; "counted" is the share of the pixels then.
 
 Of runs that learnt what images did to the light (--exposure), test views are rendered in the mean
-light of the training images, which no test image had a part in. Beside the figures of these "cc
-PSNR" is of renderings whose channels have had their gain and offset fitted to the truth;
---color_correct takes it of any run, to compare.
+light of the training images, which no test image had a part in; figures with fitted colours stand
+beside those of these.
 """
 
 import importlib
@@ -40,9 +40,9 @@ from ..invocation import command
 from ..logs import show_log
 from ..losses import ssim, to_float
 from ..run_settings import CONFIG, read_settings
-from .color_correct import color_corrected
+from .color_correction import correct_colors, half_of
 from .flip import flip_map
-from .rendered import CORRECTED, COUNTED, MASKS, PER_VIEW, RESULTS, is_current, read_stats
+from .rendered import COUNTED, MASKS, PER_VIEW, RESULTS, is_current, read_stats
 from .views import psnr
 
 __all__ = ["compute_metrics", "load_lpips", "psnr", "read_image", "ssim"]
@@ -68,8 +68,8 @@ class MetricsConfig:
     """File with the weights of VGG-16 for LPIPS, as torchvision has it (vgg16-397923af.pth); by
     default that of torch's cache. Nothing is downloaded."""
     color_correct: bool = False
-    """Also give PSNR after fitting each channel's gain and offset to the truth, as of runs that
-    learnt exposures."""
+    """Also measure with colours fitted to the photograph (PSNR_cc, SSIM_cc, LPIPS_cc), and with the
+    fit of the left half on the right one (PSNR_half, ...); of runs that learnt exposures always."""
 
 
 def compute_metrics(
@@ -85,12 +85,14 @@ def compute_metrics(
         model_paths: Output folders.
         device: "auto", "cpu" or "cuda".
         lpips_weights: File of VGG's weights; None is that of torch's cache.
-        color_correct: Give "cc PSNR" of all runs, not only of those with --exposure.
+        color_correct: Whether to measure with fitted colours too (gs.evaluation.color_correction)
+            of all runs, not only of those with --exposure.
 
     Returns:
         Per folder what results.json says: {"ours_N": {"SSIM", "PSNR", "FLIP", "LPIPS"}}; LPIPS is
-        left out where it is not available, and the log says why. With masks also "counted", and
-        with exposures "cc PSNR".
+        left out where it is not available, and the log says why. With masks also "counted"; with
+        fitted colours "SSIM_cc" and so on, and "SSIM_half", of the right half after a fit of the
+        left one.
 
     Raises:
         SplatrimError: given weights that cannot be used, no rendered views, or a broken or
@@ -220,9 +222,7 @@ def _measure(
     color_correct: bool,
 ) -> dict[str, dict[str, float]]:
     """Metrics by name and view."""
-    scores: dict[str, dict[str, float]] = {"SSIM": {}, "PSNR": {}, "FLIP": {}}
-    if lpips is not None:
-        scores["LPIPS"] = {}
+    scores: dict[str, dict[str, float]] = {}
     for path, truth_path in pairs:
         a, b = read_image(path).to(device), read_image(truth_path).to(device)
         if a.shape != b.shape:
@@ -234,25 +234,54 @@ def _measure(
             scores.setdefault(COUNTED, {})[path.name] = counted.float().mean().item()
             if not counted.any():
                 continue
-        scores["SSIM"][path.name] = ssim(a, b, counted=counted).item()
-        seen = (a, b) if counted is None else (a[counted], b[counted])
-        scores["PSNR"][path.name] = psnr(*seen).item()
+        images = {"": (a, b, counted)}
         if color_correct:
-            fitted = color_corrected(a, b, counted)
-            fitted = fitted if counted is None else fitted[counted]
-            scores.setdefault(CORRECTED, {})[path.name] = psnr(fitted, seen[1]).item()
-        if counted is not None:
-            a, b = (x * counted[..., None] for x in (a, b))
-        differences = flip_map(a, b)
-        scores["FLIP"][path.name] = (
-            (differences if counted is None else differences[counted]).mean().item()
-        )
-        if lpips is not None:
-            if min(a.shape[:2]) < VGG_MIN_SIZE:
-                raise SplatrimError(f"{path} is too small for LPIPS: {VGG_MIN_SIZE} pixels a side")
-            batch = [x.permute(2, 0, 1)[None] for x in (a, b)]
-            scores["LPIPS"][path.name] = lpips(*batch).item()
+            images |= _corrected(a, b, counted)
+        for suffix, (shown, truth, counts) in images.items():
+            found = _figures(shown, truth, counts, lpips, path, with_flip=not suffix)
+            for name, value in found.items():
+                scores.setdefault(f"{name}{suffix}", {})[path.name] = value.item()
     return scores
+
+
+def _figures(
+    a: Tensor,  # [H, W, 3]
+    b: Tensor,
+    counted: Tensor | None,  # [H, W] bool
+    lpips: LPIPS | None,
+    path: Path,
+    *,
+    with_flip: bool,
+) -> dict[str, Tensor]:
+    """Figures by name, over the pixels that count."""
+    pixels = (a, b) if counted is None else (a[counted], b[counted])
+    found = {"SSIM": ssim(a, b, counted=counted), "PSNR": psnr(*pixels)}
+    if counted is not None:
+        a, b = (x * counted[..., None] for x in (a, b))
+    if with_flip:
+        differences = flip_map(a, b)
+        found["FLIP"] = (differences if counted is None else differences[counted]).mean()
+    if lpips is not None:
+        if min(a.shape[:2]) < VGG_MIN_SIZE:
+            raise SplatrimError(f"{path} is too small for LPIPS: {VGG_MIN_SIZE} pixels a side")
+        batch = [x.permute(2, 0, 1)[None] for x in (a, b)]
+        found["LPIPS"] = lpips(*batch)
+    return found
+
+
+def _corrected(
+    a: Tensor, b: Tensor, counted: Tensor | None
+) -> dict[str, tuple[Tensor, Tensor, Tensor | None]]:
+    """Rendering, truth and pixels by suffix: all fitted to all, and right half by left half."""
+    left = half_of(a)
+    whole = correct_colors(a, b, counted).float()
+    by_half = correct_colors(a, b, left if counted is None else left & counted).float()
+    right = slice(a.shape[1] // 2, None)
+    found: dict[str, tuple[Tensor, Tensor, Tensor | None]] = {"_cc": (whole, b, counted)}
+    part = None if counted is None else counted[:, right].contiguous()
+    if part is None or part.any():
+        found["_half"] = by_half[:, right].contiguous(), b[:, right].contiguous(), part
+    return found
 
 
 def _learnt_light(path: Path) -> bool:

@@ -11,7 +11,7 @@ from ..schema import fields, integer, listed, mapped, number, read_checked, text
 STATS = "render_stats.json"
 RESULTS, PER_VIEW = "results.json", "per_view.json"
 MASKS = "masks"  # folder beside that of the renderings
-CORRECTED = "cc PSNR"  # of renderings whose colours were fitted to the truth
+CORRECTED = "PSNR_cc"  # of renderings whose colours were fitted to the truth
 COUNTED = "counted"  # share of the pixels that metrics are over, beside them where it is not 1
 
 _SPLIT = fields({"views": listed(text), **dict.fromkeys(("psnr", "ssim", "l1"), number())})

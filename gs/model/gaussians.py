@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from .model import Model, Splats
 from .neighbours import mean_squared_neighbor_distances
 from .specs import PUBLISHED, ParameterSpec, published_specs
+from .splats import Frozen
 
 if TYPE_CHECKING:
     from .view import View
@@ -32,6 +33,8 @@ class Gaussians(Model):
     """N Gaussians as raw parameters, with activations as `get_` methods."""
 
     same_in_all_views = True
+    frozen: Frozen | None = None
+    """What is drawn among them and does not belong to the model (gs.blocks)."""
 
     def __init__(
         self,
@@ -142,6 +145,7 @@ class Gaussians(Model):
             p["shN"],
             sh_degree=self.active_sh_degree,
             raw=True,
+            frozen=self.frozen,
             antialiased=self.antialiased,
         )
 
@@ -164,6 +168,7 @@ class Gaussians(Model):
         model = Gaussians(tensors, specs=self.specs.values())
         model.active_sh_degree = min(self.active_sh_degree, model.sh_degree)
         model.shared, model.shared_specs = self.shared, self.shared_specs
+        model.frozen = self.frozen
         model.antialiased = self.antialiased
         return model
 

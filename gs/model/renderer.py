@@ -13,6 +13,7 @@ from kernels import rasterization
 from ..data.camera import Camera
 from .model import Model
 from .splats import Splats
+from .surrounded import rasterize_among
 from .view import NO_EXPOSURE, View, view_of
 
 PER_PART = {"masks", "mask_logits", "mask_ids"}  # keywords with an entry per Gaussian of the model
@@ -30,6 +31,8 @@ class RenderOutput(NamedTuple):
     """As `kernels.rasterization` returns it, for C cameras."""
     splats: Splats | None = None
     """What was drawn; `info` has an entry for each of them."""
+    view: View | None = None
+    """Where from."""
     depths: Tensor | None = None
     """Accumulated depth sum(w z), where `split_depth` has taken it from the colours. [H, W], or
     [C, H, W]."""
@@ -86,6 +89,9 @@ def render(
         "raw": s.raw,
         "rasterize_mode": "antialiased" if s.antialiased else "classic",
     } | raster_kwargs
+    if s.frozen is not None:
+        colors, alphas, info = rasterize_among(s, s.frozen, view, keywords)
+        return RenderOutput(colors.squeeze(0), alphas.squeeze(0), info, s, view)
     colors, alphas, info = rasterization(
         s.means,
         s.quats,
@@ -98,7 +104,7 @@ def render(
         view.height,
         **keywords,
     )
-    return RenderOutput(colors.squeeze(0), alphas.squeeze(0), info, s)
+    return RenderOutput(colors.squeeze(0), alphas.squeeze(0), info, s, view)
 
 
 def split_depth(out: RenderOutput) -> RenderOutput:

@@ -8,6 +8,21 @@ import torch
 from torch import Tensor
 
 
+class Frozen(NamedTuple):
+    """Gaussians that are drawn among those of a model, and get no gradient. M of them."""
+
+    splats: Splats
+    """All of them, as they are drawn."""
+    ids: Tensor
+    """Names in random draws. [M] int32"""
+    mask_logits: Tensor | None = None
+    """Of those whose masks are drawn. [M, 2]"""
+    boxes: Tensor | None = None
+    """Pixels of each of the run's cameras that the model reaches, with a margin: left, top, right,
+    bottom. Elsewhere an image need not be right. None: it is right everywhere. [cameras, 4] int32
+    """
+
+
 class Splats(NamedTuple):
     """Gaussians as they are drawn: all that rendering needs but the camera. N of them."""
 
@@ -35,6 +50,8 @@ class Splats(NamedTuple):
     missing: Tensor | None = None
     """Rows that were to be drawn and had no room; a captured step with any does not count. [1]
     int32"""
+    frozen: Frozen | None = None
+    """What is drawn among them; a rendering's results are about the others."""
 
     def detached(self) -> Splats:
         """The same without gradients."""

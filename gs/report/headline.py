@@ -95,6 +95,8 @@ def _tiles(run: Run) -> list[str]:
             detail = f"{_percent(100 * run.results[COUNTED])} % of pixels, by the masks"
         if base is not None and base.psnr is not None:
             detail = f"{base.method_name}: {base.psnr:.2f} dB"
+        elif "PSNR_cc" in run.results:
+            detail = f"with colours fitted to the photographs: {run.results['PSNR_cc']:.2f} dB"
         tiles.append(tile("PSNR", f"{run.psnr:.2f}", "dB", detail))
     details = {"SSIM": "1 = identical", "LPIPS": "VGG, 0 = identical", "FLIP": "0 = identical"}
     for name, detail in details.items():

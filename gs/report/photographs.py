@@ -46,8 +46,8 @@ def corrections(run: Run) -> tuple[str, str] | None:
         f" (<code>--exposure {light.kind}</code>). The table says what a mid grey became: its"
         f" brightness beside the mean of all images (at most {spread:.2f} stops off), and red and"
         " blue beside green. Test views are shown in the mean light of the training images, which"
-        " no test image had a part in; <em>cc PSNR</em> is that of views whose channels have had"
-        " gain and offset fitted to the truth. Viewers and .ply show the scene without any."
+        " no test image had a part in; <em>PSNR_cc</em> is that of views whose colours have been"
+        " fitted to the truth. Viewers and .ply show the scene without any."
     )
     columns = ["Image", "Exposure, stops", "Red / green", "Blue / green"]
     html = f'<p class="note">{note}</p>{number_table(columns, rows[:MOST_SHOWN])}'

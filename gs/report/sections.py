@@ -1,7 +1,7 @@
 """report.html: what a run did, on one page that one can send: `python -m gs.report -m OUT`.
 
 It shows what is there: of history.json, config.json, results.json, per_view.json,
-render_stats.json, pruning.json, bake.json, poses.json, rendered views and saved models any may be
+render_stats.json, pruning.json, bake.json, poses.json, seams.json, views and models any may be
 missing. A section is a function of the run's data that returns its heading and HTML, or None where
 it has nothing to show; `SECTIONS` lists them in order.
 """
@@ -21,6 +21,7 @@ from ..evaluation.readable import duration, milliseconds
 from ..files import write_text
 from ..logs import show_log
 from .baking import baking
+from .blocks import blocks
 from .charts import Series, compact, line_chart, moving_average
 from .comparison import write_comparison
 from .exports import exports
@@ -130,6 +131,7 @@ SECTIONS: tuple[Section, ...] = (
     corrections,
     masks,
     training_curves,
+    blocks,
     prunings,
     distributions,
     poses,

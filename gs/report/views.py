@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from ..errors import SplatrimError
 from ..evaluation.metrics import read_image
-from ..evaluation.rendered import CORRECTED, COUNTED
+from ..evaluation.rendered import COUNTED
 from .page import details, error_legend, error_map, figure, number_table, side_by_side, slider
 from .run import Run, View
 
@@ -64,7 +64,9 @@ def test_views(run: Run) -> tuple[str, str] | None:
 
 def view_table(run: Run) -> tuple[str, str] | None:
     """The figures of every test view."""
-    digits = {"PSNR": 2, CORRECTED: 2, "SSIM": 4, "LPIPS": 4, "FLIP": 4}
+    digits = {"PSNR": 2, "SSIM": 4, "LPIPS": 4, "FLIP": 4}
+    fitted = ("PSNR", "SSIM", "LPIPS")
+    digits |= {f"{name}{suffix}": digits[name] for suffix in ("_cc", "_half") for name in fitted}
     metrics = [m for m in digits if any(m in v.scores for v in run.views)]
     if not metrics:
         return None

@@ -18,8 +18,8 @@ hold addresses, so all are dropped once a parameter or row buffer is another ten
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Hashable, Iterator
-from typing import Literal, NamedTuple, Protocol
+from collections.abc import Callable, Hashable, Iterator, Mapping
+from typing import Any, Literal, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -114,14 +114,19 @@ class Bounds(NamedTuple):
 
 
 class StepGraphs:
-    """Graphs of one model's steps by key."""
+    """Graphs of one model's steps by key.
 
-    def __init__(self, record: Record) -> None:
+    Args:
+        record: Captures.
+        fractions: Rows and entries per Gaussian, recent maxima; kept up to date in place.
+    """
+
+    def __init__(self, record: Record, fractions: list[float] | None = None) -> None:
         self._record = record
         self._graphs: dict[Hashable, tuple[Graph, Capacity, Body]] = {}
         self._warm: set[Hashable] = set()
         self._tensors: list[Tensor] = []
-        self._fractions = [0.0, 0.0]  # of rows and entries per Gaussian, recent maxima
+        self._fractions = [0.0, 0.0] if fractions is None else fractions
 
     def plan(self, key: Hashable, model: Model) -> Plan:
         """What to do with a step; "run": without a graph."""
@@ -172,6 +177,13 @@ class StepGraphs:
     def _learn(self, n: int, *counts: float) -> None:
         for k, x in enumerate(counts):
             self._fractions[k] = max(x / max(n, 1), self._fractions[k] * DECAY)
+
+
+def counts_of(info: Mapping[str, Any]) -> Counts:
+    """Rows and entries that a rendering had, by what it returned. Waits."""
+    if "counts" in info:
+        return Counts(*info["counts"].tolist())
+    return Counts(int((info["radii"] > 0).all(-1).sum()), int(info["n_isects"]))
 
 
 def _record(body: Body, anchor: torch.cuda.CUDAGraph | None = None) -> torch.cuda.CUDAGraph:

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from ..data.camera import Camera
-from ..data.loader import ImageLoader
+from ..data.loader import CameraImages
 from ..model.view import pack_view
 
 MAX_BYTES = 2 * 2**30  # of reduced images that are kept
@@ -31,7 +31,7 @@ class Pictures:
         images: Those of the full size.
     """
 
-    def __init__(self, images: ImageLoader) -> None:
+    def __init__(self, images: CameraImages) -> None:
         self._images = images.targets
         self._kept: dict[int, Tensor] = {}
         self._kept_bytes = 0

@@ -23,13 +23,13 @@ from torch import Tensor
 from kernels import Counts
 
 from ..config import TrainConfig
-from ..data.loader import ImageLoader
+from ..data.loader import CameraImages
 from ..data.scene import Scene
 from ..losses import compared, total
 from ..model.renderer import RenderOutput, render, split_depth
 from ..seeds import derive_seed
 from .batch import grouped
-from .captured_steps import Bounds, CudaRecorder, OwnStream, StepGraphs
+from .captured_steps import Bounds, CudaRecorder, OwnStream, StepGraphs, counts_of
 from .optimizer import set_learning_rates
 from .pictures import Pictures
 from .seen import RowAdam, mark_rows
@@ -68,6 +68,7 @@ class Stepper(Generic[M]):
         white_background: Train over white instead of black.
 
     `graphs` keeps captured steps; where it is None, as on a CPU, every step is taken in parts.
+    `term_weight` multiplies what strategies add to the loss.
     """
 
     def __init__(
@@ -77,7 +78,7 @@ class Stepper(Generic[M]):
         gaussians: M,
         optimizer: torch.optim.Optimizer,
         strategies: Sequence[Strategy[M]],
-        images: ImageLoader,
+        images: CameraImages,
         tracker: Tracker,
         *,
         white_background: bool,
@@ -89,7 +90,7 @@ class Stepper(Generic[M]):
         self.graphs = StepGraphs(CudaRecorder()) if graphed else None
         self.wants_stop = False  # somebody has asked this process to stop
         self._running = False
-        self._stream = OwnStream(gaussians.device)
+        self.stream, self.term_weight = OwnStream(gaussians.device), 1.0
         self._buffers: dict[int, InputBuffer] = {}  # by images of a step
         self._targets: dict[tuple[int, ...], list[Tensor]] = {}  # of captured steps, by shape
         self.pictures = Pictures(images)
@@ -103,7 +104,7 @@ class Stepper(Generic[M]):
         """Where steps may be graphs; on a GPU on a stream of its own, with autograd in the caller's
         thread: waking the thread that autograd keeps for a GPU takes 0.2 to 0.4 ms per step.
         """
-        with self._stream.current():
+        with self.stream.current():
             self._running = True
             try:
                 yield
@@ -141,9 +142,7 @@ class Stepper(Generic[M]):
         self._update(step, computed)
         key, self._warming_up = self._warming_up, None
         if key is not None and self.graphs is not None:
-            info = computed.out.info
-            n_rows = int((info["radii"] > 0).all(-1).sum())
-            self.graphs.warmed_up(key, n, Counts(n_rows, int(info["n_isects"])))
+            self.graphs.warmed_up(key, n, counts_of(computed.out.info))
 
     def replay(self, step: int, indices: Sequence[int], rates: Rates) -> bool:
         """Take a step as a graph; False where it has to be taken in parts.
@@ -236,16 +235,24 @@ class Stepper(Generic[M]):
             out.info["observations"] = context.observations
         n_images = len(indices)
         images = self._shown(step, indices, inputs, context)
-        behind = inputs.background if self.images.targets.transparent else None
-        values, v_images = compared(images, targets, config.lambda_dssim, behind)
+        values, v_images = self._compare(images, targets, context)
         terms = [strategy.loss(step, gaussians, out) for strategy in self.strategies]
-        terms = [x if n_images == 1 else n_images * x for x in terms if x is not None]
+        gain = n_images * self.term_weight
+        terms = [x if gain == 1 else gain * x for x in terms if x is not None]
         own = [strategy.image_loss(step, context) for strategy in self.strategies]
         terms += [x for x in own if x is not None]
         loss = total(values[0], v_images, images, *terms)
         loss.backward()
         self.tracker.record(torch.cat([loss.detach().view(1), values[3:]]), skip, n_images)
         return context
+
+    def _compare(
+        self, images: Sequence[Tensor], targets: Sequence[Tensor], context: StepContext[M]
+    ) -> tuple[Tensor, list[Tensor]]:
+        """Values of the photometric losses, summed, and each image's gradient."""
+        assert context.inputs is not None
+        behind = context.inputs.background if self.images.targets.transparent else None
+        return compared(images, targets, self.config.lambda_dssim, behind)
 
     def _context(self, step: int, image: int, out: RenderOutput, **own: Any) -> StepContext[M]:
         """What a step shows to its strategies; `own` are the fields that it alone knows."""
@@ -332,9 +339,9 @@ class Stepper(Generic[M]):
             self._fused_adam.rates_for(),
             numbers,
         )
-        for target, image in zip(targets, images, strict=True):
+        for target, image in zip(targets, images, strict=False):  # larger steps had more targets
             target.copy_(image)
-        return buffer, targets
+        return buffer, targets[:n_images]
 
     def _capture(
         self,
@@ -358,19 +365,17 @@ class Stepper(Generic[M]):
         """What distinguishes graphs, or None where `step` must be taken in parts."""
         if not self._running or step == self.config.iterations:
             return None
-        if len(indices) > 1 and not self.gaussians.same_in_all_views:
-            return None
         cameras = [self.pictures.cameras[i] for i in indices]
         size, *others = ((camera.width, camera.height, camera.near) for camera in cameras)
         if any(other != size for other in others):
             return None
-        phases = tuple(strategy.phase(step) for strategy in self.strategies)
-        if None in phases:
+        if others and not self.gaussians.same_in_all_views:
             return None
-        return len(indices), *size, self.gaussians.active_sh_degree, phases
+        phases = tuple(strategy.phase(step) for strategy in self.strategies)
+        key = len(indices), *size, self.gaussians.active_sh_degree, phases
+        return None if None in phases else key
 
     def _set_stage(self, step: int, n_images: int) -> None:
-        """Let images have the size of the step."""
         self.pictures.reduce(self.config.reduction_after(step - n_images))
 
     def _announce(self, n_images: int) -> None:
@@ -379,16 +384,10 @@ class Stepper(Generic[M]):
             strategy.n_images = n_images
 
     def _device_inputs(self, step: int) -> dict[str, int]:
-        integers: dict[str, int] = {}
-        for strategy in self.strategies:
-            integers |= strategy.device_inputs(step)
-        return integers
+        return {k: x for s in self.strategies for k, x in s.device_inputs(step).items()}
 
     def _device_numbers(self, step: int) -> dict[str, float]:
-        numbers: dict[str, float] = {}
-        for strategy in self.strategies:
-            numbers |= strategy.device_numbers(step)
-        return numbers
+        return {k: x for s in self.strategies for k, x in s.device_numbers(step).items()}
 
     def _count_steps(self, key: Hashable, n: int) -> None:
         """Tell the optimizer of steps that it took within a graph."""

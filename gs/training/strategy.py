@@ -278,6 +278,11 @@ class Strategy(Generic[M]):
         """Rows of the exported and tested model, or None for all."""
         return None
 
+    def opacity_factors(self, gaussians: M) -> Tensor | None:  # [N * parts]
+        """What opacities are multiplied by where the model stays as it is now, among others that
+        go on training (gs.blocks); None for nothing."""
+        return None
+
     def state_dict(self) -> Part:
         """All that a bit-exact resume needs beyond parameters and rows: plain values, tensors."""
         return {}

@@ -32,7 +32,6 @@ from ..data.loader import ImageLoader
 from ..data.scene import Scene
 from ..distributed.ranks import Ranks
 from ..evaluation.views import evaluate_views, mean_scores
-from ..model.histograms import Histogram
 from ..model.model import Model
 from ..model.rates import OptimConfig
 from ..run_record import checkpoint_file, model_file, shards_folder
@@ -363,9 +362,8 @@ class Trainer(Generic[M]):
             **peak_memory(self.device),
         }
         path = self.config.model_path / "history.json"
-        histograms: dict[str, Histogram] = {}
-        for strategy in self.strategies:
-            histograms |= strategy.histograms(self.gaussians)
+        found = [strategy.histograms(self.gaussians) for strategy in self.strategies]
+        histograms = {name: x for entry in found for name, x in entry.items()}
         more = {"settings": self.settings, "timing": timing, **self.team.summed(histograms)}
         more |= self.team.about(self.gaussians)
         self.team.alone(lambda: self.tracker.write_history(path, last=last, **more))

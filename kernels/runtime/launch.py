@@ -160,16 +160,15 @@ def launch(
             if x & 15:
                 special.append(~len(plain))
         plain.append(x)
-    values = constants.values()
     device = torch._C._cuda_getDevice()
-    key = (kernel.fn, device, num_warps, maxnreg, *values, *special)
+    key = (kernel.fn, device, num_warps, maxnreg, *constants.values(), *special)
     start = _compiled.get(key)
     if start is None:
         _check_integers(kernel, args)
         options = _options(num_warps, maxnreg, cooperative)
         await_variant(rehearsal.label(kernel, args, constants, options))
         compiled = kernel[grid](*args, **constants, **options)
-        start = _compiled[key] = _starter(compiled, tuple(values))
+        start = _compiled[key] = _starter(compiled, tuple(constants.values()))
     else:
         x, y, z = (*grid, 1, 1)[:3]
         stream = torch._C._cuda_getCurrentRawStream(device)

@@ -1,8 +1,10 @@
 """What is rehearsed is what a training launches, variant by variant."""
 
+import dataclasses
 import pkgutil
 import sys
 from collections.abc import Callable
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -14,7 +16,9 @@ from torch import Tensor
 import kernels
 from gs.cli import Config, parse
 from gs.data.scene import Scene
-from gs.program import strategies_of
+from gs.data.tracks import Tracks
+from gs.evaluation.pose_fit import fit_poses
+from gs.program import strategies_in, strategies_of
 from gs.rehearsal import Captured, rehearse_training
 from gs.training.captured_steps import StepGraphs
 from gs.training.trainer import Trainer
@@ -41,7 +45,9 @@ def small(write_scene: Callable[..., Scene], turned_view: Callable[[float], Tens
     """Two views of 30 Gaussians to train on and one to test: four tiles each."""
     points = torch.rand(30, 3, generator=torch.Generator().manual_seed(0)) - 0.5
     views = [turned_view(angle) for angle in (-0.5, 0.0, 0.5)]
-    return write_scene(points, points + 0.5, views, 2, (16, 12), 30.0)
+    scene = write_scene(points, points + 0.5, views, 2, (16, 12), 30.0)
+    seen = {camera.image_name: torch.arange(len(points)) for camera in scene.train}
+    return dataclasses.replace(scene, tracks=Tracks(points.double(), seen))
 
 
 @pytest.fixture
@@ -64,6 +70,7 @@ def launched(monkeypatch: pytest.MonkeyPatch) -> set[str]:
         if module.__name__.startswith("kernels.") and vars(module).get("launch") is original:
             monkeypatch.setattr(module, "launch", noting)
     monkeypatch.setattr(backend, "on_gpu", lambda _: True)
+    monkeypatch.setattr("gs.training.pose_refinement.fit_poses", partial(fit_poses, steps=1))
     return found
 
 
@@ -76,17 +83,18 @@ def launched(monkeypatch: pytest.MonkeyPatch) -> set[str]:
         "--method 3dgs --batch 2",
         "--method natural-selection --select_from_iter 4 --select_until_iter 7 --select_interval 2"
         " --densifier error --budget 1.1x --multi_view_updates 0.5:2 --resolution_schedule 0:2",
-        "--method radsplat --prune_iterations 6",
-        "--method lp-3dgs --mask_from_iter 2 --mask_until_iter 6 --score_interval 2",
+        "--method lp-3dgs --mask_from_iter 2 --mask_until_iter 6 --score_interval 2"
+        " --densify_until_iter 1 --sh_degree 0",
+        "--method 3dgs --pose_refinement --pose_from_iter 1 --depth_loss",
     ],
+    ids=["masks", "mcmc", "taming", "batch", "error", "lp-3dgs", "poses"],
 )
 def test_a_training_launches_nothing_that_was_not_rehearsed(
     small: Scene, tmp_path: Path, launched: set[str], words: str
 ) -> None:
     config = config_of(tmp_path, *SHORT.split(), *words.split())
-    trainer = Trainer(
-        config.train, small, strategies=strategies_of(config), method=config.choice.method
-    )
+    strategies = [*strategies_of(config), *strategies_in(small, config)]
+    trainer = Trainer(config.train, small, strategies=strategies, method=config.choice.method)
     if config.train.cuda_graphs:
         trainer.stepper.graphs = StepGraphs(Captured)
     trainer.fit()

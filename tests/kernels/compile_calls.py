@@ -103,8 +103,8 @@ def compare_depths() -> None:
     offsets, pixels = torch.zeros(9, dtype=torch.int32), torch.zeros(64, dtype=torch.int32)
     known = SparseDepths(offsets, pixels, torch.zeros(64), 40)
     for rows in (torch.zeros(1, dtype=torch.int32), torch.zeros(4, 32, dtype=torch.int32)[:, 28]):
-        images = (torch.zeros(len(rows), 40, 56, requires_grad=True) for _ in range(2))
-        depth_loss(*images, rows, known, torch.zeros(1), backend="triton").backward()
+        depths, alphas = (torch.zeros(len(rows), 40, 56, requires_grad=True) for _ in range(2))
+        depth_loss(depths, alphas, rows, known, torch.zeros(1), backend="triton").backward()
 
 
 MORE_CALLS = (

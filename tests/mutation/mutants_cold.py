@@ -24,7 +24,7 @@ COLD = [
         "of steps that are not captured the first alone is rehearsed",
         "CONSECUTIVE = 64",
         "CONSECUTIVE = 1",
-        ("test_rehearsal.py", "-k score_interval"),
+        ("test_rehearsal.py", "-k lp-3dgs"),
     ),
     Mutant(
         "only one degree is rehearsed",

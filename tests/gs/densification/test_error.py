@@ -166,7 +166,7 @@ class Names(Strategy):
 def test_what_goes_makes_room_and_does_not_split() -> None:
     case = Case(10, quiet(budget="10"), Names())
     case.gaussians.params["opacities"].data[[0, 1]] = -8.0
-    case.run(14_900, [1e-3] * 10)
+    case.run(14_900, [1e6] * 3 + [1e-3] * 7)
     assert len(case.gaussians) == 10
     assert {0, 1, 2}.isdisjoint(case.ids)
     assert case.densifier.scalars(14_900) == {"n_split": 3.0, "n_pruned": 3.0}

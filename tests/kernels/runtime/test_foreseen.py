@@ -17,7 +17,7 @@ class Process:
 
     def __init__(self, foreseen: Foreseen) -> None:
         self._lines: SimpleQueue[str | None] = SimpleQueue()
-        self._thread = threading.Thread(target=foreseen.follow, args=(self,))
+        self._thread = threading.Thread(target=foreseen.follow, args=(self,), daemon=True)
         self._thread.start()
 
     def __iter__(self) -> Iterator[str]:
@@ -34,7 +34,7 @@ class Process:
 
 
 def waits(foreseen: Foreseen, label: str) -> threading.Thread:
-    thread = threading.Thread(target=foreseen.wait, args=(label,))
+    thread = threading.Thread(target=foreseen.wait, args=(label,), daemon=True)
     thread.start()
     return thread
 
