@@ -100,7 +100,7 @@ BLOCKS = [
     ),
     Mutant(
         "outside its box an image has a loss",
-        "shown = torch.where(inside, image.detach(), to_float(target, image.dtype))",
+        "shown = torch.where(inside, image.detach(), to_float(target[..., :3], image.dtype))",
         "shown = image.detach()",
         (SURROUNDINGS,),
     ),
@@ -118,8 +118,16 @@ BLOCKS = [
     ),
     Mutant(
         "a swapped block begins a new epoch",
-        "            self.sampler.load_state_dict(known.sampler)\n        self.tracker = Tracker(",
-        "            pass\n        self.tracker = Tracker(",
+        "            self.sampler.load_state_dict(known.sampler)\n        "
+        "self.tracker = Tracker(self.config.iterations, quiet=True, "
+        "n_images=self.config.batch)\n"
+        "        if known.tracker:\n            self.tracker.load_state_dict(known.tracker, device)\n"
+        "        self.images",
+        "            pass\n        "
+        "self.tracker = Tracker(self.config.iterations, quiet=True, "
+        "n_images=self.config.batch)\n"
+        "        if known.tracker:\n            self.tracker.load_state_dict(known.tracker, device)\n"
+        "        self.images",
         ("test_live.py",),
     ),
     Mutant(
@@ -131,8 +139,8 @@ BLOCKS = [
     ),
     Mutant(
         "a stopped wave's results are kept",
-        "            self.store.forget()\n            return False",
-        "            self.store.commit(shares, self.team.ranks)\n            return False",
+        "self.stop_requested = True\n            self.store.forget()\n",
+        "self.stop_requested = True\n            self.store.commit(shares, self.team.ranks)\n",
         ("test_block_trainer.py",),
     ),
     Mutant(

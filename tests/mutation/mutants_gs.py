@@ -52,7 +52,7 @@ GS = [
     Mutant("a batch learns as slowly", "gain = math.sqrt(n_images)", "gain = 1.0", BATCH),
     Mutant("a batch forgets as slowly", "betas[0] ** n_images", "betas[0]", BATCH),
     Mutant("eps of a mean", "eps * gain)", "eps / gain)", BATCH),
-    Mutant("terms count once per step", "else n_images * x for x in", "else x for x in", BATCH),
+    Mutant("terms count once per step", "else gain * x for x in", "else x for x in", BATCH),
     Mutant(
         "statistics of the first size", "for out in ctx.renderings:", "for out in [ctx.out]:", BATCH
     ),

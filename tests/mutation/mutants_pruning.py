@@ -72,8 +72,8 @@ PRUNING = [
     ),
     Mutant(
         "LP-3DGS loss has no sigmoid",
-        "return self.config.lambda_mask * torch.sigmoid(logits).mean() if trains else None",
-        "return self.config.lambda_mask * logits.mean() if trains else None",
+        "self.config.lambda_mask * torch.sigmoid(logits).mean()",
+        "self.config.lambda_mask * logits.mean()",
         LP,
     ),
     Mutant(
