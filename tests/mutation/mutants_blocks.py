@@ -121,12 +121,14 @@ BLOCKS = [
         "            self.sampler.load_state_dict(known.sampler)\n        "
         "self.tracker = Tracker(self.config.iterations, quiet=True, "
         "n_images=self.config.batch)\n"
-        "        if known.tracker:\n            self.tracker.load_state_dict(known.tracker, device)\n"
+        "        if known.tracker:\n"
+        "            self.tracker.load_state_dict(known.tracker, device)\n"
         "        self.images",
         "            pass\n        "
         "self.tracker = Tracker(self.config.iterations, quiet=True, "
         "n_images=self.config.batch)\n"
-        "        if known.tracker:\n            self.tracker.load_state_dict(known.tracker, device)\n"
+        "        if known.tracker:\n"
+        "            self.tracker.load_state_dict(known.tracker, device)\n"
         "        self.images",
         ("test_live.py",),
     ),
