@@ -18,7 +18,7 @@ from .view import View
 
 _INPUTS = {"masks", "mask_logits", "mask_ids"}
 _SETTINGS = {"render_mode", "contributions", "deterministic"}
-_KNOWN = {*_INPUTS, *_SETTINGS, "mask_seed", "capacity", "precision"}
+_KNOWN = {*_INPUTS, *_SETTINGS, "mask_seed", "capacity", "precision", "rasterize_mode"}
 _GIVEN = {"near_plane", "sh_degree", "backgrounds", "colors_rest", "raw"}
 
 
@@ -76,6 +76,7 @@ def rasterize_among(
         sh_degree=keywords["sh_degree"],
         raw=keywords["raw"],
         exact=keywords.get("precision") == "exact",
+        antialiased=keywords.get("rasterize_mode") == "antialiased",
         **{name: keywords[name] for name in _SETTINGS & keywords.keys()},
     )
     return rasterization_among(

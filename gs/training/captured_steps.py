@@ -18,6 +18,7 @@ hold addresses, so all are dropped once a parameter or row buffer is another ten
 from __future__ import annotations
 
 import contextlib
+import gc
 from collections.abc import Callable, Hashable, Iterator, Mapping
 from typing import Any, Literal, NamedTuple, Protocol
 
@@ -190,9 +191,14 @@ def _record(body: Body, anchor: torch.cuda.CUDAGraph | None = None) -> torch.cud
     """Capture `body`; torch.cuda.graph would also collect garbage and empty the cache: 0.1 s."""
     graph = torch.cuda.CUDAGraph()
     pool = None if anchor is None else anchor.pool()
+    # what a collection frees there and then may be what no capture may free
+    collects = gc.isenabled()
+    gc.disable()
     graph.capture_begin(pool=pool, capture_error_mode="thread_local")
     try:
         body()
     finally:
         graph.capture_end()
+        if collects:
+            gc.enable()
     return graph

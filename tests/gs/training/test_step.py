@@ -71,7 +71,7 @@ class PlainAdam(FusedAdam):
             for p in (p for p in group["params"] if p.grad is not None):
                 state, rows = self._state(p), self.rows if group["by_row"] else one
                 assert rows is not None and p.grad is not None
-                gain, bias = (x.view(-1, *[1] * (p.dim() - 1)) for x in rows.unbind(-1))
+                gain, bias = (x.view(-1, *[1] * (p.dim() - 1)).to(p) for x in rows.unbind(-1))
                 m = state["exp_avg"].lerp(p.grad, 1.0 - beta1)
                 v = state["exp_avg_sq"] * beta2 + (1.0 - beta2) * p.grad * p.grad
                 new = p - lr * gain * m / (v.sqrt() / (root * bias) + eps)
