@@ -7,6 +7,7 @@ from . import exchange
 from .arguments import Capacity, Counts, RasterInputs, RenderSettings
 from .backend import uses_triton
 from .decoder import Decoded, ViewInput, decode, n_weights, seen_anchors
+from .lenses import Distortion, Lenses, LensKind, lenses_of
 from .photometric import (
     photometric_gradient,
     photometric_loss,
@@ -50,7 +51,10 @@ __all__ = [
     "Capacity",
     "Counts",
     "Decoded",
+    "Distortion",
     "FusedAdam",
+    "LensKind",
+    "Lenses",
     "RasterInputs",
     "Records",
     "RenderSettings",
@@ -64,6 +68,7 @@ __all__ = [
     "caches",
     "decode",
     "exchange",
+    "lenses_of",
     "logistic_noise",
     "n_weights",
     "normals",

@@ -25,7 +25,7 @@ MAY_IMPORT = {
 # Rooms on one floor do not know each other.
 FLOORS: dict[str, list[set[str]]] = {
     "kernels": [
-        {"constants", "validation", "backend", "lazy_info"},
+        {"constants", "validation", "backend", "lazy_info", "lenses"},
         {"arguments"},
         {"device", "reference"},
         {"runtime"},
