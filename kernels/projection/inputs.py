@@ -45,6 +45,7 @@ class ProjectionInputs(NamedTuple):
 
     floats: FloatInputs
     Ks: Tensor
+    lenses: Tensor | None
     mask_ids: Tensor | None
     seed: Tensor | None  # in place of
     seed_low: Scalar
@@ -87,7 +88,8 @@ def gather_inputs(x: RasterInputs, settings: RenderSettings) -> ProjectionInputs
         logits if logits is None else logits.contiguous(),
     )
     ids = x.mask_ids if x.mask_ids is None else x.mask_ids.to(torch.int32).contiguous()
-    return ProjectionInputs(floats, x.Ks.contiguous(), ids, x.mask_words, low, high)
+    lenses = None if x.lenses is None else x.lenses.contiguous()
+    return ProjectionInputs(floats, x.Ks.contiguous(), lenses, ids, x.mask_words, low, high)
 
 
 def row_stride(sh: Tensor | None) -> int:

@@ -20,7 +20,7 @@ from typing import Any
 
 import pytest
 import torch
-from compile_calls import decode_anchors, draw_masks
+from compile_calls import decode_anchors, draw_masks, project_lenses
 
 REPO = Path(__file__).resolve().parents[2]
 CAPABILITIES = (80, 90)
@@ -223,6 +223,7 @@ CALLS: list[Callable[[], None]] = [
     project_low_degree,
     project_covariances,
     project_cameras,
+    project_lenses,
     bin_received,
     exchange_records,
     sort_in_launches,
