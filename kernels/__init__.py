@@ -3,7 +3,7 @@
 import importlib
 from typing import TYPE_CHECKING
 
-from . import exchange
+from . import exchange, lenses
 from .arguments import Capacity, Counts, RasterInputs, RenderSettings
 from .backend import uses_triton
 from .decoder import Decoded, ViewInput, decode, n_weights, seen_anchors
@@ -68,6 +68,7 @@ __all__ = [
     "caches",
     "decode",
     "exchange",
+    "lenses",
     "lenses_of",
     "logistic_noise",
     "n_weights",

@@ -15,6 +15,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from kernels import lenses
+
 from ..data.camera import Camera
 from ..model.splats import Splats
 
@@ -35,7 +37,13 @@ def seen_rows(
     seen = torch.zeros(len(means), dtype=torch.bool, device=means.device)
     for camera in cameras:
         viewmat, K = camera.viewmat.to(means), camera.K.to(means)
-        x, y, z = (means @ viewmat[:3, :3].T + viewmat[:3, 3]).unbind(1)
+        t = means @ viewmat[:3, :3].T + viewmat[:3, 3]
+        if camera.distortion is not None:
+            # asin(x) <= pi/2 x; angles of the image's corners are those of all of it
+            reach = 0.5 * torch.pi * (radius / t.norm(dim=1)).clamp_max(1.0)
+            seen |= lenses.angles_beyond(camera.lens_words.to(means), t) <= reach
+            continue
+        x, y, z = t.unbind(1)
         inside = z > camera.near
         for across, focal, centre, size in (
             (x, K[0, 0], K[0, 2], camera.width),

@@ -78,6 +78,7 @@ def render(
         "backgrounds": None if background is None else background.expand(view.n_cameras, -1),
         "colors_rest": s.colors_rest,
         "raw": s.raw,
+        "lenses": view.lenses,
     } | raster_kwargs
     colors, alphas, info = rasterization(
         s.means,

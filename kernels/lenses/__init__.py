@@ -5,7 +5,7 @@ reference of the device functions in projection/cameras/.
 """
 
 from .kinds import FAMILIES, LENS_WORDS, PINHOLE, Distortion, LensKind, kind_of
-from .mapping import depths_of, project_points, unproject
+from .mapping import angles_beyond, depths_of, project_points, unproject
 from .packing import Lenses, lenses_from, lenses_of, monotone_radius, pack_lens
 
 __all__ = [
@@ -15,6 +15,7 @@ __all__ = [
     "Distortion",
     "LensKind",
     "Lenses",
+    "angles_beyond",
     "depths_of",
     "kind_of",
     "lenses_from",

@@ -106,7 +106,7 @@ def depths_of(family: str, t: Tensor) -> Tensor:  # [..., 3] -> [...]
     return t.norm(dim=-1) if family in ("fisheye", "equirectangular") else t[..., 2]
 
 
-def angle_beyond(words: Tensor, t: Tensor) -> Tensor:  # [..., 3] -> [...]
+def angles_beyond(words: Tensor, t: Tensor) -> Tensor:  # [..., 3] -> [...]
     """How far a direction lies beyond the image's farthest, in radians."""
     return torch.atan2(t[..., :2].norm(dim=-1), t[..., 2]) - words[EDGE]
 

@@ -26,9 +26,8 @@ from torch.nn import functional as F
 
 from ..arguments import RasterInputs, RenderSettings
 from ..constants import ALPHA_MIN, FOV_MARGIN, MOST_ANGLE, REACH
-from ..lenses import PINHOLE, LensKind, depths_of, project_points
+from ..lenses import PINHOLE, LensKind, angles_beyond, depths_of, project_points
 from ..lenses.kinds import EDGE
-from ..lenses.mapping import angle_beyond
 from .masks import sample_masks
 from .sorting import sort_by_depth
 from .spherical_harmonics import spherical_harmonics
@@ -211,7 +210,7 @@ def _may_reach(lens: LensKind, words: Tensor, t: Tensor, scales: Tensor) -> Tens
     size = scales.amax(-1) / t.norm(dim=-1)
     if lens.family == "equirectangular":
         return size < 1.0
-    beyond = angle_beyond(words, t)
+    beyond = angles_beyond(words, t)
     reach = 0.5 * torch.pi * (REACH * size).clamp_max(1.0)
     opposite = MOST_ANGLE * (torch.pi - words[EDGE])
     return (beyond <= reach) & (beyond <= opposite)
