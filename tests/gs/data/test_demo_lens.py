@@ -35,16 +35,18 @@ def test_a_scene_is_seen_as_it_was_ray_cast(tmp_path: Path) -> None:
     camera = scene.train[0]
     assert (camera.width, camera.height, camera.undistortion) == (48, 36, None)
     points, colors = scene.points, scene.colors
-    model = Gaussians.from_points(points, colors, 0)
+    model = Gaussians.from_points(points, colors, sh_degree=0)
     with torch.no_grad():
         out = render(model, camera, backend="reference")
     with ImageLoader([camera]) as images:
         want = images[0] / 255
-    error = (out.colors - want)[out.alphas[..., 0] > 0.9].square().mean()
-    assert (out.alphas > 0.9).float().mean() > 0.5
-    assert error < 0.02
-    turned = torch.flip(want, (1,))
-    assert (out.colors - turned)[out.alphas[..., 0] > 0.9].square().mean() > 3 * error
+    shown = out.alphas[..., 0] > 0.4
+    assert shown.float().mean() > 0.5
+    colors = (out.colors / out.alphas.clamp_min(1e-3))[shown]
+    error = (colors - want[shown]).square().mean()
+    assert error < 0.008  # as blurred as starting points are
+    # nothing like it in a mirror
+    assert (colors - torch.flip(want, (1,))[shown]).square().mean() > 2 * error
 
 
 def test_no_such_lens(tmp_path: Path) -> None:
