@@ -13,6 +13,7 @@ from splatrim.commands import run
 
 if TYPE_CHECKING:
     from gs import Trainer
+    from gs.blocks.trainer import BlockTrainer
     from gs.cli import Config
 
 # splatrim.train imports torch: a wrong flag is told before.
@@ -25,7 +26,7 @@ def parse(args: list[str]) -> Config[Any, Any, Any]:
     return train.parse(args)
 
 
-def build_trainer(config: Config[Any, Any, Any]) -> Trainer[Any]:
+def build_trainer(config: Config[Any, Any, Any]) -> Trainer[Any] | BlockTrainer:
     """Check every input and make the trainer. Of the run, nothing is written yet."""
     from splatrim import train
 

@@ -35,10 +35,12 @@ def calls(colors: Tensor, target: Tensor) -> dict[str, Callable[[], Any]]:
     photometric_gradient(colors, target, backend="triton")
     with torch.cuda.graph(graph):
         photometric_gradient(colors, target, backend="triton")
+    masked = torch.cat([target, torch.full_like(target[..., :1], 255)], 2)
     return {
         "values": lambda: photometric_values(colors, target, backend="triton"),
         "gradient": lambda: photometric_gradient(colors, target, backend="triton"),
         "in a graph": graph.replay,
+        "with mask": lambda: photometric_gradient(colors, masked, backend="triton"),
         "PyTorch": lambda: photometric_gradient(colors, target, backend="reference"),
     }
 

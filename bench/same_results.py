@@ -43,12 +43,18 @@ DENSIFY = {
     "taming": f"{WINDOW} --densification_interval 9 --opacity_reset_interval 21"
     " --densify_grad_threshold 1.5e-3 --budget 1.2x --score_views 3",
     "mcmc": f"{WINDOW} --densification_interval 6 --budget 1.2x --min_opacity 0.08",
+    "error": f"{WINDOW} --densification_interval 6 --budget 1.2x --densify_grad_threshold 1.5e-3"
+    " --opacity_resets 1 --opacity_reset_interval 15 --recovery_delay 8",
 }
 MASKS = (
     "--method mask-gaussian --lambda_mask 0.3 --mask_from_iter 3 --mask_until_iter 55"
     " --mask_prune_iter 4 --mask_lr 0.15"
 )
 LP = "--method lp-3dgs --mask_from_iter 20 --mask_until_iter 50 --score_interval 5 --logit_lr 0.1"
+SELECTION = (
+    "--method natural-selection --survivors 0.7x --select_from_iter 40 --select_until_iter 56"
+    " --select_interval 3"
+)
 TWICE = "--prune_iterations 17 47"
 
 Fingerprint: TypeAlias = dict[str, str | float]
@@ -75,6 +81,7 @@ CASES: dict[str, Case] = {
     "3dgs": Case("--method 3dgs"),
     "3dgs taming": Case("--method 3dgs", "taming"),
     "3dgs mcmc": Case("--method 3dgs", "mcmc"),
+    "3dgs error": Case("--method 3dgs", "error"),
     "3dgs reordered on white": Case("--method 3dgs --reorder -w"),
     "3dgs on random colours": Case("--method 3dgs --random_background"),
     "3dgs fast": Case("--method 3dgs --recipe fast"),
@@ -82,6 +89,9 @@ CASES: dict[str, Case] = {
     "mask-gaussian taming": Case(MASKS, "taming"),
     "mask-gaussian mcmc": Case(MASKS, "mcmc"),
     "mask-gaussian sampled": Case(f"{MASKS} --mean_over start --final_mask sample"),
+    "natural-selection error": Case(SELECTION, "error"),
+    "merging": Case("--method merging --merge_iterations 30 48"),
+    "polarized": Case("--method polarized --preset smooth --polarize_from_iter 42"),
     "lp-3dgs": Case(LP),
     "lp-3dgs mini-splatting": Case(f"{LP} --preset mini-splatting --score_source masked"),
     "lp-3dgs straight-through": Case(f"{LP} --preset straight-through --mask_threshold 0.49"),
@@ -99,6 +109,9 @@ CASES: dict[str, Case] = {
     "post 3dgs": _post("--method 3dgs"),
     "post mask-gaussian": _post("--method mask-gaussian"),
     "post lp-3dgs": _post("--method lp-3dgs"),
+    "post natural-selection": _post("--method natural-selection"),
+    "post merging": _post("--method merging"),
+    "post polarized": _post("--method polarized --preset polar"),
     "post light-gaussian": _post("--method light-gaussian"),
     "post mask-gaussian, checkpoint": Case(
         "--method mask-gaussian", None, ("--start_checkpoint", f"3dgs:chkpnt{END}.pth"), 2 * END

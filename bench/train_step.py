@@ -73,10 +73,10 @@ STAGES = {
     "binning": r"_row_keys_kernel|_accumulate_kernel|expand_kernel|count_chunks_kernel"
     r"|place_kernel|[Ss]can",
     "blend forward": r"blend_fwd_kernel",
-    "loss": r"ssim|photometric|_loss|conv_|convolve|depthwise",
+    "loss": r"ssim|photometric|_loss|_light_|_depth_|conv_|convolve|depthwise",
     "blend backward": r"blend_bwd_kernel|sum_rows_kernel",
     "projection backward": r"project_bwd_kernel|_spread_kernel",
-    "optimizer": r"[Aa]dam",
+    "optimizer": r"[Aa]dam|_poses_kernel",
     "statistics": r"_gradient_norms_kernel|_contributions_kernel|_sampled_in_any_kernel"
     r"|_langevin_kernel|_regularizer_",
     "copies, fills": r"^Mem(cpy|set)|FillFunctor|[Cc]opy|_zero_kernel",

@@ -12,7 +12,9 @@ import gc
 import math
 import statistics
 import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -28,7 +30,9 @@ from gs.evaluation.views import quantize
 from gs.model.gaussians import Gaussians
 from gs.model.rates import OptimConfig
 from gs.model.renderer import render
+from gs.training.exposure import Exposure
 from gs.training.run_state import RunState
+from gs.training.strategy import Strategy
 from gs.training.trainer import Trainer
 from pruning import METHODS
 
@@ -101,6 +105,10 @@ def build_trainer(
     graphs: bool = True,
     densifying: bool = False,
     batch: int = 1,
+    masked: bool = False,
+    change: Callable[[Scene], Scene] | None = None,
+    more: Callable[[Scene], Sequence[Strategy[Any]]] | None = None,
+    **settings: Any,
 ) -> Trainer:
     """A trainer that stands before an iteration on the workload.
 
@@ -112,12 +120,19 @@ def build_trainer(
         graphs: Whether iterations may be captured as CUDA graphs.
         densifying: Iterations that gather statistics and densify, instead of later ones.
         batch: Images per step, all of the same camera.
+        masked: Whether a mask hides a part of the image.
+        change: Makes of the scene the one to train on.
+        more: Further strategies for it.
+        **settings: Of TrainConfig.
     """
     tensors, camera = raw_parameters(w), camera_of(w, folder / "view.png")
     _write_truth(Gaussians.from_tensors(tensors).to(device), camera)
+    if masked:
+        camera = dataclasses.replace(camera, mask_path=_write_mask(camera, folder / "mask.png"))
     # the model comes from `start`; the scene's own points are not used
     points = torch.rand(4, 3)
     scene = Scene([camera], [], points, points, extent=4.0, source=folder, kind="colmap")
+    scene = scene if change is None else change(scene)
     config = TrainConfig(
         folder / "out",
         device=str(device),
@@ -126,6 +141,7 @@ def build_trainer(
         quiet=True,
         cuda_graphs=graphs,
         batch=batch,
+        **settings,
     )
     densify = DensifyConfig()
     pruner = METHODS[method].preset(next(iter(METHODS[method].PRESETS)))
@@ -139,10 +155,14 @@ def build_trainer(
         next_id=len(w.means),
         active_sh_degree=math.isqrt(w.sh.shape[1]) - 1,
     )
+    strategies: list[Strategy[Any]] = [] if more is None else [*more(scene)]
+    if config.exposure != "none":
+        strategies.append(Exposure(config.exposure, scene.train))
+    until = densify.densify_until_iter
     return Trainer(
         config,
         scene,
-        strategies=[densify.build(), pruner.build(densify_until=densify.densify_until_iter)],
+        strategies=[densify.build(), pruner.build(densify_until=until), *strategies],
         optim=FROZEN,
         method=method,
         start=start.to_dict(),
@@ -197,6 +217,15 @@ def counts(w: Workload, device: torch.device) -> dict[str, int]:
         "n_pixels": w.width * w.height,
         "tile_pixels": int(info["tile_size"]) ** 2,
     }
+
+
+def _write_mask(camera: Camera, path: Path) -> Path:
+    """A mask that hides the middle ninth of an image."""
+    mask = np.full((camera.height, camera.width), 255, np.uint8)
+    third = [slice(n // 3, 2 * n // 3) for n in mask.shape]
+    mask[third[0], third[1]] = 0
+    Image.fromarray(mask).save(path)
+    return path
 
 
 @torch.no_grad()

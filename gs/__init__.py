@@ -30,12 +30,14 @@ if TYPE_CHECKING:
     from .model.histograms import unit_histogram as unit_histogram
     from .model.model import Model as Model
     from .model.model import Splats as Splats
+    from .model.morton import morton_order as morton_order
     from .model.ply import load_ply as load_ply
     from .model.ply import save_ply as save_ply
     from .model.rates import OptimConfig as OptimConfig
     from .model.rates import step_gain as step_gain
     from .model.renderer import RenderOutput as RenderOutput
     from .model.renderer import render as render
+    from .model.rows import gather_rows as gather_rows
     from .model.rows import keep_parts as keep_parts
     from .model.rows import keep_rows as keep_rows
     from .model.specs import ParameterSpec as ParameterSpec
@@ -92,12 +94,14 @@ _HOME = {
     "unit_histogram": "model.histograms",
     "Model": "model.model",
     "Splats": "model.model",
+    "morton_order": "model.morton",
     "load_ply": "model.ply",
     "save_ply": "model.ply",
     "OptimConfig": "model.rates",
     "step_gain": "model.rates",
     "render": "model.renderer",
     "RenderOutput": "model.renderer",
+    "gather_rows": "model.rows",
     "keep_parts": "model.rows",
     "keep_rows": "model.rows",
     "ParameterSpec": "model.specs",

@@ -87,9 +87,11 @@ def bake_run(config: BakeConfig) -> dict[str, Any]:
     model = load_model(ply, device)
     if not isinstance(model, Anchors):
         raise SplatrimError(f"{ply} holds Gaussians already: there is nothing to bake")
-    scene = load_run_scene(settings, out, read_offset(ply), source_path=config.source_path)
+    offset = read_offset(ply)
+    scene = load_run_scene(settings, out, offset, source_path=config.source_path, model=ply)
     tensors = bake(model, scene.train, views=config.views)
-    save_ply(out / BAKED, tensors, world_offset=scene.world_offset)
+    options = {"world_offset": scene.world_offset, "antialiased": model.antialiased}
+    save_ply(out / BAKED, tensors, **options)
     white = bool(settings.get("white_background", False))
     found: dict[str, Any] = {
         "iteration": iteration,
@@ -99,7 +101,9 @@ def bake_run(config: BakeConfig) -> dict[str, Any]:
         "neural_bytes": sum(x.stat().st_size for x in ply.parent.iterdir()),
         "baked_bytes": (out / BAKED).stat().st_size,
         "psnr_neural": _psnr(model, scene, white),
-        "psnr_baked": _psnr(Gaussians.from_tensors(tensors), scene, white),
+        "psnr_baked": _psnr(
+            Gaussians.from_tensors(tensors, antialiased=model.antialiased), scene, white
+        ),
     }
     if config.polish:
         polished = _polish(config, settings, scene, white)

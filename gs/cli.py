@@ -9,12 +9,15 @@ import dataclasses
 import logging
 import secrets
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Generic, Literal, Protocol, TypeVar, get_args
 
 import tyro
 
+from .blocks.config import BlocksConfig
+from .blocks.presets import GROWTH, MOMENTUM_ITERATIONS, VOXEL_SIZE, large_scene, with_blocks
+from .blocks.saved import blocks_folder
 from .config import (
     PUBLISHED_ITERATIONS,
     SceneConfig,
@@ -24,21 +27,29 @@ from .config import (
 )
 from .config_file import CHOICE, STARTS, as_words, read_config
 from .densification.adaptive import DensifierConfig, DensifyConfig
+from .densification.error import ErrorConfig
 from .densification.growth import GrowthConfig
 from .densification.mcmc import MCMCConfig
 from .densification.taming import TamingConfig
 from .errors import SplatrimError
 from .model.rates import OptimConfig
 from .neural.config import NeuralConfig
+from .neural.momentum import MomentumConfig
 from .run_record import BASELINE
+from .training.depth_supervision import DepthConfig
+from .training.pose_refinement import PoseConfig
 from .training.start import Heritage, Origin, find_origin
 from .training.strategy import Strategy
 
-Recipe = Literal["default", "fast"]
+Recipe = Literal["default", "fast", "faster", "momentum"]
 Schedule = Literal["auto", "published", "scaled"]
 SCHEDULES = get_args(Schedule)
 RECIPES = get_args(Recipe)
-FAST_ITERATIONS = 14_000
+# Of recipes whose runs are short for their quality: settings of the run beside the defaults.
+SHORT_RECIPES: dict[str, dict[str, Any]] = {
+    "fast": {"iterations": 14_000},
+    "faster": {"iterations": 9000, "resolution_schedule": "0:2,0.15:1"},
+}
 SCALE_BELOW = 7000  # iterations under which --schedule auto scales
 DEMO_SCENE = Path("output") / "demo_scene"
 DEMO_ITERATIONS = 500
@@ -78,6 +89,7 @@ DENSIFIERS: dict[str, type[DensifierConfig]] = {
     "default": DensifyConfig,
     "taming": TamingConfig,
     "mcmc": MCMCConfig,
+    "error": ErrorConfig,
 }
 
 D = TypeVar("D", bound=DensifierConfig)
@@ -100,15 +112,20 @@ class Choice:
     """Pruning method, one of those above; 3dgs is none."""
     preset: str | None = None
     """Setting of the method, one of those above; the first is the default."""
-    densifier: Literal["default", "taming", "mcmc"] = "default"
+    densifier: Literal["default", "taming", "mcmc", "error"] = "default"
     """default: that of 3DGS. taming: within a --budget, by Taming-3DGS's score. mcmc: within a
-    --budget, 3DGS as Markov chain Monte Carlo."""
+    --budget, 3DGS as Markov chain Monte Carlo. error: within a --budget, by absolute gradients."""
     representation: Literal["explicit", "neural"] = "explicit"
     """explicit: Gaussians. neural: anchors with features, which a network decodes into Gaussians
     for each view (Scaffold-GS); `python -m gs.bake` makes Gaussians of them."""
     recipe: Recipe = "default"
     """default: the published schedule of 3DGS. fast: 14000 iterations of the scaled one with other
-    learning rates, densified every 150, without resets of opacity, evaluated at the end only."""
+    learning rates, densified every 150, without resets of opacity, evaluated at the end only.
+    faster: 9000 of them, the first on images of half the size. momentum: Momentum-GS as published,
+    of neural Gaussians in blocks: 60000 iterations."""
+    scene_preset: Literal["building", "rubble", "residence", "sciart", "matrixcity"] | None = None
+    """Published blocks, weights and image size of a large scene, of neural Gaussians unless
+    --representation says otherwise (docs/howto/large_scenes.md)."""
     schedule: Schedule = "auto"
     """published: iteration numbers as published for 30000 iterations. scaled: those not given as
     flags are multiplied by iterations / 30000. auto: scaled below 7000 iterations."""
@@ -132,6 +149,10 @@ class Config(Generic[D, P, R]):
     densify: D
     pruning: P
     neural: R
+    poses: PoseConfig
+    depths: DepthConfig
+    blocks: BlocksConfig = field(default_factory=BlocksConfig)
+    momentum: MomentumConfig = field(default_factory=MomentumConfig)
 
 
 def default_config(
@@ -157,14 +178,15 @@ def default_config(
     if preset not in method.PRESETS:
         names = ", ".join(method.PRESETS)
         raise SplatrimError(f"--method {choice.method} has no preset {preset!r}: choose {names}")
-    fast = choice.recipe == "fast" and not post
+    short = {} if post else SHORT_RECIPES.get(choice.recipe, {})
+    published = MOMENTUM_ITERATIONS if choice.recipe == "momentum" else PUBLISHED_ITERATIONS
     if iterations is None:
-        iterations = FAST_ITERATIONS if fast else PUBLISHED_ITERATIONS
+        iterations = int(short.get("iterations", published))
         iterations = DEMO_ITERATIONS if choice.demo else iterations
         iterations = origin.post_end if origin is not None and post else iterations
     scene = SceneConfig(DEMO_SCENE if choice.demo else tyro.MISSING, eval=choice.demo)
-    run = method.RUN_SETTINGS.get(preset, {})
-    train = TrainConfig(Path("output") / secrets.token_hex(5), iterations=iterations, **run)
+    run = {**short, **method.RUN_SETTINGS.get(preset, {}), "iterations": iterations}
+    train = TrainConfig(Path("output") / secrets.token_hex(5), **run)
     optim, densify = OptimConfig(), DENSIFIERS[choice.densifier]()
     neural = NeuralConfig() if choice.representation == "neural" else ExplicitConfig()
     if isinstance(neural, NeuralConfig):
@@ -175,15 +197,19 @@ def default_config(
                 "post-training takes Gaussians: make some of the anchors with python -m gs.bake"
             )
         densify, train = GrowthConfig(), dataclasses.replace(train, sh_degree=0)
+        if choice.recipe == "momentum":
+            densify = GrowthConfig(**GROWTH)
+            neural = dataclasses.replace(neural, voxel_size=VOXEL_SIZE)
         if choice.demo:  # as many Gaussians as the explicit demo has
             neural = dataclasses.replace(neural, offsets=4, voxel_size=0.1)
-    pruning = method.preset(preset)
+    pruning, poses = method.preset(preset), PoseConfig()
     if origin is not None and origin.post_start is not None:
         start = origin.post_start
         if choice.densifier != "default":
             raise SplatrimError(
                 f"nothing is densified after iteration {start}: leave --densifier out"
             )
+        poses = dataclasses.replace(poses, pose_from_iter=start)
         # the first evaluation shows the model as it came
         train = dataclasses.replace(train, post_start=start, test_iterations=(start + 1,))
         optim = dataclasses.replace(optim, position_lr_max_steps=iterations)
@@ -192,16 +218,20 @@ def default_config(
         if iterations > start:  # otherwise the start is refused when it is read
             pruning = pruning.post_training(start, iterations)
     elif choice.schedule == "scaled" or (
-        choice.schedule == "auto" and (fast or iterations < SCALE_BELOW)
+        choice.schedule == "auto" and (short or iterations < SCALE_BELOW)
     ):
-        factor = iterations / PUBLISHED_ITERATIONS
+        factor = iterations / published
         train, optim, densify = train.scaled(factor), optim.scaled(factor), densify.scaled(factor)
-        pruning = pruning.scaled(factor)
-    if fast:
+        pruning, poses = pruning.scaled(factor), poses.scaled(factor)
+    if short:
         train = dataclasses.replace(train, test_iterations=(), save_iterations=())
         optim, densify = optim.hastened(), densify.hastened()
     choice = dataclasses.replace(choice, preset=preset)
-    return Config(choice, scene, train, optim, densify, pruning, neural)
+    scene, blocks, momentum = large_scene(
+        scene, choice.scene_preset, as_published=choice.recipe == "momentum"
+    )
+    parts = scene, train, optim, densify, pruning, neural, poses, DepthConfig(), blocks, momentum
+    return Config(choice, *parts)
 
 
 def baseline_of(
@@ -250,6 +280,7 @@ def parse(
         "--densifier",
         "--recipe",
         "--representation",
+        "--scene_preset",
     ):
         first.add_argument(name)
     first.add_argument("--iterations", type=int)
@@ -262,6 +293,7 @@ def parse(
     except argparse.ArgumentError as error:
         raise SplatrimError(str(error)) from error
     given = {k: v for k, v in vars(found).items() if v is not None}
+    given = with_blocks(given, args, BASELINE_METHOD)
     if (path := given.pop("config", None)) is None:
         default = _implied(given, methods)
     else:
@@ -302,7 +334,8 @@ def _implied(
     iterations = given.get("iterations")
     if ply is not None and iterations is not None:
         iterations = iterations_after_ply(iterations)
-    origin = find_origin(ply, checkpoint)
+    # blocks are resumed from the midst of their schedule alone
+    origin = find_origin(ply, None if blocks_folder(checkpoint) else checkpoint)
     choice = Choice(**{"method": next(iter(methods)), **choice})
     return default_config(choice, iterations, methods, origin)
 
@@ -338,6 +371,8 @@ def describe(config: Config[Any, Any, Any]) -> dict[str, Any]:
     """config.json: choice, scene and run flat, as other tools expect; the rest by part."""
     flat = as_plain(config.choice) | as_plain(config.scene) | as_plain(config.train)
     flat |= {key: str(Path(flat[key]).absolute()) for key in _PATHS}
-    parts = ["optim", "densify", "pruning"]
+    parts = ["optim", "densify", "pruning", "poses", "depths"]
     parts += ["neural"] if isinstance(config.neural, NeuralConfig) else []
+    if config.blocks.n_blocks > 1:
+        parts += ["blocks", "momentum"] if "neural" in parts else ["blocks"]
     return flat | {name: as_plain(getattr(config, name)) for name in parts}

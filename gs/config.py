@@ -18,6 +18,7 @@ from .errors import SplatrimError
 from .invocation import command
 from .ranges import AT_LEAST_ONE, COUNT, ITERATION, POSITIVE, SEED, SHARE, Range, check_ranges
 from .schedule import multiple_in
+from .stages import read_stages, value_at
 
 PUBLISHED_ITERATIONS = 30_000
 
@@ -36,13 +37,17 @@ class SceneConfig:
     white_background: Annotated[bool, arg(aliases=("-w",))] = False
     """Render and composite over white instead of black."""
     eval: bool = False
-    """Keep every 8th image (or the test set that the scene names) for testing."""
+    """Keep every 8th image (or the test set that the scene names, in test.txt beside a COLMAP
+    model) for testing."""
     init_points: Annotated[int | None, AT_LEAST_ONE] = None
     """Start from this many random points instead of the scene's point cloud."""
     distortion: Literal["undistort", "native", "refuse"] = "undistort"
     """undistort: remove the distortion of lenses while images are decoded, and keep the results in
     the output folder. native: leave images as they are and draw through their lenses, which keeps
     all pixels of a fisheye or panorama. refuse: train on pinhole cameras only."""
+    masks: str = "auto"
+    """Which pixels count: auto, those that are not black in masks/NAME.png of the scene, if it has
+    such a folder; none, all; alpha, those that are not transparent; or another folder's name."""
 
     def __post_init__(self) -> None:
         check_ranges(self)
@@ -60,6 +65,12 @@ class TrainConfig:
     batch: Annotated[int, AT_LEAST_ONE] = 1
     """Images per step of the optimizer, whose learning rates grow by the square root of it.
     Iterations go on counting images: what is due at one happens in the step that has it."""
+    multi_view_updates: str = ""
+    """Multiply the images per step from shares of the run on, with learning rates as they were:
+    0.5:5,0.75:20 takes 5 images per step in the third quarter and 20 in the last."""
+    resolution_schedule: str = ""
+    """Divide the size of images from shares of the run on: 0:4,0.1:2,0.25:1 begins with a quarter
+    of width and height, and has all of them after a quarter of the run."""
     regularise: Literal["all", "seen"] = "all"
     """Whom mask losses and MCMC's regularisers are means over: all Gaussians, as published, or
     those that the step's images see, as often as they do. For scenes that an image shows little
@@ -75,7 +86,14 @@ class TrainConfig:
     lambda_dssim: Annotated[float, SHARE] = 0.2
     """Share of D-SSIM in the photometric loss; L1 has the rest."""
     random_background: bool = False
-    """Train over a random background colour in each iteration."""
+    """Train over a random background colour in each iteration, transparent images too."""
+    antialiased: bool = False
+    """Lower the opacity of Gaussians that the rasterizer widens to the size of a pixel, so that
+    views at other resolutions fit too. The .ply says so; viewers that do not read it draw edges
+    too thick."""
+    exposure: Literal["none", "affine", "ppisp"] = "none"
+    """Learn what each image did to the light: affine, gains, mixing and offsets of its channels;
+    ppisp, its exposure and colour, and the vignetting of its lens."""
     test_iterations: Annotated[tuple[int, ...], ITERATION] = (7000, 30_000)
     """Iterations at which the test views are evaluated, besides the last."""
     save_iterations: Annotated[tuple[int, ...], ITERATION] = (7000, 30_000)
@@ -106,6 +124,8 @@ class TrainConfig:
     share a GPU, to try things out."""
     cuda_graphs: bool = True
     """On a GPU, capture iterations as CUDA graphs and replay them."""
+    precompile: bool = True
+    """On a GPU, compile kernels that are not cached in several processes while the scene loads."""
     deterministic: bool = False
     """Gradients do not depend on the order in which a GPU's threads run: equal runs, but slower."""
     viewer: bool = False
@@ -122,6 +142,24 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         check_ranges(self)
+        self.images_after(0)
+        self.reduction_after(0)
+
+    def images_after(self, done: int) -> int:
+        """Images of the step that follows iteration `done`: at the end as many as are left."""
+        stages = read_stages("multi_view_updates", self.multi_view_updates, whole=True)
+        n_images = self.batch * int(value_at(stages, self._share(done)))
+        return max(min(n_images, self.iterations - done), 1)
+
+    def reduction_after(self, done: int) -> float:
+        """What the sides of images are divided by in the step that follows iteration `done`."""
+        stages = read_stages("resolution_schedule", self.resolution_schedule)
+        return value_at(stages, self._share(done))
+
+    def _share(self, done: int) -> float:
+        """Share of the run's iterations, after its iteration `done`."""
+        begin = self.post_start or 0
+        return (done - begin) / max(self.iterations - begin, 1)
 
     def sh_degree_grows_at(self, step: int, n_images: int = 1) -> bool:
         """Whether one more degree is used from `step` on: 1000, 2000, 3000 by default."""

@@ -19,9 +19,9 @@ from .run_settings import CONFIG, SETTINGS
 from .schema import read_checked
 
 TEXTS = ("method", "preset", "densifier", "recipe", "schedule", "representation")
-CHOICE = (*TEXTS, "demo", "baseline")
+CHOICE = (*TEXTS, "scene_preset", "demo", "baseline")
 STARTS = ("start_ply", "start_checkpoint")
-PARTS = ("optim", "densify", "pruning", "neural")
+PARTS = ("optim", "densify", "pruning", "neural", "poses", "depths", "blocks", "momentum")
 # What follows from others, and cannot be given.
 IMPLIED = {"post_start", "iterations"}
 

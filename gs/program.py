@@ -6,18 +6,23 @@ import contextlib
 import dataclasses
 import io
 import logging
-import os
+import subprocess
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from .blocks.begin import begin_blocks, started_in_blocks
+from .blocks.plans import RunSettings
+from .blocks.seam_figures import write_seams
+from .blocks.trainer import BlockTrainer
 from .cli import DENSIFIERS, Config, Method, baseline_of, describe, parse
+from .compiler import cache_folder, cached_labels, start_compiler
 from .config import resolve_device
 from .data.demo import write_demo_scene
-from .data.scene import load_scene
+from .data.scene import Scene, load_scene
 from .data.undistort import FOLDER as UNDISTORTED
 from .distributed.ranks import Ranks
 from .errors import SplatrimError
@@ -27,8 +32,10 @@ from .files import check_writable
 from .neural.anchors import first_anchors
 from .neural.config import NeuralConfig
 from .report.sections import write_report
+from .training.exposure import Exposure
 from .training.memory import keep_freed_memory
 from .training.observer import Observer
+from .training.pose_refinement import check_poses
 from .training.run_folder import RunFolder
 from .training.same_run import with_start
 from .training.sharded_step import runs_on_ranks
@@ -44,7 +51,8 @@ def build_trainer(
     methods: Mapping[str, type[Method]],
     ranks: Ranks | None = None,
     observers: Sequence[Observer] = (),
-) -> Trainer[Any]:
+    change: Callable[[Scene], Scene] | None = None,
+) -> Trainer[Any] | BlockTrainer:
     """Check every input and make the trainer. Of the run, nothing is written yet.
 
     Args:
@@ -52,10 +60,18 @@ def build_trainer(
         methods: Settings of the pruning methods by name.
         ranks: Those that train together, each of which makes a trainer; None for one.
         observers: Look on beside those that every run has.
+        change: Makes of the scene that is read the one to train on.
     """
     train, method = config.train, config.choice.method
     device = resolve_device(train.device)
     check_writable(train.model_path)
+    if config.blocks.n_blocks > 1:
+        return build_block_trainer(config, ranks)
+    if started_in_blocks(train.start_checkpoint):
+        raise SplatrimError(
+            f"{train.start_checkpoint} is of a run in blocks: give its --blocks too, or make one"
+            " model of it with python -m gs.merge"
+        )
     if ranks is not None:
         check_for_ranks(config, methods)
     representation = config.choice.representation
@@ -66,12 +82,7 @@ def build_trainer(
     source = where.pop("source_path")
     if config.choice.demo:
         write_demo(source)
-    strategies: list[Strategy[Any]] = [config.densify.build()]
-    if train.post_start is not None:
-        iterations = train.iterations
-        strategies += [PostRates(config.optim, start=train.post_start, iterations=iterations)]
-    # last, as a pruner may set the rate of its own parameter
-    strategies += [config.pruning.build(densify_until=config.densify.densify_until_iter)]
+    strategies = strategies_of(dataclasses.replace(config, train=train))
     scene = load_scene(
         source,
         **where,
@@ -79,7 +90,11 @@ def build_trainer(
         cache=train.model_path / UNDISTORTED,
         world_offset=None if start is None else start.get("world_offset"),
     )
+    scene = scene if change is None else change(scene)
+    strategies += strategies_in(scene, config)
     start = None if start is None else in_scene(start, scene.world_offset)
+    if start is not None and not config.poses.pose_refinement:
+        check_poses(start)
     model = None
     if isinstance(config.neural, NeuralConfig):
         model = first_anchors(config.neural, scene, start, seed=train.seed, device=device)
@@ -98,12 +113,62 @@ def build_trainer(
     )
 
 
+def build_block_trainer(config: Config[Any, Any, Any], ranks: Ranks | None = None) -> BlockTrainer:
+    """The same for --blocks."""
+    if config.choice.demo:
+        write_demo(config.scene.source_path)
+    device = resolve_device(config.train.device) if ranks is None else ranks.device
+    if config.poses.pose_refinement or config.depths.depth_loss:
+        raise SplatrimError("poses and depths are learnt from in one piece: leave them or --blocks")
+    run = RunSettings(
+        config.train,
+        config.blocks,
+        config.optim,
+        config.densify,
+        config.pruning,
+        config.choice.method,
+        config.scene.white_background,
+        describe(config),
+        config.neural if isinstance(config.neural, NeuralConfig) else None,
+        config.momentum,
+    )
+    return begin_blocks(run, vars(config.scene), device, ranks)
+
+
+def strategies_of(config: Config[Any, Any, Any]) -> list[Strategy[Any]]:
+    """The densifier and the pruner of a run, in the order in which they are called."""
+    strategies: list[Strategy[Any]] = [config.densify.build()]
+    if (start := config.train.post_start) is not None:
+        iterations = config.train.iterations
+        strategies += [PostRates(config.optim, start=start, iterations=iterations)]
+    # last, as a pruner may set the rate of its own parameter
+    strategies += [config.pruning.build(densify_until=config.densify.densify_until_iter)]
+    return strategies
+
+
+def strategies_in(scene: Scene, config: Config[Any, Any, Any]) -> list[Strategy[Any]]:
+    """Those that know the scene's cameras and points, which come after the others."""
+    built = config.poses.build(scene), config.depths.build(scene)
+    found: list[Strategy[Any]] = [strategy for strategy in built if strategy is not None]
+    if config.train.exposure != "none":
+        found.append(Exposure(config.train.exposure, scene.train))
+    return found
+
+
 def check_for_ranks(config: Config[Any, Any, Any], methods: Mapping[str, type[Method]]) -> None:
-    """Raise SplatrimError where a densifier or method does not run on several ranks."""
+    """Raise SplatrimError where something of a run does not run on several ranks."""
     if isinstance(config.neural, NeuralConfig):
         raise SplatrimError(
             "--representation neural does not run on several GPUs yet: use explicit, or one GPU"
         )
+    of_one = {
+        "resolution_schedule": config.train.resolution_schedule,
+        "multi_view_updates": config.train.multi_view_updates,
+        "pose_refinement": config.poses.pose_refinement,
+        "depth_loss": config.depths.depth_loss,
+    }
+    for flag in (flag for flag, given in of_one.items() if given):
+        raise SplatrimError(f"--{flag} does not run on several GPUs yet: leave it out, or use one")
     densifiers = {name: settings().build() for name, settings in DENSIFIERS.items()}
     pruners = {
         name: settings.preset(next(iter(settings.PRESETS))).build(densify_until=0)
@@ -125,19 +190,21 @@ def write_demo(source: Path) -> None:
         write_demo_scene(source)
 
 
-def conclude(trainer: Trainer[Any]) -> Path:
+def conclude(trainer: Trainer[Any] | BlockTrainer) -> Path:
     """Measure the test views of a finished run, where it has some, and write its report.
 
     Returns:
         report.html.
     """
     measure(trainer)
+    if isinstance(trainer, BlockTrainer) and trainer.scene.test:
+        write_seams(trainer.config.model_path, device=trainer.config.device)
     report = write_report(trainer.config.model_path)
     logger.info(f"report: {report}")
     return report
 
 
-def measure(trainer: Trainer[Any]) -> None:
+def measure(trainer: Trainer[Any] | BlockTrainer) -> None:
     """Render the test views of a finished run, where it has some, and take its metrics."""
     config = trainer.config
     if trainer.scene.test:
@@ -166,12 +233,26 @@ def add_baseline(config: Config[Any, Any, Any], methods: Mapping[str, type[Metho
     return True
 
 
-def warm_up_device(device: torch.device) -> None:
-    """Make a GPU ready in the background, while the scene is loaded."""
-    if device.type == "cuda":
-        if _is_empty(Path(os.environ.get("TRITON_CACHE_DIR", Path.home() / ".triton" / "cache"))):
-            logger.info("kernels are compiled for the first time: that takes up to a minute")
-        threading.Thread(target=_warm_up, args=(device,)).start()
+def warm_up_device(device: torch.device, compiler: subprocess.Popen[str] | None = None) -> None:
+    """Make a GPU ready in the background, while the scene is loaded.
+
+    Args:
+        device: Where the run trains.
+        compiler: What compiles the run's kernels (gs.compiler.start_compiler).
+    """
+    if device.type != "cuda":
+        return
+    if compiler is not None and compiler.stdout is not None:
+        logger.info(f"kernels are compiled while the scene is loaded: once, into {cache_folder()}")
+        from kernels import Foreseen, foresee
+
+        major, minor = torch.cuda.get_device_capability(device)
+        foreseen = Foreseen(cached_labels(10 * major + minor))
+        foresee(foreseen)
+        threading.Thread(target=foreseen.follow, args=(compiler.stdout,), daemon=True).start()
+    elif _is_empty(cache_folder()):
+        logger.info("kernels are compiled for the first time: that takes up to a minute")
+    threading.Thread(target=_warm_up, args=(device,)).start()
 
 
 def train(
@@ -181,7 +262,7 @@ def train(
     methods: Mapping[str, type[Method]],
     observers: Sequence[Observer] = (),
     **settings: Any,
-) -> Trainer[Any]:
+) -> Trainer[Any] | BlockTrainer:
     """Train a scene, as `splatrim train` does, without its report unless report=True.
 
     Args:
@@ -199,9 +280,10 @@ def train(
         SplatrimError: what the command would say.
     """
     words = ["--source_path", str(source_path), "--model_path", str(model_path)]
-    config = _parse_quietly([*words, *_as_words(settings)], methods)
+    words += _as_words(settings)
+    config = _parse_quietly(words, methods)
     keep_freed_memory()
-    warm_up_device(resolve_device(config.train.device))
+    warm_up_device(resolve_device(config.train.device), start_compiler(words))
     trainer = build_trainer(config, methods, observers=observers)
     if trainer.fit() is None and config.train.report:
         conclude(trainer)

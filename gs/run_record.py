@@ -24,6 +24,7 @@ from .schema import digits, fields, integer, listed, mapped, maybe, read_checked
 
 RECORD = "run.json"
 MANIFEST = "manifest.json"  # of a checkpoint of several ranks: without it there is none
+BLOCKS = "blocks"  # folder of the blocks of a run in blocks (gs.blocks.manifest)
 CONFIG = "config.json"
 BASELINE = "baseline"  # folder in a run's, of the run that its report compares with
 _RECORD = fields(
@@ -153,10 +154,10 @@ def holds_run(folder: Path) -> bool:
 
 
 def has_saved(folder: Path) -> bool:
-    """Whether a model or a checkpoint lies in a folder."""
+    """Whether a model, a checkpoint or trained blocks lie in a folder."""
     models = folder.glob("point_cloud/iteration_*/point_cloud.ply")
     checkpoints = (*folder.glob("chkpnt*.pth"), *folder.glob(f"chkpnt*/{MANIFEST}"))
-    return any(models) or any(checkpoints)
+    return any(models) or any(checkpoints) or (folder / BLOCKS / MANIFEST).is_file()
 
 
 def _numbers(paths: Iterable[Path], pattern: str) -> list[int]:

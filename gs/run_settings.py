@@ -45,6 +45,11 @@ SETTINGS: Check = fields(
         "densify": mapped(anything),
         "pruning": mapped(anything),
         "neural": mapped(anything),
+        "poses": mapped(anything),
+        "depths": mapped(anything),
+        "blocks": mapped(anything),
+        "momentum": mapped(anything),
+        "scene_preset": maybe(text),
         "representation": text,
     }
 )

@@ -112,9 +112,14 @@ class RasterInputs(NamedTuple):
         Raises:
             AttributeError: something is no tensor.
         """
-        return (*map(_IS_ABSENT, self[:-1]), *map(_DESCRIBE, filter(_IS_THERE, self[:-1])))
+        return (*map(_IS_ABSENT, self[:-1]), *map(_DESCRIBE, filter(IS_THERE, self[:-1])))
+
+
+def without_column(x: Tensor | None) -> Tensor | None:
+    """[N] of masks [N, 1]; anything else as it is."""
+    return x if x is None or getattr(x, "ndim", 1) != 2 or x.shape[1] != 1 else x.reshape(-1)
 
 
 # In C, because a call of the rasterizer asks this each time.
-_IS_ABSENT, _IS_THERE = partial(operator.is_, None), partial(operator.is_not, None)
+_IS_ABSENT, IS_THERE = partial(operator.is_, None), partial(operator.is_not, None)
 _DESCRIBE = operator.attrgetter("shape", "dtype", "device")

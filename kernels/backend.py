@@ -7,6 +7,8 @@ import os
 import torch
 from torch import Tensor
 
+from . import rehearsal
+
 
 @functools.cache
 def has_triton() -> bool:
@@ -19,6 +21,11 @@ def interprets() -> bool:
     return os.environ.get("TRITON_INTERPRET", "0") == "1"
 
 
+def on_gpu(x: Tensor) -> bool:
+    """Whether a tensor is on a GPU, or a rehearsal pretends so."""
+    return x.is_cuda or rehearsal.current() is not None
+
+
 def uses_triton(backend: str, x: Tensor) -> bool:
     """Whether a call on `x` goes to the kernels: "auto" takes them for float32 on CUDA.
 
@@ -28,7 +35,7 @@ def uses_triton(backend: str, x: Tensor) -> bool:
     """
     if backend not in ("auto", "triton", "reference"):
         raise ValueError(f"backend: expected 'auto', 'triton' or 'reference', got {backend!r}")
-    if backend == "triton" and not x.is_cuda and not interprets():
+    if backend == "triton" and not on_gpu(x) and not interprets():
         raise ValueError(f"backend 'triton': expected CUDA tensors, got a tensor on {x.device}")
-    fast = x.is_cuda and x.dtype == torch.float32
+    fast = on_gpu(x) and x.dtype == torch.float32
     return backend == "triton" or (backend == "auto" and fast and has_triton())

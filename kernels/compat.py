@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from .arguments import RasterInputs, RenderSettings
-from .rasterization import choose_backend
+from .rasterization import rasterize_plain
 from .validation import check, check_same
 
 NEAR_PLANE = 0.2
@@ -179,7 +179,7 @@ def _render(
     inputs: RasterInputs, settings: RenderSettings, found: dict[str, Tensor]
 ) -> tuple[Tensor, Tensor]:
     """Image [D, H, W] and radii [N]; in the backward the gradient of means2d adds to `found`."""
-    image, _, info = choose_backend("auto", inputs.means)(inputs, settings)
+    image, _, info = rasterize_plain(inputs, settings)
 
     def add(v_means2d: Tensor) -> None:
         found["grad"] = found["grad"] + v_means2d if "grad" in found else v_means2d

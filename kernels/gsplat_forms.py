@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from .arguments import RasterInputs, RenderSettings
+from .arguments import RasterInputs, RenderSettings, without_column
 from .lazy_info import Info
 from .reference.spherical_harmonics import spherical_harmonics
 from .reference.tile_keys import TileKeys
@@ -80,9 +80,13 @@ def _elements(x: RasterInputs, batch: tuple[int, ...]) -> list[RasterInputs]:
                 f" {list(tensor.shape)}"
             )
         flat[name] = tensor.flatten(0, len(batch) - 1)
-    return [
+    elements = [
         x._replace(**{name: tensor[k] for name, tensor in flat.items()})
         for k in range(len(flat["means"]))
+    ]
+    return [
+        x._replace(masks=without_column(x.masks), mask_logits=without_column(x.mask_logits))
+        for x in elements
     ]
 
 

@@ -60,8 +60,8 @@ from .runtime.recording import Results, new_name, run_recorded
 def rasterize(
     inputs: RasterInputs,
     settings: RenderSettings,
-    capacity: Capacity | None = None,
-    kind: Hashable = None,
+    capacity: Capacity | None,
+    kind: Hashable,
 ) -> tuple[Tensor, Tensor, dict[str, Any]]:
     """Render without validating; `kernels.rasterization` documents arguments and results.
 
@@ -69,7 +69,7 @@ def rasterize(
         inputs: Tensors.
         settings: Numbers and flags.
         capacity: Fixed capacities, in place of those learnt.
-        kind: Stands for the settings and the signature of the inputs; None: they are looked at.
+        kind: Stands for the settings and the signature of the inputs.
     """
     if inputs.means.shape[0] == 0:
         return _rasterize_nothing(inputs, settings, capacity)
@@ -79,7 +79,6 @@ def rasterize(
     given = inputs.masks if inputs.mask_logits is None else inputs.mask_logits
     mask_gradient = given is not None and given.requires_grad
     strides = row_stride(x.floats.sh0), row_stride(x.floats.shN)
-    kind = (settings, inputs.signature()) if kind is None else kind
     learned = learned_capacity(f.device) if capacity is None else None
     while True:
         limits = capacity if learned is None else learned.capacity
@@ -121,7 +120,8 @@ class _Plan(NamedTuple):
     """What calls of a kind have in common."""
 
     name: int  # stands for the kind: runtime/recording.py
-    backward: int | None  # the same, where the backward of blending can be recorded
+    all_kernels: bool  # nothing but kernels makes what they read: calls can be recorded
+    backward: int | None  # the name, where the backward of blending can be recorded
     settings: RenderSettings
     images: dict[str, Any]  # entries of info that are the same in every call
     rows: int  # capacity
@@ -147,6 +147,7 @@ def _plan(
     name = new_name()
     return _Plan(
         name,
+        features is None or not s.has_depth,
         name if features is None and not s.deterministic else None,
         s,
         describe_images(C, s.width, s.height),
@@ -191,11 +192,11 @@ def _render(
         depth = lists.depth if blend.deterministic and lists.depth else ()
         return *images, *kept, records.integers, lists.buffer, *depth
 
-    if host_counts is None:
-        made = run()
-    else:
+    if plan.all_kernels and host_counts is not None:
         tensors = (*x.floats, *x[1:], background, host_counts, features)
         made = run_recorded(plan.name, tensors, run)
+    else:
+        made = run()
     image, alphas, means2d, values, drawn, ids, rows, integers, buffer, *depth = made
     recorded = None if host_counts is None else plan.name
     means2d, values, drawn = differentiable_projection(x, s, means2d, values, drawn, rows, recorded)

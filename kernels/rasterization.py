@@ -8,7 +8,7 @@ from typing import Any, NamedTuple, Protocol, SupportsIndex
 import torch
 from torch import Tensor
 
-from .arguments import Capacity, RasterInputs, RenderSettings
+from .arguments import Capacity, RasterInputs, RenderSettings, without_column
 from .backend import uses_triton
 from .constants import EPS2D, FAR_PLANE, MAX_SH_DEGREE, NEAR_PLANE, TILE_SIZE
 from .gsplat_forms import Form, rasterize_form
@@ -193,32 +193,30 @@ def rasterization(
     )  # fmt: skip
     if covars is not None:
         quats = scales = None
+    has_batch = getattr(means, "ndim", 2) > 2
+    if not has_batch:
+        masks, mask_logits = without_column(masks), without_column(mask_logits)
     words, seed = (mask_seed, 0) if isinstance(mask_seed, Tensor) else (None, int(mask_seed))
     inputs = RasterInputs(
         means, quats, scales, opacities, colors, viewmats, Ks, colors_rest, covars, backgrounds,
         masks, mask_logits, mask_ids, words, None if lenses is None else lenses.words, seed,
     )  # fmt: skip
     by_camera = sh_degree is not None and getattr(colors, "ndim", 3) == 4
-    if packed or radius_clip > 0.0 or getattr(means, "ndim", 2) > 2 or by_camera:
+    if packed or radius_clip > 0.0 or has_batch or by_camera:
         if capacity is not None:
             raise ValueError("capacity: expected none with batches, packing or a radius clip")
         form = Form(tuple(means.shape[:-2]), float(radius_clip), bool(packed))
-        return rasterize_form(partial(_rasterize, backend=backend), inputs, settings, form)
-    return _rasterize(inputs, settings, capacity, backend)
+        return rasterize_form(partial(rasterize_plain, backend=backend), inputs, settings, form)
+    return rasterize_plain(inputs, settings, capacity, backend)
 
 
-def _rasterize(
+def rasterize_plain(
     inputs: RasterInputs,
     settings: RenderSettings,
     capacity: Capacity | None = None,
     backend: str = "auto",
 ) -> tuple[Tensor, Tensor, dict[str, Any]]:
     """Render the plain form."""
-    masks, mask_logits = inputs.masks, inputs.mask_logits
-    if masks is not None and _is_column(masks):
-        inputs = inputs._replace(masks=masks.reshape(-1))
-    if mask_logits is not None and _is_column(mask_logits):
-        inputs = inputs._replace(mask_logits=mask_logits.reshape(-1))
     kind = _kind_of(inputs, settings, backend)
     return kind.rasterize(inputs, settings, capacity, kind.name)
 
@@ -230,8 +228,8 @@ class Rasterize(Protocol):
         self,
         inputs: RasterInputs,
         settings: RenderSettings,
-        capacity: Capacity | None = None,
-        kind: Hashable = None,
+        capacity: Capacity | None,
+        kind: Hashable,
     ) -> tuple[Tensor, Tensor, dict[str, Any]]: ...
 
 
@@ -248,8 +246,7 @@ _names = itertools.count()
 
 def _kind_of(inputs: RasterInputs, settings: RenderSettings, backend: str) -> _Kind:
     try:
-        key = (inputs.signature(), settings, backend)
-        return _kinds[key]
+        return _kinds[inputs.signature(), settings, backend]
     except (AttributeError, KeyError, TypeError):
         _validate(inputs, settings)
         kind = _Kind(choose_backend(backend, inputs.means), next(_names))
@@ -330,10 +327,6 @@ def _check_colors(
             f"colors: sh_degree={sh_degree} needs {(sh_degree + 1) ** 2} coefficients, got {bands}"
         )
     return 3
-
-
-def _is_column(x: Tensor) -> bool:
-    return getattr(x, "ndim", 1) == 2 and x.shape[1] == 1
 
 
 def _check_masks(x: RasterInputs, dims: dict[str, int]) -> None:

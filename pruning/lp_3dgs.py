@@ -51,6 +51,7 @@ from gs import (
     Gaussians,
     Model,
     ParameterSpec,
+    Population,
     RenderOutput,
     SplatrimError,
     StepContext,
@@ -237,7 +238,11 @@ class LP3DGS(Strategy):
         trains = self._trains_at(step)
         logits = gaussians.params["mask_logits"]
         self._logits = logits.detach() if trains else None
-        return self.config.lambda_mask * torch.sigmoid(logits).mean() if trains else None
+        if not trains:
+            return None
+        population: Population | None = out.info.get("population")
+        part = 1.0 if population is None else logits.numel() / population.n
+        return part * self.config.lambda_mask * torch.sigmoid(logits).mean()
 
     def phase(self, step: int) -> Hashable | None:
         config = self.config
@@ -335,6 +340,12 @@ class LP3DGS(Strategy):
                 scores = accumulate_scores(gaussians, [camera], kind, opacity_factors=masks)
             total = torch.maximum(total, scores) if kind == "radsplat" else total + scores
         return total
+
+    @torch.no_grad()
+    def opacity_factors(self, gaussians: Model) -> Tensor | None:  # [N * parts]
+        if SCORES not in gaussians.rows:
+            return None
+        return self.masks(gaussians, derive_seed(self.seed, "elsewhere", self._step))
 
     def final_keep(self, gaussians: Model) -> Tensor | None:  # [N * parts] bool
         # Models are saved before iteration `mask_until_iter` prunes.

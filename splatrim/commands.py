@@ -12,6 +12,7 @@ import sys
 from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 
+from gs.compiler import start_compiler
 from gs.errors import SplatrimError, run_cli, told_by_first
 
 from .flags import Source, check_words, nearest, show_help
@@ -25,6 +26,11 @@ COMMANDS: dict[str, tuple[str, ...]] = {
         "gs.model.rates",
         "gs.densification",
         "gs.neural.config",
+        "gs.blocks.config",
+        "gs.blocks.partition",
+        "gs.neural.momentum",
+        "gs.training.pose_refinement",
+        "gs.training.depth_supervision",
         "pruning.mask_gaussian",
         "pruning",
     ),
@@ -37,6 +43,8 @@ COMMANDS: dict[str, tuple[str, ...]] = {
     "bake": ("gs.bake",),
     "partition": ("gs.blocks.look", "gs.blocks.partition"),
     "merge": ("gs.blocks.merge",),
+    "seams": ("gs.blocks.seam_figures",),
+    "warmup": ("splatrim.warmup",),
 }
 
 # What --help of a command with many flags shows; --help_all shows the others too.
@@ -56,6 +64,8 @@ EVERYDAY: dict[str, tuple[str, ...]] = {
         "white_background",
         "init_points",
         "lambda_mask",
+        "pose_refinement",
+        "depth_loss",
         "sh_degree",
         "test_iterations",
         "save_iterations",
@@ -63,6 +73,8 @@ EVERYDAY: dict[str, tuple[str, ...]] = {
         "start_ply",
         "start_checkpoint",
         "config",
+        "blocks",
+        "scene_preset",
         "overwrite",
         "report",
         "viewer",
@@ -107,7 +119,9 @@ def run(name: str, words: list[str], **options: bool) -> None:
     with told_by_first():
         check_words(words, source)
     words = ["--help" if word.replace("-", "_") == "__help_all" else word for word in words]
-    importlib.import_module(COMMANDS[name][0]).main(words, **options)
+    # before torch is imported: by then it has done as much
+    more = {"compiler": start_compiler(words)} if name == "train" else {}
+    importlib.import_module(COMMANDS[name][0]).main(words, **options, **more)
 
 
 def overview() -> str:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import ast
 import difflib
+import itertools
 import re
 import textwrap
 from collections.abc import Iterable, Iterator, Sequence
@@ -80,6 +81,8 @@ class Source:
 def check_words(words: Iterable[str], source: Source) -> None:
     """Refuse flags that the command does not have, and name the nearest that it has.
 
+    What follows a lone "--" is for another command.
+
     Raises:
         SplatrimError: There is such a flag.
     """
@@ -90,7 +93,7 @@ def check_words(words: Iterable[str], source: Source) -> None:
     known |= {f"--{name}" for name in source.foreign}
     # dashes work in place of underscores
     by_plain = {word.replace("-", "_"): word for word in known}
-    for word in words:
+    for word in itertools.takewhile(lambda word: word != "--", words):
         name = word.split("=")[0]
         plain = name.replace("-", "_")
         if not re.match(r"-{1,2}[A-Za-z]", name) or plain in by_plain:

@@ -6,12 +6,14 @@ of the --method, --preset, --schedule, --iterations and start given with them.
 
 import dataclasses
 import logging
+import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from gs import cli, program
+from gs.blocks.trainer import BlockTrainer
 from gs.cli import Config
 from gs.config import resume_arguments, resume_command
 from gs.distributed.processes import find_ranks
@@ -20,7 +22,7 @@ from gs.distributed.torchrun import closed, is_restart, may_restart
 from gs.errors import SplatrimError, is_first, told_by_first
 from gs.invocation import command
 from gs.logs import show_log
-from gs.run_record import holds_run, saved_checkpoints
+from gs.run_record import BLOCKS, MANIFEST, holds_run, saved_checkpoints
 from gs.training.memory import keep_freed_memory
 from gs.training.observer import Observer
 from gs.training.trainer import Trainer
@@ -37,17 +39,23 @@ def parse(args: list[str]) -> Config[Any, Any, Any]:
 
 def build_trainer(
     config: Config[Any, Any, Any], ranks: Ranks | None = None, observers: Sequence[Observer] = ()
-) -> Trainer[Any]:
+) -> Trainer[Any] | BlockTrainer:
     """Check every input and make the trainer: gs.program.build_trainer with all methods."""
     return program.build_trainer(config, METHODS, ranks, observers)
 
 
-def main(args: list[str] | None = None, *, report: bool = True) -> None:
+def main(
+    args: list[str] | None = None,
+    *,
+    report: bool = True,
+    compiler: subprocess.Popen[str] | None = None,
+) -> None:
     """Train, measure and report, or say what to run next.
 
     Args:
         args: The command line.
         report: Whether to do so where no flag says.
+        compiler: What compiles the run's kernels (gs.compiler.start_compiler).
     """
     args = sys.argv[1:] if args is None else args
     if report:
@@ -58,7 +66,7 @@ def main(args: list[str] | None = None, *, report: bool = True) -> None:
     show_log(quiet=train.quiet or not is_first())
     keep_freed_memory()
     ranks = find_ranks(train.device, backend=train.rank_backend, timeout=train.rank_timeout)
-    program.warm_up_device(ranks.device)
+    program.warm_up_device(ranks.device, compiler)
     with closed(ranks, args, train.model_path):
         config = restarted(config, args, ranks)
         if config.choice.demo:
@@ -83,7 +91,8 @@ def restarted(
     if not is_restart():
         return config
     out = config.train.model_path
-    saved = ranks.agree(ranks.first_only(lambda: list(saved_checkpoints(out).values())))
+    blocks = [out / BLOCKS] if (out / BLOCKS / MANIFEST).is_file() else []
+    saved = ranks.agree(ranks.first_only(lambda: blocks or list(saved_checkpoints(out).values())))
     if saved:
         logger.info(f"started again by torchrun: going on from {saved[-1]}")
         return parse(resume_arguments(args, out, saved[-1]))
@@ -93,7 +102,7 @@ def restarted(
 
 
 def _conclude(
-    trainer: Trainer[Any],
+    trainer: Trainer[Any] | BlockTrainer,
     config: Config[Any, Any, Any],
     args: list[str],
     checkpoint: Path | None,

@@ -22,11 +22,28 @@ from gs.model.gaussians import Gaussians  # noqa: E402
 from gs.model.renderer import render  # noqa: E402
 
 REPO = Path(__file__).resolve().parents[1]
+LONGEST = (  # files, 15 to 60 seconds each
+    "test_torchrun.py",
+    "test_same_model.py",
+    "test_train.py",
+    "test_runs.py",
+    "test_kill.py",
+    "test_signals.py",
+    "test_pipeline.py",
+    "test_blending.py",
+    "test_step.py",
+    "test_live.py",
+    "test_resume.py",
+    "test_batch.py",
+    "test_gradcheck.py",
+)
 
 
-def pytest_configure() -> None:
+def pytest_configure(config: pytest.Config) -> None:
     if os.environ.get("TRITON_INTERPRET") == "1":
-        _prepare_once_per_launch()
+        import quick_interpreter as quick  # pyright: ignore[reportMissingImports] # tests/kernels
+
+        config.stash[quick.RESTORE] = quick.quicken()
 
 
 def pytest_collection_finish() -> None:
@@ -35,40 +52,10 @@ def pytest_collection_finish() -> None:
     gc.freeze()
 
 
-def _prepare_once_per_launch() -> None:
-    """Take from Triton's interpreter a third of its time, which it spends to no effect.
-
-    It turns the functions of triton.language into those that compute, anew in every call of a
-    device function, and back when the launch ends. Once per device function and launch does the
-    same.
-    """
-    from triton.runtime import interpreter
-
-    if not hasattr(interpreter, "_LangPatchScope"):  # a Triton that prepares in another way
-        return
-    prepare, prepared = interpreter._patch_lang, set[Callable[..., Any]]()
-
-    def prepare_once(fn: Callable[..., Any]) -> Any:
-        if fn in prepared:
-            return None
-        scope = prepare(fn)
-        if not prepared:  # the kernel itself, whose scope is closed when the launch ends
-            restore = scope.restore
-
-            def end() -> None:
-                prepared.clear()
-                restore()
-
-            scope.restore = end
-        prepared.add(fn)
-        return scope
-
-    interpreter._patch_lang = prepare_once
-
-
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    # the longest file first: of several workers, none is left alone with it at the end
-    items.sort(key=lambda item: item.path.name != "test_compile.py")
+    # the longest first: of several workers, none is left alone with one at the end
+    place = {name: k for k, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: place.get(item.path.name, len(place)))
     if torch.cuda.is_available():
         return
     skip = pytest.mark.skip(reason="needs a CUDA device")

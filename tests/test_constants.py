@@ -138,6 +138,29 @@ MONTE_CARLO = {
     "lambda_scale": 0.01,
 }
 
+# Deng et al. (2025): Improved-GS, and natural selection
+ERROR = {
+    "densify_from_iter": 500,
+    "densify_until_iter": 15_000,
+    "densification_interval": 100,
+    "densify_grad_threshold": 0.0003,
+    "split_distance": 0.45,
+    "child_opacity": 0.6,
+    "min_opacity": 0.005,
+    "first_prune_iter": 300,
+    "opacity_reset_interval": 3000,
+    "recovery_delay": 300,
+    "score_views": 10,
+}
+SELECTION = {
+    "select_from_iter": 15_000,
+    "select_until_iter": 23_000,
+    "select_interval": 50,
+    "lambda_select": 0.0002,
+    "faint_opacity": 0.001,
+    "opacity_gain": 4.0,
+}
+
 
 def settings(line: str) -> dict[str, Any]:
     """All settings of a run by name."""
@@ -178,6 +201,7 @@ def settings(line: str) -> dict[str, Any]:
         ),
         ("--method 3dgs --densifier taming", TAMING),
         ("--method 3dgs --densifier mcmc --initial_scale 0.1", MONTE_CARLO),
+        ("--method natural-selection --densifier error", ERROR | SELECTION),
     ],
 )
 def test_settings(line: str, want: dict[str, Any]) -> None:

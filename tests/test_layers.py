@@ -25,15 +25,16 @@ MAY_IMPORT = {
 # Rooms on one floor do not know each other.
 FLOORS: dict[str, list[set[str]]] = {
     "kernels": [
+        {"rehearsal"},
         {"constants", "validation", "backend", "lazy_info", "lenses"},
         {"arguments"},
         {"device", "reference"},
         {"runtime"},
-        {"photometric", "update", "decoder"},
+        {"photometric", "light", "depth", "update", "decoder"},
         {"projection"},
         {"binning"},
         {"blending"},
-        {"pipeline", "exchange"},
+        {"pipeline", "exchange", "surrounded"},
         {"gsplat_forms"},
         {"rasterization"},
         {"compat"},
@@ -50,7 +51,7 @@ FLOORS: dict[str, list[set[str]]] = {
             "schedule",
         },
         {"errors"},
-        {"files", "ranges"},
+        {"files", "ranges", "stages"},
         {"schema"},
         {"run_record", "run_settings"},
         {"config"},
@@ -64,9 +65,12 @@ FLOORS: dict[str, list[set[str]]] = {
         {"training"},
         {"viewer"},
         {"report"},
-        {"densification", "blocks"},
-        {"cli", "render", "metrics", "export", "bake", "partition", "merge"},
+        {"densification"},
+        {"blocks"},
+        {"cli", "render", "metrics", "export", "bake", "partition", "merge", "seams"},
+        {"compiler"},
         {"program"},
+        {"rehearsal"},
     ],
 }
 

@@ -131,7 +131,9 @@ def test_the_densifier_is_chosen(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         parse("-s x --budget 2x")
     assert "Unrecognized options: --budget" in "".join(capsys.readouterr())
-    for name in ("taming", "mcmc"):
+    error = parse("-s x --densifier error --recipe fast --budget 381000").densify
+    assert (error.budget, error.opacity_resets, error.densification_interval) == ("381000", 0, 150)
+    for name in ("taming", "mcmc", "error"):
         with pytest.raises(SplatrimError, match="nothing is densified after iteration 30000"):
             parse(f"-s x --densifier {name} --start_ply a.ply")
 
@@ -154,7 +156,10 @@ def test_short_runs_scale_the_schedule_unless_told() -> None:
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("-s x --densifier magic", "unknown --densifier 'magic': choose default, taming, mcmc"),
+        (
+            "-s x --densifier magic",
+            "unknown --densifier 'magic': choose default, taming, mcmc, error",
+        ),
         ("-s x --schedule magic", "unknown --schedule 'magic': choose auto, published, scaled"),
         ("-s x --densifier taming --budget many", "--budget many: give a number of Gaussians"),
         ("-s x --method magic", "unknown --method 'magic': choose mask-gaussian, "),
@@ -297,7 +302,7 @@ def test_settings_of_post_training() -> None:
 def test_a_finished_ply_is_post_trained_and_resumed(
     scene: Path, finished_ply: Path, tmp_path: Path, write_published: Callable[..., None]
 ) -> None:
-    args = ["-s", str(scene), "--eval", "--quiet", "--iterations", "30040"]
+    args = ["-s", str(scene), "--eval", "--quiet", "--iterations", "30040", "--deterministic"]
     args += ["--mask_lr", "0.2", "--checkpoint_iterations", "30025", "30040"]
     out = tmp_path / "out"
     train.main([*args, "-m", str(out), "--start_ply", str(finished_ply)])

@@ -2,11 +2,16 @@
 
     python -m bench.sweep --scenes data/garden data/bonsai --methods 3dgs mask-gaussian:alpha
         [--out output/sweep] [--seeds 0 1 2] [--iterations N] [-- further flags of train.py]
+    python -m bench.sweep --suite mipnerf360 --data data --methods 3dgs mask-gaussian
+
+A suite is the scenes of a benchmark at the sizes of papers (bench/sweep/suites.py); those that the
+folder of the data lacks are named, with where they come from, and the others run.
 
 A method is "name", "name:preset", or either after "post:", which starts from the model that 3dgs
 trained on the same scene with the same seed (trained first if it is not there). Flags of its own
-follow after "+": "mask-gaussian+densifier=taming+budget=2x". OUT gets
-sweep.json, sweep.md and sweep.png, written anew after each run; runs lie in OUT/SCENE/METHOD/seedK.
+follow after "+": "mask-gaussian+densifier=taming+budget=2x". OUT gets sweep.json, sweep.md and two
+plots, PSNR over Gaussians (sweep.png) and over seconds (seconds.png), written anew after each run;
+runs lie in OUT/SCENE/METHOD/seedK.
 
 The same command again goes on where it stopped: finished runs stay, an interrupted one goes on
 from its last checkpoint or starts again, a failed one is tried again. A failure is noted in the
@@ -19,12 +24,14 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Protocol, TypeVar
+from typing import Annotated, Any, Literal, Protocol, TypeVar
 
 import tyro
 
+from bench.sweep.plots import plot, plot_seconds
 from bench.sweep.run import BASELINE, Job, Method, Runner, load_result
-from bench.sweep.table import markdown, plot, summarize, with_ratios
+from bench.sweep.suites import Found, find_suite, odd_sizes
+from bench.sweep.table import markdown, summarize, with_ratios
 from gs.config import PUBLISHED_ITERATIONS, resolve_device
 from gs.errors import SplatrimError
 from gs.files import check_writable, write_json, write_text
@@ -47,7 +54,7 @@ C = TypeVar("C", bound=_HasOut)
 class SweepConfig:
     """What to train and measure; flags of train.py follow after a lone "--"."""
 
-    scenes: tuple[Path, ...]
+    scenes: tuple[Path, ...] = ()
     """Folders of scenes, each of another name."""
     methods: tuple[str, ...] = (BASELINE, "mask-gaussian")
     """name, name:preset, post:name or post:name:preset."""
@@ -65,6 +72,15 @@ class SweepConfig:
     """Runs at once on each device; with more than one, times are not comparable."""
     device: tuple[str, ...] = ("auto",)
     """auto, cpu or cuda; or several GPUs, which share the runs: cuda:0 cuda:1."""
+    suite: Literal["mipnerf360", "tandt", "db", "nerf_synthetic"] | None = None
+    """In place of scenes: those of a benchmark."""
+    data: Path = Path("data")
+    """Folder that has the suite's scenes, or the suite's folder with them."""
+    any_size: bool = False
+    """Train the suite's scenes on their `images` where the downscaled ones are missing: figures
+    that compare with no paper's."""
+    lpips_weights: Path | None = None
+    """As that of `splatrim metrics`: VGG-16's weights, without which there is no LPIPS."""
     keep_images: bool = False
     """Keep the rendered test views of every run."""
 
@@ -104,18 +120,32 @@ def plan(config: SweepConfig, extra: Sequence[str]) -> list[Job]:
     methods = [parse_method(label) for label in labels]
     if any(m.is_post for m in methods) and BASELINE not in labels:
         methods.insert(0, parse_method(BASELINE))
-    names = [scene.name for scene in config.scenes]
+    scenes, _ = scenes_of(config)
+    names = [scene.folder.name for scene in scenes]
     for scene in config.scenes:
         if not scene.is_dir():
             raise SplatrimError(f"no such scene: {scene}")
         if names.count(scene.name) > 1:
             raise SplatrimError(f"two scenes are called {scene.name}: their runs would be mixed up")
     return [
-        make_job(config, scene, method, seed, extra)
-        for scene in config.scenes
+        make_job(config, scene.folder, method, seed, [*scene.words, *extra])
+        for scene in scenes
         for method in methods
         for seed in dict.fromkeys(config.seeds)
     ]
+
+
+def scenes_of(config: SweepConfig) -> tuple[list[Found], list[str]]:
+    """The scenes that are trained, and a line for each of a suite that is missing.
+
+    Raises:
+        SplatrimError: There are none, or scenes and a suite.
+    """
+    if (config.suite is None) == (not config.scenes):
+        raise SplatrimError("give either --scenes or --suite")
+    if config.suite is None:
+        return [Found(scene, ()) for scene in config.scenes], []
+    return find_suite(config.suite, config.data, any_size=config.any_size)
 
 
 def make_job(
@@ -154,7 +184,15 @@ def run_sweep(config: SweepConfig, extra: Sequence[str] = ()) -> list[dict[str, 
         SplatrimError: an argument is impossible, or a finished run had other arguments.
         KeyboardInterrupt: Ctrl-C or SIGTERM; trainings have saved checkpoints by then.
     """
-    return run_jobs(config, plan(config, extra), write_tables)
+    jobs, (_, missing) = plan(config, extra), scenes_of(config)
+    for line in missing:
+        print(f"missing: {line}")
+
+    def write(out: Path, results: list[dict[str, Any]]) -> None:
+        sizes = [] if config.suite is None else odd_sizes(config.suite, results)
+        write_tables(out, results, [*sizes, *(f"missing: {line}" for line in missing)])
+
+    return run_jobs(config, jobs, write)
 
 
 def run_jobs(
@@ -169,7 +207,12 @@ def run_jobs(
     runs = {job.folder: result for job in jobs if (result := load_result(job)) is not None}
     if runs:
         print(f"{len(runs)} of {len(jobs)} runs are finished already")
-    runner = Runner(devices=config.device, n_parallel=config.jobs, keep_images=config.keep_images)
+    runner = Runner(
+        devices=config.device,
+        n_parallel=config.jobs,
+        keep_images=config.keep_images,
+        lpips_weights=config.lpips_weights,
+    )
 
     def write() -> list[dict[str, Any]]:
         results = [runs[job.folder] for job in jobs if job.folder in runs]
@@ -196,12 +239,14 @@ def run_jobs(
     return write()
 
 
-def write_tables(out: Path, results: list[dict[str, Any]]) -> None:
-    """Write sweep.json, sweep.md and sweep.png. Raises SplatrimError as files do."""
+def write_tables(out: Path, results: list[dict[str, Any]], remarks: Sequence[str] = ()) -> None:
+    """Write sweep.json, sweep.md, sweep.png and seconds.png. Raises SplatrimError as files do."""
     rows = summarize(results)
-    write_json(out / "sweep.json", {"runs": with_ratios(results), "rows": rows})
-    write_text(out / "sweep.md", markdown(rows))
+    known = {"runs": with_ratios(results), "rows": rows, "remarks": list(remarks)}
+    write_json(out / "sweep.json", known)
+    write_text(out / "sweep.md", markdown(rows, remarks))
     plot(rows, out / "sweep.png")
+    plot_seconds(rows, out / "seconds.png")
 
 
 def _run(runner: Runner, job: Job) -> dict[str, Any]:

@@ -26,6 +26,8 @@ from typing import Any
 
 import torch
 
+from bench.sweep.energy import joules
+from bench.sweep.plots import curve_of
 from gs.config import resolve_device
 from gs.errors import SplatrimError
 from gs.evaluation.metrics import compute_metrics
@@ -78,10 +80,19 @@ class Runner:
         devices: What trains and measures: auto, cpu, cuda, cuda:1, ...
         n_parallel: How many run at once on each; more than one makes times incomparable.
         keep_images: Keep the rendered test views.
+        lpips_weights: File of VGG-16's weights; None is that of torch's cache.
     """
 
-    def __init__(self, *, devices: Sequence[str], n_parallel: int, keep_images: bool) -> None:
+    def __init__(
+        self,
+        *,
+        devices: Sequence[str],
+        n_parallel: int,
+        keep_images: bool,
+        lpips_weights: Path | None = None,
+    ) -> None:
         self.n_parallel, self.keep_images = n_parallel, keep_images
+        self.lpips_weights = lpips_weights
         self._free: queue.SimpleQueue[str] = queue.SimpleQueue()  # devices, once per run they take
         for _ in range(n_parallel):
             for device in devices:
@@ -127,7 +138,7 @@ class Runner:
     def _train(self, job: Job, device: str) -> None:
         if job.start_from is not None and not (job.start_from / RESULT).is_file():
             raise SplatrimError(f"the {BASELINE} run that it starts from has not finished")
-        record_path = job.folder / RECORD
+        record_path, where = job.folder / RECORD, resolve_device(device)
         record = read_json(record_path) if record_path.is_file() else {}
         same = record.get("args") == list(job.args)
         if same and record.get("trained"):
@@ -149,11 +160,16 @@ class Runner:
         with open(job.folder / LOG, "ab") as log:
             log.write(f"$ {' '.join(command)}\n".encode())
             log.flush()
-            begin = log.tell()
+            begin, before = log.tell(), joules(where)
             code = self._wait(command, log)
+            after = joules(where)
         if code:
             raise SplatrimError(error_line(job.folder / LOG, begin, code))
-        write_json(record_path, {"args": list(job.args), "trained": True})
+        # of a training of its own, begun and ended here
+        alone = checkpoint is None and self.n_parallel == 1
+        energy = after - before if alone and before is not None and after is not None else None
+        record = {"args": list(job.args), "trained": True, "energy_joules": energy}
+        write_json(record_path, record)
 
     def _wait(self, command: list[str], log: Any) -> int:
         with self._lock:
@@ -173,19 +189,24 @@ class Runner:
     def _measure(self, job: Job, device: str) -> dict[str, Any]:
         iteration, ply = find_model(job.folder)
         stats = render_views(job.folder, skip_train=True, quiet=True, device=device)
-        scores = compute_metrics([job.folder], device=device)[str(job.folder)]
-        timing = read_json(job.folder / "history.json").get("timing", {})
+        weights = self.lpips_weights
+        measured = compute_metrics([job.folder], device=device, lpips_weights=weights)
+        scores = measured[str(job.folder)]
+        history = read_json(job.folder / "history.json")
+        timing = history.get("timing", {})
         if not self.keep_images:
             shutil.rmtree(job.folder / "test")
         if torch.cuda.is_available():
             torch.cuda.empty_cache()  # the next training may need it
         figures = {name.lower(): value for name, value in scores[f"ours_{iteration}"].items()}
-        measured = {
+        others = {
             "n_gaussians": stats["n_gaussians"],
             "ply_bytes": ply.stat().st_size,
             "train_seconds": timing.get("train_seconds"),
             "peak_memory_mb": timing.get("peak_memory_mb"),
             "peak_reserved_mb": timing.get("peak_reserved_mb"),
+            "energy_joules": read_json(job.folder / RECORD).get("energy_joules"),
+            "curve": curve_of(history),
             "fps": stats.get("fps"),
             "width": stats.get("width"),
             "height": stats.get("height"),
@@ -195,7 +216,7 @@ class Runner:
             "times_comparable": self.n_parallel == 1,
             "args": list(job.args),
         }
-        return _about(job) | figures | measured
+        return _about(job) | figures | others
 
 
 def _current(device: str) -> contextlib.AbstractContextManager[Any]:

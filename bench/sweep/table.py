@@ -1,4 +1,4 @@
-"""Tables and the plot of a sweep, from the figures of its runs.
+"""Tables of a sweep, from the figures of its runs.
 
 For each run
 
@@ -12,11 +12,7 @@ over them; where a method has finished on all of several scenes, a last group ha
 import math
 import statistics
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
-
-from gs.files import atomic_write
-from gs.report.charts import compact
 
 BASELINE = "3dgs"
 AVERAGED = (
@@ -29,8 +25,10 @@ AVERAGED = (
     "ply_bytes",
     "train_seconds",
     "peak_memory_mb",
+    "energy_joules",
     "fps",
 )
+ENERGY = "energy, kJ"  # where a GPU tells
 COLUMNS = (
     "Method",
     "PSNR",
@@ -42,6 +40,7 @@ COLUMNS = (
     "size, MB",
     "training",
     "peak memory, MB",
+    ENERGY,
     "frames/s",
 )
 MEAN_OF_SCENES = "Mean of all scenes"
@@ -70,8 +69,9 @@ def summarize(runs: Sequence[Row]) -> list[Row]:
     """One row per scene and method, in the order of the runs, averaged over seeds.
 
     Returns:
-        Rows with scene, method, n_seeds, means of the figures, psnr_std (None for one seed),
-        times_comparable, devices, and errors, a list of "seed K: line".
+        Rows with scene, method, n_seeds, means of the figures, psnr_std (None for one seed), curves
+        (of PSNR over seconds, by seed), times_comparable, devices, and errors, a list of
+        "seed K: line".
     """
     groups: dict[tuple[str, str], list[Row]] = {}
     for run in with_ratios(runs):
@@ -86,6 +86,7 @@ def summarize(runs: Sequence[Row]) -> list[Row]:
             "n_seeds": len(done),
             **_means(done),
             "psnr_std": statistics.stdev(values) if len(values) > 1 else None,
+            "curves": [run["curve"] for run in done if run.get("curve")],
             "times_comparable": all(run.get("times_comparable", True) for run in done),
             "devices": sorted({run["device"] for run in done if run.get("device")}),
             "errors": [f"seed {run['seed']}: {run['error']}" for run in members if "error" in run],
@@ -110,71 +111,22 @@ def mean_of_scenes(rows: Sequence[Row]) -> list[Row]:
     return means
 
 
-def markdown(rows: Sequence[Row]) -> str:
-    """A table per scene, one line per method, failures below it."""
+def markdown(rows: Sequence[Row], remarks: Sequence[str] = ()) -> str:
+    """A table per scene, one line per method, failures below it; remarks and notes in the end."""
     rows = [*rows, *mean_of_scenes(rows)]
+    has_energy = any(row.get("energy_joules") is not None for row in rows)
+    columns = [name for name in COLUMNS if has_energy or name != ENERGY]
     parts: list[str] = []
     for scene in dict.fromkeys(row["scene"] for row in rows):
         members = [row for row in rows if row["scene"] == scene]
-        lines = [f"| {' | '.join(COLUMNS)} |", f"|---|{'---:|' * (len(COLUMNS) - 1)}"]
-        lines += [f"| {' | '.join(_cells(row))} |" for row in members]
+        lines = [f"| {' | '.join(columns)} |", f"|---|{'---:|' * (len(columns) - 1)}"]
+        lines += [f"| {' | '.join(_cells(row, columns))} |" for row in members]
         failed = [f"- {r['method']}, {error}" for r in members for error in r["errors"]]
         parts += [f"## {scene}", "\n".join(lines)]
         if failed:
             parts += ["Failed:", "\n".join(failed)]
-    notes = _notes(rows)
+    notes = [*(["\n".join(f"- {remark}" for remark in remarks)] * bool(remarks)), *_notes(rows)]
     return "\n\n".join([*parts, *notes]) + "\n"
-
-
-def plot(rows: Sequence[Row], path: Path) -> None:
-    """Draw Gaussians against PSNR, a panel per scene. Raises SplatrimError as gs.files does."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-    from matplotlib.ticker import FuncFormatter
-
-    done = [row for row in rows if row["n_seeds"]]
-    scenes = list(dict.fromkeys(row["scene"] for row in done))
-    methods = list(dict.fromkeys(row["method"] for row in done))
-    across = min(3, max(1, len(scenes)))
-    down = max(1, math.ceil(len(scenes) / across))
-    figure = Figure(figsize=(max(4.4 * across, 6.0), 3.6 * down + 0.9), layout="constrained")
-    FigureCanvasAgg(figure)
-    keys: dict[str, Any] = {}
-    for place, scene in enumerate(scenes):
-        axes = figure.add_subplot(down, across, place + 1)
-        for row in (row for row in done if row["scene"] == scene):
-            i = methods.index(row["method"])
-            keys[row["method"]] = axes.errorbar(
-                row["n_gaussians"],
-                row["psnr"],
-                yerr=row["psnr_std"],
-                color=f"C{i % 10}",
-                marker="osD^vPX"[i // 10 % 7],
-                markersize=8,
-                linestyle="none",
-                capsize=3,
-                label=row["method"],
-            )
-        axes.set_title(scene, fontsize=11)
-        axes.set_xlabel("Gaussians")
-        axes.set_ylabel("PSNR, dB")
-        axes.set_xlim(left=0)
-        axes.margins(x=0.12, y=0.15)
-        axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: compact(x)))
-        axes.grid(color="0.9")
-        axes.set_axisbelow(True)
-    if keys:
-        shown = [name for name in methods if name in keys]
-        figure.legend(
-            [keys[name] for name in shown],
-            shown,
-            loc="outside lower center",
-            ncols=min(2 * across, len(shown)),
-            frameon=False,
-            fontsize=9,
-        )
-    with atomic_write(path) as file:
-        figure.savefig(file, format="png", dpi=150)
 
 
 def _means(rows: Sequence[Row]) -> Row:
@@ -188,16 +140,16 @@ def _means(rows: Sequence[Row]) -> Row:
     return means
 
 
-def _cells(row: Row) -> list[str]:
+def _cells(row: Row, columns: Sequence[str]) -> list[str]:
     if row["psnr"] is None:
-        return [row["method"], "failed", *["–"] * (len(COLUMNS) - 2)]
+        return [row["method"], "failed", *["–"] * (len(columns) - 2)]
     psnr = f"{row['psnr']:.2f}"
     if row["psnr_std"] is not None:
         psnr += f" ± {row['psnr_std']:.2f}"
     base = row["method"] == BASELINE
     mark = "" if row["times_comparable"] else " *"
-    size = row["ply_bytes"]
-    return [
+    size, energy = row["ply_bytes"], row.get("energy_joules")
+    cells = [
         row["method"],
         psnr,
         "" if base else _text(row["difference"], "{:+.2f}"),
@@ -208,8 +160,10 @@ def _cells(row: Row) -> list[str]:
         _text(None if size is None else size / 1e6, "{:.1f}"),
         _text(row["train_seconds"], "{:.1f} s") + mark,
         _text(row["peak_memory_mb"], "{:,.0f}"),
+        _text(None if energy is None else energy / 1e3, "{:.1f}") + mark,
         _text(row["fps"], "{:,.4g}") + mark,
     ]
+    return [cell for name, cell in zip(COLUMNS, cells, strict=True) if name in columns]
 
 
 def _text(value: float | None, form: str) -> str:
@@ -223,6 +177,8 @@ def _notes(rows: Sequence[Row]) -> list[str]:
         "GPU by training (without one: resident memory of the process). frames/s: median over test "
         "views."
     ]
+    if any(row.get("energy_joules") is not None for row in rows):
+        notes.append("Energy: of the whole GPU, from the training's start as a process to its end.")
     devices = sorted({device for row in rows for device in row.get("devices", ())})
     if devices:
         notes.append(f"Device: {', '.join(devices)}.")

@@ -2,6 +2,7 @@
 
     version 1   partition (hash)   iteration
     blocks      [{"file", "generation", "gaussians"}], block 0 first; one without rows has no file
+    decoder     generation of decoder.GGGG.pth, where blocks have a decoder (gs.blocks.decoder_file)
 
 A block's file is a checkpoint (gs.training.checkpoint) of its rows; strategies/blocks/keep says
 which of them the strategies keep in the end. Files of a new generation are written first, the
@@ -20,21 +21,28 @@ from torch import Tensor
 
 from ..errors import SplatrimError
 from ..files import remove_temporaries, write_json
+from ..run_record import BLOCKS
 from ..schema import fields, integer, listed, maybe, read_checked, text
 from ..training.checkpoint import load_checkpoint, save_checkpoint
 
-FOLDER = "blocks"
+FOLDER = BLOCKS
 MANIFEST = f"{FOLDER}/manifest.json"
 VERSION = 1
-KEPT, KEPT_ROWS = "blocks", "keep"
+KEPT, KEPT_ROWS, FACTORS = "blocks", "keep", "opacity_factors"
 
-_FILE_NAME = re.compile(r"block_(\d{3,})\.(\d{4,})\.pth", re.ASCII)
+_FILE_NAME = re.compile(r"(block_(\d{3,})|decoder)\.(\d{4,})\.pth", re.ASCII)
 _ENTRY = fields(
     {"file": maybe(text), "generation": integer(0), "gaussians": integer(0)},
     needs=("file", "generation", "gaussians"),
 )
 _FILE = fields(
-    {"version": integer(), "partition": text, "iteration": integer(0), "blocks": listed(_ENTRY)},
+    {
+        "version": integer(),
+        "partition": text,
+        "iteration": integer(0),
+        "blocks": listed(_ENTRY),
+        "decoder": integer(0),
+    },
     needs=("version", "partition", "iteration", "blocks"),
 )
 
@@ -60,6 +68,8 @@ class Manifest:
     """Hash of the partition that they belong to."""
     iteration: int
     blocks: tuple[SavedBlock, ...]
+    decoder: int = 0
+    """Generation of the decoder's file; 0 where blocks have none."""
 
 
 def save_block(
@@ -81,7 +91,7 @@ def save_block(
     Raises:
         SplatrimError: the file cannot be written.
     """
-    saved = SavedBlock(generation, len(state["params"]["means"]))
+    saved = SavedBlock(generation, len(state["rows"]["ids"]))
     name = saved.file(block)
     if name is not None:
         strategies = dict(state["strategies"])
@@ -101,8 +111,8 @@ def load_block(folder: Path, block: int, saved: SavedBlock) -> dict[str, Any] | 
     if name is None:
         return None
     path = folder / FOLDER / name
-    state = load_checkpoint(path)
-    found = len(state["params"]["means"])
+    state = load_checkpoint(path, gaussians=False)
+    found = len(state["rows"]["ids"])
     if found != saved.n_gaussians:
         raise SplatrimError(
             f"{path} holds {found} Gaussians, and {MANIFEST} says {saved.n_gaussians}"
@@ -127,13 +137,14 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
     """
     place = folder / FOLDER
     names = [saved.file(block) for block, saved in enumerate(manifest.blocks)]
-    for name in names:
-        if name is not None and not (place / name).is_file():
-            raise ValueError(f"manifest: {place / name} has not been written")
     entries = [
         {"file": name, "generation": saved.generation, "gaussians": saved.n_gaussians}
         for name, saved in zip(names, manifest.blocks, strict=True)
     ]
+    names += [decoder_file(manifest.decoder)] if manifest.decoder else []
+    for name in names:
+        if name is not None and not (place / name).is_file():
+            raise ValueError(f"manifest: {place / name} has not been written")
     write_json(
         folder / MANIFEST,
         {
@@ -141,10 +152,11 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
             "partition": manifest.partition,
             "iteration": manifest.iteration,
             "blocks": entries,
+            **({"decoder": manifest.decoder} if manifest.decoder else {}),
         },
     )
     remove_temporaries(place)
-    for path in place.glob("block_*.pth"):
+    for path in place.glob("*.pth"):
         if _FILE_NAME.fullmatch(path.name) and path.name not in names:
             path.unlink(missing_ok=True)
 
@@ -177,4 +189,12 @@ def read_manifest(folder: Path) -> Manifest:
         if name is not None and not (place / name).is_file():
             raise SplatrimError(f"{place / name} is missing, and {path} names it")
         blocks.append(saved)
-    return Manifest(data["partition"], data["iteration"], tuple(blocks))
+    decoder = data.get("decoder", 0)
+    if decoder and not (place / decoder_file(decoder)).is_file():
+        raise SplatrimError(f"{place / decoder_file(decoder)} is missing, and {path} names it")
+    return Manifest(data["partition"], data["iteration"], tuple(blocks), decoder)
+
+
+def decoder_file(generation: int) -> str:
+    """Name of the decoder's file of a generation."""
+    return f"decoder.{generation:04d}.pth"

@@ -1,7 +1,8 @@
 """Make one model of a run's blocks: `python -m gs.merge -m OUT`.
 
 Every block's own rows, once, in the order of their ids, without those that its strategies give up
-in the end: nothing is cut and nothing is fitted. Writes an ordinary model, which gs.render,
+in the end; of blocks that were trained alone what lies in their cells. Nothing is fitted. Anchors
+come with the decoder of all blocks. Writes an ordinary model, which gs.render,
 gs.metrics and gs.report take: OUT/point_cloud/iteration_N/point_cloud.ply.
 """
 
@@ -9,7 +10,7 @@ from __future__ import annotations
 
 import logging
 import secrets
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -24,9 +25,25 @@ from ..files import check_writable
 from ..logs import show_log
 from ..model.ply import save_ply
 from ..model.specs import PUBLISHED
+from ..neural.anchors import OFF, OWN, Anchors
+from ..neural.config import NeuralConfig
+from ..neural.surrounded import joined_anchors
 from ..run_record import model_file, read_record, write_record
-from .manifest import MANIFEST, kept_rows, load_block, read_manifest
+from .decoder_file import load_decoder
+from .manifest import (
+    FOLDER,
+    KEPT,
+    KEPT_ROWS,
+    MANIFEST,
+    decoder_file,
+    kept_rows,
+    load_block,
+    read_manifest,
+)
+from .partition import Partition
 from .partition_file import NAME, read_partition
+from .store import public_part
+from .whole import kept_rows_of
 
 logger = logging.getLogger("splatrim")
 
@@ -64,15 +81,26 @@ def merge_blocks(folder: Path) -> Path:
     found = [state for state in states if state is not None]
     if not found:
         raise SplatrimError(f"{folder}: none of the {len(states)} blocks holds a Gaussian")
-    params, ids = merge_states(found)
-    path = model_file(folder, manifest.iteration)
-    save_ply(path, params, world_offset=_offset(found[0]))
+    if was_alone(found[0]):
+        cut_to_cells(states, partition)
+    path, offset = model_file(folder, manifest.iteration), _offset(found[0])
+    if manifest.decoder:
+        decoder = load_decoder(folder / FOLDER / decoder_file(manifest.decoder))
+        model = merge_anchors(found, decoder["parameters"], partition.names)
+        model.save(path, offset)
+        n = len(model)
+    else:
+        params, ids = merge_states(found)
+        antialiased = bool((found[0].get("config") or {}).get("antialiased", False))
+        save_ply(path, params, world_offset=offset, antialiased=antialiased)
+        n = len(ids)
     record = read_record(folder)
     if record is not None:
         models = {**record.models, manifest.iteration: secrets.token_hex(4)}
         write_record(folder, replace(record, models=models))
     total = sum(saved.n_gaussians for saved in manifest.blocks)
-    logger.info(f"merged {len(ids):,} of {total:,} Gaussians of {len(states)} blocks: {path}")
+    noun = "anchors" if manifest.decoder else "Gaussians"
+    logger.info(f"merged {n:,} of {total:,} {noun} of {len(states)} blocks: {path}")
     return path
 
 
@@ -104,6 +132,50 @@ def merge_states(states: Sequence[dict[str, Any]]) -> tuple[dict[str, Tensor], T
         name: torch.cat([state["params"][name] for state in states])[order] for name in PUBLISHED
     }
     return params, ids[order]
+
+
+def merge_anchors(
+    states: Sequence[dict[str, Any]], decoder: Mapping[str, Tensor], names: Sequence[str]
+) -> Anchors:
+    """The anchors of all blocks, one block after the other, with the decoder of all.
+
+    Args:
+        states: Of blocks with rows, at least one; on the host.
+        decoder: Its parameters by name.
+        names: Of the training images, by their row of the decoder's appearances.
+
+    Raises:
+        SplatrimError: blocks were trained with other settings than the decoder, or none is kept.
+    """
+    try:
+        config = NeuralConfig(**(states[0].get("config") or {})["neural"])
+        nothing = {name: states[0]["params"][name][:0] for name in OWN}
+        like = Anchors(nothing, config, decoder, names)
+        parts = []
+        for state in states:
+            kept, tensors = _kept(state), state["params"]
+            own = {name: tensors[name][kept] for name in OWN}
+            parts.append({**own, OFF: state["rows"][OFF][kept]})
+        model = joined_anchors(like, parts)
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise SplatrimError(f"the blocks are damaged, or of another decoder: {error}") from error
+    if model is None:
+        raise SplatrimError("no anchor of any block is kept")
+    return model
+
+
+def was_alone(state: Mapping[str, Any]) -> bool:
+    """Whether the block was trained without its surroundings, and is cut to its cell in the end."""
+    blocks = (state.get("config") or {}).get("blocks") or {}
+    return blocks.get("surroundings") == "none"
+
+
+def cut_to_cells(states: Sequence[dict[str, Any] | None], partition: Partition) -> None:
+    """Let blocks' states keep what lies in their cells alone."""
+    for block, state in enumerate(states):
+        if state is not None:
+            keep = kept_rows_of(public_part(state), block, partition)
+            state["strategies"] = {**state["strategies"], KEPT: {KEPT_ROWS: keep}}
 
 
 def _kept(state: dict[str, Any]) -> Tensor:  # [N] bool

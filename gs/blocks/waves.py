@@ -99,6 +99,14 @@ def assign(
     return groups
 
 
+def shares_of(wave: Sequence[int], costs: Sequence[float], n_ranks: int) -> list[list[int]]:
+    """The blocks of a wave that each rank trains, as `assign` shares them out; one rank a block."""
+    shares: list[list[int]] = [[] for _ in range(n_ranks)]
+    for group in assign(wave, costs, n_ranks):
+        shares[group.ranks[0]] += group.blocks
+    return shares
+
+
 def interval_steps(
     interval: int,
     n_cameras: Sequence[int],  # [B]

@@ -47,6 +47,10 @@ class Camera:
     """What makes the file's pixels those of a pinhole camera."""
     distortion: Distortion | None = None
     """What its lens bends, through which it is drawn; None: a pinhole."""
+    mask_path: Path | None = None
+    """A file whose black pixels do not count (gs.data.masks); None where all do."""
+    alpha_is_mask: bool = False
+    """Whether transparent pixels do not count, instead of showing the background."""
 
     @property
     def lens(self) -> LensKind:

@@ -37,6 +37,7 @@ PLACES = (
     "reconstruction",
     ".",
 )
+MOST_ERROR, FEWEST_VIEWS = 2.0, 3  # pixels, and observations, of a point that depths are taken from
 IMAGE_FOLDERS = ("images", "rgb", "image", "input", "imgs", "color", "frames", "colmap/images")
 
 logger = logging.getLogger("splatrim")
@@ -54,6 +55,8 @@ class SourceScene(NamedTuple):
     """[M, 3] in 0..1"""
     remedy: str = ""
     """What to do about distortion, as the end of a sentence."""
+    exact: NDArray[np.bool_] = np.zeros(0, np.bool_)
+    """Which points are well reconstructed. [M], or empty where observations are not known."""
 
 
 def find_model(source: Path) -> Path | None:
@@ -171,7 +174,8 @@ def read(source: Path, model: Path, images: str | None) -> SourceScene:
     words = ["colmap", "image_undistorter", "--image_path", str(folder), "--input_path", str(model)]
     command = shlex.join([*words, "--output_path", f"{source}_undistorted"])
     remedy = f": undistort the images with `{command}`"
-    return SourceScene(found, None, points.xyz, points.rgb, remedy)
+    exact = (points.errors <= MOST_ERROR) & (points.lengths >= FEWEST_VIEWS)
+    return SourceScene(found, None, points.xyz, points.rgb, remedy, exact)
 
 
 def _points(model: Path, end: str) -> ModelPoints:

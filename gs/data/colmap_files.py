@@ -41,6 +41,10 @@ class ModelPoints(NamedTuple):
     """[M, 3]"""
     rgb: NDArray[np.float32]
     """[M, 3] in 0..1"""
+    errors: NDArray[np.float64] = np.zeros(0)
+    """Mean reprojection errors, pixels of the reconstruction. [M], or empty where unknown"""
+    lengths: NDArray[np.int64] = np.zeros(0, np.int64)
+    """Numbers of observations. [M], or empty where unknown"""
 
 
 def read_cameras(path: Path) -> dict[int, Lens]:
@@ -57,7 +61,8 @@ def read_points(path: Path) -> ModelPoints:
     """Read points3D.bin or points3D.txt. Raises SplatrimError for damage."""
     points = _points_text(path) if path.suffix == ".txt" else _points_binary(path)
     order = np.argsort(points.ids, kind="stable")
-    return ModelPoints(points.ids[order], points.xyz[order], points.rgb[order])
+    ids, xyz, rgb, errors, lengths = points
+    return ModelPoints(ids[order], xyz[order], rgb[order], errors[order], lengths[order])
 
 
 def count_images(path: Path) -> int:
@@ -142,10 +147,13 @@ def _points_binary(path: Path) -> ModelPoints:
         raise _damaged(path) from None
     if offset > len(data):
         raise _damaged(path)
-    record = np.dtype([("id", "<u8"), ("xyz", "<f8", 3), ("rgb", "u1", 3)])
+    record = np.dtype(
+        [("id", "<u8"), ("xyz", "<f8", 3), ("rgb", "u1", 3), ("error", "<f8"), ("length", "<u8")]
+    )
     rows = np.array(starts, np.int64)[:, None] + np.arange(record.itemsize)
     table = np.frombuffer(data, np.uint8)[rows].reshape(-1).view(record)
-    return ModelPoints(table["id"], table["xyz"], _colors(table["rgb"]))
+    lengths = table["length"].astype(np.int64)
+    return ModelPoints(table["id"], table["xyz"], _colors(table["rgb"]), table["error"], lengths)
 
 
 def _decode(name: bytes) -> str:
@@ -237,7 +245,7 @@ def _ids(words: list[str] | None) -> NDArray[np.uint64]:
 
 
 def _points_text(path: Path) -> ModelPoints:
-    ids, xyz, rgb = [], [], []
+    ids, xyz, rgb, errors, lengths = [], [], [], [], []
     for number, line in _lines(path):
         words = line.split(None, 8)
         if not words:
@@ -253,11 +261,23 @@ def _points_text(path: Path) -> ModelPoints:
         ids.append(point_id)
         xyz.append(position)
         rgb.append(color)
+        errors.append(_number(words[7]) if len(words) > 7 else np.inf)
+        lengths.append(len(words[8].split()) // 2 if len(words) > 8 else 0)
     return ModelPoints(
         np.array(ids, np.uint64),
         np.array(xyz, np.float64).reshape(-1, 3),
         _colors(np.array(rgb, np.uint8).reshape(-1, 3)),
+        np.array(errors, np.float64),
+        np.array(lengths, np.int64),
     )
+
+
+def _number(word: str) -> float:
+    """The error of a point; infinite where it is none."""
+    try:
+        return float(word)
+    except ValueError:
+        return np.inf
 
 
 def _colors(rgb: NDArray[np.uint8]) -> NDArray[np.float32]:

@@ -2,7 +2,8 @@
 
 `python -m gs.data.demo FOLDER`; with --lens through a lens of COLMAP (gs.data.demo_lens), with
 --city a large one instead (gs.data.city_scene). Nothing in them is made of Gaussians, so that
-training on them proves something. The same seed gives the same bytes.
+training on them proves something. The same seed gives the same bytes. With --varied_light and
+--moving_object its photographs have faults (gs.data.faults).
 """
 
 from __future__ import annotations
@@ -18,8 +19,10 @@ from numpy import ndarray
 from PIL import Image
 
 from ..errors import SplatrimError, run_cli
+from ..files import write_json
 from .city_scene import CityConfig, write_city_scene
 from .demo_lens import Rays, demo_lens, rays_of
+from .faults import light_gains, paint_figure, walks_through
 from .new_scene import check_new, new_scene, write_model
 from .raycast import Solid, Stage, Texture, trace
 
@@ -28,6 +31,7 @@ LOOK_AT = (0.0, 0.0, 0.62)
 SUPERSAMPLES = 3  # per pixel and axis
 LIGHT_SAMPLES = 4  # per ray
 N_POINTS = 6000
+MASKS, GAINS = "masks", "gains.json"
 POINT_NOISE = 0.01
 
 
@@ -39,6 +43,8 @@ def write_demo_scene(
     width: int = 200,
     height: int = 150,
     lens: str = "PINHOLE",
+    varied_light: bool = False,
+    moving_object: bool = False,
 ) -> None:
     """Ray-cast the built-in scene into `folder`: images/*.png and sparse/0 with points.
 
@@ -49,6 +55,9 @@ def write_demo_scene(
         width: Width of the images in pixels.
         height: Height of the images in pixels.
         lens: COLMAP's name of the model through which images are taken.
+        varied_light: Random exposure and white balance for each image; gains.json has the factors
+            on linear light.
+        moving_object: A figure that walks through every second image, and masks/ that hide it.
 
     Raises:
         SplatrimError: The folder holds something, or cannot be written, or there is no such lens.
@@ -66,8 +75,13 @@ def write_demo_scene(
     lights = _light_samples(rng)
     poses = [_pose(index / views) for index in range(views)]
     rays = rays_of(taken)
+    gains = light_gains(views, seed) if varied_light else np.ones((views, 3), np.float32)
+
+    def shoot(pose: ndarray, gain: ndarray) -> tuple[ndarray, ndarray]:
+        return _shoot(stage, pose, rays, width, height, lights, gain)
+
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        shots = list(pool.map(lambda p: _shoot(stage, p, rays, width, height, lights), poses))
+        shots = list(pool.map(shoot, poses, gains))
 
     # Points as a reconstruction would have them: on what the cameras see, slightly off.
     per_view = rng.multinomial(N_POINTS, [1 / views] * views)
@@ -80,7 +94,15 @@ def write_demo_scene(
 
     with new_scene(folder) as part:
         names = [f"view_{index:03d}.png" for index in range(views)]
-        for name, (image, _) in zip(names, shots, strict=True):
+        if varied_light:
+            known = dict(zip(names, np.round(gains.astype(float), 6).tolist(), strict=True))
+            write_json(part / GAINS, known)
+        if moving_object:
+            (part / MASKS).mkdir()
+        for k, (name, (image, _)) in enumerate(zip(names, shots, strict=True)):
+            if moving_object and walks_through(k):
+                image, mask = paint_figure(image, k, seed)
+                Image.fromarray(mask).save(part / MASKS / f"{name}.png")
             Image.fromarray(image).save(part / "images" / name)
         write_model(part, taken, names, poses, np.concatenate(xyz), np.concatenate(rgb))
 
@@ -182,6 +204,7 @@ def _shoot(
     width: int,
     height: int,
     lights: ndarray,  # [SUPERSAMPLES^2, LIGHT_SAMPLES, 2]
+    gain: ndarray,  # [3] float32
 ) -> tuple[ndarray, ndarray]:  # [H, W, 3] uint8, [H * W, 3] points seen at the pixel centres
     """Render one view; its pixels' middle rays also tell what surface it sees."""
     rotation, translation = pose[:, :3], pose[:, 3]
@@ -203,7 +226,7 @@ def _shoot(
         if index == len(lights) // 2:
             surface[shown] = origins + t[:, None] * directions
             surface[~shown] = np.nan
-    linear = total / len(lights)
+    linear = total / len(lights) * gain
     image = np.rint(255 * linear ** (1 / 2.2)).astype(np.uint8)
     return image.reshape(height, width, 3), surface
 
@@ -270,6 +293,10 @@ def main(args: Sequence[str] | None = None) -> None:
     parser.add_argument("folder", type=Path, help="folder to create")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--lens", default="pinhole", help="COLMAP's name, such as opencv_fisheye")
+    parser.add_argument("--varied_light", action="store_true", help="images of varied exposure")
+    parser.add_argument(
+        "--moving_object", action="store_true", help="a figure in every second image, and masks"
+    )
     parser.add_argument("--city", action="store_true", help="a district seen from above")
     defaults = CityConfig()
     city = parser.add_argument_group("with --city")
@@ -282,10 +309,13 @@ def main(args: Sequence[str] | None = None) -> None:
     sizes = {k: x for k in CityConfig.HELP if (x := getattr(given, k)) is not None}
     if sizes and not given.city:
         raise SplatrimError(f"--{next(iter(sizes))} belongs to --city")
+    faults = {name: getattr(given, name) for name in ("varied_light", "moving_object")}
+    if given.city and any(faults.values()):
+        raise SplatrimError("--city has its own --exposure, and no --moving_object")
     if given.city:
         write_city_scene(given.folder, CityConfig(seed=given.seed, **sizes))
     else:
-        write_demo_scene(given.folder, seed=given.seed, lens=given.lens)
+        write_demo_scene(given.folder, seed=given.seed, lens=given.lens, **faults)
     print(f"wrote {given.folder}")
 
 

@@ -46,7 +46,7 @@ def image_size(path: Path, name: str, *, upright: bool = False) -> tuple[int, in
     except FileNotFoundError:
         raise SplatrimError(f"image {name} is missing: no file {path}") from None
     except UNREADABLE as error:
-        raise _unreadable(path, name, error) from None
+        raise unreadable(path, f"image {name}", error) from None
 
 
 def orientation(path: Path, name: str) -> int:
@@ -55,8 +55,35 @@ def orientation(path: Path, name: str) -> int:
         with Image.open(path) as image:
             value = image.getexif().get(ORIENTATION, 1)
     except UNREADABLE as error:
-        raise _unreadable(path, name, error) from None
+        raise unreadable(path, f"image {name}", error) from None
     return value if value in range(1, 9) else 1
+
+
+def is_transparent(path: Path) -> bool:
+    """Whether an image file has an alpha channel. False where it cannot be read."""
+    try:
+        with Image.open(path) as image:
+            return _is_transparent(image)
+    except UNREADABLE:
+        return False
+
+
+def transparency(path: Path, name: str, *, upright: bool) -> np.ndarray:  # [H, W] uint8
+    """Alpha of an image, 255 where it has none; `name` is how errors call it.
+
+    Args:
+        upright: After turning it as EXIF says.
+    """
+    try:
+        with Image.open(path) as file:
+            image = ImageOps.exif_transpose(file) if upright else file
+            if not _is_transparent(image):
+                return np.full(image.size[::-1], 255, np.uint8)
+            return np.array(image.convert("RGBA").getchannel("A"))
+    except FileNotFoundError:
+        raise SplatrimError(f"image {name} is missing: no file {path}") from None
+    except UNREADABLE as error:
+        raise unreadable(path, f"image {name}", error) from None
 
 
 def check_size(name: str, size: tuple[int, int], expected: tuple[int, int]) -> None:
@@ -75,6 +102,7 @@ def decode(
     size: tuple[int, int],
     white_background: bool,
     *,
+    opaque: bool = False,
     upright: bool = False,
     undistortion: Undistortion | None = None,
 ) -> np.ndarray:  # [H, W, 3] uint8
@@ -88,11 +116,13 @@ def decode(
         expected: Width and height that the file must have, upright where that is asked for.
         size: Width and height to return.
         white_background: White behind transparent pixels, else black.
+        opaque: Take transparent pixels as if they were not.
         upright: Turn it as EXIF says.
         undistortion: Applied before resizing.
     """
     try:
-        kept = undistortion and undistortion.kept_at(path, "white" if white_background else "black")
+        behind = "nothing" if opaque else "white" if white_background else "black"
+        kept = undistortion and undistortion.kept_at(path, behind)
         if kept and kept.is_file():
             with Image.open(kept) as image:
                 return _resized(image.convert("RGB"), size)
@@ -100,7 +130,8 @@ def decode(
             if upright:
                 image = ImageOps.exif_transpose(image)
             check_size(name, image.size, expected)
-            flat = _composite(_eight_bits(image, name), white_background)
+            flat = _eight_bits(image, name)
+            flat = flat.convert("RGB") if opaque else _composite(flat, white_background)
         if undistortion is not None:
             pixels = undistortion.apply(np.asarray(flat))
             if kept:
@@ -110,7 +141,7 @@ def decode(
     except FileNotFoundError:
         raise SplatrimError(f"image {name} is missing: no file {path}") from None
     except UNREADABLE as error:
-        raise _unreadable(path, name, error) from None
+        raise unreadable(path, f"image {name}", error) from None
 
 
 def _resized(image: Image.Image, size: tuple[int, int]) -> np.ndarray:
@@ -129,7 +160,7 @@ def _eight_bits(image: Image.Image, name: str) -> Image.Image:
 
 
 def _composite(image: Image.Image, white_background: bool) -> Image.Image:
-    if not ("A" in image.mode or "a" in image.mode or "transparency" in image.info):
+    if not _is_transparent(image):
         return image.convert("RGB")
     # before resizing, so that hidden colours do not bleed into the edges
     rgba = np.asarray(image.convert("RGBA"))
@@ -142,6 +173,11 @@ def _composite(image: Image.Image, white_background: bool) -> Image.Image:
     return Image.fromarray(flat)
 
 
-def _unreadable(path: Path, name: str, error: BaseException) -> SplatrimError:
+def _is_transparent(image: Image.Image) -> bool:
+    return "A" in image.mode or "a" in image.mode or "transparency" in image.info
+
+
+def unreadable(path: Path, what: str, error: BaseException) -> SplatrimError:
+    """What to raise where a file cannot be read; `what` is how the sentence calls it."""
     reason = " ".join(str(error).split()) or type(error).__name__
-    return SplatrimError(f"image {name} cannot be read ({path}): {reason[:200]}")
+    return SplatrimError(f"{what} cannot be read ({path}): {reason[:200]}")

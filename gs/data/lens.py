@@ -64,6 +64,20 @@ _COEFFICIENTS: dict[str, tuple[str, list[int], list[int], list[int], list[int]]]
 }
 
 
+def colmap_model(bent: Distortion) -> tuple[str, list[float]]:
+    """The model of COLMAP that holds all of a distortion, and what follows its principal point."""
+    if bent.family == "equirectangular":
+        return PANORAMA, []
+    k1, k2, k3, k4 = (*bent.radial, 0.0, 0.0, 0.0, 0.0)[:4]
+    p = [*(bent.tangential or (0.0, 0.0))]
+    s1, _, s3, _ = bent.thin_prism or (0.0,) * 4
+    if bent.family == "distorted":
+        return "FULL_OPENCV", [k1, k2, *p, k3, *(*bent.rational, 0.0, 0.0, 0.0)[:3]]
+    if any((*p, s1, s3)):
+        return "THIN_PRISM_FISHEYE", [k1, k2, *p, k3, k4, s1, s3]
+    return "OPENCV_FISHEYE", [k1, k2, k3, k4]
+
+
 def parameter_count(model: str) -> int:
     """Number of parameters of a model in BY_NAME."""
     focal, extra = BY_NAME[model]

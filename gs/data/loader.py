@@ -1,5 +1,7 @@
 """Training images: decoded when asked for or just before, kept within bounds of memory.
 
+Where a camera has a mask (gs.data.masks), all images have it as a fourth channel.
+
 On a GPU, 8-bit images stay on the device up to `max_device_bytes`: no copies per step then. Those
 beyond the bound are prefetched into pinned memory and copied when asked for.
 """
@@ -9,13 +11,31 @@ from collections import OrderedDict
 from collections.abc import Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
+from typing import Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from ..errors import SplatrimError
 from .camera import Camera
-from .image_file import check_size, decode, image_size
+from .image_file import check_size, decode, image_size, is_transparent
+from .masks import has_mask, read_mask, transparency_at
+
+
+class CameraImages(Protocol):
+    """Images of cameras by index, on the device: an ImageLoader's, or some of them."""
+
+    cameras: list[Camera]
+    has_masks: bool
+    transparent: bool
+
+    @property
+    def targets(self) -> "CameraImages": ...
+
+    def __getitem__(self, index: int, /) -> Tensor: ...  # [H, W, 3 or 4] uint8
+
+    def prefetch(self, indices: list[int], /) -> None: ...
 
 
 class ImageLoader:
@@ -32,6 +52,7 @@ class ImageLoader:
         cameras: list[Camera],
         *,
         white_background: bool = False,
+        transparent: bool = False,
         device: str | torch.device = "cpu",
         max_bytes: int = 2 * 2**30,
         max_device_bytes: int = 4 * 2**30,
@@ -42,8 +63,9 @@ class ImageLoader:
         Args:
             cameras: The cameras whose images are wanted; indices refer to this list.
             white_background: Composite transparent images over white, else black.
+            transparent: Composite them over black, and give alpha as a fourth channel.
             device: Where the returned tensors live.
-            max_bytes: Bound of the cache of decoded images (width x height x 3 bytes each).
+            max_bytes: Bound of the cache of decoded images (width x height x 3 or 4 bytes each).
             max_device_bytes: Bound of the images that stay on a GPU, first come, first kept.
             threads: Number of decoding threads.
         """
@@ -53,6 +75,9 @@ class ImageLoader:
             raise ValueError(f"threads: expected at least 1, got {threads}")
         self.cameras = list(cameras)
         self.white_background = white_background
+        self.transparent = transparent
+        self.has_masks = any(map(has_mask, self.cameras))
+        self.targets = self
         self.device = torch.device(device)
         self.max_bytes = max_bytes
         self._cache: OrderedDict[int, Tensor] = OrderedDict()  # least recently used first
@@ -67,10 +92,11 @@ class ImageLoader:
     def __len__(self) -> int:
         return len(self.cameras)
 
-    def __getitem__(self, index: int) -> Tensor:  # [H, W, 3] uint8
+    def __getitem__(self, index: int) -> Tensor:  # [H, W, 3 or 4] uint8
         """The image of camera `index`, composited, at the training resolution, on the device.
 
-        On the CPU it is the cached tensor itself: do not write into it.
+        Of a fourth channel, where `has_masks`, 255 says that a pixel counts. On the CPU it is the
+        cached tensor itself: do not write into it.
 
         Raises:
             SplatrimError: The file is missing, damaged or of another size than its camera says.
@@ -94,19 +120,44 @@ class ImageLoader:
             if index in self._resident:
                 continue
             camera = self.cameras[index]
-            if camera.width * camera.height * 3 <= self.max_bytes:
+            n_channels = 4 if self.has_masks or self.transparent else 3
+            if camera.width * camera.height * n_channels <= self.max_bytes:
                 with self._lock:
                     if index not in self._cache:
                         self._submit(index)
 
-    def check(self) -> None:
-        """Open the header of every file: SplatrimError names one that is missing or mismatched."""
+    def check(self, *, keep_alpha: bool = False) -> None:
+        """Open the header of every file: SplatrimError names one that is missing or mismatched.
+
+        Args:
+            keep_alpha: Give steps over random backgrounds their images: `targets` are transparent
+                then, if an image is. SplatrimError if one has a mask too.
+        """
         for camera in self.cameras:
             if camera.image_path is None:
                 raise SplatrimError(f"camera {camera.image_name} has no image")
             path, name = camera.image_path, camera.image_name
             size = image_size(path, name, upright=camera.upright)
             check_size(camera.image_name, size, camera.expected_file_size)
+        if keep_alpha:
+            self._keep_alpha()
+
+    def _keep_alpha(self) -> None:
+        paths = [camera.image_path for camera in self.cameras if camera.image_path is not None]
+        if not any(map(is_transparent, paths)) or any(c.alpha_is_mask for c in self.cameras):
+            return
+        if self.has_masks:
+            raise SplatrimError(
+                "--random_background does not go with masks of transparent images:"
+                " leave it out, or give --masks none"
+            )
+        self.targets = ImageLoader(
+            self.cameras,
+            transparent=True,
+            device=self.device,
+            max_bytes=self.max_bytes,
+            max_device_bytes=self.max_device_bytes,
+        )
 
     @property
     def cached_bytes(self) -> int:
@@ -115,6 +166,8 @@ class ImageLoader:
 
     def close(self) -> None:
         """Stop the threads and drop the cache."""
+        if self.targets is not self:
+            self.targets.close()
         self._pool.shutdown(wait=True, cancel_futures=True)
         with self._lock:
             self._pending.clear()
@@ -165,10 +218,14 @@ class ImageLoader:
             camera.image_name,
             camera.expected_file_size,
             size,
-            self.white_background,
+            self.white_background and not self.transparent,
+            opaque=camera.alpha_is_mask,
             upright=camera.upright,
             undistortion=camera.undistortion,
         )
+        if self.has_masks or self.transparent:
+            fourth = read_mask(camera) if self.has_masks else transparency_at(camera)
+            pixels = np.concatenate([pixels, fourth[..., None]], axis=2)
         image = torch.from_numpy(pixels)
         if self.device.type == "cuda":
             image = image.pin_memory()

@@ -16,11 +16,14 @@ from . import colmap, transforms
 from .camera import NEAR_PLANE, Camera, camera_extent
 from .find_images import SUFFIXES
 from .geo import Offset, check_positions, find_offset, sound_points
+from .masks import has_mask, with_masks
 from .posed import PosedImage, make_cameras, shifted
 from .resolution import check_resolution
+from .tracks import Tracks, find_tracks
 from .visibility import near_plane
 
 TEST_EVERY = 8
+LISTED = "test.txt"  # test images of a COLMAP scene, a name per line
 BLENDER_POINTS = 100_000
 BLENDER_BOX = 1.3
 COLMAP_BOX = 3.0
@@ -48,11 +51,15 @@ class Scene:
     """Add it to positions for those of the scene's files: zero unless they were large."""
     near: float = NEAR_PLANE
     """Near plane of all its cameras, in world units."""
+    tracks: Tracks | None = None
+    """Points that its images show, where its files say it."""
 
     @property
     def record(self) -> dict[str, Any]:
         """What a run's config.json says of how the scene was read."""
-        return {"world_offset": list(self.world_offset), "near_plane": self.near}
+        record: dict[str, Any] = {"world_offset": list(self.world_offset), "near_plane": self.near}
+        n_masked = sum(map(has_mask, [*self.train, *self.test]))
+        return record | ({"masked_images": n_masked} if n_masked else {})
 
 
 def load_scene(
@@ -68,6 +75,7 @@ def load_scene(
     cache: Path | None = None,
     world_offset: Sequence[float] | None = None,
     near: float | None = None,
+    masks: str = "auto",
 ) -> Scene:
     """Read a COLMAP scene (sparse/0 and the like), or one of transforms*.json.
 
@@ -76,8 +84,9 @@ def load_scene(
         images: Folder of the images; default: the first usual one that has them ("images").
         resolution: 1, 2, 4, 8: divide by that. -1: images wider than 1600 pixels become 1600
             wide. Other values: the width to train at.
-        eval: Hold out test cameras: those of transforms_test.json, those that transforms.json
-            lists, else every 8th by name. Otherwise every camera is a train camera.
+        eval: Hold out test cameras: those of transforms_test.json, those that transforms.json or,
+            beside a COLMAP model, test.txt lists, else every 8th by name. Otherwise every camera is
+            a train camera.
         white_background: Not read here: images are composited by `ImageLoader`.
         init_points: Start from so many random points instead of the scene's: in [-1.3, 1.3]^3
             (Blender; 100,000 where it has none), within 3 extents of the cameras' mean (others).
@@ -88,6 +97,7 @@ def load_scene(
         world_offset: What to subtract from coordinates, as a run recorded it; None: nothing, or
             what makes large coordinates small. [3]
         near: Near plane as a run recorded it; None: 0.2, or less where points are nearer.
+        masks: "auto" (those of masks/, if it is there), "none", "alpha", or a folder in the scene.
 
     Raises:
         SplatrimError: The folder, its description or an image's header is missing or broken.
@@ -128,7 +138,9 @@ def load_scene(
     cameras = make_cameras(
         moved, resolution, distortion=distortion, remedy=found.remedy, cache=cache, near=near
     )
-    train, test = _split(cameras, None if found.test is None else len(found.train), eval)
+    cameras = with_masks(cameras, source, masks)
+    listed = _listed_tests(source) if eval and kind == "colmap" else None
+    train, test = _split(cameras, None if found.test is None else len(found.train), eval, listed)
     if not train:
         raise SplatrimError(f"{source} has no camera to train on ({len(test)} held out for test)")
 
@@ -148,7 +160,8 @@ def load_scene(
             centre = torch.stack([camera.position for camera in train]).mean(dim=0)
             box = COLMAP_BOX * extent
         points, colors = random_points(init_points, centre, box, seed)
-    return Scene(train, test, points, colors, extent, source, kind, offset, near)
+    tracks = find_tracks(moved, xyz, found.exact[sound] if len(found.exact) else found.exact)
+    return Scene(train, test, points, colors, extent, source, kind, offset, near, tracks)
 
 
 def _read(
@@ -177,7 +190,7 @@ def _read(
 
 
 def _split(
-    cameras: list[Camera], n_train: int | None, eval: bool
+    cameras: list[Camera], n_train: int | None, eval: bool, listed: set[str] | None
 ) -> tuple[list[Camera], list[Camera]]:
     """Train and test cameras: as the scene's files say, else every 8th by name is for test."""
     if n_train is not None:
@@ -185,7 +198,26 @@ def _split(
     cameras = sorted(cameras, key=_split_key)
     if not eval:
         return cameras, []
+    if listed is not None:
+        is_test = [bool({c.image_name, _split_key(c)[0].lstrip("/")} & listed) for c in cameras]
+        if not any(is_test):
+            raise SplatrimError(f"{LISTED} names {len(listed)} images, of which the scene has none")
+        return (
+            [c for c, held in zip(cameras, is_test, strict=True) if not held],
+            [c for c, held in zip(cameras, is_test, strict=True) if held],
+        )
     return [c for i, c in enumerate(cameras) if i % TEST_EVERY], cameras[::TEST_EVERY]
+
+
+def _listed_tests(source: Path) -> set[str] | None:
+    """Names in the scene's list of test images, with or without an extension; None without one."""
+    path = source / LISTED
+    if not path.is_file():
+        return None
+    try:
+        return {line.strip() for line in path.read_text("utf-8").splitlines() if line.strip()}
+    except (OSError, UnicodeDecodeError) as error:
+        raise SplatrimError(f"cannot read {path}: {error}") from error
 
 
 def _checked_offset(offset: Sequence[float]) -> Offset:

@@ -186,7 +186,9 @@ def mean_volume(
 ) -> Tensor:  # []
     """Mean product of the scales of the Gaussians whose opacity is positive; 0 for none."""
     drawn = (opacities.detach() > 0).float()
-    return (scales.prod(1) * drawn).sum() / drawn.sum().clamp_min(1.0)
+    # the gradient of prod() looks for zeros on the host
+    volumes = scales[:, 0] * scales[:, 1] * scales[:, 2]
+    return (volumes * drawn).sum() / drawn.sum().clamp_min(1.0)
 
 
 @torch.no_grad()

@@ -49,8 +49,9 @@ from torch.nn import functional
 
 from kernels import rasterization, uniform
 
-from ..losses import photometric_loss, to_float
+from ..losses import counted_of, photometric_loss, to_float
 from ..model.gaussians import Gaussians
+from ..model.light import as_taken
 from ..model.renderer import render
 from ..model.view import view_of
 from ..ranges import AT_LEAST_ONE
@@ -254,9 +255,12 @@ def accumulate_scores(
     opacities, volumes = gaussians.get_opacities(), gaussians.get_scales().prod(-1)
     total = torch.zeros_like(opacities)
     for view in views:
-        camera, truth = cameras[view], to_float(images[view])
+        camera, image = cameras[view], images[view]
+        truth, counted = to_float(image[..., :3]), counted_of(image)
         out = render(gaussians, camera, background=background, contributions=True)
-        loss = photometric_loss(out.colors, truth, LAMBDA_DSSIM)
+        colors = as_taken(gaussians, out.colors, camera)
+        target = truth if counted is None else image
+        loss = photometric_loss(colors, target, LAMBDA_DSSIM)
         pixels = out.info["contrib_count"].to(opacities)
         extent = out.info["radii"][0].amax(-1).to(opacities)
         terms = {
@@ -267,7 +271,7 @@ def accumulate_scores(
             "volume": volumes,
             "pixels": pixels,
             "weights": out.info["contrib_sum"].to(opacities),
-            "saliency": sum_over_pixels(gaussians, camera, saliency(out.colors, truth)),
+            "saliency": sum_over_pixels(gaussians, camera, saliency(colors, truth, counted)),
             "distance": pixels * extent,
         }
         total += LOSS_WEIGHT * loss * combine(terms, (out.info["radii"][0] > 0).all(-1))
@@ -285,11 +289,17 @@ def combine(terms: Mapping[str, Tensor], visible: Tensor) -> Tensor:  # {name: [
     return total
 
 
-def saliency(colors: Tensor, truth: Tensor) -> Tensor:  # two of [H, W, 3] -> [H, W]
-    """Error over its mean, and edges of the true image in 0..1, each times 50."""
-    error = (colors - truth).abs().mean(-1)
+def saliency(
+    colors: Tensor,  # [H, W, 3]
+    truth: Tensor,  # [H, W, 3]
+    counted: Tensor | None = None,  # [H, W] bool
+) -> Tensor:  # [H, W]
+    """Error over its mean, and edges of the true image in 0..1, each times 50; 0 if not counted."""
+    error, outlines = (colors - truth).abs().mean(-1), edges(truth)
+    if counted is not None:
+        error, outlines = error * counted, outlines * counted
     error = error / error.mean().clamp_min(1e-8)
-    return ERROR_WEIGHT * error + EDGE_WEIGHT * edges(truth)
+    return ERROR_WEIGHT * error + EDGE_WEIGHT * outlines
 
 
 def edges(image: Tensor) -> Tensor:  # [H, W, 3] -> [H, W]

@@ -300,8 +300,8 @@ class ShardedStep:
         unknown = keywords.keys() - MASK_KEYWORDS - {"deterministic"}
         if unknown:
             raise ValueError(f"a rendering on several ranks has no {', '.join(sorted(unknown))}")
-        made = RenderSettings(width, height, view.near, sh_degree=s.sh_degree, raw=s.raw)
-        return made._replace(lens=view.lens)
+        own = {"sh_degree": s.sh_degree, "raw": s.raw, "antialiased": s.antialiased}
+        return RenderSettings(width, height, view.near, lens=view.lens, **own)
 
 
 def _masks(keywords: Mapping[str, Any]) -> dict[str, Any]:

@@ -22,7 +22,7 @@ from ..data.loader import ImageLoader
 from ..data.scene import Scene
 from ..errors import SplatrimError
 from ..files import check_writable
-from ..formats.model_file import FORMATS, load_model, load_offset, save_model
+from ..formats.model_file import FORMATS, is_antialiased, load_model, load_offset, save_model
 from ..logs import show_log
 from ..model.gaussians import Gaussians
 from ..ranges import COUNT, ITERATION, check_ranges
@@ -89,6 +89,9 @@ def export(config: ExportConfig) -> dict[str, Any]:
     tensors, offset = load_model(path), load_offset(path)
     if not len(tensors["means"]):
         raise SplatrimError(f"{path} holds no Gaussians")
+    antialiased = is_antialiased(path)
+    if antialiased and config.format not in ("ply", "spz"):
+        logger.warning(f"{config.format} cannot say that the model is to be drawn antialiased")
     if any(offset) and config.format in SPARED:
         logger.warning(
             f"{config.format} cannot say that the scene is shifted by {offset}: "
@@ -96,7 +99,12 @@ def export(config: ExportConfig) -> dict[str, Any]:
         )
     try:
         size = save_model(
-            output, tensors, config.format, sh_degree=config.sh_degree, world_offset=offset
+            output,
+            tensors,
+            config.format,
+            sh_degree=config.sh_degree,
+            world_offset=offset,
+            antialiased=antialiased,
         )
     except ValueError as error:
         raise SplatrimError(f"{path} cannot be written as {config.format}: it {error}") from error
@@ -113,7 +121,7 @@ def export(config: ExportConfig) -> dict[str, Any]:
         "views": 0,
     }
     if is_run and config.views:
-        entry |= _measured(config, tensors, written, offset)
+        entry |= _measured(config, tensors, written, offset, antialiased)
     if is_run and output.resolve().is_relative_to(config.source.resolve()):
         relative = output.resolve().relative_to(config.source.resolve())
         note_export(config.source, iteration, entry | {"file": relative.as_posix()})
@@ -135,12 +143,16 @@ def _measured(
     tensors: dict[str, Tensor],
     written: dict[str, Tensor],
     offset: tuple[float, float, float],
+    antialiased: bool,
 ) -> dict[str, Any]:
     """PSNR of both models on the same views; nothing where the scene is not at hand."""
     settings = read_settings(config.source)
     try:
-        scene = load_run_scene(settings, config.source, offset, source_path=config.source_path)
-        return _compared(config, scene, settings, tensors, written)
+        model = find_model(config.source, config.iteration)[1]
+        scene = load_run_scene(
+            settings, config.source, offset, source_path=config.source_path, model=model
+        )
+        return _compared(config, scene, settings, tensors, written, antialiased)
     except SplatrimError as error:
         if config.source_path is not None:
             raise
@@ -155,6 +167,7 @@ def _compared(
     settings: dict[str, Any],
     tensors: dict[str, Tensor],
     written: dict[str, Tensor],
+    antialiased: bool,
 ) -> dict[str, Any]:
     cameras = scene.test or scene.train
     n = min(config.views, len(cameras))
@@ -168,7 +181,8 @@ def _compared(
     found: dict[str, Any] = {"views": n, "split": "test" if scene.test else "train"}
     try:
         for name, model in (("ply_psnr", tensors), ("psnr", written)):
-            gaussians = Gaussians.from_tensors({k: x.to(where) for k, x in model.items()})
+            on_device = {k: x.to(where) for k, x in model.items()}
+            gaussians = Gaussians.from_tensors(on_device, antialiased=antialiased)
             scores = evaluate_views(gaussians, chosen, loader, background)
             found[name] = mean_scores(scores)["psnr"]
     finally:

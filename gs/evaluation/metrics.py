@@ -4,7 +4,15 @@ They are taken from the 8-bit images that `python -m gs.render` wrote, and go to
 per_view.json in the layout of the original code. LPIPS (Zhang et al., CVPR 2018; VGG, version 0.1)
 is fed images in 0..1 as the original does, though the network is made for -1..1: so the figures
 compare with published tables. Without the package or its weights the others are written alone.
-FLIP (gs.evaluation.flip) needs neither.
+FLIP (gs.evaluation.flip) needs neither. --color_correct adds figures of renderings whose colours
+are fitted to the photographs (gs.evaluation.color_correction).
+
+Where views have masks, PSNR and FLIP are over the pixels that count, SSIM over those whose windows
+have such pixels alone, and LPIPS sees black elsewhere; "counted" is the share of the pixels then.
+
+Of runs that learnt what images did to the light (--exposure), test views are rendered in the mean
+light of the training images, which no test image had a part in; figures with fitted colours stand
+beside those of these.
 """
 
 import importlib
@@ -31,8 +39,10 @@ from ..files import write_json
 from ..invocation import command
 from ..logs import show_log
 from ..losses import ssim, to_float
-from .flip import flip
-from .rendered import PER_VIEW, RESULTS, is_current, read_stats
+from ..run_settings import CONFIG, read_settings
+from .color_correction import correct_colors, half_of
+from .flip import flip_map
+from .rendered import COUNTED, MASKS, PER_VIEW, RESULTS, is_current, read_stats
 from .views import psnr
 
 __all__ = ["compute_metrics", "load_lpips", "psnr", "read_image", "ssim"]
@@ -57,6 +67,9 @@ class MetricsConfig:
     lpips_weights: Path | None = None
     """File with the weights of VGG-16 for LPIPS, as torchvision has it (vgg16-397923af.pth); by
     default that of torch's cache. Nothing is downloaded."""
+    color_correct: bool = False
+    """Also measure with colours fitted to the photograph (PSNR_cc, SSIM_cc, LPIPS_cc), and with the
+    fit of the left half on the right one (PSNR_half, ...); of runs that learnt exposures always."""
 
 
 def compute_metrics(
@@ -64,6 +77,7 @@ def compute_metrics(
     *,
     device: str = "auto",
     lpips_weights: Path | None = None,
+    color_correct: bool = False,
 ) -> dict[str, dict[str, dict[str, float]]]:
     """Measure the rendered test views of runs and write their results.json and per_view.json.
 
@@ -71,10 +85,14 @@ def compute_metrics(
         model_paths: Output folders.
         device: "auto", "cpu" or "cuda".
         lpips_weights: File of VGG's weights; None is that of torch's cache.
+        color_correct: Whether to measure with fitted colours too (gs.evaluation.color_correction)
+            of all runs, not only of those with --exposure.
 
     Returns:
         Per folder what results.json says: {"ours_N": {"SSIM", "PSNR", "FLIP", "LPIPS"}}; LPIPS is
-        left out where it is not available, and the log says why.
+        left out where it is not available, and the log says why. With masks also "counted"; with
+        fitted colours "SSIM_cc" and so on, and "SSIM_half", of the right half after a fit of the
+        left one.
 
     Raises:
         SplatrimError: given weights that cannot be used, no rendered views, or a broken or
@@ -91,25 +109,29 @@ def compute_metrics(
     for path, methods in views.items():
         results: dict[str, dict[str, float]] = {}
         per_view: dict[str, dict[str, dict[str, float]]] = {}
+        corrects = color_correct or _learnt_light(path)
         for method, pairs in methods.items():
-            per_view[method] = _measure(pairs, None if isinstance(lpips, str) else lpips, where)
+            network = None if isinstance(lpips, str) else lpips
+            per_view[method] = _measure(pairs, network, where, color_correct=corrects)
             results[method] = {
                 name: sum(values.values()) / len(values)
                 for name, values in per_view[method].items()
+                if values
             }
             figures = ", ".join(f"{name} {value:.4f}" for name, value in results[method].items())
-            logger.info(f"{path} {method}: {figures} ({len(pairs)} test views)")
+            over = ", pixels that masks let through" if COUNTED in results[method] else ""
+            logger.info(f"{path} {method}: {figures} ({len(pairs)} test views{over})")
         write_json(path / RESULTS, results)
         write_json(path / PER_VIEW, per_view)
         all_results[str(path)] = results
     return all_results
 
 
-def read_image(path: Path) -> Tensor:  # [H, W, 3] uint8
+def read_image(path: Path, mode: str = "RGB") -> Tensor:  # [H, W, 3] uint8; of mode L [H, W]
     """Decode an image as RGB. Raises SplatrimError where it is broken."""
     try:
         with Image.open(path) as image:
-            return torch.from_numpy(np.array(image.convert("RGB")))
+            return torch.from_numpy(np.array(image.convert(mode)))
     except UNREADABLE as error:
         raise SplatrimError(f"cannot read the image {path}: {error}") from error
 
@@ -193,31 +215,99 @@ def _find_views(model_path: Path) -> dict[str, list[tuple[Path, Path]]]:
 
 @torch.no_grad()
 def _measure(
-    pairs: list[tuple[Path, Path]], lpips: LPIPS | None, device: torch.device
+    pairs: list[tuple[Path, Path]],
+    lpips: LPIPS | None,
+    device: torch.device,
+    *,
+    color_correct: bool,
 ) -> dict[str, dict[str, float]]:
     """Metrics by name and view."""
-    scores: dict[str, dict[str, float]] = {"SSIM": {}, "PSNR": {}, "FLIP": {}}
-    if lpips is not None:
-        scores["LPIPS"] = {}
+    scores: dict[str, dict[str, float]] = {}
     for path, truth_path in pairs:
         a, b = read_image(path).to(device), read_image(truth_path).to(device)
         if a.shape != b.shape:
             sizes = f"{a.shape[1]}x{a.shape[0]}", f"{b.shape[1]}x{b.shape[0]}"
             raise SplatrimError(f"{path} has {sizes[0]} pixels, its ground truth {sizes[1]}")
         a, b = to_float(a), to_float(b)
-        scores["SSIM"][path.name] = ssim(a, b).item()
-        scores["PSNR"][path.name] = psnr(a, b).item()
-        scores["FLIP"][path.name] = flip(a, b).item()
-        if lpips is not None:
-            if min(a.shape[:2]) < VGG_MIN_SIZE:
-                raise SplatrimError(f"{path} is too small for LPIPS: {VGG_MIN_SIZE} pixels a side")
-            batch = [x.permute(2, 0, 1)[None] for x in (a, b)]
-            scores["LPIPS"][path.name] = lpips(*batch).item()
+        counted = _read_mask(truth_path, a)
+        if counted is not None:
+            scores.setdefault(COUNTED, {})[path.name] = counted.float().mean().item()
+            if not counted.any():
+                continue
+        images = {"": (a, b, counted)}
+        if color_correct:
+            images |= _corrected(a, b, counted)
+        for suffix, (shown, truth, counts) in images.items():
+            found = _figures(shown, truth, counts, lpips, path, with_flip=not suffix)
+            for name, value in found.items():
+                scores.setdefault(f"{name}{suffix}", {})[path.name] = value.item()
     return scores
+
+
+def _figures(
+    a: Tensor,  # [H, W, 3]
+    b: Tensor,
+    counted: Tensor | None,  # [H, W] bool
+    lpips: LPIPS | None,
+    path: Path,
+    *,
+    with_flip: bool,
+) -> dict[str, Tensor]:
+    """Figures by name, over the pixels that count."""
+    pixels = (a, b) if counted is None else (a[counted], b[counted])
+    found = {"SSIM": ssim(a, b, counted=counted), "PSNR": psnr(*pixels)}
+    if counted is not None:
+        a, b = (x * counted[..., None] for x in (a, b))
+    if with_flip:
+        differences = flip_map(a, b)
+        found["FLIP"] = (differences if counted is None else differences[counted]).mean()
+    if lpips is not None:
+        if min(a.shape[:2]) < VGG_MIN_SIZE:
+            raise SplatrimError(f"{path} is too small for LPIPS: {VGG_MIN_SIZE} pixels a side")
+        batch = [x.permute(2, 0, 1)[None] for x in (a, b)]
+        found["LPIPS"] = lpips(*batch)
+    return found
+
+
+def _corrected(
+    a: Tensor, b: Tensor, counted: Tensor | None
+) -> dict[str, tuple[Tensor, Tensor, Tensor | None]]:
+    """Rendering, truth and pixels by suffix: all fitted to all, and right half by left half."""
+    left = half_of(a)
+    whole = correct_colors(a, b, counted).float()
+    by_half = correct_colors(a, b, left if counted is None else left & counted).float()
+    right = slice(a.shape[1] // 2, None)
+    found: dict[str, tuple[Tensor, Tensor, Tensor | None]] = {"_cc": (whole, b, counted)}
+    part = None if counted is None else counted[:, right].contiguous()
+    if part is None or part.any():
+        found["_half"] = by_half[:, right].contiguous(), b[:, right].contiguous(), part
+    return found
+
+
+def _learnt_light(path: Path) -> bool:
+    """Whether a run has learnt what its images did to the light."""
+    config = path / CONFIG
+    return config.is_file() and read_settings(path).get("exposure", "none") != "none"
+
+
+def _read_mask(truth: Path, like: Tensor) -> Tensor | None:  # [H, W] bool
+    """Which pixels of a view count; None where it has no mask."""
+    path = truth.parent.parent / MASKS / truth.name
+    if not path.is_file():
+        return None
+    counted = read_image(path, "L").to(like.device) > 127
+    if counted.shape != like.shape[:2]:
+        raise SplatrimError(f"{path} has another size than {truth}")
+    return counted
 
 
 def main(args: Sequence[str] | None = None) -> None:
     """Entry point of `python -m gs.metrics`."""
     config = read_settings_of(MetricsConfig, args, __doc__, with_negations=True)
     show_log(quiet=False)
-    compute_metrics(config.model_paths, device=config.device, lpips_weights=config.lpips_weights)
+    compute_metrics(
+        config.model_paths,
+        device=config.device,
+        lpips_weights=config.lpips_weights,
+        color_correct=config.color_correct,
+    )

@@ -3,7 +3,8 @@
 With --video out.mp4, a flight along --path becomes a video instead (`gs.evaluation.video`).
 
 Writes {train,test}/ours_N/{renders,gt}/00000.png, 8 bits a channel, numbered per folder as in the
-original code, and render_stats.json: image names, mean quality and rendering speed.
+original code, masks/ beside them where images have masks, and render_stats.json: image names, mean
+quality and rendering speed.
 """
 
 import contextlib
@@ -28,6 +29,7 @@ from ..data.loader import ImageLoader
 from ..errors import SplatrimError
 from ..files import atomic_write, check_writable, write_json
 from ..logs import show_log
+from ..model.light import add_saved_light
 from ..model.model import Model
 from ..model.ply import read_offset
 from ..model.renderer import RenderOutput, render
@@ -35,8 +37,10 @@ from ..neural.loading import load_model
 from ..ranges import AT_LEAST_ONE, ITERATION, POSITIVE, check_ranges
 from ..run_record import find_model
 from ..run_settings import read_settings
+from .poses_file import SAID, read_poses
 from .readable import frame_rate
 from .rendered import (
+    MASKS,
     PER_VIEW,
     RESULTS,
     STATS,
@@ -123,6 +127,7 @@ def render_views(
     check_writable(model_path)
     where = resolve_device(device)
     gaussians = load_model(ply, where)
+    add_saved_light(gaussians, ply.parent)
     scene = load_run_scene(
         settings,
         model_path,
@@ -130,6 +135,7 @@ def render_views(
         source_path=source_path,
         images=images,
         resolution=resolution,
+        model=ply,
     )
     white = bool(settings.get("white_background", False))
     background = torch.full((3,), float(white), device=where)
@@ -139,6 +145,10 @@ def render_views(
         "ply_bytes": ply.stat().st_size,
         "device": _device_name(where),
     }
+    refined = read_poses(ply)
+    if refined is not None and scene.test and not skip_test:
+        stats["test_poses"] = refined["test_poses"]
+        logger.info(SAID[refined["test_poses"]])
     timer = _Timer(where)
     for split, cameras, skip in (
         ("test", scene.test, skip_test),
@@ -185,21 +195,24 @@ def _render_split(
 
         def save(position: int, camera: Camera, rendering: Tensor, truth: Tensor) -> None:
             _save_png(folder / "renders" / f"{position:05d}.png", rendering)
-            _save_png(folder / "gt" / f"{position:05d}.png", truth)
+            _save_png(folder / "gt" / f"{position:05d}.png", truth[..., :3])
+            if truth.shape[2] == 4:
+                _save_png(folder / MASKS / f"{position:05d}.png", truth[..., 3])
             bar.update()
 
         scores = evaluate_views(
             gaussians, cameras, loader, background, on_view=save, render_view=timer.render
         )
-    for kind in ("renders", "gt"):
+    for kind in ("renders", "gt", MASKS):
+        n = len(cameras) if kind != MASKS or loader.has_masks else 0
         # of an earlier rendering with more views
         for path in (folder / kind).glob("[0-9]" * 5 + ".png"):
-            if int(path.stem) >= len(cameras):
+            if int(path.stem) >= n:
                 path.unlink()
     return scores
 
 
-def _save_png(path: Path, image: Tensor) -> None:  # [H, W, 3] uint8
+def _save_png(path: Path, image: Tensor) -> None:  # [H, W, 3] or [H, W] uint8
     with atomic_write(path) as file:
         Image.fromarray(image.cpu().numpy()).save(file, "PNG", compress_level=4)
 

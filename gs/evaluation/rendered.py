@@ -10,6 +10,9 @@ from ..schema import fields, integer, listed, mapped, number, read_checked, text
 
 STATS = "render_stats.json"
 RESULTS, PER_VIEW = "results.json", "per_view.json"
+MASKS = "masks"  # folder beside that of the renderings
+CORRECTED = "PSNR_cc"  # of renderings whose colours were fitted to the truth
+COUNTED = "counted"  # share of the pixels that metrics are over, beside them where it is not 1
 
 _SPLIT = fields({"views": listed(text), **dict.fromkeys(("psnr", "ssim", "l1"), number())})
 _STATS = mapped(
@@ -21,6 +24,7 @@ _STATS = mapped(
             "ply_bytes": integer(0),
             "width": integer(1),
             "height": integer(1),
+            "test_poses": text,
             "fps": number(0),
             "ms": number(0),
             "test": _SPLIT,

@@ -9,6 +9,7 @@ from ..data.camera import NEAR_PLANE
 from ..data.scene import Scene, load_scene
 from ..data.undistort import FOLDER as UNDISTORTED
 from ..errors import SplatrimError
+from .poses_file import with_refined_poses
 
 
 def load_run_scene(
@@ -19,6 +20,7 @@ def load_run_scene(
     source_path: str | Path | None = None,
     images: str | None = None,
     resolution: int | None = None,
+    model: Path | None = None,
 ) -> Scene:
     """The scene of a run, as it was trained on.
 
@@ -29,6 +31,8 @@ def load_run_scene(
         source_path: The scene, if it has moved; None: where the settings say.
         images: Sub-folder with the images; None: the run's.
         resolution: As in training; None: the run's.
+        model: File of the model whose poses the cameras are to have, where the run has refined
+            them; None: those of the scene.
 
     Raises:
         SplatrimError: there is no scene, or it is broken.
@@ -36,7 +40,7 @@ def load_run_scene(
     source = source_path or settings.get("source_path")
     if not source:
         raise SplatrimError("the run does not say where its scene is: give it with -s")
-    return load_scene(
+    scene = load_scene(
         Path(source),
         images=images or settings.get("images"),
         resolution=settings.get("resolution", -1) if resolution is None else resolution,
@@ -47,7 +51,9 @@ def load_run_scene(
         cache=model_path / UNDISTORTED,
         world_offset=world_offset,
         near=near_plane(settings),
+        masks=str(settings.get("masks", "none")),
     )
+    return scene if model is None else with_refined_poses(scene, model)
 
 
 def near_plane(settings: dict[str, Any]) -> float:

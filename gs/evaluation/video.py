@@ -28,7 +28,7 @@ from ..data.camera import Camera
 from ..errors import SplatrimError
 from ..files import atomic_write, check_writable
 from ..model.gaussians import Gaussians
-from ..model.ply import load_ply, read_offset
+from ..model.ply import load_ply, read_antialiased, read_offset
 from ..model.renderer import render
 from ..run_record import find_model
 from ..run_settings import read_settings
@@ -106,7 +106,8 @@ def write_video(
     offset = read_offset(ply)
     cameras = _cameras(flight.path, n, settings, model_path, source_path, offset)
     cameras = resized(cameras, flight.width)
-    model = Gaussians.from_tensors({name: x.to(where) for name, x in load_ply(ply).items()})
+    tensors = {name: x.to(where) for name, x in load_ply(ply).items()}
+    model = Gaussians.from_tensors(tensors, antialiased=read_antialiased(ply))
     white = float(bool(settings.get("white_background", False)))
     frames = film(model, cameras, flight.views, torch.full((3,), white, device=where))
     bar = tqdm(frames, total=len(cameras), desc="video", unit="frame", disable=quiet)

@@ -1,7 +1,8 @@
 """Image quality of a model on given views, the same for the trainer, rendering and metrics.
 
 A rendering is rounded to 8 bits before it is compared, as its PNG is, so that the trainer's figures
-and those of the written images are equal.
+and those of the written images are equal. Where images have masks, pixels count that they let
+through.
 """
 
 from __future__ import annotations
@@ -14,7 +15,8 @@ import torch
 from torch import Tensor
 
 from ..data.camera import Camera
-from ..losses import l1, ssim, to_float
+from ..losses import counted_of, l1, ssim, to_float
+from ..model.light import as_taken
 from ..model.model import Model
 from ..model.renderer import RenderOutput, render
 
@@ -24,7 +26,7 @@ MIN_MSE = 1e-12  # PSNR of equal images is 120 dB and not infinite
 class Images(Protocol):
     """Ground truth by index, as gs.data.loader.ImageLoader gives it."""
 
-    def __getitem__(self, index: int, /) -> Tensor: ...  # [H, W, 3] uint8
+    def __getitem__(self, index: int, /) -> Tensor: ...  # [H, W, 3 or 4] uint8
 
     def prefetch(self, indices: list[int], /) -> None: ...
 
@@ -35,14 +37,16 @@ class ViewScore(NamedTuple):
     name: str
     """The camera's image name."""
     psnr: float
-    """Peak signal-to-noise ratio over all pixels and channels, dB."""
+    """Peak signal-to-noise ratio over pixels and channels, dB."""
     ssim: float
     l1: float
     """Mean absolute difference, in 0..1."""
+    counted: float = 1.0
+    """Share of the pixels that count."""
 
 
 OnView = Callable[[int, Camera, Tensor, Tensor], None]
-"""Gets position, camera, rendering and ground truth [H,W,3] uint8."""
+"""Gets position, camera, rendering [H,W,3] and ground truth [H,W,3 or 4], uint8."""
 
 
 def quantize(colors: Tensor) -> Tensor:  # [H, W, 3] float -> [H, W, 3] uint8
@@ -73,7 +77,7 @@ def evaluate_views(
     render_view: Callable[..., RenderOutput] = render,
     **raster_kwargs: Any,
 ) -> list[ViewScore]:
-    """Render views and compare them with their images.
+    """Render views and compare them with their images, in their light (gs.model.light).
 
     Args:
         model: The model; all of its SH degrees that are active are used.
@@ -91,9 +95,8 @@ def evaluate_views(
         images.prefetch([*indices[position + 1 : position + 3]])
         camera = cameras[index]
         out = render_view(model, camera, background=background, **raster_kwargs)
-        rendering, truth = quantize(out.colors), images[index]
-        a, b = to_float(rendering), to_float(truth)
-        values.append(torch.stack([psnr(a, b), ssim(a, b), l1(a, b)]))
+        rendering, truth = quantize(as_taken(model, out.colors, camera)), images[index]
+        values.append(_compare(to_float(rendering), to_float(truth[..., :3]), counted_of(truth)))
         if on_view is not None:
             on_view(position, camera, rendering, truth)
     if not values:
@@ -104,10 +107,27 @@ def evaluate_views(
 
 
 def mean_scores(scores: Sequence[ViewScore]) -> dict[str, float]:
-    """Means of psnr, ssim and l1 over views; {} for none."""
+    """Means of psnr, ssim and l1 over views, and of counted where it is not 1; {} for none.
+
+    A view in which nothing counts is left out.
+    """
+    scores = [score for score in scores if score.counted > 0.0]
     if not scores:
         return {}
-    return {
-        key: math.fsum(getattr(score, key) for score in scores) / len(scores)
-        for key in ("psnr", "ssim", "l1")
-    }
+    keys = ["psnr", "ssim", "l1"]
+    if any(score.counted < 1.0 for score in scores):
+        keys.append("counted")
+    return {key: math.fsum(getattr(s, key) for s in scores) / len(scores) for key in keys}
+
+
+def _compare(
+    a: Tensor,  # [H, W, 3]
+    b: Tensor,  # [H, W, 3]
+    counted: Tensor | None,  # [H, W] bool
+) -> Tensor:  # [4]
+    """The numbers of a ViewScore."""
+    if counted is None:
+        return torch.stack([psnr(a, b), ssim(a, b), l1(a, b), a.new_ones(())])
+    seen, truth = a[counted], b[counted]
+    similarity = ssim(a, b, counted=counted)
+    return torch.stack([psnr(seen, truth), similarity, l1(seen, truth), counted.float().mean()])

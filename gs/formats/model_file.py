@@ -15,6 +15,7 @@ SOG, .ksplat and SPZ version 4 need gaussforge (extra `export`).
 import zipfile
 import zlib
 from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -115,6 +116,19 @@ def load_offset(path: str | Path) -> Offset:
         raise SplatrimError(f"{path} {error}") from error
 
 
+def is_antialiased(path: str | Path) -> bool:
+    """Whether a model is to be drawn antialiased, by a .ply or a .spz; False elsewhere.
+
+    Raises:
+        SplatrimError: not a readable file.
+    """
+    path = Path(path)
+    kind = format_of(path)
+    if kind == "ply":
+        return ply.read_antialiased(path)
+    return kind == "spz" and spz.is_antialiased(_bytes(path))
+
+
 def save_model(
     path: str | Path,
     tensors: dict[str, Tensor],
@@ -122,6 +136,7 @@ def save_model(
     *,
     sh_degree: int | None = None,
     world_offset: Offset = (0.0, 0.0, 0.0),
+    antialiased: bool = False,
 ) -> int:
     """Write a model, atomically.
 
@@ -131,6 +146,7 @@ def save_model(
         kind: One of FORMATS.
         sh_degree: Highest SH degree to keep; None keeps all.
         world_offset: What was subtracted from the world's coordinates. Only .ply and .glb say it.
+        antialiased: Whether it is to be drawn so. Only .ply and .spz say it.
 
     Returns:
         The size of the file in bytes.
@@ -144,13 +160,13 @@ def save_model(
     path, arrays = Path(path), from_tensors(tensors, sh_degree)
     if kind == "ply":
         kept = {"shN": tensors["shN"][:, : arrays.shN.shape[1]]}
-        ply.save_ply(path, tensors | kept, world_offset=world_offset)
+        ply.save_ply(path, tensors | kept, world_offset=world_offset, antialiased=antialiased)
         return path.stat().st_size
     if kind == "glb":
         data = glb.encode(arrays, world_offset)
     else:
         encoders = {
-            "spz": spz.encode,
+            "spz": partial(spz.encode, antialiased=antialiased),
             "sog": sog.encode,
             "compressed.ply": compressed_ply.encode,
             "splat": splat.encode,

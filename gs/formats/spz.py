@@ -29,6 +29,7 @@ HEADER = struct.Struct("<4sIIBBBB")
 VERSION = 3
 FRACTIONAL_BITS = 12
 FINE_BITS = 13  # of half the median coordinate: scenes of small numbers get finer steps
+ANTIALIASED = 1  # of the flags
 COLOR_SCALE = 0.15
 MAGNITUDE = 511  # of a quaternion's component, nine bits
 MOST_PACKED = 1100  # times that deflate makes bytes fewer at best
@@ -36,8 +37,8 @@ MOST_PACKED = 1100  # times that deflate makes bytes fewer at best
 Bytes = NDArray[np.uint8]
 
 
-def encode(model: Arrays) -> bytes:
-    """The file of a model."""
+def encode(model: Arrays, *, antialiased: bool = False) -> bytes:
+    """The file of a model, and whether it is to be drawn antialiased."""
     n, degree = len(model.means), model.degree
     bits = _fractional_bits(model.means)
     steps = np.rint(model.means.astype(np.float64) * 2.0**bits).clip(-(2**23), 2**23 - 1)
@@ -55,10 +56,19 @@ def encode(model: Arrays) -> bytes:
         _as_bytes(words.astype("<u4")[:, None], 4),
         _rounded(128 + 128 * model.shN),
     ]
-    data = HEADER.pack(MAGIC, VERSION, n, degree, bits, 0, 0)
+    data = HEADER.pack(MAGIC, VERSION, n, degree, bits, ANTIALIASED if antialiased else 0, 0)
     packer = zlib.compressobj(9, zlib.DEFLATED, zlib.MAX_WBITS | 16)
     parts = [data, *(column.tobytes() for column in columns)]
     return b"".join([*(packer.compress(part) for part in parts), packer.flush()])
+
+
+def is_antialiased(data: bytes) -> bool:
+    """What the flags say; False where there is no header of version 2 or 3."""
+    try:
+        head = zlib.decompressobj(zlib.MAX_WBITS | 16).decompress(data, HEADER.size)
+    except zlib.error:
+        return False
+    return len(head) == HEADER.size and bool(HEADER.unpack(head)[5] & ANTIALIASED)
 
 
 def decode(data: bytes) -> Arrays:

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from .model import Model, Splats
 from .neighbours import mean_squared_neighbor_distances
 from .specs import PUBLISHED, ParameterSpec, published_specs
+from .splats import Frozen
 
 if TYPE_CHECKING:
     from .view import View
@@ -32,6 +33,8 @@ class Gaussians(Model):
     """N Gaussians as raw parameters, with activations as `get_` methods."""
 
     same_in_all_views = True
+    frozen: Frozen | None = None
+    """What is drawn among them and does not belong to the model (gs.blocks)."""
 
     def __init__(
         self,
@@ -104,6 +107,7 @@ class Gaussians(Model):
         *,
         specs: Iterable[ParameterSpec] = (),
         active_sh_degree: int | None = None,
+        antialiased: bool = False,
     ) -> Gaussians:
         """Wrap raw parameters, named as `params`. Float32 tensors are not copied.
 
@@ -111,8 +115,11 @@ class Gaussians(Model):
             tensors: The parameters of 3DGS, and others of which there are specs. [N, ...]
             specs: What the others are.
             active_sh_degree: None is the maximum.
+            antialiased: As in Model.
         """
-        return cls(tensors, specs=specs, active_sh_degree=active_sh_degree)
+        model = cls(tensors, specs=specs, active_sh_degree=active_sh_degree)
+        model.antialiased = antialiased
+        return model
 
     @classmethod
     def from_state(cls, state: dict[str, Any], device: torch.device | str) -> Gaussians:
@@ -138,6 +145,8 @@ class Gaussians(Model):
             p["shN"],
             sh_degree=self.active_sh_degree,
             raw=True,
+            frozen=self.frozen,
+            antialiased=self.antialiased,
         )
 
     def to_ply(self) -> dict[str, Tensor]:
@@ -159,6 +168,8 @@ class Gaussians(Model):
         model = Gaussians(tensors, specs=self.specs.values())
         model.active_sh_degree = min(self.active_sh_degree, model.sh_degree)
         model.shared, model.shared_specs = self.shared, self.shared_specs
+        model.frozen = self.frozen
+        model.antialiased = self.antialiased
         return model
 
     def get_scales(self) -> Tensor:  # [N, 3]

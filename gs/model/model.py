@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import SplatrimError
+from .light import save_light
 from .ply import save_ply
 from .specs import LAST, ParameterSpec, Rate
 from .splats import Splats
@@ -29,6 +30,7 @@ from .view import NO_EXPOSURE
 if TYPE_CHECKING:
     from typing_extensions import Self
 
+    from .poses import PoseTable
     from .view import View
 
 __all__ = ["Model", "Splats"]
@@ -66,6 +68,8 @@ class Model(nn.Module, ABC):
     parts: int = 1
     """Gaussians that a row stands for. What is per Gaussian (masks, scores) has N * parts entries,
     those of a row next to each other."""
+    antialiased: bool = False
+    """Whether it is trained, and so to be drawn, with the rasterizer's mode "antialiased"."""
     same_in_all_views: bool = False
     """Whether `splats` gives the same Gaussians for every view, so that several views can be
     rendered at once."""
@@ -83,6 +87,7 @@ class Model(nn.Module, ABC):
         self.shared = nn.Module()
         self.shared_specs: dict[str, ParameterSpec] = {}
         self.next_id = n
+        self.poses: PoseTable | None = None  # how training cameras have moved, where they do
         self._waiting: dict[str, Tensor] = {}  # a checkpoint's values for what is yet to be added
         self._waiting_shared: dict[str, Tensor] = {}
 
@@ -115,7 +120,8 @@ class Model(nn.Module, ABC):
         Raises:
             SplatrimError: something cannot be written.
         """
-        save_ply(path, self.to_ply(), world_offset=world_offset)
+        save_ply(path, self.to_ply(), world_offset=world_offset, antialiased=self.antialiased)
+        save_light(self, path.parent)
 
     def part_ids(self) -> Tensor:  # [N * parts] int32
         """Names of the Gaussians in random draws."""
@@ -134,7 +140,11 @@ class Model(nn.Module, ABC):
 
     def exposure(self, image_name: str) -> int:
         """The image's row of what is learnt for each, where the model has such a table."""
-        return NO_EXPOSURE
+        return NO_EXPOSURE if self.poses is None else self.poses.row(image_name)
+
+    def posed(self, view: View) -> View:
+        """The view from where its images were taken: as given, or as poses have been refined."""
+        return view if self.poses is None else self.poses.moved(view)
 
     def one_up_sh_degree(self) -> None:
         """Activate the next SH degree, up to the maximum."""

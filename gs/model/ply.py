@@ -7,6 +7,9 @@ Binary little-endian float32, one vertex per Gaussian:
 Normals are zero; f_rest is channel-major (all red coefficients, then green, then blue); opacity is
 a logit, scales are logarithms, rot is an unnormalised quaternion (w, x, y, z).
 
+`comment SplatRenderMode: mip` says that opacities are for a rasterizer that lowers them where it
+widens Gaussians (the name is Brush's; `comment antialiased 1` of Postshot is read too).
+
 A model whose scene was shifted while loading (gs.data.geo) says by how much in a comment,
 `comment world_offset X Y Z`: add it to x, y, z for coordinates of the world.
 """
@@ -29,6 +32,7 @@ from ..files import atomic_write
 # coefficients of degrees 1 to d and all three channels, by number of f_rest properties
 _SH_DEGREES = {0: 0, 9: 1, 24: 2, 45: 3}
 _OFFSET = "world_offset"
+MIP = "SplatRenderMode: mip"
 MAX_LOG_SCALE = 80.0  # e^89 is infinite in float32
 MIN_QUATERNION = 1e-12  # norm below which a rotation cannot be told
 
@@ -52,6 +56,7 @@ def save_ply(
     tensors: dict[str, Tensor],
     *,
     world_offset: tuple[float, float, float] = (0.0, 0.0, 0.0),
+    antialiased: bool = False,
 ) -> None:
     """Write Gaussians to `path`, atomically.
 
@@ -60,6 +65,7 @@ def save_ply(
         tensors: means [N,3], quats [N,4] (w,x,y,z), scales [N,3] (log), opacities [N] (logit),
             sh0 [N,1,3], shN [N,K-1,3]; other names have no place in the format.
         world_offset: What was subtracted from the world's coordinates; a comment where not zero.
+        antialiased: Whether they are to be drawn so; a comment.
 
     Raises:
         ValueError: a tensor is missing or has another shape.
@@ -101,6 +107,7 @@ def save_ply(
     joined = torch.cat([c.detach().float() for c in columns], dim=1)
     table = np.ascontiguousarray(joined.cpu().numpy(), "<f4")
     lines = ["ply", "format binary_little_endian 1.0", *offset_comments(world_offset)]
+    lines += [f"comment {MIP}"] if antialiased else []
     lines += [f"element vertex {n}"]
     lines += [f"property float {name}" for name in property_names(3 * k)]
     with atomic_write(path) as file:
@@ -202,6 +209,16 @@ def read_offset(path: str | Path) -> tuple[float, float, float]:
                 raise SplatrimError(f"{path} has a damaged comment: {comment[:80]}")
             return x, y, z
     return 0.0, 0.0, 0.0
+
+
+def read_antialiased(path: str | Path) -> bool:
+    """Whether a .ply's comments say that it is to be drawn antialiased.
+
+    Raises:
+        SplatrimError: not a readable .ply.
+    """
+    comments = [" ".join(comment.split()).lower() for comment in read_header(Path(path)).comments]
+    return MIP.lower() in comments or "antialiased 1" in comments
 
 
 def _read_vertices(path: Path) -> NDArray[np.void]:

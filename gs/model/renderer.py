@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from kernels import rasterization
 
 from ..data.camera import Camera
 from .model import Model
 from .splats import Splats
+from .surrounded import rasterize_among
 from .view import NO_EXPOSURE, View, view_of
 
 PER_PART = {"masks", "mask_logits", "mask_ids"}  # keywords with an entry per Gaussian of the model
@@ -28,6 +31,11 @@ class RenderOutput(NamedTuple):
     """As `kernels.rasterization` returns it, for C cameras."""
     splats: Splats | None = None
     """What was drawn; `info` has an entry for each of them."""
+    view: View | None = None
+    """Where from."""
+    depths: Tensor | None = None
+    """Accumulated depth sum(w z), where `split_depth` has taken it from the colours. [H, W], or
+    [C, H, W]."""
 
 
 def render(
@@ -60,6 +68,7 @@ def render(
         device = model.means.device if isinstance(model, Splats) else model.device
         place = NO_EXPOSURE if isinstance(model, Splats) else model.exposure(camera.image_name)
         view = view_of(camera, device, place)
+        view = view if isinstance(model, Splats) else model.posed(view)
     s = model if isinstance(model, Splats) else model.splats(view)
     if opacities is not None:
         scales = s.scales.exp() if s.raw else s.scales
@@ -79,7 +88,11 @@ def render(
         "colors_rest": s.colors_rest,
         "raw": s.raw,
         "lenses": view.lenses,
+        "rasterize_mode": "antialiased" if s.antialiased else "classic",
     } | raster_kwargs
+    if s.frozen is not None:
+        colors, alphas, info = rasterize_among(s, s.frozen, view, keywords)
+        return RenderOutput(colors.squeeze(0), alphas.squeeze(0), info, s, view)
     colors, alphas, info = rasterization(
         s.means,
         s.quats,
@@ -92,4 +105,27 @@ def render(
         view.height,
         **keywords,
     )
-    return RenderOutput(colors.squeeze(0), alphas.squeeze(0), info, s)
+    return RenderOutput(colors.squeeze(0), alphas.squeeze(0), info, s, view)
+
+
+def split_depth(out: RenderOutput) -> RenderOutput:
+    """The rendering with its depth apart where it has one, of render_mode "RGB+D"."""
+    if out.colors.shape[-1] == 3:
+        return out
+    colors, depths = _SplitDepth.apply(out.colors)
+    return out._replace(colors=colors, depths=depths)
+
+
+class _SplitDepth(torch.autograd.Function):
+    """Colours and depth, each contiguous; the backward copies once and adds nothing."""
+
+    @staticmethod
+    def forward(ctx: Any, image: Tensor) -> tuple[Tensor, Tensor]:  # [..., 4] -> [..., 3], [...]
+        return image[..., :3].contiguous(), image[..., 3].contiguous()
+
+    @staticmethod
+    @once_differentiable
+    def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
+        ctx: Any, v_colors: Tensor, v_depths: Tensor
+    ) -> Tensor:
+        return torch.cat([v_colors, v_depths[..., None]], -1)

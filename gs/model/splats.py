@@ -2,10 +2,25 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+
+
+class Frozen(NamedTuple):
+    """Gaussians that are drawn among those of a model, and get no gradient. M of them."""
+
+    splats: Splats
+    """All of them, as they are drawn."""
+    ids: Tensor
+    """Names in random draws. [M] int32"""
+    mask_logits: Tensor | None = None
+    """Of those whose masks are drawn. [M, 2]"""
+    boxes: Tensor | None = None
+    """Pixels of each of the run's cameras that the model reaches, with a margin: left, top, right,
+    bottom. Elsewhere an image need not be right. None: it is right everywhere. [cameras, 4] int32
+    """
 
 
 class Splats(NamedTuple):
@@ -30,9 +45,19 @@ class Splats(NamedTuple):
     rows: Tensor | None = None
     """Row of the model that each group of Gaussians comes from, -1 where a place is empty (opacity
     0); None: one Gaussian per row, in order. [V] int32"""
+    antialiased: bool = False
+    """Whether opacities fall where the rasterizer widens what is smaller than a pixel."""
     missing: Tensor | None = None
     """Rows that were to be drawn and had no room; a captured step with any does not count. [1]
     int32"""
+    frozen: Frozen | None = None
+    """What is drawn among them; a rendering's results are about the others."""
+
+    def detached(self) -> Splats:
+        """The same without gradients."""
+        tensors = {name: x for name, x in self._asdict().items() if isinstance(x, Tensor)}
+        detached: dict[str, Any] = {name: x.detach() for name, x in tensors.items()}
+        return self._replace(**detached)
 
     def gather(self, x: Tensor) -> Tensor:  # [rows * parts, ...] -> [N, ...]
         """Values per Gaussian of the model as values per Gaussian that is drawn, differentiable."""

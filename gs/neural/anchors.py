@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -27,6 +27,8 @@ from ..data.camera import Camera
 from ..data.visibility import check_points, check_sight
 from ..errors import SplatrimError
 from ..model.gaussians import MIN_SQUARED_DISTANCE, SH_C0
+from ..model.light import NAME as LIGHT
+from ..model.light import light_of, save_light
 from ..model.model import Model, Splats
 from ..model.neighbours import mean_squared_neighbor_distances
 from ..model.specs import ParameterSpec, Rate
@@ -36,6 +38,8 @@ from .decoder import NETS, fresh_decoder, kernel_weights
 from .files import save_anchors
 
 if TYPE_CHECKING:
+    from typing_extensions import Self
+
     from ..data.scene import Scene
     from ..model.view import View
 
@@ -124,7 +128,7 @@ class Anchors(Model):
         *,
         names: Sequence[str] = (),
         device: torch.device | str = "cpu",
-    ) -> Anchors:
+    ) -> Self:
         """The model of a checkpoint (gs.training.checkpoint), with its row buffers.
 
         What its strategies have added waits for them to add it again.
@@ -166,7 +170,7 @@ class Anchors(Model):
         return seen_anchors(
             p["anchors"],
             p["scales"],
-            view.viewmats[0],
+            view.viewmats[0].detach(),
             view.Ks[0],
             view.width,
             view.height,
@@ -175,9 +179,9 @@ class Anchors(Model):
         )
 
     def _splats(self, view: View, rows: Tensor) -> Splats:
-        rotation, translation = view.viewmats[0, :3, :3], view.viewmats[0, :3, 3]
-        out = self.decoded(rows, -(rotation.T @ translation), view.exposure)
-        return Splats(out.means, out.quats, out.scales, out.opacities, out.colors, rows=rows)
+        out = self.decoded(rows, center_of(view), view.exposure)
+        drawn = out.means, out.quats, out.scales, out.opacities, out.colors
+        return Splats(*drawn, rows=rows, antialiased=self.antialiased)
 
     def decoded(
         self,
@@ -185,6 +189,7 @@ class Anchors(Model):
         center: Tensor,  # [3]
         exposure: Tensor,  # [1] int32
         anchors: Tensor | None = None,  # [N, 3]
+        nets: Mapping[str, Tensor] | None = None,
     ) -> Decoded:
         """The Gaussians of some anchors as seen from `center`, with the appearance of an image.
 
@@ -193,8 +198,10 @@ class Anchors(Model):
             center: Of the camera, in the world.
             exposure: Row of the image in the table of appearances.
             anchors: Positions in place of the model's. [N, 3]
+            nets: Weights by net in place of the model's.
         """
-        nets = (self._shared("mlp_opacity"), self._shared("mlp_cov"), self._shared("mlp_color"))
+        found = tuple(self._shared(name) if nets is None else nets[name] for name in NETS)
+        weights = cast("tuple[Tensor, Tensor, Tensor]", found)
         appearance = self._shared("appearance") if self.config.appearance_dim else None
         p, off = self.params, self.rows[OFF]
         return decode(
@@ -202,7 +209,7 @@ class Anchors(Model):
             p["features"],
             p["offsets"],
             p["scales"],
-            kernel_weights(self.config, nets, appearance, exposure),
+            kernel_weights(self.config, weights, appearance, exposure),
             rows,
             center,
             off=off,
@@ -229,7 +236,9 @@ class Anchors(Model):
             name: self._shared(name).detach() for name in SHARED if name in self.shared_specs
         }
         model = Anchors(tensors, self.config, decoder, self.names)
-        model.rows[OFF] = off[left]
+        model.rows[OFF], model.antialiased = off[left], self.antialiased
+        if (light := light_of(self)) is not None:
+            model.shared.add_module(LIGHT, light)
         return model
 
     @torch.no_grad()
@@ -260,7 +269,17 @@ class Anchors(Model):
         """Write a .ply of Scaffold-GS's layout, and the decoder beside it (gs.neural.files)."""
         shared = self.shared.state_dict()
         tensors = self.to_tensors()
-        save_anchors(path, tensors, self.rows[OFF], shared, self.config, self.names, world_offset)
+        own = self.rows[OFF], shared, self.config, self.names, world_offset
+        save_anchors(path, tensors, *own, antialiased=self.antialiased)
+        save_light(self, path.parent)
+
+
+def center_of(view: View) -> Tensor:  # [3]
+    """The camera's centre in the world, for a view of one."""
+    # what is decoded hardly depends on its last digits
+    viewmat = view.viewmats[0].detach()
+    rotation, translation = viewmat[:3, :3], viewmat[:3, 3]
+    return -(rotation.T @ translation)
 
 
 def first_anchors(

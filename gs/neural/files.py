@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from ..errors import SplatrimError
 from ..files import atomic_write
 from ..model.gaussians import INITIAL_OPACITY
-from ..model.ply import offset_comments
+from ..model.ply import MIP, offset_comments
 from ..schema import fields, listed, number, read_checked, text
 from .config import NeuralConfig
 from .decoder import net_sizes, split_net
@@ -68,6 +68,8 @@ def save_anchors(
     config: NeuralConfig,
     names: Sequence[str],
     world_offset: tuple[float, float, float],
+    *,
+    antialiased: bool = False,
 ) -> None:
     """Write a model's .ply and the files beside it, each atomically; the .ply last.
 
@@ -79,6 +81,7 @@ def save_anchors(
         config: Shape of the nets.
         names: Of the training images, by their row of `appearance`.
         world_offset: What was subtracted from the world's coordinates.
+        antialiased: Whether it is to be drawn so; a comment.
 
     Raises:
         SplatrimError: one cannot be written.
@@ -122,6 +125,7 @@ def save_anchors(
     if bits.any():
         table[OFF_BITS] = bits
     head = ["ply", "format binary_little_endian 1.0", *offset_comments(world_offset)]
+    head += [f"comment {MIP}"] if antialiased else []
     head += [f"element vertex {n}", *lines, "end_header", ""]
     with atomic_write(path) as file:
         file.write("\n".join(head).encode("ascii"))

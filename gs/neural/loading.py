@@ -11,7 +11,7 @@ from ..data.ply_table import read_header, read_table
 from ..errors import SplatrimError
 from ..model.gaussians import Gaussians
 from ..model.model import Model
-from ..model.ply import load_ply
+from ..model.ply import load_ply, read_antialiased
 from .anchors import OFF, Anchors
 from .config import NeuralConfig
 from .decoder import net_sizes
@@ -42,7 +42,8 @@ def load_model(path: Path, device: torch.device | str = "cpu") -> Model:
     """
     if is_neural(path):
         return load_anchors(path, device)
-    return Gaussians.from_tensors({name: x.to(device) for name, x in load_ply(path).items()})
+    tensors = {name: x.to(device) for name, x in load_ply(path).items()}
+    return Gaussians.from_tensors(tensors, antialiased=read_antialiased(path))
 
 
 def load_anchors(path: Path, device: torch.device | str = "cpu") -> Anchors:
@@ -91,6 +92,7 @@ def load_anchors(path: Path, device: torch.device | str = "cpu") -> Anchors:
     }
     on_device = {name: x.contiguous().to(device) for name, x in tensors.items()}
     model = Anchors(on_device, config, decoder, details["appearance"])
+    model.antialiased = read_antialiased(path)
     if OFF_BITS in names:
         bits = torch.from_numpy(table[OFF_BITS].astype(np.int64))
         off = (bits[:, None] >> torch.arange(n_offsets)) & 1

@@ -27,6 +27,18 @@ _RANK = fields(
         "seconds": mapped(number(0, DRAWN)),
     }
 )
+_BLOCK = fields(
+    {
+        **dict.fromkeys(("block", "rank", "steps", "cameras", "n_gaussians"), integer(0)),
+        "history": fields(
+            {
+                **dict.fromkeys(COLUMNS, listed(number(0, DRAWN))),
+                **dict.fromkeys(("loss", "psnr"), listed(_VALUE)),
+            }
+        ),
+    },
+    needs=("block", "steps", "cameras", "n_gaussians", "history"),
+)
 _HISTORY = fields(
     {
         **dict.fromkeys(COLUMNS, listed(number(0, DRAWN))),
@@ -35,6 +47,7 @@ _HISTORY = fields(
         "timing": _TIMING,
         "settings": mapped(anything),
         "ranks": listed(_RANK),
+        "blocks": listed(_BLOCK),
     }
 )
 

@@ -11,6 +11,7 @@ from html import escape
 from pathlib import Path
 
 from ..evaluation.readable import duration, frame_rate
+from ..evaluation.rendered import COUNTED
 from ..run_record import BASELINE, saved_models
 from .page import tile
 from .run import Run, load_run
@@ -90,8 +91,12 @@ def _tiles(run: Run) -> list[str]:
     tiles, base = [], run.baseline
     if run.psnr is not None:
         detail = "test views" if "PSNR" in run.results else "test views, by the trainer"
+        if COUNTED in run.results:
+            detail = f"{_percent(100 * run.results[COUNTED])} % of pixels, by the masks"
         if base is not None and base.psnr is not None:
             detail = f"{base.method_name}: {base.psnr:.2f} dB"
+        elif "PSNR_cc" in run.results:
+            detail = f"with colours fitted to the photographs: {run.results['PSNR_cc']:.2f} dB"
         tiles.append(tile("PSNR", f"{run.psnr:.2f}", "dB", detail))
     details = {"SSIM": "1 = identical", "LPIPS": "VGG, 0 = identical", "FLIP": "0 = identical"}
     for name, detail in details.items():

@@ -31,14 +31,15 @@ def model_view(run: Run) -> tuple[str, str] | None:
     try:
         shown = load_shown(run.path, run.iteration)
         first = shown.cameras[0]
-        html = fragment(shown.tensors, shown.cameras, background=shown.background)
+        options = {"background": shown.background, "antialiased": shown.antialiased}
+        html = fragment(shown.tensors, shown.cameras, **options)
         if len(html) > EMBEDDED:
             size = write_page(
                 run.path / FILE,
                 shown.tensors,
                 shown.cameras,
                 title=shown.title,
-                background=shown.background,
+                **options,
             )
             return "3D view", _link(run, size)
     except (SplatrimError, ValueError) as error:

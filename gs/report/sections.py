@@ -1,9 +1,9 @@
 """report.html: what a run did, on one page that one can send: `python -m gs.report -m OUT`.
 
 It shows what is there: of history.json, config.json, results.json, per_view.json,
-render_stats.json, pruning.json, bake.json, rendered views and saved models any may be missing. A
-section is a function of the run's data that returns its heading and HTML, or None where it has
-nothing to show; `SECTIONS` lists them in order.
+render_stats.json, pruning.json, bake.json, poses.json, seams.json, views and models any may be
+missing. A section is a function of the run's data that returns its heading and HTML, or None where
+it has nothing to show; `SECTIONS` lists them in order.
 """
 
 import logging
@@ -21,12 +21,15 @@ from ..evaluation.readable import duration, milliseconds
 from ..files import write_text
 from ..logs import show_log
 from .baking import baking
+from .blocks import blocks
 from .charts import Series, compact, line_chart, moving_average
 from .comparison import write_comparison
 from .exports import exports
 from .headline import headline, with_baseline
 from .model_view import model_view
 from .page import details, page, pairs_table
+from .photographs import corrections, masks
+from .poses import poses
 from .pruning import distributions, prunings
 from .ranks import ranks
 from .run import Run, load_run
@@ -125,9 +128,13 @@ SECTIONS: tuple[Section, ...] = (
     model_view,
     test_views,
     view_table,
+    corrections,
+    masks,
     training_curves,
+    blocks,
     prunings,
     distributions,
+    poses,
     baking,
     exports,
     machine_and_timing,

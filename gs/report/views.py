@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from ..errors import SplatrimError
 from ..evaluation.metrics import read_image
+from ..evaluation.rendered import COUNTED
 from .page import details, error_legend, error_map, figure, number_table, side_by_side, slider
 from .run import Run, View
 
@@ -64,6 +65,8 @@ def test_views(run: Run) -> tuple[str, str] | None:
 def view_table(run: Run) -> tuple[str, str] | None:
     """The figures of every test view."""
     digits = {"PSNR": 2, "SSIM": 4, "LPIPS": 4, "FLIP": 4}
+    fitted = ("PSNR", "SSIM", "LPIPS")
+    digits |= {f"{name}{suffix}": digits[name] for suffix in ("_cc", "_half") for name in fitted}
     metrics = [m for m in digits if any(m in v.scores for v in run.views)]
     if not metrics:
         return None
@@ -71,9 +74,9 @@ def view_table(run: Run) -> tuple[str, str] | None:
         [v.name, *(f"{v.scores[m]:.{digits[m]}f}" if m in v.scores else "–" for m in metrics)]
         for v in run.views
     ]
-    return "", details(
-        f"Figures of all {len(rows)} test views", number_table(["View", *metrics], rows)
-    )
+    over = ", of the pixels that their masks let through" if COUNTED in run.results else ""
+    summary = f"Figures of all {len(rows)} test views{over}"
+    return "", details(summary, number_table(["View", *metrics], rows))
 
 
 def choose_views(views: Sequence[View], count: int = MAX_VIEWS) -> list[View]:

@@ -11,14 +11,15 @@ has most of the step still before it, and repeats a step that did not fit: no st
 
     warm-up (eager, learns the capacity)  ->  capture  ->  replay, replay, ...
 
-Graphs are kept by key: image size, SH degree and the strategies' phases. They hold addresses, so
-all are dropped once a parameter or row buffer is another tensor than at capture.
+Graphs are kept by key: images of a step and their size, SH degree and the strategies' phases. They
+hold addresses, so all are dropped once a parameter or row buffer is another tensor than at capture.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable
-from typing import Literal, NamedTuple, Protocol
+import contextlib
+from collections.abc import Callable, Hashable, Iterator, Mapping
+from typing import Any, Literal, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -63,6 +64,30 @@ class CudaRecorder:
         return _record(body, self._anchor)
 
 
+class OwnStream:
+    """A stream of a GPU for steps, always the same one: the allocator keeps memory by stream."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._stream: torch.cuda.Stream | None = None
+
+    @contextlib.contextmanager
+    def current(self) -> Iterator[None]:
+        """Where it is the current stream, and autograd runs in the caller's thread; on a CPU as
+        everywhere.
+        """
+        if self._device.type != "cuda":
+            yield
+            return
+        with torch.cuda.device(self._device), torch.autograd.set_multithreading_enabled(False):
+            stream = self._stream = self._stream or torch.cuda.Stream()
+            caller = torch.cuda.current_stream()
+            stream.wait_stream(caller)
+            with torch.cuda.stream(stream):
+                yield
+            caller.wait_stream(stream)
+
+
 class Bounds(NamedTuple):
     """What a captured step is told of its buffers."""
 
@@ -89,14 +114,19 @@ class Bounds(NamedTuple):
 
 
 class StepGraphs:
-    """Graphs of one model's steps by key."""
+    """Graphs of one model's steps by key.
 
-    def __init__(self, record: Record) -> None:
+    Args:
+        record: Captures.
+        fractions: Rows and entries per Gaussian, recent maxima; kept up to date in place.
+    """
+
+    def __init__(self, record: Record, fractions: list[float] | None = None) -> None:
         self._record = record
         self._graphs: dict[Hashable, tuple[Graph, Capacity, Body]] = {}
         self._warm: set[Hashable] = set()
         self._tensors: list[Tensor] = []
-        self._fractions = [0.0, 0.0]  # of rows and entries per Gaussian, recent maxima
+        self._fractions = [0.0, 0.0] if fractions is None else fractions
 
     def plan(self, key: Hashable, model: Model) -> Plan:
         """What to do with a step; "run": without a graph."""
@@ -147,6 +177,13 @@ class StepGraphs:
     def _learn(self, n: int, *counts: float) -> None:
         for k, x in enumerate(counts):
             self._fractions[k] = max(x / max(n, 1), self._fractions[k] * DECAY)
+
+
+def counts_of(info: Mapping[str, Any]) -> Counts:
+    """Rows and entries that a rendering had, by what it returned. Waits."""
+    if "counts" in info:
+        return Counts(*info["counts"].tolist())
+    return Counts(int((info["radii"] > 0).all(-1).sum()), int(info["n_isects"]))
 
 
 def _record(body: Body, anchor: torch.cuda.CUDAGraph | None = None) -> torch.cuda.CUDAGraph:

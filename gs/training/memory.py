@@ -51,3 +51,8 @@ def peak_memory(device: torch.device) -> dict[str, float]:
     unit = 1 if sys.platform == "darwin" else 1024  # of ru_maxrss
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
     return {"peak_memory_mb": round(peak / 1e6, 1)}
+
+
+def device_name(device: torch.device) -> str:
+    """What a GPU is called; cpu."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"

@@ -75,6 +75,9 @@ class Run(Protocol):
 class Observer:
     """Does nothing. Subclasses override what they need."""
 
+    n_images: int = 1
+    """Images of the present step, which the trainer sets."""
+
     def is_due(self, step: int) -> bool:
         """Whether `report` wants to see the model before iteration `step` updates it."""
         return False
@@ -89,12 +92,12 @@ class Observer:
 class Due:
     """Iterations of the settings at which something happens."""
 
-    def __init__(self, config: TrainConfig, *images: int) -> None:
-        self._images, self._batch = frozenset(images), config.batch
+    def __init__(self, *images: int) -> None:
+        self._images = frozenset(images)
 
-    def at(self, step: int) -> bool:
-        """Whether the step that ends with image `step` has one of them."""
-        return any(step - k in self._images for k in range(self._batch))
+    def at(self, step: int, n_images: int) -> bool:
+        """Whether the step of `n_images` images that ends with image `step` has one of them."""
+        return any(step - k in self._images for k in range(n_images))
 
 
 class Progress(Observer):
@@ -113,10 +116,10 @@ class Evaluation(Observer):
     """Evaluates at iterations of the settings, and at the last."""
 
     def __init__(self, config: TrainConfig) -> None:
-        self._due = Due(config, *config.test_iterations, config.iterations)
+        self._due = Due(*config.test_iterations, config.iterations)
 
     def is_due(self, step: int) -> bool:
-        return self._due.at(step)
+        return self._due.at(step, self.n_images)
 
     def report(self, run: Run, step: int) -> None:
         run.evaluate(step)
@@ -131,10 +134,10 @@ class Saving(Observer):
     """Saves the model at iterations of the settings, and at the last."""
 
     def __init__(self, config: TrainConfig) -> None:
-        self._due = Due(config, *config.save_iterations, config.iterations)
+        self._due = Due(*config.save_iterations, config.iterations)
 
     def is_due(self, step: int) -> bool:
-        return self._due.at(step)
+        return self._due.at(step, self.n_images)
 
     def report(self, run: Run, step: int) -> None:
         run.save(step)
@@ -145,12 +148,12 @@ class Checkpoints(Observer):
     keeps the last two."""
 
     def __init__(self, config: TrainConfig) -> None:
-        self._due, self._config = Due(config, *config.checkpoint_iterations), config
+        self._due, self._config = Due(*config.checkpoint_iterations), config
         self._passing: list[int] = []
 
     def on_step(self, run: Run, step: int) -> None:
-        interval, is_named = self._config.checkpoint_interval, self._due.at(step)
-        is_due = interval and multiple_in(step, interval, self._config.batch) is not None
+        interval, is_named = self._config.checkpoint_interval, self._due.at(step, self.n_images)
+        is_due = interval and multiple_in(step, interval, self.n_images) is not None
         if is_named or is_due:
             run.checkpoint(step)
         if is_due and not is_named:

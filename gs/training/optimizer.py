@@ -6,7 +6,7 @@ On a GPU the optimizer is kernels.FusedAdam, elsewhere torch's: both have the sa
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -30,6 +30,7 @@ def build_optimizer(
     extent: float,
     n_images: int = 1,
     by_row: bool = False,
+    which: Literal["all", "rows", "shared"] = "all",
 ) -> torch.optim.Adam:
     """Adam with one group per parameter, in the order of their specs.
 
@@ -42,10 +43,12 @@ def build_optimizer(
         extent: Radius of the scene, which scales the learning rate of positions.
         n_images: Images of a step (gs.training.batch).
         by_row: Whether parameters with rows step by row (gs.training.seen).
+        which: All parameters, or those with rows, or those without.
     """
     adam = batched(BETAS, EPS, n_images)
     tensors = dict(gaussians.params) | dict(gaussians.shared.named_parameters())
-    specs = [*gaussians.specs.values(), *gaussians.shared_specs.values()]
+    with_rows = [] if which == "shared" else gaussians.specs.values()
+    specs = [*with_rows, *([] if which == "rows" else gaussians.shared_specs.values())]
     groups = [
         {
             "params": [tensors[spec.name]],

@@ -1,18 +1,25 @@
-"""Files that describe a run, as in 3DGS: config.json, cfg_args, cameras.json, input.ply."""
+"""Files that describe a run, as in 3DGS: config.json, cfg_args, cameras.json, input.ply.
+
+And masked_view.png where images have masks: the first of them, transparent where nothing counts.
+"""
 
 import argparse
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import Image
 from plyfile import PlyData, PlyElement
 from torch import Tensor
 
 from ..data.camera import cameras_json
+from ..data.loader import ImageLoader
+from ..data.masks import has_mask
 from ..data.scene import Scene
 from ..files import atomic_write, write_json, write_text
 from ..model.ply import offset_comments
 
+MASKED_VIEW = "masked_view.png"
 # What Inria's tools look for in cfg_args, with the values of a run that does not say.
 CFG_ARGS = {
     "sh_degree": 3,
@@ -41,6 +48,10 @@ def write_run_files(folder: Path, scene: Scene, settings: dict[str, Any]) -> Non
     write_json(folder / "cameras.json", cameras_json(scene.train, scene.test))
     offset = scene.world_offset
     write_points(folder / "input.ply", scene.points, scene.colors, world_offset=offset)
+    masked = next(filter(has_mask, scene.train), None)
+    if masked is not None:
+        with ImageLoader([masked]) as images, atomic_write(folder / MASKED_VIEW) as file:
+            Image.fromarray(images[0].numpy(), "RGBA").save(file, "PNG")
 
 
 def write_points(

@@ -29,6 +29,7 @@ HARMLESS = {
     "report",
     "device",
     "cuda_graphs",
+    "precompile",
     "test_iterations",
     "save_iterations",
     "checkpoint_iterations",
@@ -46,7 +47,7 @@ HARMLESS = {
     "viewer_port",
     "config",
 }
-PARTS = ("optim", "densify", "pruning", "neural")
+PARTS = ("optim", "densify", "pruning", "neural", "poses", "depths", "blocks", "momentum")
 TOLERANCE = 1e-3  # of the scene's extent, between positions of the same camera
 
 logger = logging.getLogger("splatrim")

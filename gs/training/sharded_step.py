@@ -54,6 +54,8 @@ class ShardedStepper(Stepper[M]):
         super().__init__(*args, **options)
         self.graphs = None
         check_sharded(self.strategies, self.gaussians)
+        if self.images.has_masks:
+            raise SplatrimError("masks do not run on several GPUs yet: --masks none, or one GPU")
         self.ranks, self._agreed_to_stop = ranks, False
         self._counts_of_ranks: list[int] = []  # known once all have come here
         self.planner = Planner(self.images.cameras, ranks.size)

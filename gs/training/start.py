@@ -15,6 +15,7 @@ fine-tuning from iteration 30000 to 35000 (LightGaussian, MaskGaussian):
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, Protocol
@@ -29,6 +30,7 @@ from ..distributed.ranks import Ranks
 from ..errors import SplatrimError
 from ..formats.model_file import load_model, load_offset
 from ..model.gaussians import Gaussians
+from ..model.light import NAME as LIGHT
 from ..model.model import Model
 from ..model.rates import OptimConfig
 from ..model.specs import PUBLISHED, ParameterSpec
@@ -41,6 +43,8 @@ from .strategy import StepContext, Strategy
 POST_ITERATIONS = 5000  # after PUBLISHED_ITERATIONS; other lengths in proportion
 DECAY = 0.95
 DECAY_INTERVAL = 400  # iterations, of POST_ITERATIONS
+
+logger = logging.getLogger("splatrim")
 
 State = dict[str, Any]
 """What a checkpoint holds (gs.training.checkpoint)."""
@@ -147,13 +151,28 @@ def load_start(
     if post_start == step:
         former = methods.get(state["method"])
         given = without_added(state) if former is None else former.hand_over(state, method)
-        return finished(given)
+        return finished({**given, "shared": _light_or_not(state, given, config.exposure)})
     if state["method"] not in (method, "3dgs"):
         raise SplatrimError(
             f"{path} is a checkpoint of {state['method']}:"
             f" go on with --method {state['method']} instead of {method}"
         )
     return state
+
+
+def _light_or_not(state: State, given: State, exposure: str) -> dict[str, Tensor]:
+    """What is shared of a state as a method has handed it over, with the light that was learnt.
+
+    It goes with --exposure none, and where it is of another kind.
+    """
+    shared = {k: x for k, x in (given.get("shared") or {}).items() if not k.startswith(f"{LIGHT}.")}
+    before = (state.get("config") or {}).get("exposure", "none")
+    if exposure == before:
+        learnt = state.get("shared") or {}
+        shared |= {k: x for k, x in learnt.items() if k.startswith(f"{LIGHT}.")}
+    elif before != "none":
+        logger.warning(f"the light that --exposure {before} had learnt is not used")
+    return shared
 
 
 def _check_representation(path: Path, wanted: str) -> None:
@@ -249,7 +268,8 @@ def without_added(state: State, keep: Tensor | None = None) -> State:  # keep [N
             for name, entry in state["optimizer"].items()
             if name in PUBLISHED
         },
-        "shared": {},
+        # poses are those of the training images, whatever the method
+        "shared": {k: x for k, x in (state.get("shared") or {}).items() if k.startswith("poses.")},
     }
 
 

@@ -20,18 +20,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from kernels import Counts, photometric_gradient
+from kernels import Counts
 
 from ..config import TrainConfig
-from ..data.loader import ImageLoader
+from ..data.loader import CameraImages
 from ..data.scene import Scene
-from ..losses import total
-from ..model.renderer import RenderOutput, render
-from ..model.view import pack_view
+from ..losses import compared, total
+from ..model.renderer import RenderOutput, render, split_depth
 from ..seeds import derive_seed
 from .batch import grouped
-from .captured_steps import Bounds, CudaRecorder, StepGraphs
+from .captured_steps import Bounds, CudaRecorder, OwnStream, StepGraphs, counts_of
 from .optimizer import set_learning_rates
+from .pictures import Pictures
 from .seen import RowAdam, mark_rows
 from .step_inputs import InputBuffer, StepInputs
 from .strategy import M, StepContext, Strategy
@@ -68,6 +68,7 @@ class Stepper(Generic[M]):
         white_background: Train over white instead of black.
 
     `graphs` keeps captured steps; where it is None, as on a CPU, every step is taken in parts.
+    `term_weight` multiplies what strategies add to the loss.
     """
 
     def __init__(
@@ -77,7 +78,7 @@ class Stepper(Generic[M]):
         gaussians: M,
         optimizer: torch.optim.Optimizer,
         strategies: Sequence[Strategy[M]],
-        images: ImageLoader,
+        images: CameraImages,
         tracker: Tracker,
         *,
         white_background: bool,
@@ -89,11 +90,10 @@ class Stepper(Generic[M]):
         self.graphs = StepGraphs(CudaRecorder()) if graphed else None
         self.wants_stop = False  # somebody has asked this process to stop
         self._running = False
-        self._stream: torch.cuda.Stream | None = None
-        self._buffer: InputBuffer | None = None
-        # a captured step's images, by their shape
-        self._targets: dict[tuple[int, ...], list[Tensor]] = {}
-        self._views = [pack_view(camera, k) for k, camera in enumerate(images.cameras)]
+        self.stream, self.term_weight = OwnStream(gaussians.device), 1.0
+        self._buffers: dict[int, InputBuffer] = {}  # by images of a step
+        self._targets: dict[tuple[int, ...], list[Tensor]] = {}  # of captured steps, by shape
+        self.pictures = Pictures(images)
         self._replayed: _Replayed | None = None
         self._warming_up: Hashable | None = None  # key of the eager step that goes on
         self._stepped: list[Tensor] = []  # parameters that the last update had gradients of
@@ -104,7 +104,7 @@ class Stepper(Generic[M]):
         """Where steps may be graphs; on a GPU on a stream of its own, with autograd in the caller's
         thread: waking the thread that autograd keeps for a GPU takes 0.2 to 0.4 ms per step.
         """
-        with self._own_stream():
+        with self.stream.current():
             self._running = True
             try:
                 yield
@@ -120,15 +120,20 @@ class Stepper(Generic[M]):
             indices: Which images, by camera.
         """
         self._announce(len(indices))
+        self._set_stage(step, len(indices))
         device, together = self.gaussians.device, self.gaussians.same_in_all_views
-        indices, views = grouped(self.images.cameras, indices, device, together=together)
+        indices, views = grouped(self.pictures.cameras, indices, device, together=together)
         inputs = StepInputs(
             views[0],
             torch.tensor(self.background_color(step), device=device),
             self._device_inputs(step),
             others=tuple(views[1:]),
+            numbers={
+                name: torch.tensor([x], device=device)
+                for name, x in self._device_numbers(step).items()
+            },
         )
-        return self._forward_backward(step, indices, [self.images[i] for i in indices], inputs)
+        return self._forward_backward(step, indices, [self.pictures[i] for i in indices], inputs)
 
     def update(self, step: int, computed: StepContext[M], rates: Rates) -> None:
         """Densify, prune and step, by the gradients that `forward_backward` has left."""
@@ -137,9 +142,7 @@ class Stepper(Generic[M]):
         self._update(step, computed)
         key, self._warming_up = self._warming_up, None
         if key is not None and self.graphs is not None:
-            info = computed.out.info
-            n_rows = int((info["radii"] > 0).all(-1).sum())
-            self.graphs.warmed_up(key, n, Counts(n_rows, int(info["n_isects"])))
+            self.graphs.warmed_up(key, n, counts_of(computed.out.info))
 
     def replay(self, step: int, indices: Sequence[int], rates: Rates) -> bool:
         """Take a step as a graph; False where it has to be taken in parts.
@@ -147,6 +150,7 @@ class Stepper(Generic[M]):
         Call `settle` before it.
         """
         self._announce(len(indices))
+        self._set_stage(step, len(indices))
         key = None if self.graphs is None else self._key(step, indices)
         if key is None or self.graphs is None:
             return False
@@ -169,8 +173,8 @@ class Stepper(Generic[M]):
         if self._replayed is None:
             return
         (step, images, key, rates), self._replayed = self._replayed, None
-        assert self.graphs is not None and self._buffer is not None
-        rows, entries, missing = self._buffer.wait()
+        assert self.graphs is not None
+        rows, entries, missing = self._buffers[len(images)].wait()
         if not self.graphs.fits(key, len(self.gaussians), Counts(rows, entries), missing):
             self._count_steps(key, -1)
             with torch.enable_grad():  # whoever looks at the model may have turned it off
@@ -197,7 +201,7 @@ class Stepper(Generic[M]):
         self,
         step: int,
         indices: Sequence[int],
-        targets: Sequence[Tensor],  # [H, W, 3] uint8
+        targets: Sequence[Tensor],  # [H, W, 3 or 4] uint8
         inputs: StepInputs,
         bounds: Bounds | None = None,
     ) -> StepContext[M]:
@@ -211,13 +215,17 @@ class Stepper(Generic[M]):
             keywords |= strategy.before_render(step, gaussians)
         if config.deterministic:
             keywords["deterministic"] = True
+        if any(strategy.needs_depth for strategy in self.strategies):
+            keywords["render_mode"] = "RGB+D"
         if bounds is not None:
             keywords["capacity"] = bounds.capacity
+        view, *others = (gaussians.posed(view) for view in inputs.views)
+        inputs = dataclasses.replace(inputs, view=view, others=tuple(others))
         draw = gaussians.splats if bounds is None else gaussians.splats_within
-        drawn = [draw(view) for view in (inputs.view, *inputs.others)]
+        drawn = [draw(view) for view in inputs.views]
         out, *others = (
-            render(splats, view, background=inputs.background, **keywords)
-            for splats, view in zip(drawn, (inputs.view, *inputs.others), strict=True)
+            split_depth(render(splats, view, background=inputs.background, **keywords))
+            for splats, view in zip(drawn, inputs.views, strict=True)
         )
         skip = None
         if bounds is not None:
@@ -227,18 +235,24 @@ class Stepper(Generic[M]):
             out.info["observations"] = context.observations
         n_images = len(indices)
         images = self._shown(step, indices, inputs, context)
-        found = [
-            photometric_gradient(image, target, config.lambda_dssim)
-            for image, target in zip(images, targets, strict=True)
-        ]
-        values = found[0][0] if n_images == 1 else torch.stack([x for x, _ in found]).sum(0)
+        values, v_images = self._compare(images, targets, context)
         terms = [strategy.loss(step, gaussians, out) for strategy in self.strategies]
-        terms = [x if n_images == 1 else n_images * x for x in terms if x is not None]
-        loss = total(values[0], [v_image for _, v_image in found], images, *terms)
+        gain = n_images * self.term_weight
+        terms = [x if gain == 1 else gain * x for x in terms if x is not None]
+        own = [strategy.image_loss(step, context) for strategy in self.strategies]
+        terms += [x for x in own if x is not None]
+        loss = total(values[0], v_images, images, *terms)
         loss.backward()
-        losses = torch.cat([loss.detach().view(1), values[3:]])
-        self.tracker.record(losses, skip, n_images)
+        self.tracker.record(torch.cat([loss.detach().view(1), values[3:]]), skip, n_images)
         return context
+
+    def _compare(
+        self, images: Sequence[Tensor], targets: Sequence[Tensor], context: StepContext[M]
+    ) -> tuple[Tensor, list[Tensor]]:
+        """Values of the photometric losses, summed, and each image's gradient."""
+        assert context.inputs is not None
+        behind = context.inputs.background if self.images.targets.transparent else None
+        return compared(images, targets, self.config.lambda_dssim, behind)
 
     def _context(self, step: int, image: int, out: RenderOutput, **own: Any) -> StepContext[M]:
         """What a step shows to its strategies; `own` are the fields that it alone knows."""
@@ -246,7 +260,7 @@ class Stepper(Generic[M]):
             self.gaussians,
             self.optimizer,
             out,
-            self.images.cameras[image],
+            self.pictures.cameras[image],
             extent=self.scene.extent,
             iterations=self.config.iterations,
             white_background=self.white_background,
@@ -263,8 +277,7 @@ class Stepper(Generic[M]):
     ) -> list[Tensor]:  # [H, W, 3] each
         """The images' colours as the loss sees them."""
         images: list[Tensor] = []
-        views = (inputs.view, *inputs.others)
-        for view, out in zip(views, context.renderings, strict=True):
+        for view, out in zip(inputs.views, context.renderings, strict=True):
             # unbind: its backward copies each image once
             parts = (out.colors,) if view.n_cameras == 1 else out.colors.unbind(0)
             for k, colors in enumerate(parts):
@@ -272,7 +285,7 @@ class Stepper(Generic[M]):
                 if len(indices) > 1:
                     shown = dataclasses.replace(
                         context,
-                        camera=self.images.cameras[indices[len(images)]],
+                        camera=self.pictures.cameras[indices[len(images)]],
                         inputs=dataclasses.replace(inputs, view=view.one(k), others=()),
                     )
                 for strategy in self.strategies:
@@ -306,25 +319,29 @@ class Stepper(Generic[M]):
         self, step: int, indices: Sequence[int], rates: Rates
     ) -> tuple[InputBuffer, list[Tensor]]:
         """Queue a captured step's inputs and images; where they go."""
-        integers, images = self._device_inputs(step), [self.images[i] for i in indices]
-        if self._buffer is None:
-            n_params, n_images = len(self.optimizer.param_groups), self.config.batch
-            self._buffer = InputBuffer(self.gaussians.device, n_params, integers, n_images)
+        integers, numbers = self._device_inputs(step), self._device_numbers(step)
+        images = [self.pictures[i] for i in indices]
+        n_images = len(indices)
+        if n_images not in self._buffers:
+            n_params, device = len(self.optimizer.param_groups), self.gaussians.device
+            self._buffers[n_images] = InputBuffer(device, n_params, integers, n_images, numbers)
+        buffer = self._buffers[n_images]
         targets = self._targets.setdefault(images[0].shape, [])
         while len(targets) < len(images):
             targets.append(torch.empty_like(images[0]))
-        views = [self._views[i] for i in indices]
-        self._buffer.upload(
+        views = [self.pictures.views[i] for i in indices]
+        buffer.upload(
             views[0] if len(views) == 1 else np.concatenate(views),
             self.background_color(step),
             derive_seed(self.seed, "step", step),
             integers,
             rates.get("means", 0.0),
             self._fused_adam.rates_for(),
+            numbers,
         )
-        for target, image in zip(targets, images, strict=True):
+        for target, image in zip(targets, images, strict=False):  # larger steps had more targets
             target.copy_(image)
-        return self._buffer, targets
+        return buffer, targets[:n_images]
 
     def _capture(
         self,
@@ -333,9 +350,9 @@ class Stepper(Generic[M]):
         step: int,
         indices: Sequence[int],
         buffer: InputBuffer,
-        targets: Sequence[Tensor],  # [H, W, 3] uint8
+        targets: Sequence[Tensor],  # [H, W, 3 or 4] uint8
     ) -> None:
-        camera = self.images.cameras[indices[0]]
+        camera = self.pictures.cameras[indices[0]]
         capacity = graphs.capacity(len(self.gaussians))
         limits = torch.tensor(capacity, dtype=torch.int32, device=self.gaussians.device)
         inputs = buffer.inputs(camera.width, camera.height, camera.near, camera.lens)
@@ -348,18 +365,18 @@ class Stepper(Generic[M]):
         """What distinguishes graphs, or None where `step` must be taken in parts."""
         if not self._running or step == self.config.iterations:
             return None
-        if len(indices) != self.config.batch:
-            return None
-        if len(indices) > 1 and not self.gaussians.same_in_all_views:
-            return None
-        cameras = [self.images.cameras[i] for i in indices]
+        cameras = [self.pictures.cameras[i] for i in indices]
         size, *others = ((x.width, x.height, x.near, x.lens) for x in cameras)
         if any(other != size for other in others):
             return None
-        phases = tuple(strategy.phase(step) for strategy in self.strategies)
-        if None in phases:
+        if others and not self.gaussians.same_in_all_views:
             return None
-        return *size, self.gaussians.active_sh_degree, phases
+        phases = tuple(strategy.phase(step) for strategy in self.strategies)
+        key = len(indices), *size, self.gaussians.active_sh_degree, phases
+        return None if None in phases else key
+
+    def _set_stage(self, step: int, n_images: int) -> None:
+        self.pictures.reduce(self.config.reduction_after(step - n_images))
 
     def _announce(self, n_images: int) -> None:
         """Tell strategies how many images the step has that is about to be taken."""
@@ -367,10 +384,10 @@ class Stepper(Generic[M]):
             strategy.n_images = n_images
 
     def _device_inputs(self, step: int) -> dict[str, int]:
-        integers: dict[str, int] = {}
-        for strategy in self.strategies:
-            integers |= strategy.device_inputs(step)
-        return integers
+        return {k: x for s in self.strategies for k, x in s.device_inputs(step).items()}
+
+    def _device_numbers(self, step: int) -> dict[str, float]:
+        return {k: x for s in self.strategies for k, x in s.device_numbers(step).items()}
 
     def _count_steps(self, key: Hashable, n: int) -> None:
         """Tell the optimizer of steps that it took within a graph."""
@@ -380,18 +397,3 @@ class Stepper(Generic[M]):
     @property
     def _fused_adam(self) -> FusedAdam:
         return cast("FusedAdam", self.optimizer)  # of all models that steps are captured of
-
-    @contextlib.contextmanager
-    def _own_stream(self) -> Iterator[None]:
-        device = self.gaussians.device
-        if device.type != "cuda":
-            yield
-            return
-        with torch.cuda.device(device), torch.autograd.set_multithreading_enabled(False):
-            # always the same one: the allocator keeps memory by stream
-            stream = self._stream = self._stream or torch.cuda.Stream()
-            caller = torch.cuda.current_stream()
-            stream.wait_stream(caller)
-            with torch.cuda.stream(stream):
-                yield
-            caller.wait_stream(stream)

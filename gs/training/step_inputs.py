@@ -8,6 +8,7 @@ pieces begin at multiples of 16 bytes:
     serial      number of the upload                            1 integer
     means_lr    learning rate of positions                      1 float
     integers    low and high word each, in the order of names   4 words each, of which 2 are used
+    numbers     in the order of names                           4 words each, of which 1 is used
     rates       of Adam's step, by parameter                    2 floats each
 """
 
@@ -15,7 +16,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -52,6 +53,13 @@ class StepInputs:
     """Of Adam's step (kernels.FusedAdam.rates_for); None in an eager step. [P, 2]"""
     others: tuple[View, ...] = ()
     """Views of the images that are not in `view`, in an eager step."""
+    numbers: Mapping[str, Tensor] = field(default_factory=dict)
+    """What strategies gave as `device_numbers`. [1] each"""
+
+    @property
+    def views(self) -> tuple[View, ...]:
+        """All views of the step."""
+        return self.view, *self.others
 
 
 class InputBuffer:
@@ -62,15 +70,23 @@ class InputBuffer:
         n_params: Parameters of the optimizer.
         names: Of the integers that strategies give.
         n_images: Images of a step.
+        numbers: Names of the numbers that they give.
     """
 
     def __init__(
-        self, device: torch.device, n_params: int, names: Iterable[str], n_images: int = 1
+        self,
+        device: torch.device,
+        n_params: int,
+        names: Iterable[str],
+        n_images: int = 1,
+        numbers: Iterable[str] = (),
     ) -> None:
         self._head = VIEW_WORDS * n_images
         first = self._head + INTEGERS
         self._places = {name: first + ALIGNED * k for k, name in enumerate((SEED, *names))}
-        self._rates = first + ALIGNED * len(self._places)
+        first += ALIGNED * len(self._places)
+        self._numbers = {name: first + ALIGNED * k for k, name in enumerate(numbers)}
+        self._rates = first + ALIGNED * len(self._numbers)
         size, pinned = self._rates + 2 * n_params, device.type == "cuda"
         self._n_params = n_params
         self._buffer = torch.zeros(size, device=device)
@@ -96,6 +112,7 @@ class InputBuffer:
             integers=integers,
             means_lr=buffer[head + MEANS_LR : head + MEANS_LR + 1],
             rates=buffer[self._rates :].view(self._n_params, 2),
+            numbers={name: buffer[k : k + 1] for name, k in self._numbers.items()},
         )
 
     def upload(
@@ -106,20 +123,24 @@ class InputBuffer:
         integers: Mapping[str, int],
         means_lr: float,
         rates: Tensor,  # [P, 2] float32, on the CPU
+        numbers: Mapping[str, float] | None = None,
     ) -> None:
         """Queue the copy of the next step's inputs.
 
         Raises:
-            ValueError: The integers have other names than at first.
+            ValueError: The integers or numbers have other names than at first.
         """
         from kernels import split_seed
 
-        expected = self._places.keys() - {SEED}
-        if integers.keys() != expected:
-            raise ValueError(
-                f"device_inputs: expected {sorted(expected)} in every iteration,"
-                f" got {sorted(integers)}"
-            )
+        numbers = numbers or {}
+        for hook, places, given in (
+            ("device_inputs", self._places.keys() - {SEED}, integers.keys()),
+            ("device_numbers", self._numbers.keys(), numbers.keys()),
+        ):
+            if given != places:
+                raise ValueError(
+                    f"{hook}: expected {sorted(places)} in every iteration, got {sorted(given)}"
+                )
         floats, words, head = self._floats, self._words, self._head
         floats[:head] = view
         floats[head + BACKGROUND : head + BACKGROUND + 3] = background
@@ -129,6 +150,8 @@ class InputBuffer:
         for name, value in integers.items():
             k = self._places[name]
             words[k : k + 2] = split_seed(value)
+        for name, number in numbers.items():
+            floats[self._numbers[name]] = number
         floats[head + MEANS_LR] = means_lr
         floats[self._rates :] = rates.numpy().ravel()
         self._buffer.copy_(self._staging, non_blocking=True)

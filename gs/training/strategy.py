@@ -4,10 +4,12 @@ One iteration, 1-based, in Inria's order:
 
     learning rates, SH degree
     device_inputs   -> integers that differ from step to step (seeds): keywords of the rendering
+    device_numbers  -> numbers that do, which hooks find on the device (weights, rates)
     before_render   -> its other keywords (masks, mask_logits, contributions, ...)
     render
     after_render    -> the colours that the loss sees (exposure)
     loss            -> a term added to the photometric loss
+    image_loss      -> one added to the sum over the step's images
     backward, test, save
     after_backward  -> densify and prune; rows may change from here on (gs.model.rows edits them)
     optimizer step
@@ -152,6 +154,8 @@ class Strategy(Generic[M]):
     it edits, numbers and draws are then those that one rank with all of them would come to."""
     regularized: tuple[str, ...] = ()
     """Parameters that it pushes towards nothing, whatever images show."""
+    needs_depth: bool = False
+    """Whether the renderings of a step are to have `depths`."""
     n_images: int = 1
     """Images of the present step, which whoever takes steps sets; in `setup` those of all steps but
     perhaps the last."""
@@ -168,6 +172,13 @@ class Strategy(Generic[M]):
 
         The same names in every iteration. A captured step gets each from the device, as its low and
         high 32 bits ([2] int32).
+        """
+        return {}
+
+    def device_numbers(self, step: int) -> dict[str, float]:
+        """Numbers that differ from step to step; `ctx.inputs.numbers` has each as [1] float32.
+
+        The same names in every iteration.
         """
         return {}
 
@@ -198,8 +209,20 @@ class Strategy(Generic[M]):
         """
         return None
 
+    def image_loss(self, step: int, ctx: StepContext[M]) -> Tensor | None:
+        """A scalar added to the sum of the images' photometric losses, or None.
+
+        Args:
+            step: The iteration.
+            ctx: `ctx.renderings` are of `ctx.inputs.views`, one after the other.
+        """
+        return None
+
     def after_backward(self, step: int, ctx: StepContext[M]) -> None:
-        """Gradients are there, the optimizer has not stepped: densify and prune here."""
+        """Gradients are there, the optimizer has not stepped: densify and prune here.
+
+        Where the model refines poses, the matrices of `ctx.inputs.views` have gradients, too.
+        """
 
     def after_step(self, step: int, ctx: StepContext[M]) -> None:
         """The optimizer has stepped."""
@@ -208,14 +231,36 @@ class Strategy(Generic[M]):
         """What steps that launch the same kernels on the same tensors have in common.
 
         Consecutive steps of one phase are captured once as a CUDA graph and replayed without
-        calling the hooks, but for `device_inputs`. None: this step reads or changes something on
-        the host (rows, values, other tensors) and runs eagerly.
+        calling the hooks, but for `device_inputs` and `device_numbers`. None: this step reads or
+        changes something on the host (rows, values, other tensors) and runs eagerly.
         """
         cls = type(self)
-        hooks = ("device_inputs", "before_render", "after_render", "loss")
-        hooks += ("after_backward", "after_step")
+        hooks = ("device_inputs", "device_numbers", "before_render", "after_render", "loss")
+        hooks += ("image_loss", "after_backward", "after_step")
         plain = all(getattr(cls, hook) is getattr(Strategy, hook) for hook in hooks)
         return "nothing" if plain else None
+
+    def posed_cameras(
+        self,
+        step: int,
+        model: Model,
+        cameras: list[Camera],
+        images: Images,
+        background: Tensor,  # [3]
+    ) -> list[Camera]:
+        """Cameras as the model of iteration `step` is tested and saved with: these, or moved ones.
+
+        Args:
+            step: Iterations that the model has seen.
+            model: As it is tested and saved.
+            cameras: All, the training cameras first.
+            images: Their images, by the same index.
+            background: Colour behind the Gaussians. [3]
+        """
+        return cameras
+
+    def on_saved(self, step: int, path: Path, cameras: list[Camera]) -> None:
+        """The model of iteration `step` was saved at `path`, with cameras of `posed_cameras`."""
 
     def prune_rows(self, step: int, gaussians: M) -> Tensor | None:  # [N] bool
         """Rows to remove when the densifier prunes, or None for none."""
@@ -231,6 +276,11 @@ class Strategy(Generic[M]):
 
     def final_keep(self, gaussians: M) -> Tensor | None:  # [N] bool
         """Rows of the exported and tested model, or None for all."""
+        return None
+
+    def opacity_factors(self, gaussians: M) -> Tensor | None:  # [N * parts]
+        """What opacities are multiplied by where the model stays as it is now, among others that
+        go on training (gs.blocks); None for nothing."""
         return None
 
     def state_dict(self) -> Part:

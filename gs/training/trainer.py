@@ -32,7 +32,6 @@ from ..data.loader import ImageLoader
 from ..data.scene import Scene
 from ..distributed.ranks import Ranks
 from ..evaluation.views import evaluate_views, mean_scores
-from ..model.histograms import Histogram
 from ..model.model import Model
 from ..model.rates import OptimConfig
 from ..run_record import checkpoint_file, model_file, shards_folder
@@ -41,7 +40,7 @@ from .checkpoint import save_checkpoint
 from .checkpoint_schema import check_like
 from .checkpoint_shards import remove_checkpoint, save_shards
 from .finite import check_model, check_state, explained
-from .memory import peak_memory
+from .memory import device_name, peak_memory
 from .observer import Observer, default_observers
 from .optimizer import build_optimizer, learning_rates, load_optimizer_state, optimizer_state
 from .run_files import write_run_files
@@ -113,7 +112,7 @@ class Trainer(Generic[M]):
         self.images = ImageLoader(
             self.cameras, white_background=white_background, device=self.device
         )
-        self.images.check()
+        self.images.check(keep_alpha=config.random_background)
         self.sampler = CameraSampler(len(scene.train), config.seed)
         quiet = config.quiet or not team.is_first
         self.tracker = Tracker(
@@ -135,7 +134,7 @@ class Trainer(Generic[M]):
         if model is None:
             # M is Gaussians where no model is given
             model = cast(M, first_model(config, scene, start, self.device))
-        self.gaussians = model
+        self.gaussians, model.antialiased = model, config.antialiased
         for strategy in self.strategies:
             strategy.n_images = config.batch
             strategy.setup(
@@ -186,7 +185,7 @@ class Trainer(Generic[M]):
                 f" on {self.team.describe(self.device)}"
             )
             while self.step < config.iterations:
-                self.train_step(min(self.step + config.batch, config.iterations))
+                self.train_step(self.step + config.images_after(self.step))
                 if self.stepper.stops and self.step < config.iterations:
                     path = self.checkpoint(self.step)
                     self.write_history()
@@ -213,14 +212,16 @@ class Trainer(Generic[M]):
     def train_step(self, step: int) -> None:
         """The step whose last image is iteration `step`, counted from 1."""
         self.stepper.settle()
-        extent, n_images = self.scene.extent, min(self.config.batch, step - self.step)
+        n_images = min(self.config.images_after(self.step), step - self.step)
+        for looker in (self.tracker, *self.observers):
+            looker.n_images = n_images
         first = step - n_images + 1
-        rates = learning_rates(self.optimizer, self.optim, extent=extent, step=first)
+        rates = learning_rates(self.optimizer, self.optim, extent=self.scene.extent, step=first)
         if self.config.sh_degree_grows_at(step, n_images):
             self.gaussians.one_up_sh_degree()
         indices = [self.sampler.next() for _ in range(n_images)]
-        upcoming = self.sampler.upcoming(PREFETCH * self.config.batch)
-        self.images.prefetch(filter(self.team.keeps_image, upcoming))
+        upcoming = self.sampler.upcoming(PREFETCH * n_images)
+        self.images.targets.prefetch(filter(self.team.keeps_image, upcoming))
         self.n_rendered = self.stepper.n_gaussians
         due = [observer for observer in self.observers if observer.is_due(step)]
         if due or not self.stepper.replay(step, indices, rates):
@@ -240,9 +241,16 @@ class Trainer(Generic[M]):
         model = self.exported()
         return self.team.alone(lambda: self._evaluate(model, step)) or {}
 
+    def _posed(self, model: Model, step: int) -> list[Camera]:
+        """All cameras, from where the model is tested and saved with."""
+        cameras, background = self.cameras, self._background(None)
+        for strategy in self.strategies:
+            cameras = strategy.posed_cameras(step, model, cameras, self.images, background)
+        return cameras
+
     def _evaluate(self, model: Model, step: int) -> dict[str, float]:
-        n_train = len(self.scene.train)
-        opacities = model.to_ply()["opacities"].sigmoid()
+        n_train, cameras = len(self.scene.train), self._posed(model, step)
+        background, opacities = self._background(None), model.to_ply()["opacities"].sigmoid()
         self.tracker.histogram("scene/opacity_histogram", opacities, step)
         splits = {
             "test": range(n_train, len(self.cameras)),
@@ -257,14 +265,10 @@ class Trainer(Generic[M]):
 
         results: dict[str, float] = {}
         for split, indices in splits.items():
+            on_view = show if split == "test" else None
             scores = mean_scores(
                 evaluate_views(
-                    model,
-                    self.cameras,
-                    self.images,
-                    self._background(None),
-                    indices=indices,
-                    on_view=show if split == "test" else None,
+                    model, cameras, self.images, background, indices=indices, on_view=on_view
                 )
             )
             if scores:
@@ -292,6 +296,9 @@ class Trainer(Generic[M]):
         def write() -> None:
             check_model(model, n, step, self.folder.latest())
             model.save(path, self.scene.world_offset)
+            cameras = self._posed(model, step)
+            for strategy in self.strategies:
+                strategy.on_saved(step, path, cameras)
             self.folder.add_model(step)
             self.tracker.info(f"iteration {step}: saved {len(model)} of {n} Gaussians")
 
@@ -349,15 +356,14 @@ class Trainer(Generic[M]):
         timing = {
             "train_seconds": round(seconds, 3),
             "iterations_per_second": round(self.step / max(seconds, 1e-9), 3),
-            "device": _device_name(self.device),
+            "device": device_name(self.device),
             "threads": torch.get_num_threads(),
             "torch": torch.__version__,
             **peak_memory(self.device),
         }
         path = self.config.model_path / "history.json"
-        histograms: dict[str, Histogram] = {}
-        for strategy in self.strategies:
-            histograms |= strategy.histograms(self.gaussians)
+        found = [strategy.histograms(self.gaussians) for strategy in self.strategies]
+        histograms = {name: x for entry in found for name, x in entry.items()}
         more = {"settings": self.settings, "timing": timing, **self.team.summed(histograms)}
         more |= self.team.about(self.gaussians)
         self.team.alone(lambda: self.tracker.write_history(path, last=last, **more))
@@ -367,12 +373,10 @@ class Trainer(Generic[M]):
 
     def _restore(self, state: RunState) -> None:
         """Take over all but the model, which is there already."""
-        self.step = state.step
-        optimizer = state.optimizer
+        self.step, optimizer = state.step, state.optimizer
         if self.step == self.config.post_start:
             optimizer = add_aged_moments(state, self.gaussians)
-        changes = changed_settings(state.config, self.settings)
-        if changes:
+        if changes := changed_settings(state.config, self.settings):
             logger.warning(f"settings differ from the checkpoint's: {', '.join(changes)}")
         if rates_changed(state.config, self.settings):
             optimizer = {**optimizer, "lrs": {}}
@@ -392,7 +396,3 @@ class Trainer(Generic[M]):
             self.sampler.load_state_dict(state.sampler)
         if state.tracker:
             self.tracker.load_state_dict(state.tracker, self.device)
-
-
-def _device_name(device: torch.device) -> str:
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"

@@ -120,7 +120,7 @@ class Studio:
             events[0].record()
         picture = self.subject.draw(camera, look, capacity)
         if chosen is not None:
-            pixels = beside(picture.pixels, self.subject.images[chosen], width, height)
+            pixels = beside(picture.pixels, self.subject.images[chosen][..., :3], width, height)
             picture = Picture(pixels, picture.counts)
         pixels, counts = (x if x is None else _to_host(x) for x in picture)
         assert pixels is not None
@@ -291,7 +291,7 @@ def show_run(
     where = resolve_device(device)
     shown = load_shown(model_path, iteration, source_path)
     tensors = {name: x.to(where) for name, x in shown.tensors.items()}
-    model = Gaussians.from_tensors(tensors)
+    model = Gaussians.from_tensors(tensors, antialiased=shown.antialiased)
     white = shown.background[0] > 0.5
     images = ImageLoader(shown.cameras, white_background=white, device=where)
     window = Window(host, port, trains=False)

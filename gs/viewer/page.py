@@ -62,6 +62,7 @@ def write_page(
     title: str = "Gaussian splats",
     background: tuple[float, float, float] = (0.0, 0.0, 0.0),
     sh_degree: int | None = None,
+    antialiased: bool = False,
 ) -> int:
     """Write a page that shows a model, atomically.
 
@@ -72,6 +73,7 @@ def write_page(
         title: Title of the page.
         background: Colour behind the Gaussians, in 0..1.
         sh_degree: Highest SH degree to keep; None keeps all.
+        antialiased: Whether it is to be drawn so.
 
     Returns:
         Size of the file in bytes.
@@ -80,7 +82,8 @@ def write_page(
         ValueError: no camera, or a model that cannot be packed.
         SplatrimError: the file cannot be written.
     """
-    body = fragment(tensors, cameras, background=background, sh_degree=sh_degree)
+    options = {"sh_degree": sh_degree, "antialiased": antialiased}
+    body = fragment(tensors, cameras, background=background, **options)
     text = (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         f'<meta http-equiv="Content-Security-Policy" content="{_CSP}">'
@@ -99,13 +102,15 @@ def fragment(
     *,
     background: tuple[float, float, float] = (0.0, 0.0, 0.0),
     sh_degree: int | None = None,
+    antialiased: bool = False,
 ) -> str:
     """The view as HTML for another page; it fills the element around it. As `write_page`."""
     if not cameras:
         raise ValueError("a page needs at least one camera")
     packed = pack(tensors, sh_degree)
     # "<" could end a script element early
-    scene = json.dumps(describe_scene(packed, tensors, cameras)).replace("<", "\\u003c")
+    described = describe_scene(packed, tensors, cameras) | {"antialiased": antialiased}
+    scene = json.dumps(described).replace("<", "\\u003c")
     model = base64.b64encode(packed.data).decode("ascii")
     color = "".join(f"{round(255 * min(max(c, 0.0), 1.0)):02x}" for c in background)
     return (

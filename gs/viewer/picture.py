@@ -8,7 +8,7 @@ come back with the picture (kernels.rasterization).
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple, get_args
 
@@ -104,7 +104,7 @@ class Subject:
         else:
             out = render(model, view, background=self._background, **keywords)
             pixels = _bytes(out.colors)
-        return Picture(pixels, out.info["counts"] if pixels.is_cuda else None)
+        return Picture(pixels, _counts(out.info) if pixels.is_cuda else None)
 
     def _pick(self, masks: Masks) -> tuple[Model, dict[str, Any]]:
         """The model to draw, and the keywords of its rendering."""
@@ -120,6 +120,14 @@ class Subject:
                 keywords |= strategy.device_inputs(self.step)
                 keywords |= strategy.before_render(self.step, model)
         return model, keywords
+
+
+def _counts(info: Mapping[str, Any]) -> Tensor:  # [2]
+    """Rows and entries of a rendering, on the device, whether or not its capacity was given."""
+    if "counts" in info:
+        return info["counts"]
+    n_rows = (info["radii"] > 0).all(-1).sum()
+    return torch.cat([n_rows.view(1), info["n_isects"].to(n_rows.dtype)])
 
 
 def resized(camera: Camera, width: int, height: int) -> Camera:

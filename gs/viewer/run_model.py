@@ -10,7 +10,7 @@ from torch import Tensor
 from ..data.camera import Camera
 from ..evaluation.camera_path import cameras_for
 from ..evaluation.run_scene import load_run_scene
-from ..formats.model_file import load_model, load_offset
+from ..formats.model_file import is_antialiased, load_model, load_offset
 from ..neural.baking import bake
 from ..neural.loading import is_neural, load_anchors
 from ..run_record import find_model
@@ -27,6 +27,8 @@ class Shown(NamedTuple):
     background: tuple[float, float, float]
     """Colour behind it, in 0..1."""
     title: str
+    antialiased: bool
+    """Whether it is to be drawn so."""
 
 
 def load_shown(model_path: Path, iteration: int = -1, source_path: Path | None = None) -> Shown:
@@ -43,12 +45,13 @@ def load_shown(model_path: Path, iteration: int = -1, source_path: Path | None =
     if model_path.is_file():
         tensors = load_model(model_path)
         cameras = cameras_for(model_path, tensors["means"])
-        return Shown(tensors, cameras, (0.0, 0.0, 0.0), model_path.name)
+        return Shown(tensors, cameras, (0.0, 0.0, 0.0), model_path.name, is_antialiased(model_path))
     settings = read_settings(model_path)
     iteration, ply = find_model(model_path, iteration)
-    scene = load_run_scene(settings, model_path, load_offset(ply), source_path=source_path)
+    offset = load_offset(ply)
+    scene = load_run_scene(settings, model_path, offset, source_path=source_path, model=ply)
     white = float(bool(settings.get("white_background", False)))
     title = f"{scene.source.name}, iteration {iteration}"
     background = (white, white, white)
     tensors = bake(load_anchors(ply), scene.train) if is_neural(ply) else load_model(ply)
-    return Shown(tensors, scene.test or scene.train, background, title)
+    return Shown(tensors, scene.test or scene.train, background, title, is_antialiased(ply))

@@ -6,6 +6,7 @@ precision highp sampler2D;
 layout(location = 0) in uint row;
 uniform sampler2D geometry, harmonics;  // mean, opacity; quaternion; scale; colour: four texels
 uniform float near;      // plane, in world units
+uniform bool antialiased;  // fainter where the ellipse is widened
 uniform int blocks;      // of four SH coefficients: 0, 1, 2, 4 for degrees 0 to 3
 uniform vec4 ranges[4];  // of the coefficients
 uniform mat3 rotation;   // world to camera
@@ -51,7 +52,7 @@ void main() {
   vec4 mean = texel(geometry, first), q = texel(geometry, first + 1);
   vec3 scale = texel(geometry, first + 2).xyz, d = mean.xyz - position, t = rotation * d;
   float opacity = mean.w;
-  if (t.z <= near || opacity < 1.0 / 255.0) return;
+  if (t.z <= near) return;
 
   vec2 slope = t.xy / t.z, margin = 0.15 * size / lens.xy;
   vec2 s = clamp(slope, -lens.zw / lens.xy - margin, (size - lens.zw) / lens.xy + margin);
@@ -66,6 +67,8 @@ void main() {
   vec3 n = cross(hx, hy);
   float det = dot(n, n) + 0.3 * (xx + yy) + 0.09;  // Lagrange's identity: nothing cancels
 
+  if (antialiased) opacity *= sqrt(dot(n, n) / det);
+  if (opacity < 1.0 / 255.0) return;
   reach = log(255.0 * opacity);
   vec2 centre = lens.xy * slope + lens.zw, box = sqrt(2.0 * reach * vec2(xx + 0.3, yy + 0.3));
   if (any(lessThan(centre + box, vec2(0.0))) || any(greaterThan(centre - box, size))) return;

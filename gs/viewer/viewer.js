@@ -171,6 +171,7 @@ function startDrawing(gl, vertex, model, scene, width) {
   gl.useProgram(splats);
   gl.uniform1i(of('harmonics'), 1);
   gl.uniform1f(of('near'), scene.near);
+  gl.uniform1i(of('antialiased'), scene.antialiased ? 1 : 0);
   gl.uniform1i(of('blocks'), model.blocks);
   gl.uniform4fv(of('ranges'), [...scene.sh_range, ...Array(16).fill(0)].slice(0, 16));
   gl.useProgram(finish);

@@ -35,6 +35,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from .. import rehearsal
 from ..device.grid_barrier import programs_at_once
 from ..device.intrinsics import INTERPRET
 from ..runtime.launch import empty, launch, zeros
@@ -76,7 +77,7 @@ class Sort(NamedTuple):
     @property
     def together(self) -> bool:
         """Whether that is quicker: with a chunk per program, or room for two and fewer keys."""
-        return self.n_chunks <= (1 if self.n_valid is None else 2) * self.n_programs
+        return self.n_chunks <= most_chunks(self.n_programs, self.n_valid is None)
 
     @property
     def arguments(self) -> tuple[object, ...]:
@@ -158,6 +159,31 @@ class Sort(NamedTuple):
             source = target
 
 
+def chunk_of(n: int) -> int:
+    """Keys of a chunk, where n are sorted."""
+    return CHUNK_SIZES[n > SMALL]
+
+
+def most_chunks(n_programs: int, is_full: bool) -> int:
+    """Chunks that one launch sorts; `is_full` where every place of the buffers holds a key."""
+    return n_programs if is_full else 2 * n_programs
+
+
+def sizes_by_way(programs: int) -> list[int]:
+    """Numbers of keys, one for each way in which a device sorts.
+
+    Args:
+        programs: How many run there at once.
+    """
+    limits = [SMALL, *(most_chunks(programs, x) * c for x in (True, False) for c in CHUNK_SIZES)]
+    found: dict[tuple[int, ...], int] = {}
+    for n in sorted({1, *(n + 1 for n in limits)}):
+        chunk = chunk_of(n)
+        together = (-(-n // chunk) <= most_chunks(programs, x) for x in (True, False))
+        found.setdefault((chunk, *together), n)
+    return list(found.values())
+
+
 def plan_sort(
     keys: Tensor,  # [n]
     values: Tensor | None,  # [n]
@@ -193,8 +219,10 @@ def plan_sort(
     for _ in range(len(buffers), min(n_passes, 2)):
         pair = empty((n,), torch.int32, device), empty((n,), torch.int32, device)
         buffers = (*buffers, pair)
-    chunk, digits = CHUNK_SIZES[n > SMALL], int(DIGITS.value)
-    n_chunks = -(-n // chunk)
+    pretended = rehearsal.current()
+    n_planned = n if pretended is None else pretended.n_keys
+    chunk, digits = chunk_of(n_planned), int(DIGITS.value)
+    n_chunks = -(-n_planned // chunk)
     n_words = n_passes * (n_chunks + 1) * digits
     words, arrived = zeros((n_words + 1,), torch.int32, device).split([n_words, 1])
     shared = exchange == "shared" and not INTERPRET.value

@@ -116,7 +116,7 @@ def background_of(backgrounds: Tensor | None, s: RenderSettings) -> Tensor | Non
     if backgrounds is None or not s.has_colors:
         return None
     if s.has_depth:
-        return torch.cat([backgrounds, backgrounds.new_zeros(len(backgrounds), 1)], -1)
+        return torch.cat([backgrounds, backgrounds.new_zeros(backgrounds.shape[0], 1)], -1)
     return backgrounds.contiguous()
 
 

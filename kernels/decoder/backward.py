@@ -60,7 +60,7 @@ def decode_shape_bwd_kernel(
         at = row[:, None] * K + j
         features = tl.load(features_ptr + row[:, None] * H + h, mask=full[:, None], other=0.0)
         aug = direction_columns(anchors_ptr, center_ptr, row, full, SEES, BLOCK)
-        hidden = tl.maximum(hidden_layer(features, aug, net_ptr, H, PRECISION), 0.0)
+        hidden = tl.maximum(hidden_layer(features, aug, net_ptr, H), 0.0)
         v_hidden = tl.zeros([BLOCK, H], tl.float32)
         for c in tl.range(0, n_axes, num_stages=1):
             # position
@@ -145,7 +145,7 @@ def decode_look_bwd_kernel(
         out = (v[:, None] * K + j) * C
         features = tl.load(features_ptr + row[:, None] * H + h, mask=full[:, None], other=0.0)
         aug = direction_columns(anchors_ptr, center_ptr, row, full, SEES, BLOCK)
-        hidden = tl.maximum(hidden_layer(features, aug, net_ptr, H, PRECISION), 0.0)
+        hidden = tl.maximum(hidden_layer(features, aug, net_ptr, H), 0.0)
         v_hidden = tl.zeros([BLOCK, H], tl.float32)
         for c in tl.range(0, n_numbers, num_stages=1):
             x = tl.load(values_ptr + out + c, mask=live, other=0.0)

@@ -7,11 +7,14 @@ holds one number of each of their offsets (a column is an offset, up to 16), so 
     output   hidden W2_c + b2_c               for each number c of an offset, a product [H, 16]
 
 and nothing between the parameters and the Gaussians goes through memory. Products are in TF32, with
-float32 sums; in exact mode in three TF32 products each, which is float32 to rounding.
+float32 sums; in exact mode, and for the hidden layer always, in three TF32 products each, which is
+float32 to rounding: whether a relu passes must not hang on it.
 
 Backward computes the hidden layer again. PROGRAMS programs walk through the anchors, and each adds
 the gradients of the weights to a row of its own, which stays in the L2 cache; then the rows are
-added in order: equal calls have equal gradients. In registers these sums spill, 1.3 KB a thread.
+added in order: equal calls have equal gradients. In registers these sums spill, 1.3 KB a thread: as
+matrices [64, H] of four numbers per offset, in two launches, the whole took two thirds of the time,
+but compiles in half a minute and spills 18 KB in exact mode, as chained products have one layout.
 A launch takes one net: that of scale and rotation first, with positions, then opacity, then colour,
 each adding to the features' gradient. An anchor belongs to one program, so that its own gradients
 need no atomics.
@@ -76,7 +79,7 @@ def decode_fwd_kernel(
     offset_ptr = offsets_ptr + (row[:, None] * K + j) * 3
     scale_ptr = scales_ptr + row * 6
 
-    hidden = hidden_layer(features, blind, weights_ptr, H, PRECISION)
+    hidden = hidden_layer(features, blind, weights_ptr, H)
     hidden = tl.maximum(hidden, 0.0)
     opacity = output(hidden, weights_ptr, 0, 1, H, K, PRECISION)
     opacity = 2.0 / (1.0 + tl.exp(-2.0 * opacity)) - 1.0  # tanh
@@ -86,7 +89,7 @@ def decode_fwd_kernel(
         opacity = tl.where(gone != 0, 0.0, opacity)
     tl.store(opacities_ptr + out, opacity, mask=inside)
 
-    hidden = hidden_layer(features, blind, weights_ptr + HEAD1, H, PRECISION)
+    hidden = hidden_layer(features, blind, weights_ptr + HEAD1, H)
     hidden = tl.maximum(hidden, 0.0)
     for c in tl.static_range(3):
         x = tl.load(anchors_ptr + row * 3 + c, mask=full, other=0.0)
@@ -108,7 +111,7 @@ def decode_fwd_kernel(
     tl.store(quats_ptr + out * 4 + 2, qy * inverse, mask=inside)
     tl.store(quats_ptr + out * 4 + 3, qz * inverse, mask=inside)
 
-    hidden = hidden_layer(features, aug, weights_ptr + HEAD2, H, PRECISION)
+    hidden = hidden_layer(features, aug, weights_ptr + HEAD2, H)
     hidden = tl.maximum(hidden, 0.0)
     for c in tl.static_range(3):
         b = output(hidden, weights_ptr + HEAD2, c, 3, H, K, PRECISION)

@@ -37,13 +37,16 @@ def _first(weights_ptr, H: tl.constexpr):
 
 
 @triton.jit
-def hidden_layer(features, aug, weights_ptr, H: tl.constexpr, PRECISION: tl.constexpr):
-    """The hidden layer before its relu. [BLOCK, H]"""
+def hidden_layer(features, aug, weights_ptr, H: tl.constexpr):
+    """The hidden layer before its relu. [BLOCK, H]
+
+    To float32's rounding always: one that is 0 in one pass and not in another has another gradient.
+    """
     a, o = tl.arange(0, 16)[:, None], tl.arange(0, H)[None, :]
     place = tl.where(a < 3, o * (H + 3) + H + a, H * (H + 3) + o)
     w = tl.load(weights_ptr + place, mask=a < 4, other=0.0)
-    x = tl.dot(aug, w, input_precision=PRECISION)
-    return tl.dot(features, _first(weights_ptr, H), x, input_precision=PRECISION)
+    x = tl.dot(aug, w, input_precision="tf32x3")
+    return tl.dot(features, _first(weights_ptr, H), x, input_precision="tf32x3")
 
 
 @triton.jit

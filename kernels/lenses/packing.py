@@ -188,10 +188,15 @@ def lenses_from(
         if bool((values != 0).any()):
             rows[name] = [tuple(row) for row in values.detach().double().reshape(-1, size).tolist()]
     lenses = [
-        Distortion(family, _trimmed(radial[:4] if n_radial == 4 else radial[:3]),
-                   radial[3:] if n_radial == 6 and any(radial[3:]) else (), tangential, prism)
+        Distortion(
+            family,
+            _trimmed(radial[:4] if n_radial == 4 else radial[:3]),
+            radial[3:] if n_radial == 6 and any(radial[3:]) else (),
+            tangential,
+            prism,
+        )
         for radial, tangential, prism in zip(*rows.values(), strict=True)
-    ]  # fmt: skip
+    ]
     found = lenses_of(lenses, Ks.reshape(-1, 3, 3), width, height)
     return Lenses(found.kind, found.words.reshape(*lead, LENS_WORDS))
 

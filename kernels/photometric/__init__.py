@@ -17,7 +17,7 @@ from ..reference import photometric as reference
 
 def photometric_gradient(
     colors: Tensor,  # [H, W, 3]
-    target: Tensor,  # [H, W, 3]
+    target: Tensor,  # [H, W, 3 or 4]
     lambda_dssim: float = 0.2,
     *,
     backend: str = "auto",
@@ -31,12 +31,16 @@ def photometric_gradient(
     Args:
         colors: A rendering, not clamped, channels last; float32 or float64. [H, W, 3]
         target: Its ground truth: uint8, or of the rendering's type in 0..1. [H, W, 3]
+            With a fourth channel, which is uint8 with the Triton backend, pixels count where that
+            is above the half: the others have no gradient, and what the target hides there has no
+            influence, as the rendering takes its place. [H, W, 4]
         lambda_dssim: Share of D-SSIM, 0 to 1; L1 has the rest.
         backend: "triton" (CUDA, float32), "reference" (PyTorch, anywhere) or "auto".
 
     Returns:
-        The loss, L1, SSIM (both means over pixels and channels), and L1 and mean square error of
-        the colours clamped to 0..1; and the loss's gradient. [5], [H, W, 3]
+        The loss, L1, SSIM (both means over pixels and channels; where a pixel does not count, 0 and
+        1), and L1 and mean square error of the colours clamped to 0..1, over pixels that count; and
+        the loss's gradient. [5], [H, W, 3]
 
     Raises:
         ValueError: shapes, types or devices disagree, or there is no pixel.
@@ -81,6 +85,8 @@ def photometric_rows(
         ValueError: as `photometric_gradient`, or the band is not as above.
     """
     run, colors, target = _prepare(backend, colors, target)
+    if target.shape[2] == 4:
+        raise ValueError("target: a band of rows can have no mask")
     H = len(colors)
     ends = last % BAND == 0 or last == H
     if first % BAND or not (ends and 0 <= first < last <= H <= n_rows):
@@ -92,7 +98,7 @@ def photometric_rows(
 
 def photometric_values(
     colors: Tensor,  # [H, W, 3]
-    target: Tensor,  # [H, W, 3]
+    target: Tensor,  # [H, W, 3 or 4]
     lambda_dssim: float = 0.2,
     *,
     backend: str = "auto",
@@ -104,7 +110,7 @@ def photometric_values(
 
 def photometric_loss(
     colors: Tensor,  # [H, W, 3]
-    target: Tensor,  # [H, W, 3]
+    target: Tensor,  # [H, W, 3 or 4]
     lambda_dssim: float = 0.2,
     *,
     backend: str = "auto",
@@ -120,6 +126,8 @@ def photometric_loss(
 def structural_similarity(
     a: Tensor,  # [H, W, D] in 0..1
     b: Tensor,  # [H, W, D] in 0..1
+    *,
+    counted: Tensor | None = None,  # [H, W] bool
 ) -> Tensor:  # []
     """Mean structural similarity, differentiable in both images.
 
@@ -128,6 +136,8 @@ def structural_similarity(
     Args:
         a: An image, float32 or float64, values in 0..1. [H, W, D]
         b: The other. [H, W, D]
+        counted: Which pixels count: the mean is over those whose windows have such pixels alone,
+            or where there is none of these over all that count; NaN where nothing counts. [H, W]
 
     Returns:
         The mean over pixels and channels: 1 for equal images.
@@ -139,15 +149,22 @@ def structural_similarity(
         raise ValueError(f"ssim: expected two images [H W D], got {list(a.shape)}, {list(b.shape)}")
     if not a.is_floating_point() or a.dtype != b.dtype:
         raise ValueError(f"ssim: expected images of one float type, got {a.dtype} and {b.dtype}")
+    if counted is not None:
+        if counted.shape != a.shape[:2] or counted.dtype != torch.bool:
+            raise ValueError(
+                f"counted: expected bool {list(a.shape[:2])}, got {list(counted.shape)}"
+            )
+        return reference.ssim_of_counted(a, b, counted)
     grad = torch.is_grad_enabled() and (a.requires_grad or b.requires_grad)
-    if a.shape[2] == 3 and not grad and uses_triton("auto", a) and b.is_cuda:
+    if a.shape[2] == 3 and not grad and uses_triton("auto", a) and a.device == b.device:
         return photometric_values(a, b)[2]
     return reference.ssim(a, b)
 
 
 def _prepare(backend: str, colors: Tensor, target: Tensor) -> tuple[ModuleType, Tensor, Tensor]:
     """The module of a backend, and the images as it takes them."""
-    if colors.dim() != 3 or colors.shape[2] != 3 or colors.shape != target.shape:
+    shapes = colors.shape, (*colors.shape[:2], 4)
+    if colors.dim() != 3 or colors.shape[2] != 3 or target.shape not in shapes:
         raise ValueError(
             f"colors, target: expected two images [H W 3], got {list(colors.shape)} and "
             f"{list(target.shape)}"
@@ -168,6 +185,8 @@ def _prepare(backend: str, colors: Tensor, target: Tensor) -> tuple[ModuleType, 
         raise ValueError(f"backend 'triton': expected float32, got {colors.dtype}")
     if target.requires_grad:
         raise ValueError("backend 'triton': the target can have no gradient")
+    if target.shape[2] == 4 and target.dtype != torch.uint8:
+        raise ValueError(f"backend 'triton': expected a masked target in uint8, got {target.dtype}")
     # Triton is not everywhere, and nothing else needs it.
     from . import kernel as triton_ssim  # pyright: ignore[reportMissingImports]
 

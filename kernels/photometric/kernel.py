@@ -24,9 +24,11 @@ Tried on an H200, 1296x840, microseconds: 38 and 30 as it is; tiles of 64x64 val
 four warps, by wgmma 83 and 100; three warps of the maps per scheduler, with spills, 52, four 91;
 asynchronous copies of stored maps 55; vertical neighbours on one SM, or loops unrolled, the same.
 
-    colors [H 3W] float32, target [H 3W] uint8 or float32, both contiguous
+    colors [H 3W] float32, target [H 3W] uint8 or float32, or [H W] int32 with a mask (pixels.py),
+    contiguous
     maps [3 ceil(H/2) map_pitch 2 2] float16: arguments of the last three blurs
-    partials [4 n] float32: sums of 1 - S, |a - b|, and |.| and square of clamp(a, 0, 1) - b
+    partials [4 n] float32: sums of 1 - S, |a - b|, and |.| and square of clamp(a, 0, 1) - b; with a
+    mask [5 n], as they are over values that count, and the number of these
 """
 
 import functools
@@ -56,13 +58,21 @@ from .blur import (
     to_product,
     weights_on,
 )
+from .pixels import (
+    LARGEST,
+    RATIO,
+    centred,
+    clamp,
+    load_counts,
+    load_target,
+    part_of,
+    pitch_of,
+    to_truth,
+)
 
 DOUBLE_C1 = tl.constexpr(2.0 * C1)
 DOUBLE_C2 = tl.constexpr(2.0 * C2)
-RATIO = tl.constexpr(256.0 / 255.0)
 REST = tl.constexpr(1.0 / 255.0 - 1.0 / 256.0)
-# Colours beyond are cut for S alone: then (4 LARGEST)^2 and the maps fit fp16.
-LARGEST = tl.constexpr(30.0)
 BAND = 16  # rows of a program
 BLOCK = tl.constexpr(512)  # partial sums read at once
 # Warps per SM, and the registers per thread that leave room for so many.
@@ -70,48 +80,10 @@ MAPS_WARPS, MAPS_REGISTERS = 8, 255
 GRADIENT_WARPS, GRADIENT_REGISTERS = 12, 168
 
 
-@triton.jit
-def _clamp(x, low, high):
-    """NaN stays NaN."""
-    x = tl.maximum(x, low, propagate_nan=tl.PropagateNan.ALL)
-    return tl.minimum(x, high, propagate_nan=tl.PropagateNan.ALL)
-
-
-@triton.jit
-def _truth(b, BYTES: tl.constexpr):
-    """Ground truth as floats; of bytes b / 256, as conversions from integers are slow."""
-    if BYTES:
-        # 2^15 + b / 256 as bits
-        return (b.to(tl.int32) | 0x47000000).to(tl.float32, bitcast=True) - 32768.0
-    else:
-        return b
-
-
-@triton.jit
-def _centred(a, b, a_middle, b_middle, BYTES: tl.constexpr):
-    """p and q, the middles taken off."""
-    a = _clamp(a, -LARGEST, LARGEST) - a_middle
-    b = b * RATIO - b_middle if BYTES else _clamp(b, -LARGEST, LARGEST) - b_middle
-    return a + b, a - b
-
-
-@triton.jit
-def _place(program, bands, blocks, P):
-    """A program's first row, its first block of columns, and the one after its last."""
-    first = program // bands * blocks
-    return program % bands * SIDE, first, tl.minimum(first + blocks, (P + SIDE - 1) // SIDE)
-
-
-@triton.jit
-def _pitch(W, ALIGN: tl.constexpr):
-    """3 W, in a form that tells the compiler what divides it."""
-    return 3 * W // ALIGN * ALIGN
-
-
 @triton.jit(do_not_specialize=["H", "W", "bands", "blocks", "n"])
 def _ssim_maps_kernel(
     colors_ptr,  # [H, 3W]
-    target_ptr,  # [H, 3W]
+    target_ptr,  # [H, 3W] or [H, W]
     weights_ptr,  # [5, 2, 16, 16]
     maps_ptr,  # [3, ceil(H/2), map_pitch, 2, 2] out
     partials_ptr,  # [4, n] out
@@ -121,12 +93,13 @@ def _ssim_maps_kernel(
     blocks,
     n,
     BYTES: tl.constexpr,
+    MASKED: tl.constexpr,
     GRADIENT: tl.constexpr,
     ALIGN: tl.constexpr,
 ):
     program = tl.program_id(0)
-    P = _pitch(W, ALIGN)
-    y0, first, end = _place(program, bands, blocks, P)
+    P = pitch_of(W, ALIGN)
+    y0, first, end = part_of(program, bands, blocks, P)
     weights = all_weights(weights_ptr)
     VECTOR: tl.constexpr = min(ALIGN, 2)
     k, column = place_of_load(VECTOR)
@@ -140,49 +113,58 @@ def _ssim_maps_kernel(
     x = (first + end) // 2 * SIDE
     inside = own_rows & (x + column < P)
     a = tl.load(colors_ptr + x + own_at, mask=inside, other=0.0)
-    b = _truth(tl.load(target_ptr + x + own_at, mask=inside, other=0), BYTES)
+    b = load_target(target_ptr, x, own_y, column, own_at, inside, W, MASKED)
+    b = to_truth(b, a, BYTES, MASKED)
     share = 1.0 / (tl.minimum(H - y0, SIDE) * tl.minimum(P - x, SIDE)).to(tl.float32)
-    a_middle = tl.sum(per_lane(_clamp(a, -LARGEST, LARGEST))) * share
-    b = b * RATIO if BYTES else _clamp(b, -LARGEST, LARGEST)
+    a_middle = tl.sum(per_lane(clamp(a, -LARGEST, LARGEST))) * share
+    b = b * RATIO if BYTES else clamp(b, -LARGEST, LARGEST)
     b_middle = tl.sum(per_lane(b)) * share
     p_middle, q_middle = a_middle + b_middle, a_middle - b_middle
 
     l1 = tl.zeros([8, 4], tl.float32)
-    l1_clamped, squares, dssim = l1, l1, l1
+    l1_clamped, squares, dssim, counted = l1, l1, l1, l1
     p_left = tl.zeros([SIDE, SIDE], tl.float32)
     p_here, pp_left, pp_here = p_left, p_left, p_left
     q_left, q_here, qq_left, qq_here = p_left, p_left, p_left, p_left
     x = (first - 1) * SIDE
     inside = (x + column >= 0) & (x + column < P)
     own_a = tl.load(colors_ptr + x + own_at, mask=inside & own_rows, other=0.0)
-    own_b = tl.load(target_ptr + x + own_at, mask=inside & own_rows, other=0)
+    own_b = load_target(target_ptr, x, own_y, column, own_at, inside & own_rows, W, MASKED)
     a = tl.load(colors_ptr + x + at, mask=inside & rows, other=0.0)
-    b = tl.load(target_ptr + x + at, mask=inside & rows, other=0)
+    b = load_target(target_ptr, x, y, column, at, inside & rows, W, MASKED)
     for block in tl.range(first - 1, end + 1, num_stages=1):
-        truth = _truth(own_b, BYTES)
+        truth = to_truth(own_b, own_a, BYTES, MASKED)
         if (block >= first) & (block < end):
             # outside the image both are 0
             in_unit = truth * RATIO if BYTES else truth
-            l1 += per_lane(tl.abs(own_a - in_unit))
-            error = _clamp(own_a, 0.0, 1.0) - in_unit
+            difference = own_a - in_unit
+            error = clamp(own_a, 0.0, 1.0) - in_unit
+            if MASKED:
+                difference = tl.where(own_b < 0, difference, 0.0)
+                error = tl.where(own_b < 0, error, 0.0)
+                counted += per_lane((own_b < 0).to(tl.float32))
+            l1 += per_lane(tl.abs(difference))
             l1_clamped += per_lane(tl.abs(error))
             squares += per_lane(error * error)
-        own_p, own_q = _centred(own_a, truth, a_middle, b_middle, BYTES)
-        p, q = _centred(a, _truth(b, BYTES), a_middle, b_middle, BYTES)
+        own_p, own_q = centred(own_a, truth, a_middle, b_middle, BYTES)
+        p, q = centred(a, to_truth(b, a, BYTES, MASKED), a_middle, b_middle, BYTES)
         p_mean, p_left, p_here = blur(own_p, p, p_left, p_here, weights, VECTOR)
         # the next block, early enough and yet when registers are free
         x = (block + 1) * SIDE
         inside = (x + column < P) & (block < end)
         own_a = tl.load(colors_ptr + x + own_at, mask=inside & own_rows, other=0.0)
-        own_b = tl.load(target_ptr + x + own_at, mask=inside & own_rows, other=0)
+        own_b = load_target(target_ptr, x, own_y, column, own_at, inside & own_rows, W, MASKED)
         a = tl.load(colors_ptr + x + at, mask=inside & rows, other=0.0)
-        b = tl.load(target_ptr + x + at, mask=inside & rows, other=0)
+        b = load_target(target_ptr, x, y, column, at, inside & rows, W, MASKED)
         q_mean, q_left, q_here = blur(own_q, q, q_left, q_here, weights, VECTOR)
         p_var, pp_left, pp_here = blur(own_p * own_p, p * p, pp_left, pp_here, weights, VECTOR)
         q_var, qq_left, qq_here = blur(own_q * own_q, q * q, qq_left, qq_here, weights, VECTOR)
         if block > first:
             x = (block - 1) * SIDE
             out_inside = (y0 + out_row < H) & (x + out_column < P)
+            if MASKED:
+                out_y = y0 + out_row
+                out_inside &= load_counts(target_ptr, x, out_y, out_column, out_inside, W)
             p_var -= p_mean * p_mean
             q_var -= q_mean * q_mean
             p_mean += p_middle
@@ -190,7 +172,7 @@ def _ssim_maps_kernel(
             q_square = q_mean * q_mean
             means = p_mean * p_mean + (q_square + DOUBLE_C1)
             variances = p_var + (q_var + DOUBLE_C2)
-            # outside the image both quotients are 0, with all that follows
+            # where nothing counts both quotients are 0, with all that follows
             both = tl.where(to_product(out_inside), rcp(means * variances), 0.0)
             by_means, by_variances = both * variances, both * means
             e = q_square * by_means
@@ -213,23 +195,29 @@ def _ssim_maps_kernel(
     tl.store(out + n, tl.sum(l1))
     tl.store(out + 2 * n, tl.sum(l1_clamped))
     tl.store(out + 3 * n, tl.sum(squares))
+    if MASKED:
+        tl.store(out + 4 * n, tl.sum(counted))
 
 
 @triton.jit
-def _finish(partials_ptr, values_ptr, scale, lambda_dssim, n):
+def _finish(partials_ptr, values_ptr, scale, lambda_dssim, n, MASKED: tl.constexpr):
     """Sums of partials, in a fixed order, to the five values; scale is 1 / (3 H W)."""
     dssim = tl.zeros([BLOCK], tl.float32)
-    l1, l1_clamped, squares = dssim, dssim, dssim
+    l1, l1_clamped, squares, counted = dssim, dssim, dssim, dssim
     for first in range(0, n, BLOCK):
         i = first + tl.arange(0, BLOCK)
         dssim += tl.load(partials_ptr + i, mask=i < n, other=0.0)
         l1 += tl.load(partials_ptr + n + i, mask=i < n, other=0.0)
         l1_clamped += tl.load(partials_ptr + 2 * n + i, mask=i < n, other=0.0)
         squares += tl.load(partials_ptr + 3 * n + i, mask=i < n, other=0.0)
+        if MASKED:
+            counted += tl.load(partials_ptr + 4 * n + i, mask=i < n, other=0.0)
     mean_dssim, mean_l1 = tl.sum(dssim) * scale, tl.sum(l1) * scale
     tl.store(values_ptr, (1.0 - lambda_dssim) * mean_l1 + lambda_dssim * mean_dssim)
     tl.store(values_ptr + 1, mean_l1)
     tl.store(values_ptr + 2, 1.0 - mean_dssim)
+    if MASKED:
+        scale = 1.0 / tl.maximum(tl.sum(counted), 1.0)
     tl.store(values_ptr + 3, tl.sum(l1_clamped) * scale)
     tl.store(values_ptr + 4, tl.sum(squares) * scale)
 
@@ -237,7 +225,7 @@ def _finish(partials_ptr, values_ptr, scale, lambda_dssim, n):
 @triton.jit(do_not_specialize=["H", "W", "bands", "blocks", "n"])
 def _ssim_gradient_kernel(
     colors_ptr,  # [H, 3W]
-    target_ptr,  # [H, 3W]
+    target_ptr,  # [H, 3W] or [H, W]
     weights_ptr,  # [5, 2, 16, 16]
     maps_ptr,  # [3, ceil(H/2), map_pitch, 2, 2]
     partials_ptr,  # [4, n]
@@ -251,16 +239,17 @@ def _ssim_gradient_kernel(
     blocks,
     n,
     BYTES: tl.constexpr,
+    MASKED: tl.constexpr,
     GRADIENT: tl.constexpr,
     ALIGN: tl.constexpr,
 ):
     program = tl.program_id(0)
     # the first program has no part of the image
     if program == 0:
-        _finish(partials_ptr, values_ptr, scale, lambda_dssim, n)
+        _finish(partials_ptr, values_ptr, scale, lambda_dssim, n, MASKED)
     elif GRADIENT:
-        P = _pitch(W, ALIGN)
-        y0, first, end = _place(program - 1, bands, blocks, P)
+        P = pitch_of(W, ALIGN)
+        y0, first, end = part_of(program - 1, bands, blocks, P)
         weights = all_weights(weights_ptr)
         k, column, last = place_of_map()
         pitch, pairs = map_pitch(W), (H + 1) // 2
@@ -292,7 +281,9 @@ def _ssim_gradient_kernel(
             x -= SIDE
             out_inside = (y0 + out_row < H) & (x + out_column < P) & (block > first)
             a = tl.load(colors_ptr + x + out_at, mask=out_inside, other=0.0)
-            b = _truth(tl.load(target_ptr + x + out_at, mask=out_inside, other=0), BYTES)
+            out_y = y0 + out_row
+            stored = load_target(target_ptr, x, out_y, out_column, out_at, out_inside, W, MASKED)
+            b = to_truth(stored, a, BYTES, MASKED)
             # b / 255 rounded as a division is, for all 256
             b = b + (256.0 * b) * REST if BYTES else b
             q = a - b
@@ -301,6 +292,8 @@ def _ssim_gradient_kernel(
             v_l1 = (1.0 - lambda_dssim) * scale
             sign = tl.where(q > 0.0, v_l1, tl.where(q < 0.0, -v_l1, 0.0))
             v = sign - (4.0 * lambda_dssim * scale) * v
+            if MASKED:
+                v = tl.where(stored < 0, v, 0.0)
             tl.store(v_colors_ptr + x + out_at, v, mask=out_inside)
 
 
@@ -321,23 +314,26 @@ def _segments(H: int, W: int, programs: int) -> tuple[int, int]:
 
 def photometric(
     colors: Tensor,  # [H, W, 3]
-    target: Tensor,  # [H, W, 3]
+    target: Tensor,  # [H, W, 3 or 4]
     lambda_dssim: float,
     gradient: bool,
-) -> tuple[Tensor, Tensor | None, Tensor]:  # [5], [H, W, 3], [4, segments, bands]
+) -> tuple[Tensor, Tensor | None, Tensor]:  # [5], [H, W, 3], [4 or 5, segments, bands]
     """Values, if wanted the gradient, and the values' sums over parts of bands of 16 rows."""
     H, W, _ = colors.shape
     device = colors.device
+    masked = target.shape[2] == 4
     constants = {
         "BYTES": target.dtype == torch.uint8,
+        "MASKED": masked,
         "GRADIENT": gradient,
         "ALIGN": 4 if W % 4 == 0 else 2 if W % 2 == 0 else 1,
     }
     weights, bands = weights_on(device), -(-H // BAND)
     blocks, segments = _segments(H, W, _programs_on(device, MAPS_WARPS))
-    n, shape = bands * segments, (4, segments, bands)
+    n, shape = bands * segments, (4 + masked, segments, bands)
+    target = target.view(torch.int32) if masked else target
     values = torch.empty(5, device=device)
-    partials = torch.empty(4 * n, device=device)
+    partials = torch.empty((4 + masked) * n, device=device)
     maps, v_colors = None, None
     if gradient:
         maps = torch.empty(48 * -(-H // 2) * -(-3 * W // 4), dtype=torch.float16, device=device)
@@ -355,7 +351,7 @@ def photometric(
 
 def photometric_values(
     colors: Tensor,  # [H, W, 3]
-    target: Tensor,  # [H, W, 3]
+    target: Tensor,  # [H, W, 3 or 4]
     lambda_dssim: float,
 ) -> Tensor:  # [5]
     """The values of photometric_gradient alone."""
@@ -364,7 +360,7 @@ def photometric_values(
 
 def photometric_gradient(
     colors: Tensor,  # [H, W, 3]
-    target: Tensor,  # [H, W, 3]
+    target: Tensor,  # [H, W, 3 or 4]
     lambda_dssim: float,
 ) -> tuple[Tensor, Tensor]:  # [5], [H, W, 3]
     """kernels.photometric_gradient of checked, contiguous tensors."""
@@ -391,7 +387,7 @@ class _PhotometricLoss(torch.autograd.Function):
 
 def photometric_loss(
     colors: Tensor,  # [H, W, 3]
-    target: Tensor,  # [H, W, 3]
+    target: Tensor,  # [H, W, 3 or 4]
     lambda_dssim: float,
 ) -> Tensor:  # []
     """The loss with its gradient, which is formed in the forward and scaled in the backward."""

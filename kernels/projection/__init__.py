@@ -78,11 +78,12 @@ def project_fwd(x: ProjectionInputs, s: RenderSettings, R: int, with_ids: bool) 
     """R rows of records, which carry no gradient; `project` documents arguments and results."""
     N, C, device, f = x.n_gaussians, x.n_cameras, x.Ks.device, x.floats
     n_blocks = -(-N // FWD_BLOCK)
+    # The first kernel starts at once: the GPU need not wait for what follows.
+    n_words = N_COUNTS + 2 * (C * n_blocks + scan_programs(R))
+    workspace = zeros((n_words,), torch.int32, device)
     layout = integers_layout(C, N, R)
     integers = layout.make(device)
     radii, tile_counts, counts = (layout.part(integers, k) for k in range(3))
-    n_words = N_COUNTS + 2 * (C * n_blocks + scan_programs(R))
-    workspace = zeros((n_words,), torch.int32, device)
     means2d = empty((C, N, 2), torch.float32, device)
     rows = empty((C, N), torch.int32, device)
     values = empty((R, RECORD_SIZE.value), torch.float32, device)

@@ -272,9 +272,19 @@ def project_bwd_kernel(
             else:
                 lens = load_lens(camera, lenses_ptr, c)
                 v_t, v_axes, v_shape, v_rotation = unscented_vjp(
-                    camera, lens, t, rotation, scale, v_mx, v_my, v_record.conic, v_log_o, eps2d,
-                    ANTIALIASED, LENS,
-                )  # fmt: skip
+                    camera,
+                    lens,
+                    t,
+                    rotation,
+                    scale,
+                    v_mx,
+                    v_my,
+                    v_record.conic,
+                    v_log_o,
+                    eps2d,
+                    ANTIALIASED,
+                    LENS,
+                )
                 v_scale = add3(v_scale, times3(v_shape, scale) if RAW else v_shape)
                 v_r0, v_r1, v_r2 = rows_of_axes(rotation, scale, v_axes)
             v_w, v_x, v_y, v_z = quat_to_rotmat_vjp(

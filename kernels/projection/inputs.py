@@ -1,11 +1,12 @@
 """What the kernels of projection take, and which of it can have gradients."""
 
+import operator
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from ..arguments import RasterInputs, RenderSettings
+from ..arguments import IS_THERE, RasterInputs, RenderSettings
 from ..device.masks import split_seed
 from ..runtime.recording import Scalar
 
@@ -60,33 +61,26 @@ class ProjectionInputs(NamedTuple):
         return self.floats.viewmats.shape[0]
 
 
+# all but harmonics are contiguous from the first to the last element
+WHOLE = [name for name in FloatInputs._fields if name not in ("sh0", "shN")]
+_WHOLE = operator.attrgetter(*WHOLE)
 _NO_SEED = Scalar(0), Scalar(0)
 
 
 def gather_inputs(x: RasterInputs, settings: RenderSettings) -> ProjectionInputs:
     """Inputs as kernels take them."""
-    quats, scales, covars, masks, logits = x.quats, x.scales, x.covars, x.masks, x.mask_logits
-    if covars is not None:
-        quats, scales, covars = None, None, covars.contiguous()
-    else:
-        assert quats is not None and scales is not None
-        quats, scales = quats.contiguous(), scales.contiguous()
-    sh0, shN = (None, None) if settings.sh_degree is None else (x.colors, x.colors_rest)
-    low, high = _NO_SEED
-    if logits is not None and x.mask_words is None:
-        low, high = map(Scalar, split_seed(x.mask_seed))
+    quats, scales = (x.quats, x.scales) if x.covars is None else (None, None)
+    sh0 = shN = None
+    if settings.sh_degree is not None:
+        sh0, shN = _packed_rows(x.colors), _packed_rows(x.colors_rest)
     floats = FloatInputs(
-        x.means.contiguous(),
-        quats,
-        scales,
-        covars,
-        x.opacities.contiguous(),
-        _packed_rows(sh0),
-        _packed_rows(shN),
-        x.viewmats.contiguous(),
-        masks if masks is None else masks.contiguous(),
-        logits if logits is None else logits.contiguous(),
+        x.means, quats, scales, x.covars, x.opacities, sh0, shN, x.viewmats, x.masks, x.mask_logits
     )
+    if not all(map(Tensor.is_contiguous, filter(IS_THERE, _WHOLE(floats)))):
+        floats = floats._replace(**dict(zip(WHOLE, map(_contiguous, _WHOLE(floats)), strict=True)))
+    low, high = _NO_SEED
+    if x.mask_logits is not None and x.mask_words is None:
+        low, high = map(Scalar, split_seed(x.mask_seed))
     ids = x.mask_ids if x.mask_ids is None else x.mask_ids.to(torch.int32).contiguous()
     lenses = None if x.lenses is None else x.lenses.contiguous()
     return ProjectionInputs(floats, x.Ks.contiguous(), lenses, ids, x.mask_words, low, high)
@@ -94,6 +88,10 @@ def gather_inputs(x: RasterInputs, settings: RenderSettings) -> ProjectionInputs
 
 def row_stride(sh: Tensor | None) -> int:
     return 0 if sh is None else sh.stride(0)
+
+
+def _contiguous(x: Tensor | None) -> Tensor | None:
+    return x if x is None else x.contiguous()
 
 
 def _packed_rows(sh: Tensor | None) -> Tensor | None:

@@ -140,9 +140,19 @@ def moments_vjp(
 
 @triton.jit
 def unscented_vjp(
-    camera, lens, t, rotation, scale, v_mx, v_my, v_conic, v_log_o, eps2d,
-    ANTIALIASED: tl.constexpr, LENS: tl.constexpr,
-):  # fmt: skip
+    camera,
+    lens,
+    t,
+    rotation,
+    scale,
+    v_mx,
+    v_my,
+    v_conic,
+    v_log_o,
+    eps2d,
+    ANTIALIASED: tl.constexpr,
+    LENS: tl.constexpr,
+):
     """v_t, v_W, v_scale and v_rotation from the gradients of mean, conic and log opacity."""
     axes = to_camera_axes(camera, rotation, scale)
     px, py, xs, ys = sigma_columns(lens, t, axes, LENS)

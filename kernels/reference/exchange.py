@@ -88,7 +88,7 @@ def unpack_records(buffer: Tensor) -> tuple[Tensor, Tensor]:  # [W, 1 + capacity
     """Rows [W capacity, 12] of one task, of depth 0 where there is none, and their ids."""
     counts = integers_of(buffer[:, 0, :1].contiguous())[:, 0]
     rows = buffer[:, 1:]
-    there = torch.arange(rows.shape[1]) < counts[:, None]
+    there = torch.arange(rows.shape[1], device=rows.device) < counts[:, None]
     values = torch.where(there[..., None], rows, 0.0).reshape(-1, COLUMNS)
     ids = integers_of(values)[:, ID].to(torch.int32, copy=True)
     values[:, ID] = values[:, DEPTH]

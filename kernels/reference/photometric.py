@@ -13,6 +13,11 @@ G is symmetric, so its adjoint is itself and the gradient needs three blurs per 
     v_a = G*(v dS/dmu_a) + 2 a G*(v dS/ds_aa) + b G*(v dS/ds_ab)
 
 where dS/dmu_a is taken with G*a^2 and G*(ab) held fixed.
+
+A target of four channels has a mask in the last: a pixel counts where that is above the half. Any
+other pixel of the target is taken as the rendering shows it, as a constant, so that what it hides
+reaches no window; its own part of S, and its gradient, are left out. Sums are divided by all
+pixels, so that a pixel's gradient does not depend on how many count.
 """
 
 from typing import Any
@@ -35,12 +40,27 @@ def ssim(
     return _SSIM.apply(a.permute(2, 0, 1), b.permute(2, 0, 1))
 
 
+def ssim_of_counted(
+    a: Tensor,  # [H, W, D] in 0..1
+    b: Tensor,  # [H, W, D] in 0..1
+    counted: Tensor,  # [H, W] bool
+) -> Tensor:  # []
+    """Mean over the pixels in whose windows all count; if there are none, over all that count."""
+    similarity = _similarity(*_statistics(a.permute(2, 0, 1), b.permute(2, 0, 1))[2:])
+    missing = functional.max_pool2d((~counted)[None].to(a.dtype), WINDOW, 1, WINDOW // 2)[0]
+    whole = counted & (missing == 0)
+    whole = torch.where(whole.any(), whole, counted)
+    return similarity.where(whole, 0.0).sum() / (len(similarity) * whole.sum())
+
+
 def photometric_loss(
     colors: Tensor,  # [H, W, 3]
-    target: Tensor,  # [H, W, 3] uint8 or float
+    target: Tensor,  # [H, W, 3 or 4] uint8 or float
     lambda_dssim: float,
 ) -> Tensor:  # []
     """(1 - lambda) L1 + lambda (1 - SSIM), Kerbl et al. (2023), equation 7."""
+    if target.shape[2] == 4:
+        return _values(colors, target, lambda_dssim)[0]
     target = _to_float(target, colors.dtype)
     loss = (1.0 - lambda_dssim) * (colors - target).abs().mean()
     if lambda_dssim == 0.0:
@@ -50,16 +70,16 @@ def photometric_loss(
 
 def photometric_values(
     colors: Tensor,  # [H, W, 3]
-    target: Tensor,  # [H, W, 3] uint8 or float
+    target: Tensor,  # [H, W, 3 or 4] uint8 or float
     lambda_dssim: float,
 ) -> Tensor:  # [5]
-    """loss, l1, ssim, and l1 and mse of clamped colours."""
+    """loss, l1, ssim, and l1 and mse of clamped colours, of pixels that count."""
     return _values(colors.detach(), target, lambda_dssim)
 
 
 def photometric_gradient(
     colors: Tensor,  # [H, W, 3]
-    target: Tensor,  # [H, W, 3] uint8 or float
+    target: Tensor,  # [H, W, 3 or 4] uint8 or float
     lambda_dssim: float,
 ) -> tuple[Tensor, Tensor]:  # [5], [H, W, 3]
     """photometric_values, and the gradient of the loss."""
@@ -96,11 +116,27 @@ def photometric_rows(
 
 def _values(colors: Tensor, target: Tensor, lambda_dssim: float) -> Tensor:
     """photometric_values, the first three differentiable."""
-    target = _to_float(target.detach(), colors.dtype)
-    l1, s = (colors - target).abs().mean(), ssim(colors, target)
-    error = colors.detach().clamp(0, 1) - target
+    colors, target, counted = _unmasked(colors, target.detach())
+    l1 = (colors - target).abs().mean()
+    s = _SSIM.apply(colors.permute(2, 0, 1), target.permute(2, 0, 1), counted)
+    error, share = colors.detach().clamp(0, 1) - target, 1.0
+    if counted is not None:
+        error = torch.where(counted[..., None], error, 0.0)
+        # where nothing counts, the sums are 0
+        share = counted.to(error).mean().clamp_min(0.5 / counted.numel())
     loss = (1.0 - lambda_dssim) * l1 + lambda_dssim * (1.0 - s)
-    return torch.stack([loss, l1, s, error.abs().mean(), error.square().mean()])
+    clamped = error.abs().mean() / share, error.square().mean() / share
+    return torch.stack([loss, l1, s, *clamped])
+
+
+def _unmasked(colors: Tensor, target: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Both images as they are compared, [H, W, 3], and which pixels count, [H, W] or None."""
+    if target.shape[2] == 3:
+        return colors, _to_float(target, colors.dtype), None
+    counted = target[..., 3] > (127 if target.dtype == torch.uint8 else 0.5)
+    those, fixed = counted[..., None], colors.detach()
+    truth = _to_float(target[..., :3], colors.dtype)
+    return torch.where(those, colors, fixed), torch.where(those, truth, fixed), counted
 
 
 def _to_float(image: Tensor, dtype: torch.dtype) -> Tensor:
@@ -140,18 +176,27 @@ def _similarity(A1: Tensor, A2: Tensor, B1: Tensor, B2: Tensor) -> Tensor:
 
 class _SSIM(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, a: Tensor, b: Tensor) -> Tensor:  # [D, H, W], [D, H, W] -> []
+    def forward(
+        ctx: Any,
+        a: Tensor,  # [D, H, W]
+        b: Tensor,  # [D, H, W]
+        counted: Tensor | None = None,  # [H, W] bool
+    ) -> Tensor:  # []
         statistics = _statistics(a, b)
         ctx.save_for_backward(a, b, *statistics)
-        return _similarity(*statistics[2:]).mean()
+        ctx.counted = counted
+        similarity = _similarity(*statistics[2:])
+        return (similarity if counted is None else similarity.where(counted, 1.0)).mean()
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
         ctx: Any, v: Tensor
-    ) -> tuple[Tensor | None, Tensor | None]:
+    ) -> tuple[Tensor | None, Tensor | None, None]:
         a, b, mu_a, mu_b, A1, A2, B1, B2 = ctx.saved_tensors
         scale = v / a.numel() / (B1 * B2)
+        if ctx.counted is not None:
+            scale = scale.where(ctx.counted, 0.0)
         v_A1, v_A2 = scale * A2, scale * A1
         v_B1 = -v_A1 * A1 / B1
         v_B2 = -v_A2 * A2 / B2
@@ -164,4 +209,4 @@ class _SSIM(torch.autograd.Function):
 
         v_a = vjp(a, b, mu_a, mu_b) if ctx.needs_input_grad[0] else None
         v_b = vjp(b, a, mu_b, mu_a) if ctx.needs_input_grad[1] else None
-        return v_a, v_b
+        return v_a, v_b, None

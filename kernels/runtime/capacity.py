@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ..arguments import Capacity, Counts
 from ..device.intrinsics import INTERPRET
-from .cache import Table, caches
+from .cache import caches
 
 SPARE = 1.125  # capacity over the counts seen
 UNKNOWN = -1
@@ -88,13 +88,11 @@ def _adapted(capacity: int, most: int, grain: int) -> int:
     return fitting if most > capacity or 2 * fitting < capacity else capacity
 
 
-_learned = caches.add(Table[tuple[int, torch.device], LearnedCapacity]())
-
-
 def learned_capacity(device: torch.device) -> LearnedCapacity:
     """That of a device and this thread; one that is lost costs a repetition."""
-    key = threading.get_ident(), device
-    found = _learned.get(key)
-    if found is None:
-        found = _learned[key] = LearnedCapacity(device)
-    return found
+    return _capacity_of(threading.get_ident(), device)
+
+
+@caches.remembered
+def _capacity_of(_: int, device: torch.device) -> LearnedCapacity:
+    return LearnedCapacity(device)

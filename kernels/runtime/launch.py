@@ -23,8 +23,10 @@ import triton.language as tl
 from torch import Tensor
 from triton.runtime import cache
 
+from .. import rehearsal
 from ..device.intrinsics import INTERPRET
 from .cache import Table, caches
+from .foreseen import await_variant
 
 ZEROS = 64 if INTERPRET.value else 4096  # words per program that writes zeros
 
@@ -137,6 +139,10 @@ def launch(
     Raises:
         TypeError: an integer parameter of the kernel is specialised on its value.
     """
+    rehearsed = rehearsal.current()
+    if rehearsed is not None:
+        rehearsed.launched(kernel, args, constants, _options(num_warps, maxnreg, cooperative))
+        return
     if 0 in grid:
         return
     if INTERPRET:
@@ -154,26 +160,30 @@ def launch(
             if x & 15:
                 special.append(~len(plain))
         plain.append(x)
-    values = constants.values()
     device = torch._C._cuda_getDevice()
-    key = (kernel.fn, device, num_warps, maxnreg, *values, *special)
+    key = (kernel.fn, device, num_warps, maxnreg, *constants.values(), *special)
     start = _compiled.get(key)
     if start is None:
         _check_integers(kernel, args)
-        compiled = kernel[grid](
-            *args,
-            **constants,
-            num_warps=num_warps,
-            maxnreg=maxnreg,
-            launch_cooperative_grid=cooperative,
-        )
-        start = _compiled[key] = _starter(compiled, tuple(values))
+        options = _options(num_warps, maxnreg, cooperative)
+        await_variant(rehearsal.label(kernel, args, constants, options))
+        compiled = kernel[grid](*args, **constants, **options)
+        start = _compiled[key] = _starter(compiled, tuple(constants.values()))
     else:
         x, y, z = (*grid, 1, 1)[:3]
         stream = torch._C._cuda_getCurrentRawStream(device)
         start.call(x, y, z, stream, *start.before, *plain, *start.after)
     if _watching.by is not None:
         _watching.by.launched(start, grid, args)
+
+
+def _options(num_warps: int, maxnreg: int | None, cooperative: bool) -> dict[str, object]:
+    """As Triton names them."""
+    return {
+        "num_warps": num_warps,
+        "maxnreg": maxnreg,
+        "launch_cooperative_grid": cooperative,
+    }
 
 
 def warm_up(device: torch.device) -> None:

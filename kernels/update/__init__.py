@@ -1,4 +1,4 @@
-"""What a step does beside rendering: Adam, gradient norms, Langevin noise, repeated mask draws.
+"""What a step does beside rendering: Adam, gradient norms, noise, repeated mask draws, poses.
 
 These functions check their arguments once and call a backend.
 """
@@ -13,6 +13,7 @@ from ..backend import uses_triton
 from ..reference import gradient_norms as reference_norms
 from ..reference import langevin as reference_langevin
 from ..reference import masks as reference_masks
+from ..reference import poses as reference_poses
 from ..validation import check
 
 
@@ -204,3 +205,64 @@ def sampled_in_any(
     if uses_triton(backend, mask_logits):
         from . import sampled_masks as run
     return run.sampled_in_any(mask_logits, seeds, ids)
+
+
+@torch.no_grad()
+def step_poses(
+    deltas: Tensor,  # [n + 1, 3, 4]
+    exp_avg: Tensor,  # [n, 6]
+    exp_avg_sq: Tensor,  # [n, 6]
+    steps: Tensor,  # [n]
+    rows: Tensor,  # [C]
+    viewmats: Tensor,  # [C, 4, 4]
+    v_viewmats: Tensor,  # [C, 4, 4]
+    *,
+    rate: Tensor,  # [1]
+    unit: float,
+    betas: tuple[float, float] = (0.9, 0.999),
+    eps: float = 1e-15,
+    skip: Tensor | None = None,  # [1] or []
+    backend: str = "auto",
+) -> None:
+    """Take Adam's step of the poses of the images that were rendered; see kernels/update/poses.py.
+
+    Nothing waits for the device with the Triton backend, and CUDA graphs can capture it.
+
+    Args:
+        deltas: What moves every image's given world-to-camera matrix, in camera space, changed in
+            place; the last is that of cameras without a row, and stays. [n + 1, 3, 4]
+        exp_avg: First moments, of translation and rotation, changed in place. [n, 6]
+        exp_avg_sq: Second moments, changed in place. [n, 6]
+        steps: Numbers of steps that images took, changed in place. [n]
+        rows: Of the cameras, int32; those that are none of 0 to n - 1 are left out. [C]
+        viewmats: Their world-to-camera matrices as they were rendered. [C, 4, 4]
+        v_viewmats: Gradients of these. [C, 4, 4]
+        rate: Learning rate, radians, on the device. [1]
+        unit: Length that counts like a radian, in world units.
+        betas: Adam's.
+        eps: Adam's.
+        skip: int32 on the device; if it is not 0, nothing changes.
+        backend: "triton" (CUDA), "reference" (PyTorch, anywhere) or "auto".
+
+    Raises:
+        ValueError: shapes or types are not as above.
+    """
+    dims = check(exp_avg=(exp_avg, "n 6"), exp_avg_sq=(exp_avg_sq, "n 6"), steps=(steps, "n"))
+    check(deltas=(deltas, "m 3 4"), rate=(rate, "1"))
+    if len(deltas) != dims["n"] + 1:
+        raise ValueError(f"deltas: expected [{dims['n'] + 1} 3 4], got {list(deltas.shape)}")
+    check(rows=(rows, "C"), viewmats=(viewmats, "C 4 4"), v_viewmats=(v_viewmats, "C 4 4"))
+    floats = {"exp_avg": exp_avg, "exp_avg_sq": exp_avg_sq, "steps": steps, "rate": rate}
+    floats |= {"viewmats": viewmats, "v_viewmats": v_viewmats}
+    _check_floats(backend, deltas, deltas=deltas, **floats)
+    if rows.dtype != torch.int32:
+        raise ValueError(f"rows: expected int32, got {rows.dtype}")
+    if skip is not None and (skip.numel() != 1 or skip.dtype != torch.int32):
+        raise ValueError(f"skip: expected one int32, got {list(skip.shape)} {skip.dtype}")
+    run: ModuleType = reference_poses
+    if uses_triton(backend, deltas):
+        from . import poses as run
+    run.step_poses(
+        deltas, exp_avg, exp_avg_sq, steps, rows, viewmats, v_viewmats, rate, float(unit), betas,
+        eps, skip,
+    )  # fmt: skip

@@ -1,4 +1,4 @@
-"""A headless Chromium, driven through the DevTools protocol over two pipes."""
+"""A headless Chromium, driven over two pipes; operations for which a host would wait."""
 
 import base64
 import io
@@ -8,12 +8,13 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -180,3 +181,22 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
     running = Browser(program, tmp_path_factory.mktemp("chromium"))
     yield running
     running.close()
+
+
+WAITS = ("_local_scalar_dense", "nonzero", "masked_select", "unique", "bincount")
+
+
+@pytest.fixture
+def waits() -> Callable[[Callable[[], object]], list[str]]:
+    """The operations of a function for which the host would wait for a device.
+
+    Asked of the profiler, as an autograd formula takes another way where Python sees its calls.
+    """
+
+    def found(act: Callable[[], object]) -> list[str]:
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as seen:
+            act()
+        names = {event.key for event in seen.key_averages()}
+        return sorted(name for name in names if any(word in name for word in WAITS))
+
+    return found

@@ -1,4 +1,4 @@
-"""Calls for test_compile.py: anchors decoded, masks drawn, lenses that bend lines."""
+"""Calls for test_compile.py: anchors, masks, light, poses, depths, lenses that bend lines."""
 
 from typing import Any
 
@@ -10,6 +10,40 @@ def draw_masks() -> None:
 
     ids = torch.zeros(128, dtype=torch.int32)
     sampled_in_any(torch.zeros(128, 2), [1, 2], ids, backend="triton")
+
+
+def compare_masked_images() -> None:
+    """Widths by what divides them; values alone."""
+    import torch
+
+    from kernels.photometric.kernel import photometric
+
+    for width in (52, 50, 51):
+        target = torch.zeros(40, width, 4, dtype=torch.uint8)
+        photometric(torch.zeros(40, width, 3), target, 0.2, True)
+    photometric(torch.zeros(40, 52, 3), target.new_zeros(40, 52, 4), 0.2, False)
+
+
+def light_colors() -> None:
+    import torch
+
+    from kernels import LENS_NUMBERS, corrected, neutral_rows
+
+    leaf, index = torch.zeros(40, 52, 3, requires_grad=True), torch.zeros(1, dtype=torch.int32)
+    lenses = torch.zeros(2, LENS_NUMBERS, requires_grad=True)
+    for regularised in (False, True):
+        rows = neutral_rows(3, "affine").requires_grad_()
+        corrected(leaf, rows, index, regularised=regularised, backend="triton").sum().backward()
+        rows = neutral_rows(3, "ppisp").requires_grad_()
+        corrected(
+            leaf,
+            rows,
+            index,
+            lenses=lenses,
+            lens_of=index.new_zeros(3),
+            regularised=regularised,
+            backend="triton",
+        ).sum().backward()
 
 
 def decode_anchors() -> None:
@@ -56,10 +90,17 @@ def project_lenses() -> None:
 
     def train(kind: LensKind, viewmats: torch.Tensor, *, antialiased: bool = False) -> None:
         x = RasterInputs(
-            leaf(128, 3), leaf(128, 4), leaf(128, 3), leaf(128), leaf(128, 1, 3), viewmats,
-            torch.zeros(1, 3, 3), leaf(128, 15, 3), mask_logits=leaf(128, 2),
+            leaf(128, 3),
+            leaf(128, 4),
+            leaf(128, 3),
+            leaf(128),
+            leaf(128, 1, 3),
+            viewmats,
+            torch.zeros(1, 3, 3),
+            leaf(128, 15, 3),
+            mask_logits=leaf(128, 2),
             lenses=torch.zeros(1, LENS_WORDS),
-        )  # fmt: skip
+        )
         out = project(x, settings._replace(lens=kind, antialiased=antialiased))
         (out.means2d.sum() + out.values.sum()).backward()
 
@@ -71,3 +112,43 @@ def project_lenses() -> None:
     ):
         train(kind, torch.zeros(1, 4, 4))
     train(LensKind("fisheye", 4), leaf(1, 4, 4), antialiased=True)
+
+
+def move_poses() -> None:
+    """Of one image, and of several."""
+    import torch
+
+    from kernels import step_poses
+
+    deltas, moments, steps = torch.zeros(9, 3, 4), torch.zeros(8, 6), torch.zeros(8)
+    for skip, n in ((None, 1), (torch.zeros(1, dtype=torch.int32), 4)):
+        rows = torch.zeros(n, 32, dtype=torch.int32)[:, 28]  # a column of the views' words
+        views = torch.zeros(n, 4, 4)
+        step_poses(
+            deltas, moments, moments.clone(), steps, rows, views, views.clone(),
+            rate=torch.zeros(1), unit=1.0, skip=skip, backend="triton",
+        )  # fmt: skip
+
+
+def compare_depths() -> None:
+    """Of one image, and of several that are columns of a table."""
+    import torch
+
+    from kernels import SparseDepths, depth_loss
+
+    offsets, pixels = torch.zeros(9, dtype=torch.int32), torch.zeros(64, dtype=torch.int32)
+    known = SparseDepths(offsets, pixels, torch.zeros(64), 40)
+    for rows in (torch.zeros(1, dtype=torch.int32), torch.zeros(4, 32, dtype=torch.int32)[:, 28]):
+        depths, alphas = (torch.zeros(len(rows), 40, 56, requires_grad=True) for _ in range(2))
+        depth_loss(depths, alphas, rows, known, torch.zeros(1), backend="triton").backward()
+
+
+MORE_CALLS = (
+    compare_masked_images,
+    light_colors,
+    draw_masks,
+    decode_anchors,
+    move_poses,
+    compare_depths,
+    project_lenses,
+)

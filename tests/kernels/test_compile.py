@@ -20,7 +20,7 @@ from typing import Any
 
 import pytest
 import torch
-from compile_calls import decode_anchors, draw_masks, project_lenses
+from compile_calls import MORE_CALLS
 
 REPO = Path(__file__).resolve().parents[2]
 CAPABILITIES = (80, 90)
@@ -30,6 +30,8 @@ SPILLS_ALLOWED: dict[str, int] = {
     "kernels.projection.forward.project_fwd_kernel": 64,
     # odd widths alone, for a third program per scheduler
     r"kernels.photometric.kernel._ssim_gradient_kernel\(.*ALIGN=1": 48,
+    # a few values of widths that 4 does not divide
+    r"kernels.photometric.kernel._ssim_.*MASKED=True.*ALIGN=[12]": 48,
     # a few values used once, for two programs per SM
     "kernels.binning.sort_passes.sweep_kernel": 48,
     # sm_80's compiler will have it so
@@ -223,7 +225,6 @@ CALLS: list[Callable[[], None]] = [
     project_low_degree,
     project_covariances,
     project_cameras,
-    project_lenses,
     bin_received,
     exchange_records,
     sort_in_launches,
@@ -231,8 +232,7 @@ CALLS: list[Callable[[], None]] = [
     add_statistics,
     explore,
     compare_images,
-    draw_masks,
-    decode_anchors,
+    *MORE_CALLS,
 ]
 
 

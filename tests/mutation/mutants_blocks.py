@@ -3,6 +3,7 @@
 from mutant import Mutant
 
 PARTITION, MERGE, STATE = ("test_partition.py",), ("test_merge.py",), ("test_state.py",)
+SURROUNDINGS = "test_surroundings.py"
 WAVES, CITY = ("test_waves.py",), ("test_city.py",)
 
 BLOCKS = [
@@ -86,16 +87,77 @@ BLOCKS = [
         MERGE,
     ),
     Mutant(
-        "surroundings get gradients",
-        "torch.cat([value, getattr(frozen, name).detach()])",
-        "torch.cat([value, getattr(frozen, name)])",
-        ("test_surroundings.py",),
+        "surroundings are left out of the image",
+        "records = join(mine, theirs)",
+        "records = mine",
+        ("test_surrounded.py", SURROUNDINGS),
+    ),
+    Mutant(
+        "boxes are as narrow as what is reached",
+        "low = ((low / TILE).floor() * TILE - MARGIN).clamp_min(0)",
+        "low = (low / TILE).floor() * TILE",
+        (SURROUNDINGS,),
+    ),
+    Mutant(
+        "outside its box an image has a loss",
+        "shown = torch.where(inside, image.detach(), to_float(target, image.dtype))",
+        "shown = image.detach()",
+        (SURROUNDINGS,),
+    ),
+    Mutant(
+        "what methods add weighs as in one piece",
+        "gain = n_images * self.term_weight",
+        "gain = n_images",
+        ("test_live.py",),
+    ),
+    Mutant(
+        "a block's own masks alone are counted",
+        'context.out.info["population"] = population',
+        "",
+        ("test_live.py",),
+    ),
+    Mutant(
+        "a swapped block begins a new epoch",
+        "            self.sampler.load_state_dict(known.sampler)\n        self.tracker = Tracker(",
+        "            pass\n        self.tracker = Tracker(",
+        ("test_live.py",),
+    ),
+    Mutant(
+        "blocks of a wave see each other's new Gaussians",
+        "self._next[block] = BlockState.to_host(state, arena)",
+        "self._next[block] = BlockState.to_host(state, arena)\n"
+        "        self.seen[block] = public_part(self._next[block].on_host())",
+        ("test_block_trainer.py",),
+    ),
+    Mutant(
+        "a stopped wave's results are kept",
+        "            self.store.forget()\n            return False",
+        "            self.store.commit(shares, self.team.ranks)\n            return False",
+        ("test_block_trainer.py",),
+    ),
+    Mutant(
+        "intervals of densification stay as long",
+        'changes["densification_interval"] = max(round(known.densification_interval * share), 1)',
+        'changes["densification_interval"] = known.densification_interval',
+        ("test_methods.py",),
+    ),
+    Mutant(
+        "blocks reset opacities",
+        'changes["opacity_reset_interval"] = max(scaled.densify_until_iter, 1)',
+        "pass",
+        ("test_methods.py",),
+    ),
+    Mutant(
+        "borders are as wide as two blocks' reach",
+        "2 * REACH - 1, 1, REACH - 1)",
+        "4 * REACH - 1, 1, 2 * REACH - 1)",
+        ("test_seams.py",),
     ),
     Mutant(
         "surroundings are seen by their centres",
-        "radius = REACH * scales.amax(dim=1).exp()",
-        "radius = 0.0 * scales.amax(dim=1)",
-        ("test_surroundings.py",),
+        "n, radius = len(means), REACH * scales.amax(dim=1).exp()",
+        "n, radius = len(means), 0.0 * scales.amax(dim=1)",
+        (SURROUNDINGS,),
     ),
     Mutant(
         "rays stop at the first cell",

@@ -14,8 +14,8 @@ GS = [
     # the loop
     Mutant(
         "rates are never updated",
-        "rates = learning_rates(self.optimizer, self.optim, extent=extent, step=first)",
-        "rates = learning_rates(self.optimizer, self.optim, extent=extent, step=1)",
+        "rates = learning_rates(self.optimizer, self.optim, extent=self.scene.extent, step=first)",
+        "rates = learning_rates(self.optimizer, self.optim, extent=self.scene.extent, step=1)",
         WIRING,
     ),
     Mutant(
@@ -38,7 +38,7 @@ GS = [
     ),
     Mutant(
         "no D-SSIM in training",
-        "photometric_gradient(image, target, config.lambda_dssim)",
+        "photometric_gradient(image, target, lambda_dssim)",
         "photometric_gradient(image, target, 0.0)",
         WIRING,
     ),

@@ -90,6 +90,30 @@ KERNELS = [
     Mutant("SSIM over a wider window", "SIGMA = 1.5", "SIGMA = 1.6", NUMBERS),
     Mutant("SSIM's constants", "C2 = 0.03**2", "C2 = 0.05**2", NUMBERS),
     Mutant(
+        "affine light of column vectors",
+        "return colors @ matrix[:, :3] + matrix[:, 3]",
+        "return colors @ matrix[:, :3].T + matrix[:, 3]",
+        ("test_light_reference.py::test_affine_is_of_row_vectors",),
+    ),
+    Mutant(
+        "no gradient of the homography's neutral point",
+        "n_b[0] + b_r[2] + b_g[4]",
+        "n_b[0] + b_r[2]",
+        ("test_light.py::test_sizes", "-k ppisp"),
+    ),
+    Mutant(
+        "reference counts what is hidden",
+        "scale = scale.where(ctx.counted, 0.0)",
+        "scale = scale.where(ctx.counted, 0.5)",
+        ("test_photometric_masks.py::test_gradient_is_that_of_finite_differences",),
+    ),
+    Mutant(
+        "kernel lets hidden pixels move",
+        "v = tl.where(stored < 0, v, 0.0)",
+        "v = tl.where(stored < 0, v, v)",
+        ("test_photometric_masks.py::test_kernels",),
+    ),
+    Mutant(
         "L1 and D-SSIM swap weights",
         "loss = (1.0 - lambda_dssim) * (colors - target)",
         "loss = lambda_dssim * (colors - target)",

@@ -22,6 +22,7 @@ class Base(NoPruning):
 def test_names() -> None:
     assert next(iter(METHODS)) == "mask-gaussian"  # what train.py takes by default
     others = {"lp-3dgs", "3dgs", "radsplat", "mini-splatting", "light-gaussian", "opacity"}
+    others |= {"natural-selection", "merging", "polarized"}
     assert set(METHODS) == {"mask-gaussian", *others}
     assert all(config.NAME == name for name, config in METHODS.items())
 

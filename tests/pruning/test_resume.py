@@ -11,6 +11,7 @@ from torch import Tensor
 from gs.config import TrainConfig
 from gs.data.scene import Scene
 from gs.densification.adaptive import DensifierConfig, DensifyConfig
+from gs.densification.error import ErrorConfig
 from gs.densification.mcmc import MCMCConfig
 from gs.densification.taming import TamingConfig
 from gs.model.rates import OptimConfig
@@ -46,6 +47,17 @@ MCMC = MCMCConfig(
     min_opacity=0.05,
     initial_opacity=0.1,
 )
+ERROR = ErrorConfig(
+    densify_from_iter=3,
+    densify_until_iter=26,
+    densification_interval=6,
+    densify_grad_threshold=1e-5,
+    budget="1.5x",
+    first_prune_iter=4,
+    opacity_resets=1,
+    opacity_reset_interval=10,
+    recovery_delay=9,
+)
 
 
 def _method(name: str, preset: str, **settings: Any) -> MethodConfig:
@@ -67,6 +79,7 @@ CASES: dict[str, tuple[DensifierConfig, MethodConfig]] = {
     "mask-gaussian": (DENSIFY, MASKS),
     "mask-gaussian, taming": (TAMING, MASKS),
     "mask-gaussian, mcmc": (MCMC, MASKS),
+    "mask-gaussian, error": (ERROR, MASKS),
     "lp-3dgs:radsplat": (DENSIFY, _method("lp-3dgs", "radsplat", **LP)),
     "lp-3dgs:mini-splatting": (
         DENSIFY,

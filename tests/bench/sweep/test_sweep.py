@@ -13,8 +13,9 @@ from PIL import Image
 
 from bench.sweep import SweepConfig, main, parse_method, plan, run_sweep
 from bench.sweep import run as sweep_run
+from bench.sweep.plots import curve_of, family, plot, plot_seconds
 from bench.sweep.run import RECORD, RESULT, error_line, load_result
-from bench.sweep.table import MEAN_OF_SCENES, markdown, plot, summarize, with_ratios
+from bench.sweep.table import MEAN_OF_SCENES, markdown, summarize, with_ratios
 from gs.data.demo import write_demo_scene
 from gs.errors import SplatrimError
 from gs.run_record import saved_checkpoints
@@ -35,6 +36,7 @@ def one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
 def figures(method: str, psnr: float, n: int, **more: Any) -> dict[str, Any]:
     run = {"scene": "garden", "method": method, "seed": 0, "psnr": psnr, "n_gaussians": n}
     run |= {"ssim": 0.8, "ply_bytes": 248 * n, "train_seconds": 61.25, "peak_memory_mb": 1234.5}
+    run |= {"energy_joules": 15_500.0}
     return run | {"fps": 512.5, "device": "GPU", "times_comparable": True} | more
 
 
@@ -108,6 +110,10 @@ def test_impossible_sweeps(tmp_path: Path) -> None:
         plan(SweepConfig(twice), [])
     with pytest.raises(SplatrimError, match="no such scene: .*absent"):
         plan(SweepConfig((tmp_path / "absent",)), [])
+    with pytest.raises(SplatrimError, match="either --scenes or --suite"):
+        plan(SweepConfig(), [])
+    with pytest.raises(SplatrimError, match="either --scenes or --suite"):
+        plan(SweepConfig(twice[:1], suite="db"), [])
     with pytest.raises(SplatrimError, match="--jobs must be at least 1"):
         plan(SweepConfig(twice[:1], jobs=0), [])
 
@@ -285,27 +291,49 @@ def test_the_table(tmp_path: Path) -> None:
     mean = lines.index(f"## {MEAN_OF_SCENES}")
     assert garden < bonsai < mean
     assert lines[garden + 4 : garden + 7] == [
-        "| 3dgs | 27.00 |  | 0.8000 | 0.2500 | 1,000,000 |  | 248.0 | 61.2 s | 1,234 | 512.5 |",
+        "| 3dgs | 27.00 |  | 0.8000 | 0.2500 | 1,000,000 |  | 248.0 | 61.2 s"
+        " | 1,234 | 15.5 | 512.5 |",
         "| mask-gaussian:alpha | 27.12 | +0.12 | 0.8000 | 0.1250 | 400,000 | 60.0% | 99.2 | 61.2 s"
-        " | 1,234 | 512.5 |",
-        "| lp-3dgs | failed | – | – | – | – | – | – | – | – | – |",
+        " | 1,234 | 15.5 | 512.5 |",
+        "| lp-3dgs | failed | – | – | – | – | – | – | – | – | – | – |",
     ]
     assert "- lp-3dgs, seed 0: out of memory" in lines
     assert lines[bonsai + 5].startswith("| mask-gaussian:alpha | 29.50 | -0.50 | 0.8000 | – |")
-    assert lines[bonsai + 5].endswith("| 80.0% | 24.8 | 61.2 s * | 1,234 | 512.5 * |")
+    assert lines[bonsai + 5].endswith("| 80.0% | 24.8 | 61.2 s * | 1,234 | 15.5 * | 512.5 * |")
     # lp-3dgs has not finished, LPIPS is not known everywhere
     assert lines[mean + 4].startswith("| 3dgs | 28.50 |  | 0.8000 | – | 750,000 |")
     assert lines[mean + 5].startswith("| mask-gaussian:alpha | 28.31 | -0.19 |")
     assert "lp-3dgs" not in "".join(lines[mean:])
     assert "not comparable" in lines[-1] and "Device: GPU." in lines
     # columns fit their heading, in Markdown's sense
-    assert {line.count("|") for line in lines if line.startswith("|")} == {12}
+    assert {line.count("|") for line in lines if line.startswith("|")} == {13}
 
     plot(rows, tmp_path / "plot.png")
     with Image.open(tmp_path / "plot.png") as image:
         assert image.width > 900
         assert len(image.convert("RGB").getcolors(1 << 24) or ()) > 50
     plot([], tmp_path / "empty.png")
+
+
+def test_energy_is_shown_where_it_is_known() -> None:
+    known, unknown = figures("3dgs", 27.0, 1000), figures("mask-gaussian", 26.5, 400)
+    del unknown["energy_joules"]
+    assert "energy, kJ" in markdown(summarize([known, unknown]))
+    text = markdown(summarize([unknown]), ["missing: room"])
+    assert "nergy" not in text and "- missing: room" in text.splitlines()
+
+
+def test_curves_are_over_the_seconds_of_the_log(tmp_path: Path) -> None:
+    tests = [{"step": 50, "psnr": 20.0}, {"step": 150, "psnr": 25.0}, {"step": 300, "psnr": 26.0}]
+    curve = curve_of({"step": [100, 200, 300], "seconds": [1.0, 3.0, 7.0], "test": tests})
+    assert curve == [[1.0, 20.0], [2.0, 25.0], [7.0, 26.0]]
+    assert curve_of({"test": tests}) == [] and curve_of({}) == []
+    rows = summarize([figures("3dgs+budget=1x", 26.0, 10), figures("3dgs+budget=2x", 27.0, 20)])
+    plot_seconds(rows, tmp_path / "without.png")
+    rows[0]["curves"] = [curve]
+    plot_seconds(rows, tmp_path / "with.png")
+    assert (tmp_path / "with.png").read_bytes() != (tmp_path / "without.png").read_bytes()
+    assert family("3dgs+budget=1x") == family("3dgs+budget=2x") != family("3dgs")
 
 
 def test_seeds_are_averaged() -> None:

@@ -352,3 +352,17 @@ def test_real_scenes(
     camera = scene.train[0]
     depth = scene.points @ camera.viewmat[2, :3] + camera.viewmat[2, 3]
     assert (depth > 0).float().mean() > 0.5
+
+
+def test_a_list_of_test_images_stands_for_every_eighth(write: Callable[..., Path]) -> None:
+    folder = write()
+    everyone = [camera.image_name for camera in load_scene(folder).train]
+    held = [everyone[1], everyone[2].rpartition(".")[0]]  # with and without the extension
+    (folder / "test.txt").write_text("\n".join([*held, "of another scene.jpg", ""]))
+    scene = load_scene(folder, eval=True)
+    assert [camera.image_name for camera in scene.test] == everyone[1:3]
+    assert [camera.image_name for camera in scene.train] == [everyone[0], *everyone[3:]]
+    assert len(load_scene(folder).train) == len(everyone)
+    (folder / "test.txt").write_text("of another scene.jpg\n")
+    with pytest.raises(SplatrimError, match="test.txt names 1 images, of which the scene has none"):
+        load_scene(folder, eval=True)

@@ -1,17 +1,20 @@
 """The built-in scene: repeatable bytes, an ordinary COLMAP scene, geometry that fits its images."""
 
+import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
-from gs.data.demo import write_demo_scene
+from gs.data.demo import main, write_demo_scene
 from gs.data.loader import ImageLoader
 from gs.data.scene import Scene, load_scene
 from gs.errors import SplatrimError
 
-SIZE = {"views": 9, "width": 48, "height": 36}
+SIZE: dict[str, Any] = {"views": 9, "width": 48, "height": 36}
 
 
 @pytest.fixture(scope="module")
@@ -98,3 +101,38 @@ def test_interrupted_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 def test_bad_arguments(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="views, width, height"):
         write_demo_scene(tmp_path / "x", views=0)
+
+
+def test_varied_light_is_a_factor_on_linear_light(folder: Path, tmp_path: Path) -> None:
+    write_demo_scene(tmp_path / "varied", varied_light=True, **SIZE)
+    gains = json.loads((tmp_path / "varied" / "gains.json").read_text())
+    assert len({tuple(gain) for gain in gains.values()}) == 9
+    for name, gain in gains.items():
+        before, after = (
+            (np.array(Image.open(where / "images" / name)) / 255.0) ** 2.2
+            for where in (folder, tmp_path / "varied")
+        )
+        assert np.abs(after - before * gain).max() < 0.012  # both are rounded
+        assert max(gain) <= 1.0
+    assert not (tmp_path / "varied" / "masks").exists()
+
+
+def test_a_moving_object_is_masked_where_it_is(folder: Path, tmp_path: Path) -> None:
+    write_demo_scene(tmp_path / "moving", moving_object=True, **SIZE)
+    scene = load_scene(tmp_path / "moving", eval=True)
+    masked = {camera.image_name for camera in scene.train if camera.mask_path is not None}
+    assert masked == {f"view_{k:03d}.png" for k in (1, 3, 5, 7)}
+    assert all(camera.mask_path is None for camera in scene.test)
+    with ImageLoader(scene.train) as loader:
+        for k, camera in enumerate(scene.train):
+            clean = np.array(Image.open(folder / "images" / camera.image_name))
+            changed = (loader[k][..., :3].numpy() != clean).any(-1)
+            hidden = loader[k][..., 3].numpy() == 0
+            assert not (changed & ~hidden).any()
+            assert changed.any() == (camera.image_name in masked)
+            assert hidden.mean() < 0.2
+
+
+def test_the_city_has_other_faults(tmp_path: Path) -> None:
+    with pytest.raises(SplatrimError, match="its own --exposure"):
+        main([str(tmp_path / "city"), "--city", "--varied_light"])

@@ -11,8 +11,9 @@ from PIL import Image
 
 from gs.blocks.surroundings import seen_rows
 from gs.data.camera import Camera, cameras_json
+from gs.data.colmap_text import _lens
 from gs.data.lens import Lens
-from gs.data.posed import PosedImage, make_cameras
+from gs.data.posed import PosedImage, camera_of, make_cameras
 from gs.data.visibility import near_plane, sees
 from gs.errors import SplatrimError
 from gs.model.view import pack_view, unpack_view, view_of
@@ -31,12 +32,23 @@ LENSES = {
     "SIMPLE_RADIAL_FISHEYE": (40, 50, 40, -0.02),
     "RADIAL_FISHEYE": (40, 50, 40, -0.02, 0.003),
     "THIN_PRISM_FISHEYE": (
-        40, 39.5, 50.5, 39.5, 0.03, -0.008, 0.001, -0.0008, 0.002, -0.0004, 0.0012, -0.0007,
+        40,
+        39.5,
+        50.5,
+        39.5,
+        0.03,
+        -0.008,
+        0.001,
+        -0.0008,
+        0.002,
+        -0.0004,
+        0.0012,
+        -0.0007,
     ),
     "SIMPLE_FISHEYE": (40, 50, 40),
     "FISHEYE": (40, 41, 50, 40),
     "EQUIRECTANGULAR": (100, 80),
-}  # fmt: skip
+}
 
 
 def image(folder: Path, model: str, params: Any, size: tuple[int, int] = (100, 80)) -> PosedImage:
@@ -130,6 +142,16 @@ def test_near_plane_of_a_fisheye_is_a_distance(tmp_path: Path) -> None:
     assert near_plane([posed], beside, native=True) == 0.2
     near = np.array([[0.08, 0.0, -0.0005], [0.8, 0.0, 0.3]])  # beside the camera
     assert near_plane([posed], near, native=True) == pytest.approx(0.04, abs=1e-4)
+
+
+@pytest.mark.parametrize("model", LENSES)
+def test_colmaps_text_holds_every_lens(tmp_path: Path, model: str) -> None:
+    camera = native(tmp_path, model)
+    name, width, height, *numbers = _lens(camera).split()
+    lens = Lens(name, int(width), int(height), tuple(map(float, numbers)))
+    again = camera_of(image(tmp_path, model, LENSES[model]), lens, (100, 80))
+    points = torch.tensor([[0.3, -0.2, 1.5], [-0.5, 0.4, 1.3]])
+    assert torch.allclose(again.project(points)[0], camera.project(points)[0], atol=1e-4)
 
 
 def test_cameras_json_says_which_lens(tmp_path: Path) -> None:

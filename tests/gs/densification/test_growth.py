@@ -1,6 +1,7 @@
 """Growing and pruning of anchors: sizes, thresholds, draws, de-duplication, statistics."""
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -25,6 +26,7 @@ from gs.densification.growth import (
 from gs.model.rates import OptimConfig
 from gs.model.renderer import render
 from gs.model.specs import ParameterSpec
+from gs.model.view import view_of
 from gs.neural.anchors import Anchors
 from gs.neural.config import NeuralConfig
 from gs.training.optimizer import build_optimizer
@@ -237,3 +239,18 @@ def test_the_volume_is_a_mean_over_what_is_drawn() -> None:
     volume.backward()
     assert scales.grad is not None and scales.grad[0].tolist() == [3.0, 1.5, 1.0]
     assert float(mean_volume(scales, -opacities.abs())) == 0.0
+
+
+def test_nothing_of_a_captured_step_waits(scene: Scene, waits: Callable[..., list[str]]) -> None:
+    model = Anchors.from_points(scene.points, CONFIG)
+    AnchorGrowth(GrowthConfig()).setup(model, extent=1.0, iterations=100, seed=0)
+    out = render(model, scene.train[0])
+    out.colors.square().sum().backward()
+    view = view_of(scene.train[0], torch.device("cpu"))
+
+    def act() -> None:
+        splats = model.splats_within(view)
+        mean_volume(splats.scales, splats.opacities).backward()
+        add_statistics(model, out, skip=torch.zeros(1, dtype=torch.int32))
+
+    assert waits(act) == []

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from gs.densification.adaptive import GRADIENTS, VIEWS, DensifyConfig
+from gs.densification.error import ABSOLUTE, ErrorConfig
 from gs.densification.mcmc import MCMCConfig, draw_sources
 from gs.densification.taming import draw
 from gs.model.gaussians import Gaussians
@@ -18,8 +19,11 @@ from gs.training.optimizer import build_optimizer
 from gs.training.strategy import StepContext
 
 N = 120
-DEFAULT = DensifyConfig(densify_grad_threshold=0.5)
-MCMC = MCMCConfig(budget="2x", min_opacity=0.2)
+KINDS = {
+    "default": DensifyConfig(densify_grad_threshold=0.5),
+    "mcmc": MCMCConfig(budget="2x", min_opacity=0.2),
+    "error": ErrorConfig(budget="2x", densify_grad_threshold=0.5, growth_from="start"),
+}
 
 
 def densified(kind: str, order: Tensor, rounds: int) -> dict[str, Tensor]:
@@ -29,7 +33,7 @@ def densified(kind: str, order: Tensor, rounds: int) -> dict[str, Tensor]:
     gaussians = Gaussians.from_points(points, colors, sh_degree=1)
     gaussians.params["scales"].data = 0.7 * torch.randn(N, 3, generator=g) - 2.5
     gaussians.params["opacities"].data = 2.0 * torch.randn(N, generator=g)
-    strategy = (DEFAULT if kind == "default" else MCMC).build()
+    strategy = KINDS[kind].build()
     strategy.setup(gaussians, extent=10.0, iterations=30_000, seed=0)
     optimizer = build_optimizer(gaussians, OptimConfig(), extent=10.0)
     for parameter in gaussians.params.values():
@@ -39,10 +43,12 @@ def densified(kind: str, order: Tensor, rounds: int) -> dict[str, Tensor]:
     out: Any = SimpleNamespace(info={})
     context = StepContext(gaussians, optimizer, out, out, 10.0, 30_000, strategies=(strategy,))
     for k in range(rounds):
-        if kind == "default":
+        if kind != "mcmc":
             # statistics of a Gaussian, by its id
             gaussians.rows[VIEWS].fill_(1.0)
-            gaussians.rows[GRADIENTS].copy_((gaussians.rows["ids"] * 7919 + k) % 11 / 10.0)
+            gaussians.rows[ABSOLUTE if kind == "error" else GRADIENTS].copy_(
+                (gaussians.rows["ids"] * 7919 + k) % 11 / 10.0
+            )
         else:
             gaussians.params["opacities"].data[gaussians.rows["ids"] % 13 == k] = -9.0
         strategy.densify(1000 + 100 * k, context)
@@ -54,7 +60,7 @@ def densified(kind: str, order: Tensor, rounds: int) -> dict[str, Tensor]:
     return {name: x[by_id] for name, x in tensors.items()}
 
 
-@pytest.mark.parametrize("kind", ["default", "mcmc"])
+@pytest.mark.parametrize("kind", KINDS)
 def test_the_order_of_rows_does_not_matter(kind: str) -> None:
     want = densified(kind, torch.arange(N), rounds=3)
     order = torch.randperm(N, generator=torch.Generator().manual_seed(1))

@@ -122,13 +122,6 @@ def test_all_stop_where_one_is_asked_to(simulated: Run, small_scene: str, tmp_pa
     assert [*saved_checkpoints(tmp_path)] == [8]
 
 
-def test_processes_stop_together(processes: Run, small_scene: str, tmp_path: Path) -> None:
-    found = processes(3, "stop", small_scene, str(tmp_path))
-    assert {x["step"] for x in found} == {8}
-    assert [*saved_checkpoints(tmp_path)] == [8]
-    assert load_shards(tmp_path / "chkpnt8")["step"] == 8
-
-
 def test_what_does_not_fit_is_taken_again(simulated: Run, small_scene: str, tmp_path: Path) -> None:
     want = simulated(3, "train", small_scene, str(tmp_path / "a"), steps=2, iterations=99)
     got = simulated(3, "overflow", small_scene, str(tmp_path / "b"))

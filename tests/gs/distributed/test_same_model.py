@@ -1,4 +1,7 @@
-"""The model that several ranks train is the one that one rank trains."""
+"""The model that several ranks train is the one that one rank trains; what processes do at all.
+
+They stand here together, as starting them takes longest.
+"""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -8,6 +11,9 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+
+from gs.run_record import saved_checkpoints
+from gs.training.checkpoint_shards import load_shards
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -99,6 +105,13 @@ def test_processes(
 ) -> None:
     got = processes(3, "train", small_scene, str(tmp_path), densifier)
     assert_same(got, one_rank(densifier), AFTER_ADAM)
+
+
+def test_processes_stop_together(processes: Run, small_scene: str, tmp_path: Path) -> None:
+    found = processes(3, "stop", small_scene, str(tmp_path))
+    assert {x["step"] for x in found} == {8}
+    assert [*saved_checkpoints(tmp_path)] == [8]
+    assert load_shards(tmp_path / "chkpnt8")["step"] == 8
 
 
 def test_collectives(processes: Run, simulated: Run) -> None:

@@ -182,3 +182,28 @@ def test_command_line_takes_several_runs(tmp_path: Path, no_lpips: None) -> None
     main(["-m", str(tmp_path / "a"), str(tmp_path / "b")])
     assert (tmp_path / "a" / "results.json").is_file()
     assert (tmp_path / "b" / "per_view.json").is_file()
+
+
+def test_colour_corrected_figures_stand_beside_the_raw_ones(tmp_path: Path, no_lpips: None) -> None:
+    rng = np.random.default_rng(0)
+    truth = rng.integers(30, 220, (40, 50, 3)).astype(np.float64)
+    shown = np.rint(0.8 * truth + 10)
+    damaged = shown.copy()
+    damaged[:, 30:] += rng.normal(0, 20, damaged[:, 30:].shape)
+    views = tmp_path / "test" / "ours_30"
+    for kind, images in (("gt", (truth, truth)), ("renders", (shown, damaged))):
+        (views / kind).mkdir(parents=True)
+        for k, x in enumerate(images):
+            Image.fromarray(x.clip(0, 255).astype(np.uint8)).save(views / kind / f"{k:05d}.png")
+    main(["-m", str(tmp_path), "--device", "cpu", "--color_correct"])
+    results = json.loads((tmp_path / "results.json").read_text())["ours_30"]
+    assert {f"{m}{s}" for m in ("PSNR", "SSIM") for s in ("", "_cc", "_half")} < results.keys()
+    per_view = json.loads((tmp_path / "per_view.json").read_text())["ours_30"]
+    good, bad = "00000.png", "00001.png"
+    assert per_view["PSNR"][good] < 25.0
+    # rounding to 8 bits is what is left of the first
+    assert per_view["PSNR_cc"][good] > 50.0 and per_view["PSNR_half"][good] > 50.0
+    assert per_view["PSNR_half"][bad] < per_view["PSNR_cc"][bad] < 40.0
+    compute_metrics([tmp_path], device="cpu")
+    raw = json.loads((tmp_path / "results.json").read_text())["ours_30"]
+    assert raw == {name: results[name] for name in ("PSNR", "SSIM", "FLIP")}

@@ -228,23 +228,22 @@ def test_monte_carlo_improves_and_resumes(scene: Scene, tmp_path: Path) -> None:
         assert torch.equal(got[name], want[name]), name
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
-def test_a_signal_saves_a_checkpoint_that_resumes(
-    scene: Scene, tmp_path: Path, number: signal.Signals
-) -> None:
-    before = signal.getsignal(number)
-    trainer = make(scene, tmp_path, *methods(), Signals(13, number))
-    path = trainer.fit()
-    assert path is not None and path == tmp_path / "chkpnt13.pth"
-    assert signal.getsignal(number) is before
-    assert json.loads((tmp_path / "history.json").read_text())["step"] == [10]
-
-    resumed = make(scene, tmp_path, *methods(), start=load_checkpoint(path))
-    assert resumed.fit() is None
+def test_a_signal_saves_a_checkpoint_that_resumes(scene: Scene, tmp_path: Path) -> None:
     whole = make(scene, tmp_path / "whole", *methods())
     whole.fit()
-    want, got = state_of(whole), state_of(resumed)
-    assert all(torch.equal(got[name], want[name]) for name in want)
+    want = state_of(whole)
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        before, out = signal.getsignal(number), tmp_path / number.name
+        trainer = make(scene, out, *methods(), Signals(13, number))
+        path = trainer.fit()
+        assert path is not None and path == out / "chkpnt13.pth"
+        assert signal.getsignal(number) is before
+        assert json.loads((out / "history.json").read_text())["step"] == [10]
+
+        resumed = make(scene, out, *methods(), start=load_checkpoint(path))
+        assert resumed.fit() is None
+        got = state_of(resumed)
+        assert all(torch.equal(got[name], want[name]) for name in want), number
 
 
 def test_a_second_ctrl_c_during_a_save_leaves_the_old_file(

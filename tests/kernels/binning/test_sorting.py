@@ -141,3 +141,16 @@ def test_a_graph(exchange: Exchange) -> None:
         want = torch.sort(keys, stable=True)
         assert torch.equal(got[0], want.values)
         assert torch.equal(got[1].long(), want.indices)
+
+
+@pytest.mark.parametrize("programs", [1, 20, 108, 132])
+def test_sizes_by_way_name_every_way_of_sorting(programs: int) -> None:
+    def way(n: int) -> tuple[int, bool, bool]:
+        n_chunks = -(-n // sorting.chunk_of(n))
+        full, counted = (n_chunks <= sorting.most_chunks(programs, x) for x in (True, False))
+        return sorting.chunk_of(n), full, counted
+
+    sizes = sorting.sizes_by_way(programs)
+    ways = [way(n) for n in sizes]
+    assert len(set(ways)) == len(ways)
+    assert set(ways) == {way(n) for n in range(1, 1_500_000, 1021)}

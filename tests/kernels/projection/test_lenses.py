@@ -125,9 +125,11 @@ def test_records_and_gradients(
     assert (got.radii != radii).any(-1).sum() <= 0.01 * both.sum()
     values = spread(got.values, got.rows)
     parts = [
-        record_conics(values), record_log2_opacities(values)[..., None],
-        record_depths(values)[..., None], record_colors(values),
-    ]  # fmt: skip
+        record_conics(values),
+        record_log2_opacities(values)[..., None],
+        record_depths(values)[..., None],
+        record_colors(values),
+    ]
     got_columns = torch.cat([got.means2d, *parts], -1) * both[..., None]
     want_columns = columns(want.views) * both[..., None]
     for k in range(got_columns.shape[-1]):

@@ -102,10 +102,21 @@ def test_conic_and_antialiasing() -> None:
     viewmat = torch.eye(4, dtype=F64)
     viewmat[:3, :3], viewmat[:3, 3] = R, shift
     got = projection(
-        tensor(*MEAN)[None], tensor(0.8, 0.3, -0.4, 0.2)[None], tensor(*SCALES)[None],
-        tensor(1.0), viewmat, K, 1010, 790, near_plane=0.2, far_plane=1e10, eps2d=0.3,
-        antialiased=True, lens=LensKind("fisheye", 4), lens_words=WORDS,
-    )  # fmt: skip
+        tensor(*MEAN)[None],
+        tensor(0.8, 0.3, -0.4, 0.2)[None],
+        tensor(*SCALES)[None],
+        tensor(1.0),
+        viewmat,
+        K,
+        1010,
+        790,
+        near_plane=0.2,
+        far_plane=1e10,
+        eps2d=0.3,
+        antialiased=True,
+        lens=LensKind("fisheye", 4),
+        lens_words=WORDS,
+    )
     conic = tensor(0.004459193586533996, 0.0030509012442889393, 0.003078972446047293)
     assert torch.allclose(got.conics[0], conic, rtol=1e-10)
     assert got.opacities.item() == pytest.approx(0.9988688343053095, rel=1e-10)

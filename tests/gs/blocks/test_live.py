@@ -1,0 +1,220 @@
+"""A block while it is trained: as plain training, the same when swapped, captured or not."""
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from gs.blocks.live import BlockPlan, LiveBlock, Shared
+from gs.blocks.partition import make_partition
+from gs.blocks.plans import RunSettings, first_states, make_plans
+from gs.blocks.schedule import Schedule
+from gs.blocks.state import BlockState, HostArena
+from gs.blocks.surroundings import find_surroundings, reached_boxes
+from gs.data.loader import ImageLoader
+from gs.data.scene import Scene
+from gs.densification.adaptive import DensifyConfig
+from gs.model.model import Model
+from gs.model.renderer import RenderOutput, render
+from gs.model.splats import Frozen, Splats
+from gs.model.view import View
+from gs.training.captured_steps import Body, StepGraphs
+from gs.training.trainer import Trainer
+from kernels import Capacity, FusedAdam
+
+CPU = torch.device("cpu")
+N_STEPS = 24
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+def parts_of(
+    run: RunSettings, scene: Scene
+) -> tuple[list[BlockPlan], dict[int, dict[str, Any]], ImageLoader]:
+    partition = make_partition(scene, run.blocks.cut())
+    schedule = Schedule(run.train.iterations, len(scene.train), tuple(map(len, partition.cameras)))
+    plans = make_plans(run, scene, partition, schedule)
+    states = first_states(run, scene, partition, range(partition.n_blocks), CPU)
+    return plans, states, ImageLoader(scene.train)
+
+
+def tensors_of(state: Any, path: str = "") -> dict[str, Tensor]:
+    if isinstance(state, Tensor):
+        return {path: state}
+    items = state.items() if isinstance(state, dict) else ()
+    return {k: x for name, item in items for k, x in tensors_of(item, f"{path}/{name}").items()}
+
+
+def assert_same_state(a: dict[str, Any], b: dict[str, Any]) -> None:
+    left, right = tensors_of(a), tensors_of(b)
+    assert left.keys() == right.keys() and len(left) > 20
+    for path, x in left.items():
+        assert torch.equal(x, right[path]), path
+    assert a["sampler"] == b["sampler"] and a["next_id"] == b["next_id"]
+    assert a["tracker"]["history"]["loss"] == b["tracker"]["history"]["loss"]
+
+
+def test_one_block_is_plain_training(
+    survey: Scene, tmp_path: Path, settings: Callable[..., RunSettings]
+) -> None:
+    run = settings(tmp_path, {"blocks": 1})
+    assert isinstance(run.densify, DensifyConfig)
+    densify = dataclasses.replace(run.densify, opacity_reset_interval=30)
+    run = dataclasses.replace(run, densify=densify)
+    plans, states, images = parts_of(run, survey)
+    live = LiveBlock(plans[0], states[0], images, CPU, Shared(CPU))
+    assert live.run(36)
+    strategies = [densify.build(), run.pruning.build(densify_until=30)]
+    trainer = Trainer(run.train, survey, strategies=strategies, optim=run.optim)
+    trainer.fit()
+    assert len(live.gaussians) != 200
+    for name, x in trainer.gaussians.to_tensors().items():
+        assert torch.equal(x, live.gaussians.params[name]), name
+    for name, x in trainer.gaussians.rows.items():
+        assert torch.equal(x, live.gaussians.rows[name]), name
+    assert trainer.tracker.history["loss"] == live.tracker.history["loss"]
+
+
+def surroundings_of(
+    states: dict[int, dict[str, Any]], live: LiveBlock, block: int
+) -> Frozen | None:
+    others = [
+        {**state["params"], "ids": state["rows"]["ids"]}
+        for other, state in states.items()
+        if other != block
+    ]
+    cameras = live.plan.scene.train
+    boxes = reached_boxes(live.gaussians, cameras)
+    return find_surroundings(others, cameras, boxes, CPU, sh_degree=1)
+
+
+@pytest.mark.parametrize("interval", [1, 5])
+def test_a_swapped_block_is_one_that_stayed(
+    survey: Scene, tmp_path: Path, settings: Callable[..., RunSettings], interval: int
+) -> None:
+    plans, states, images = parts_of(settings(tmp_path), survey)
+    resident = LiveBlock(plans[1], states[1], images, CPU, Shared(CPU))
+    frozen = surroundings_of(states, resident, 1)
+    assert frozen is not None
+    before = [x.clone() for x in frozen.splats if isinstance(x, Tensor)]
+    resident.gaussians.frozen = frozen
+    assert resident.run(N_STEPS)
+
+    arena, other = HostArena(poisons=True), HostArena(poisons=True)
+    state = states[1]
+    for until in range(interval, N_STEPS + interval, interval):
+        live = LiveBlock(plans[1], state, images, CPU, Shared(CPU))
+        live.gaussians.frozen = frozen
+        assert live.run(min(until, N_STEPS))
+        state = BlockState.to_host(live.state(), arena).to_device(CPU)
+        live.close()
+        for x in live.gaussians.params.values():
+            x.data.fill_(torch.nan)  # nobody may look at it any more
+        arena, other = other, arena
+        other.empty()
+    assert len(resident.gaussians) != len(states[1]["params"]["means"])
+    assert_same_state(resident.state(), state)
+    assert all(map(torch.equal, before, [x for x in frozen.splats if isinstance(x, Tensor)]))
+
+
+class PlainAdam(FusedAdam):
+    """The same in PyTorch: interpreted kernels take half a second per step."""
+
+    @torch.no_grad()
+    def apply(self, rates: Tensor, *, skip: Tensor | None = None) -> None:
+        if skip is not None and int(skip) != 0:
+            return
+        (beta1, beta2), eps = self.defaults["betas"], self.defaults["eps"]
+        for group, (lr, root) in zip(self.param_groups, rates.tolist(), strict=True):
+            for p in (p for p in group["params"] if p.grad is not None):
+                state = self._state(p)
+                m = state["exp_avg"].lerp_(p.grad, 1.0 - beta1)
+                v = state["exp_avg_sq"].mul_(beta2).add_((1.0 - beta2) * p.grad * p.grad)
+                p -= lr * m / (v.sqrt() / root + eps)
+
+
+class Recording:
+    """Calls a body again; it ran at capture, where a graph waits for its first replay."""
+
+    def __init__(self, body: Body) -> None:
+        self.body, self.done = body, True
+        body()
+
+    def replay(self) -> None:
+        if not self.done:
+            self.body()
+        self.done = False
+
+
+class Watched(StepGraphs):
+    """Keeps what was planned."""
+
+    def __init__(self) -> None:
+        super().__init__(Recording)
+        self.plans: list[str] = []
+
+    def plan(self, key: Any, model: Model) -> Any:
+        self.plans.append(super().plan(key, model))
+        return self.plans[-1]
+
+
+@pytest.fixture
+def graph_like(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The renderer and the optimizer of a GPU, as far as captured steps need them."""
+
+    def render_within(
+        model: Model | Splats, camera: View, *, capacity: Capacity | None = None, **options: Any
+    ) -> RenderOutput:
+        out = render(model, camera, **options)
+        n_rows = (out.info["radii"] > 0).all(-1).sum()
+        out.info["counts"] = torch.stack([n_rows, out.info["n_isects"].view(())]).int()
+        return out
+
+    monkeypatch.setattr("gs.training.step.render", render_within)
+    monkeypatch.setattr("gs.training.optimizer.uses_triton", lambda *_: True)
+    monkeypatch.setattr("kernels.FusedAdam", PlainAdam)
+
+
+@pytest.mark.usefixtures("graph_like")
+def test_captured_steps_among_surroundings_are_those_taken_in_parts(
+    survey: Scene, tmp_path: Path, settings: Callable[..., RunSettings]
+) -> None:
+    plans, states, images = parts_of(settings(tmp_path), survey)
+    found = []
+    for graphs in (None, Watched()):
+        live = LiveBlock(plans[0], states[0], images, CPU, Shared(CPU))
+        live.gaussians.frozen = surroundings_of(states, live, 0)
+        live.stepper.elsewhere = 100, torch.tensor(90.0)
+        live.stepper.graphs = graphs
+        assert live.run(N_STEPS)
+        found.append(live.state())
+        if graphs is not None:
+            assert graphs.plans.count("capture") > 1 and graphs.plans.count("replay") > 3
+    assert_same_state(*found)
+
+
+def test_what_is_added_to_the_loss_pushes_as_in_one_piece(
+    survey: Scene, tmp_path: Path, settings: Callable[..., RunSettings]
+) -> None:
+    """Of masks over all Gaussians, C / C_b times per step: 2 lambda m / N for each row, C times."""
+    plans, states, images = parts_of(settings(tmp_path), survey)
+    plan = plans[0]
+    share = len(plan.cameras) / len(survey.train)
+    assert plan.term_weight == pytest.approx(1 / share) and share < 1
+    n_own, n_else, kept = len(states[0]["params"]["means"]), 130, 120.0
+    pushes = []
+    for elsewhere in (None, (n_else, torch.tensor(kept))):
+        live = LiveBlock(plan, states[0], images, CPU, Shared(CPU))
+        live.stepper.elsewhere = elsewhere
+        live.stepper.term_weight = 1.0 if elsewhere is None else plan.term_weight
+        live.gaussians.params["means"].data += 1000.0  # nothing of it is in an image
+        live.stepper.forward_backward(1, [0])
+        grad = live.gaussians.params["mask_logits"].grad
+        assert grad is not None and grad.any()
+        pushes.append(grad)
+    # every mask is there at first: the mean over the block's own is 1
+    m, n = (n_own + kept) / (n_own + n_else), n_own + n_else
+    assert torch.allclose(pushes[1], pushes[0] * (m / n / share) / (1 / n_own), rtol=1e-5)
