@@ -41,9 +41,10 @@ class SceneConfig:
     model) for testing."""
     init_points: Annotated[int | None, AT_LEAST_ONE] = None
     """Start from this many random points instead of the scene's point cloud."""
-    distortion: Literal["undistort", "refuse"] = "undistort"
+    distortion: Literal["undistort", "native", "refuse"] = "undistort"
     """undistort: remove the distortion of lenses while images are decoded, and keep the results in
-    the output folder. refuse: train on pinhole cameras only."""
+    the output folder. native: leave images as they are and draw through their lenses, which keeps
+    all pixels of a fisheye or panorama. refuse: train on pinhole cameras only."""
     masks: str = "auto"
     """Which pixels count: auto, those that are not black in masks/NAME.png of the scene, if it has
     such a folder; none, all; alpha, those that are not transparent; or another folder's name."""

@@ -3,11 +3,12 @@
 import importlib
 from typing import TYPE_CHECKING
 
-from . import exchange
+from . import exchange, lenses
 from .arguments import Capacity, Counts, RasterInputs, RenderSettings
 from .backend import uses_triton
 from .decoder import Decoded, ViewInput, decode, n_weights, seen_anchors
 from .depth import SparseDepths, depth_loss
+from .lenses import Distortion, Lenses, LensKind, lenses_of
 from .light import LENS_NUMBERS, corrected, neutral_rows
 from .photometric import (
     photometric_gradient,
@@ -62,10 +63,13 @@ __all__ = [
     "Compiled",
     "Counts",
     "Decoded",
+    "Distortion",
     "Foreseen",
     "FusedAdam",
     "LENS_NUMBERS",
     "Launch",
+    "LensKind",
+    "Lenses",
     "RasterInputs",
     "Records",
     "Rehearsal",
@@ -86,6 +90,8 @@ __all__ = [
     "depth_loss",
     "exchange",
     "foresee",
+    "lenses",
+    "lenses_of",
     "logistic_noise",
     "n_weights",
     "neutral_rows",

@@ -8,6 +8,7 @@ from typing import NamedTuple
 from torch import Tensor
 
 from .constants import EPS2D, FAR_PLANE, NEAR_PLANE
+from .lenses import PINHOLE, LensKind
 
 
 class RenderSettings(NamedTuple):
@@ -45,6 +46,8 @@ class RenderSettings(NamedTuple):
     """Gradients do not depend on the order in which threads run."""
     exact: bool = False
     """Gradients to float32 rounding, with twice the matrix products in the backward."""
+    lens: LensKind = PINHOLE
+    """Of all cameras; depth is the distance where its family is fisheye or equirectangular."""
 
     @property
     def has_colors(self) -> bool:
@@ -100,6 +103,7 @@ class RasterInputs(NamedTuple):
     mask_logits: Tensor | None = None  # [N] or [N, 2]
     mask_ids: Tensor | None = None  # [N] int32
     mask_words: Tensor | None = None  # [2] int32: low and high half of the seed, in its place
+    lenses: Tensor | None = None  # [C, LENS_WORDS] unless `RenderSettings.lens` is a pinhole
     mask_seed: int = 0
 
     def signature(self) -> Hashable:

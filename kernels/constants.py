@@ -25,3 +25,10 @@ UNIFORM_MIN = 2.0**-24
 """Uniform numbers are clamped to [UNIFORM_MIN, 1 - UNIFORM_MIN] before they become noise."""
 
 MAX_SH_DEGREE = 3
+
+REACH = 3.5
+"""Standard deviations that a Gaussian reaches: beyond sqrt(2 ln 255) = 3.33 alpha is too small."""
+
+MOST_ANGLE = 0.5
+"""Where a lens bends lines, Gaussians are culled beyond this part of the way from the image's
+farthest direction to the one behind the camera."""

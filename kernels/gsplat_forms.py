@@ -101,7 +101,8 @@ def _calls(
     parts: list[Result] = []
     for c in range(x.viewmats.shape[0]):
         here = slice(c, c + 1)
-        one = x._replace(viewmats=x.viewmats[here], Ks=x.Ks[here])
+        lenses = None if x.lenses is None else x.lenses[here]
+        one = x._replace(viewmats=x.viewmats[here], Ks=x.Ks[here], lenses=lenses)
         if settings.sh_degree is None and x.colors.ndim == 3:
             one = one._replace(colors=x.colors[here])
         if x.backgrounds is not None:

@@ -12,11 +12,13 @@ from .arguments import Capacity, RasterInputs, RenderSettings, without_column
 from .backend import uses_triton
 from .constants import EPS2D, FAR_PLANE, MAX_SH_DEGREE, NEAR_PLANE, TILE_SIZE
 from .gsplat_forms import Form, rasterize_form
+from .lenses import LENS_WORDS, PINHOLE, Lenses, lenses_from
 from .reference.rasterization import rasterize as rasterize_reference
 from .runtime.cache import Table, caches
 from .validation import check, check_same
 
 RENDER_MODES = ("RGB", "D", "ED", "RGB+D", "RGB+ED")
+CAMERA_MODELS = ("pinhole", "fisheye", "equirectangular")
 
 # gsplat's keywords that are not ours, and the values at which they change nothing here.
 _ANY_BOOL, _ANY_INT = (True, False), (int,)
@@ -25,14 +27,10 @@ _GSPLAT_KEYWORDS: dict[str, tuple[object, ...]] = {
     "channel_chunk": _ANY_INT,
     "sparse_grad": (False,),
     "distributed": (False,),
-    "camera_model": ("pinhole",),
+    "camera_model": CAMERA_MODELS,
     "segmented": _ANY_BOOL,
-    "with_ut": (False,),
     "with_eval3d": (False,),
     "global_z_order": _ANY_BOOL,
-    "radial_coeffs": (None,),
-    "tangential_coeffs": (None,),
-    "thin_prism_coeffs": (None,),
     "ftheta_coeffs": (None,),
     "rolling_shutter": (None, "GLOBAL"),
     "viewmats_rs": (None,),
@@ -78,9 +76,14 @@ def rasterization(
     colors_rest: Tensor | None = None,  # [N, K - 1, 3]
     raw: bool = False,
     capacity: Capacity | None = None,
+    with_ut: bool = False,
+    radial_coeffs: Tensor | None = None,  # [C, 6], of fisheyes [C, 4]
+    tangential_coeffs: Tensor | None = None,  # [C, 2]
+    thin_prism_coeffs: Tensor | None = None,  # [C, 4]
+    lenses: Lenses | None = None,
     **gsplat_keywords: object,
 ) -> tuple[Tensor, Tensor, dict[str, Any]]:
-    """Render N Gaussians into C pinhole cameras, differentiably in every float argument.
+    """Render N Gaussians into C cameras, differentiably in every float argument but lenses.
 
     All tensors share one device and one dtype, float32 (or float64 with the reference). They may
     all have leading batch dimensions, as means [..., N, 3] and viewmats [..., C, 4, 4]; results
@@ -114,7 +117,12 @@ def rasterization(
             colours with depth as last channel.
         rasterize_mode: "antialiased" scales opacities by sqrt(det / det_blurred).
         absgrad: Backward also sums absolute values per pixel into `info["means2d"].absgrad`.
-        sparse_grad: Not supported, as distributed and other cameras than pinholes.
+        sparse_grad: Not supported, as distributed.
+        camera_model: "pinhole", "fisheye" or "equirectangular". Pinholes without distortion project
+            by EWA, all others by the unscented transform (reference/unscented.py), whose ellipses
+            and gradients are exact for what is drawn; depth is the distance in fisheyes and
+            panorama. A panorama has Ks of fx = W / 2 pi, fy = H / pi, cx = W / 2, cy = H / 2, and
+            cuts Gaussians at its left and right border.
         covars: Covariances in the world, in place of quats and scales, which are not looked at.
         masks: Factor on each Gaussian's alpha after the 1/255 test, with a gradient also at 0.
         mask_logits: Draw hard masks instead: 1 with probability sigmoid(logit), or sigmoid of the
@@ -136,6 +144,12 @@ def rasterization(
             int32 on the device says how many rows and entries the scene has: images and gradients
             are right only where both are within the capacity. Entries of rows beyond it are not
             counted.
+        with_ut: Pinholes without distortion go through the unscented transform, too.
+        radial_coeffs: k1 to k6 of OpenCV's rational model, or k1 to k4 of its fisheyes. These three
+            are read by the host in every call, for where the lens ends; `lenses` saves that.
+        tangential_coeffs: p1, p2; in a fisheye they act on the angles, as COLMAP has it.
+        thin_prism_coeffs: s1 to s4 of OpenCV.
+        lenses: Instead of these four (`kernels.lenses_of`); `camera_model` counts no more.
         gsplat_keywords: gsplat's further keywords, at values that change nothing.
 
     Returns:
@@ -159,6 +173,11 @@ def rasterization(
         _check_gsplat_keywords({**named, "camera_model": camera_model, **gsplat_keywords})
     if type(width) is not int or type(height) is not int or width < 1 or height < 1:
         width, height = _size("width", width), _size("height", height)
+    coefficients = radial_coeffs, tangential_coeffs, thin_prism_coeffs
+    if with_ut or camera_model != "pinhole" or any(x is not None for x in coefficients):
+        if lenses is not None:
+            raise ValueError("lenses: expected none beside with_ut, camera_model and coefficients")
+        lenses = lenses_from(camera_model, Ks, width, height, *coefficients)
     antialiased = rasterize_mode == "antialiased"
     if not antialiased and rasterize_mode != "classic":
         raise ValueError(
@@ -170,6 +189,7 @@ def rasterization(
     settings = RenderSettings(
         width, height, float(near_plane), float(far_plane), float(eps2d), sh_degree, render_mode,
         antialiased, raw, True, absgrad, contributions, deterministic, exact,
+        PINHOLE if lenses is None else lenses.kind,
     )  # fmt: skip
     if covars is not None:
         quats = scales = None
@@ -179,7 +199,7 @@ def rasterization(
     words, seed = (mask_seed, 0) if isinstance(mask_seed, Tensor) else (None, int(mask_seed))
     inputs = RasterInputs(
         means, quats, scales, opacities, colors, viewmats, Ks, colors_rest, covars, backgrounds,
-        masks, mask_logits, mask_ids, words, seed,
+        masks, mask_logits, mask_ids, words, None if lenses is None else lenses.words, seed,
     )  # fmt: skip
     by_camera = sh_degree is not None and getattr(colors, "ndim", 3) == 4
     if packed or radius_clip > 0.0 or has_batch or by_camera:
@@ -254,6 +274,7 @@ def _validate(x: RasterInputs, settings: RenderSettings) -> None:
     if x.backgrounds is not None:
         check(dims, backgrounds=(x.backgrounds, "C D"))
     _check_masks(x, dims)
+    _check_lenses(x, settings, dims)
     floats = x._asdict()
     for name in ("mask_ids", "mask_words", "mask_seed"):
         del floats[name]
@@ -323,6 +344,18 @@ def _check_masks(x: RasterInputs, dims: dict[str, int]) -> None:
             raise ValueError(f"mask_ids: expected int32, got {x.mask_ids.dtype}")
         if x.mask_logits is None:
             raise ValueError("mask_ids: given without mask_logits")
+
+
+def _check_lenses(x: RasterInputs, settings: RenderSettings, dims: dict[str, int]) -> None:
+    """A vector for each camera where lenses bend lines, and Gaussians by their axes."""
+    if (x.lenses is None) != (settings.lens.family == "pinhole"):
+        raise ValueError(f"lenses: expected vectors of the kind {settings.lens}, or none")
+    if x.lenses is not None:
+        found = check(dims, lenses=(x.lenses, "C W"))["W"]
+        if found != LENS_WORDS:
+            raise ValueError(f"lenses: expected [C {LENS_WORDS}], got {list(x.lenses.shape)}")
+        if x.covars is not None:
+            raise ValueError("covars: expected none where lenses bend lines; give quats and scales")
 
 
 def _check_gsplat_keywords(keywords: dict[str, object]) -> None:

@@ -26,7 +26,7 @@ MAY_IMPORT = {
 FLOORS: dict[str, list[set[str]]] = {
     "kernels": [
         {"rehearsal"},
-        {"constants", "validation", "backend", "lazy_info"},
+        {"constants", "validation", "backend", "lazy_info", "lenses"},
         {"arguments"},
         {"device", "reference"},
         {"runtime"},

@@ -16,7 +16,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import torch
 from torch import Tensor
 
-from kernels import RasterInputs, RenderSettings, exchange
+from kernels import RasterInputs, RenderSettings, exchange, lenses
 
 from ..data.camera import Camera
 from ..model.model import Model
@@ -48,10 +48,17 @@ def seen_rows(
     seen = torch.zeros(n, dtype=torch.bool, device=means.device)
     limits = torch.tensor([[0, 0, c.width, c.height] for c in cameras]) if boxes is None else boxes
     limits = limits.to(means)
+    for camera, box in zip(cameras, limits, strict=True):
+        if camera.distortion is not None and bool((box[2:] > box[:2]).all()):
+            # asin(x) <= pi/2 x; the angle of the image's corners is that of all of it
+            t = means @ camera.viewmat[:3, :3].T.to(means) + camera.viewmat[:3, 3].to(means)
+            reach = 0.5 * torch.pi * (radius / t.norm(dim=1)).clamp_max(1.0)
+            seen |= lenses.angles_beyond(camera.lens_words.to(means), t) <= reach
+    straight = [k for k, camera in enumerate(cameras) if camera.distortion is None]
     viewmats = torch.stack([camera.viewmat for camera in cameras]).to(means)
     Ks = torch.stack([camera.K for camera in cameras]).to(means)
     near = means.new_tensor([camera.near for camera in cameras])
-    for some in torch.arange(len(cameras)).split(max(AT_ONCE // max(n, 1), 1)):
+    for some in torch.tensor(straight, dtype=torch.int64).split(max(AT_ONCE // max(n, 1), 1)):
         rotations, shifts = viewmats[some, :3, :3], viewmats[some, :3, 3]
         x, y, z = (means @ rotations.transpose(1, 2) + shifts[:, None]).unbind(2)  # [c, N] each
         left, top, right, bottom = limits[some].unbind(1)
@@ -83,6 +90,7 @@ def reached_boxes(model: Model, cameras: Sequence[Camera]) -> Tensor:  # [C, 4] 
                 viewmats=view.viewmats[k : k + at_once],
                 Ks=view.Ks[k : k + at_once],
                 exposure=view.exposure[k : k + at_once],
+                lens_words=None if view.lens_words is None else view.lens_words[k : k + at_once],
             )
             places = indices[done : done + some.n_cameras]
             boxes[places] = _reached(model, some)
@@ -100,8 +108,10 @@ def _reached(model: Model, view: View) -> Tensor:  # [C, 4]
         splats.colors,
         view.viewmats,
         view.Ks,
+        lenses=view.lens_words,
     )
     settings = RenderSettings(view.width, view.height, view.near, sh_degree=0, raw=splats.raw)
+    settings = settings._replace(lens=view.lens)
     made = exchange.project_records(inputs, settings, 1)
     visible, means2d = (made.radii > 0).all(-1, keepdim=True), made.means2d
     far = torch.iinfo(torch.int32).max // 2

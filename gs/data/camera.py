@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from kernels import Distortion, LensKind, lenses
+
 if TYPE_CHECKING:
     from .undistort import Undistortion
 
@@ -17,7 +19,7 @@ NEAR_PLANE = 0.2  # Inria's
 
 @dataclass(frozen=True)
 class Camera:
-    """A posed pinhole camera at the training resolution. OpenCV axes, pixel centres at +0.5."""
+    """A posed camera at the training resolution. OpenCV axes, pixel centres at +0.5."""
 
     image_name: str
     """Name in the scene, sub-folders included ("a/0001.jpg")."""
@@ -43,10 +45,41 @@ class Camera:
     """Whether the file is turned as its EXIF orientation says."""
     undistortion: Undistortion | None = None
     """What makes the file's pixels those of a pinhole camera."""
+    distortion: Distortion | None = None
+    """What its lens bends, through which it is drawn; None: a pinhole."""
     mask_path: Path | None = None
     """A file whose black pixels do not count (gs.data.masks); None where all do."""
     alpha_is_mask: bool = False
     """Whether transparent pixels do not count, instead of showing the background."""
+
+    @property
+    def lens(self) -> LensKind:
+        """What the rasterizer is compiled for."""
+        return lenses.PINHOLE if self.distortion is None else lenses.kind_of([self.distortion])
+
+    @property
+    def lens_words(self) -> Tensor:  # [lenses.LENS_WORDS] float64
+        """The lens as kernels read it; zeros for a pinhole."""
+        if self.distortion is None:
+            return torch.zeros(lenses.LENS_WORDS, dtype=torch.float64)
+        K = self.K.double()
+        intrinsics = (K[0, 0].item(), K[1, 1].item(), K[0, 2].item(), K[1, 2].item())
+        return lenses.pack_lens(self.distortion, intrinsics, self.width, self.height)
+
+    def project(self, points: Tensor) -> tuple[Tensor, Tensor]:  # [N, 3] -> [N, 2], [N]
+        """Pixels and depths of points in the world, in the image or not.
+
+        Depth is that of the rasterizer; at most zero where a lens does not show a direction.
+        """
+        viewmat, K = self.viewmat.to(points), self.K.to(points)
+        x = points @ viewmat[:3, :3].T + viewmat[:3, 3]
+        if self.distortion is None:
+            pixels = x @ K.T
+            return pixels[:, :2] / pixels[:, 2:], x[:, 2]
+        family, words = self.distortion.family, self.lens_words.to(points)
+        shown = lenses.angles_beyond(words, x) <= 0
+        pixels = lenses.project_points(family, K, words, x)
+        return pixels, torch.where(shown, lenses.depths_of(family, x), 0.0)
 
     @property
     def position(self) -> Tensor:  # [3] float32
@@ -64,6 +97,7 @@ def cameras_json(train: list[Camera], test: list[Camera]) -> list[dict[str, Any]
 
     Test cameras come first, then the train cameras; `rotation` is camera to world, focal lengths
     and the principal point (cx, cy) are pixels of the original resolution; near is the near plane.
+    Cameras that are drawn through a lens with distortion also say which.
     """
     return [
         {
@@ -79,6 +113,7 @@ def cameras_json(train: list[Camera], test: list[Camera]) -> list[dict[str, Any]
             "cy": float(camera.K[1, 2]) * camera.original_height / camera.height,
             "near": camera.near,
         }
+        | ({} if camera.distortion is None else {"distortion": camera.distortion._asdict()})
         for index, camera in enumerate([*test, *train])
     ]
 

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from ..files import write_text
 from .camera import Camera
+from .lens import PANORAMA, colmap_model
 
 
 def write_colmap_text(
@@ -85,7 +86,11 @@ def _lens(camera: Camera) -> str:
     sx, sy = width / camera.width, height / camera.height
     K = camera.K.double()
     numbers = [float(K[0, 0]) * sx, float(K[1, 1]) * sy, float(K[0, 2]) * sx, float(K[1, 2]) * sy]
-    return f"PINHOLE {width} {height} {_joined(numbers)}"
+    model = "PINHOLE"
+    if camera.distortion is not None:
+        model, coefficients = colmap_model(camera.distortion)
+        numbers = [width, height] if model == PANORAMA else [*numbers, *coefficients]
+    return f"{model} {width} {height} {_joined(numbers)}"
 
 
 def _joined(numbers: Sequence[float]) -> str:

@@ -1,8 +1,9 @@
 """The built-in scene: a still life of textured solids, ray-cast and written as a COLMAP scene.
 
-`python -m gs.data.demo FOLDER`; with --city a large one instead (gs.data.city_scene). Nothing in
-them is made of Gaussians, so that training on them proves something. The same seed gives the same
-bytes. With --varied_light and --moving_object its photographs have faults (gs.data.faults).
+`python -m gs.data.demo FOLDER`; with --lens through a lens of COLMAP (gs.data.demo_lens), with
+--city a large one instead (gs.data.city_scene). Nothing in them is made of Gaussians, so that
+training on them proves something. The same seed gives the same bytes. With --varied_light and
+--moving_object its photographs have faults (gs.data.faults).
 """
 
 from __future__ import annotations
@@ -20,8 +21,8 @@ from PIL import Image
 from ..errors import SplatrimError, run_cli
 from ..files import write_json
 from .city_scene import CityConfig, write_city_scene
+from .demo_lens import Rays, demo_lens, rays_of
 from .faults import light_gains, paint_figure, walks_through
-from .lens import Lens
 from .new_scene import check_new, new_scene, write_model
 from .raycast import Solid, Stage, Texture, trace
 
@@ -41,6 +42,7 @@ def write_demo_scene(
     views: int = 40,
     width: int = 200,
     height: int = 150,
+    lens: str = "PINHOLE",
     varied_light: bool = False,
     moving_object: bool = False,
 ) -> None:
@@ -52,28 +54,31 @@ def write_demo_scene(
         views: Number of cameras on the orbit.
         width: Width of the images in pixels.
         height: Height of the images in pixels.
+        lens: COLMAP's name of the model through which images are taken.
         varied_light: Random exposure and white balance for each image; gains.json has the factors
             on linear light.
         moving_object: A figure that walks through every second image, and masks/ that hide it.
 
     Raises:
-        SplatrimError: The folder holds something, or cannot be written.
+        SplatrimError: The folder holds something, or cannot be written, or there is no such lens.
     """
     if min(views, width, height) < 1:
         raise ValueError(
             f"views, width, height: expected at least 1, got {views}, {width}, {height}"
         )
     folder = Path(folder)
+    focal = width / (2 * np.tan(np.deg2rad(FIELD_OF_VIEW) / 2))
+    taken = demo_lens(lens, width, height, focal)
     check_new(folder)
     rng = np.random.default_rng(seed)
     stage = make_stage(rng)
     lights = _light_samples(rng)
     poses = [_pose(index / views) for index in range(views)]
-    focal = width / (2 * np.tan(np.deg2rad(FIELD_OF_VIEW) / 2))
+    rays = rays_of(taken)
     gains = light_gains(views, seed) if varied_light else np.ones((views, 3), np.float32)
 
     def shoot(pose: ndarray, gain: ndarray) -> tuple[ndarray, ndarray]:
-        return _shoot(stage, pose, focal, width, height, lights, gain)
+        return _shoot(stage, pose, rays, width, height, lights, gain)
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         shots = list(pool.map(shoot, poses, gains))
@@ -83,7 +88,8 @@ def write_demo_scene(
     xyz, rgb = [], []
     for (image, surface), count in zip(shots, per_view, strict=True):
         rows = rng.integers(0, width * height, count)
-        xyz.append(surface[rows] + POINT_NOISE * rng.standard_normal((count, 3)))
+        rows = rows[np.isfinite(surface[rows, 0])]
+        xyz.append(surface[rows] + POINT_NOISE * rng.standard_normal((len(rows), 3)))
         rgb.append(image.reshape(-1, 3)[rows])
 
     with new_scene(folder) as part:
@@ -98,8 +104,7 @@ def write_demo_scene(
                 image, mask = paint_figure(image, k, seed)
                 Image.fromarray(mask).save(part / MASKS / f"{name}.png")
             Image.fromarray(image).save(part / "images" / name)
-        lens = Lens("PINHOLE", width, height, (focal, focal, width / 2, height / 2))
-        write_model(part, lens, names, poses, np.concatenate(xyz), np.concatenate(rgb))
+        write_model(part, taken, names, poses, np.concatenate(xyz), np.concatenate(rgb))
 
 
 def make_stage(rng: np.random.Generator) -> Stage:
@@ -195,7 +200,7 @@ def _pose(turn: float) -> ndarray:  # [3, 4] float64, world to camera
 def _shoot(
     stage: Stage,
     pose: ndarray,  # [3, 4]
-    focal: float,
+    rays: Rays,
     width: int,
     height: int,
     lights: ndarray,  # [SUPERSAMPLES^2, LIGHT_SAMPLES, 2]
@@ -209,16 +214,18 @@ def _shoot(
     surface = np.empty_like(total)
     for index, light in enumerate(lights):
         down, across = divmod(index, SUPERSAMPLES)
-        x = (columns.ravel() + (across + 0.5) / SUPERSAMPLES - width / 2) / focal
-        y = (rows.ravel() + (down + 0.5) / SUPERSAMPLES - height / 2) / focal
-        directions = (x[:, None] * rotation[0] + y[:, None] * rotation[1] + rotation[2]).astype(
-            np.float32
-        )
+        x = columns.ravel() + (across + 0.5) / SUPERSAMPLES
+        y = rows.ravel() + (down + 0.5) / SUPERSAMPLES
+        a, b, c = rays(x, y).T[..., None]
+        directions = (a * rotation[0] + b * rotation[1] + c * rotation[2]).astype(np.float32)
+        shown = np.isfinite(directions[:, 0])
+        directions = directions[shown]
         origins = np.broadcast_to(centre.astype(np.float32), directions.shape)
         color, t = trace(stage, origins, directions, light)
-        total += np.minimum(color, 1)
+        total[shown] += np.minimum(color, 1)
         if index == len(lights) // 2:
-            surface = origins + t[:, None] * directions
+            surface[shown] = origins + t[:, None] * directions
+            surface[~shown] = np.nan
     linear = total / len(lights) * gain
     image = np.rint(255 * linear ** (1 / 2.2)).astype(np.uint8)
     return image.reshape(height, width, 3), surface
@@ -285,6 +292,7 @@ def main(args: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m gs.data.demo", description=__doc__)
     parser.add_argument("folder", type=Path, help="folder to create")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--lens", default="pinhole", help="COLMAP's name, such as opencv_fisheye")
     parser.add_argument("--varied_light", action="store_true", help="images of varied exposure")
     parser.add_argument(
         "--moving_object", action="store_true", help="a figure in every second image, and masks"
@@ -307,7 +315,7 @@ def main(args: Sequence[str] | None = None) -> None:
     if given.city:
         write_city_scene(given.folder, CityConfig(seed=given.seed, **sizes))
     else:
-        write_demo_scene(given.folder, seed=given.seed, **faults)
+        write_demo_scene(given.folder, seed=given.seed, lens=given.lens, **faults)
     print(f"wrote {given.folder}")
 
 

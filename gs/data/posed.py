@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from ..errors import SplatrimError
 from .camera import NEAR_PLANE, Camera
 from .image_file import image_size, orientation
-from .lens import Lens
+from .lens import PANORAMA, Lens
 from .resolution import training_size
 from .undistort import Undistortion, undistorted
 
@@ -77,13 +77,15 @@ def make_cameras(
     Args:
         images: The images.
         resolution: As `-r`, see `training_size`.
-        distortion: "undistort", or "refuse" to raise where a lens has any.
+        distortion: What to do where a lens has any: "undistort", "native" to draw through it, or
+            "refuse" to raise.
         remedy: What to do about refused distortion, the end of a sentence.
         cache: Folder that keeps undistorted images.
         near: Near plane of all cameras, in world units.
 
     Raises:
-        SplatrimError: a file is missing, damaged or of another shape than its camera.
+        SplatrimError: a file is missing, damaged or of another shape than its camera, or nothing
+            draws through a lens.
     """
     files = _files(images)
     bent = next((image for image in images if not image.lens.is_pinhole), None)
@@ -92,11 +94,18 @@ def make_cameras(
             f"the camera of image {bent.name} has the model {bent.lens.model} with distortion, "
             f"which --distortion refuse does not allow{remedy}"
         )
+    native = distortion == "native"
+    panorama = next((image for image in images if image.lens.model == PANORAMA), None)
+    if panorama is not None and not native:
+        raise SplatrimError(
+            f"the camera of image {panorama.name} has the model {PANORAMA}, and panoramas have no "
+            "undistorted form: train on them as they are with --distortion native"
+        )
     cameras = [
-        _camera(image, file, resolution, cache, near)
+        _camera(image, file, resolution, cache, near, native)
         for image, file in zip(images, files, strict=True)
     ]
-    _tell(images, files)
+    _tell(images, files, native)
     return cameras
 
 
@@ -147,6 +156,7 @@ def _camera(
     resolution: int,
     cache: Path | None,
     near: float,
+    native: bool,
 ) -> Camera:
     lens, size = image.lens, file.size
     full = lens.width, lens.height
@@ -160,7 +170,9 @@ def _camera(
         )
     undistortion = None
     shape = size
-    if not lens.is_pinhole:
+    if native:
+        lens = lens.scaled(*size)
+    elif not lens.is_pinhole:
         taken = lens.scaled(*size)
         undistortion = Undistortion(taken, cache)
         lens = undistorted(taken)
@@ -169,22 +181,11 @@ def _camera(
             max(round(shape[0] * full[0] / size[0]), 1),
             max(round(shape[1] * full[1] / size[1]), 1),
         )
-    width, height = training_size(*shape, resolution)
-    sx, sy = width / lens.width, height / lens.height
-    (fx, fy), (cx, cy) = lens.focal, lens.principal_point
-    K = torch.tensor([[fx * sx, 0, cx * sx], [0, fy * sy, cy * sy], [0, 0, 1]], dtype=torch.float32)
-    viewmat = torch.eye(4)
-    viewmat[:3, :3] = torch.from_numpy(image.rotation)
-    viewmat[:3, 3] = torch.from_numpy(image.translation)
-    return Camera(
-        image.name,
-        image.path,
-        width,
-        height,
-        viewmat,
-        K,
-        full[0],
-        full[1],
+    camera = camera_of(image, lens, training_size(*shape, resolution))
+    return dataclasses.replace(
+        camera,
+        original_width=full[0],
+        original_height=full[1],
         file_size=size,
         near=near,
         upright=file.upright,
@@ -192,7 +193,21 @@ def _camera(
     )
 
 
-def _tell(images: list[PosedImage], files: list[_File]) -> None:
+def camera_of(image: PosedImage, lens: Lens, size: tuple[int, int]) -> Camera:
+    """A camera where an image was taken, through a lens, as large as the training's images."""
+    width, height = size
+    sx, sy = width / lens.width, height / lens.height
+    (fx, fy), (cx, cy) = lens.focal, lens.principal_point
+    K = torch.tensor([[fx * sx, 0, cx * sx], [0, fy * sy, cy * sy], [0, 0, 1]], dtype=torch.float32)
+    viewmat = torch.eye(4)
+    viewmat[:3, :3] = torch.from_numpy(image.rotation)
+    viewmat[:3, 3] = torch.from_numpy(image.translation)
+    return Camera(
+        image.name, image.path, width, height, viewmat, K, width, height, distortion=lens.distortion
+    )
+
+
+def _tell(images: list[PosedImage], files: list[_File], native: bool) -> None:
     """Log what was done to the images' descriptions, once per scene."""
     scaled = [
         (image.lens, file.size)
@@ -207,10 +222,12 @@ def _tell(images: list[PosedImage], files: list[_File]) -> None:
         )
     bent = [image.lens.model for image in images if not image.lens.is_pinhole]
     if bent:
-        logger.info(
-            f"{len(bent)} of {len(images)} images have distortion ({bent[0]}): it is removed "
-            "while they are decoded"
-        )
+        done = "it is removed while they are decoded"
+        if native:
+            done = "they are drawn through their lenses"
+        elif any("FISHEYE" in model for model in bent):
+            done += "; --distortion native trains on all pixels of fisheyes"
+        logger.info(f"{len(bent)} of {len(images)} images have distortion ({bent[0]}): {done}")
     upright = sum(file.upright for file in files)
     if upright:
         logger.info(f"{upright} of {len(images)} images are turned upright as EXIF says")

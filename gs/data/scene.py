@@ -27,7 +27,7 @@ LISTED = "test.txt"  # test images of a COLMAP scene, a name per line
 BLENDER_POINTS = 100_000
 BLENDER_BOX = 1.3
 COLMAP_BOX = 3.0
-DISTORTION = ("undistort", "refuse")
+DISTORTION = ("undistort", "native", "refuse")
 
 logger = logging.getLogger("splatrim")
 
@@ -90,7 +90,8 @@ def load_scene(
         white_background: Not read here: images are composited by `ImageLoader`.
         init_points: Start from so many random points instead of the scene's: in [-1.3, 1.3]^3
             (Blender; 100,000 where it has none), within 3 extents of the cameras' mean (others).
-        distortion: "undistort" removes the distortion of lenses, "refuse" raises.
+        distortion: "undistort" removes the distortion of lenses, "native" keeps the images as they
+            are and draws through the lenses, "refuse" raises.
         seed: Seed of the random points.
         cache: Folder that keeps undistorted images.
         world_offset: What to subtract from coordinates, as a run recorded it; None: nothing, or
@@ -108,7 +109,7 @@ def load_scene(
     if init_points is not None and init_points < 1:
         raise SplatrimError(f"--init_points {init_points}: at least one point is needed")
     if distortion not in DISTORTION:
-        raise SplatrimError(f"--distortion {distortion}: choose {' or '.join(DISTORTION)}")
+        raise SplatrimError(f"--distortion {distortion}: choose {', '.join(DISTORTION)}")
 
     kind, found = _read(source, images, eval, need_points=init_points is None)
     posed = [*found.train, *(found.test or [])]
@@ -132,7 +133,8 @@ def load_scene(
         return shifted(image, shift, rows[seen])
 
     moved = [placed(image) for image in posed]
-    near = near_plane(moved, xyz) if near is None else near
+    if near is None:
+        near = near_plane(moved, xyz, native=distortion == "native")
     cameras = make_cameras(
         moved, resolution, distortion=distortion, remedy=found.remedy, cache=cache, near=near
     )

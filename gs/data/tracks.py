@@ -47,13 +47,11 @@ def depths_of(tracks: Tracks, camera: Camera) -> tuple[Tensor, Tensor]:  # [K] i
     """Pixels (row times width plus column), ascending and each once, and depths of an image's
     points: those beyond the near plane and within the image."""
     seen = tracks.points[tracks.rows.get(camera.image_name, torch.zeros(0, dtype=torch.int64))]
-    viewmat, K = camera.viewmat.double(), camera.K.double()
-    x = seen @ viewmat[:3, :3].T + viewmat[:3, 3]
-    x = x[x[:, 2] > camera.near]
-    projected = x @ K.T
-    column, row = (projected[:, :2] / projected[:, 2:]).floor().long().unbind(-1)
+    places, z = camera.project(seen)
+    places, z = places[z > camera.near], z[z > camera.near]
+    column, row = places.floor().long().unbind(-1)
     inside = (column >= 0) & (column < camera.width) & (row >= 0) & (row < camera.height)
-    pixels, depths = (row * camera.width + column)[inside], x[inside, 2]
+    pixels, depths = (row * camera.width + column)[inside], z[inside]
     order = depths.argsort()  # then by pixel, nearest first
     order = order[pixels[order].argsort(stable=True)]
     pixels, depths = pixels[order], depths[order]

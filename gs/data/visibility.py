@@ -2,6 +2,7 @@
 
 import logging
 import math
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -9,9 +10,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from kernels import lenses
+
 from ..errors import SplatrimError
 from .camera import NEAR_PLANE, Camera
-from .posed import PosedImage
+from .posed import PosedImage, camera_of
 
 TESTS_AT_ONCE = 1 << 20  # points times cameras
 MOST_TESTS = 1 << 23  # beyond it points are sampled
@@ -25,15 +28,22 @@ logger = logging.getLogger("splatrim")
 def near_plane(
     images: list[PosedImage],
     points: NDArray[np.float64],  # [M, 3]
+    *,
+    native: bool = False,
 ) -> float:
     """0.2 as published, unless a camera sees nearer points; then half of the nearest's depth.
 
     A camera sees the points that were observed in its image, or where observations are not known
     those that project into it; one in a thousand of them may be an outlier. Says which image it is.
+
+    Args:
+        images: The images.
+        points: The scene's points.
+        native: Whether images are drawn through their lenses: a fisheye's depth is the distance.
     """
     nearest, which = NEAR_PLANE, ""
-    for index in _cameras_near_points(images, points):
-        depths = _seen_depths(images[index], points)
+    for index in _cameras_near_points(images, points, native):
+        depths = _seen_depths(images[index], points, native)
         if not len(depths):
             continue
         rank = int(math.ceil(OUTLIERS * len(depths))) - 1
@@ -76,14 +86,14 @@ def check_sight(
 
 def sees(camera: Camera, points: Tensor) -> Tensor:  # [N, 3] float32 -> [N] bool
     """Which points are in a camera's image, beyond its near plane; nothing hides them."""
-    x = points @ camera.viewmat[:3, :3].T + camera.viewmat[:3, 3]
-    pixels = x @ camera.K.T
-    pixels = pixels[:, :2] / pixels[:, 2:]
+    pixels, depths = camera.project(points)
     limits = torch.tensor([camera.width, camera.height])
-    return (x[:, 2] > camera.near) & ((pixels >= 0) & (pixels <= limits)).all(dim=1)
+    return (depths > camera.near) & ((pixels >= 0) & (pixels <= limits)).all(dim=1)
 
 
-def _cameras_near_points(images: list[PosedImage], points: NDArray[np.float64]) -> list[int]:
+def _cameras_near_points(
+    images: list[PosedImage], points: NDArray[np.float64], native: bool
+) -> list[int]:
     """Cameras that may see a point within the published near plane."""
     if not len(points):
         return []
@@ -95,23 +105,37 @@ def _cameras_near_points(images: list[PosedImage], points: NDArray[np.float64]) 
     for start in range(0, len(images), at_once):
         depths = axes[start : start + at_once] @ sample.T
         depths += shifts[start : start + at_once, None]
-        for row, close in enumerate((depths > 0) & (depths < NEAR_PLANE), start):
+        near = (np.abs(depths) if native else depths) < NEAR_PLANE
+        for row, close in enumerate(near & ((depths > 0) | native), start):
             # planes pass through points in all scenes: few of those are within the image
-            if close.any() and (len(images[row].seen) or len(_depths(images[row], sample[close]))):
+            image = images[row]
+            if close.any() and (len(image.seen) or len(_depths(image, sample[close], native))):
                 found.append(row)
     return found
 
 
-def _seen_depths(image: PosedImage, points: NDArray[np.float64]) -> NDArray[np.float64]:
+def _seen_depths(
+    image: PosedImage, points: NDArray[np.float64], native: bool
+) -> NDArray[np.float64]:
     """Depths of the points that an image sees."""
     if len(image.seen):
-        depths = points[image.seen] @ image.rotation[2] + image.translation[2]
+        x = points[image.seen] @ image.rotation.T + image.translation
+        bent = image.lens.distortion if native else None
+        depths = (
+            x[:, 2] if bent is None else lenses.depths_of(bent.family, torch.from_numpy(x)).numpy()
+        )
         return depths[depths > 0]
-    return _depths(image, points)
+    return _depths(image, points, native)
 
 
-def _depths(image: PosedImage, points: NDArray[np.floating[Any]]) -> NDArray[np.float64]:
+def _depths(
+    image: PosedImage, points: NDArray[np.floating[Any]], native: bool
+) -> NDArray[np.float64]:
     """Depths of the points that project into an image."""
+    if native and not image.lens.is_pinhole:
+        camera = camera_of(image, image.lens, (image.lens.width, image.lens.height))
+        depths = camera.project(torch.from_numpy(np.asarray(points, np.float64)))[1]
+        return depths[sees(replace(camera, near=0.0), torch.from_numpy(points).double())].numpy()
     x = points @ image.rotation.T + image.translation
     x = x[x[:, 2] > 0]
     lens = image.lens

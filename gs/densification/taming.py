@@ -53,6 +53,7 @@ from ..losses import counted_of, photometric_loss, to_float
 from ..model.gaussians import Gaussians
 from ..model.light import as_taken
 from ..model.renderer import render
+from ..model.view import view_of
 from ..ranges import AT_LEAST_ONE
 from ..seeds import derive_seed
 from ..training.strategy import StepContext, rows_to_prune
@@ -328,6 +329,7 @@ def sum_over_pixels(gaussians: Gaussians, camera: Camera, values: Tensor) -> Ten
             camera.width,
             camera.height,
             near_plane=camera.near,
+            lenses=view_of(camera, device).lenses,
         )
         (sums,) = torch.autograd.grad((image[0, ..., 0] * values).sum(), colors)
     return sums[:, 0]

@@ -120,11 +120,12 @@ class Planner:
         self._entries = {True: 1.0, False: 1.0}
 
     def plan(self, cameras: Sequence[int]) -> Plan:
-        """The plan of a batch, whose images of one size lie next to each other."""
+        """The plan of a batch, whose images of one size and lens lie next to each other."""
         sizes: list[Size] = []
         for place, index in enumerate(cameras):
             width, height = self.cameras[index].width, self.cameras[index].height
-            if sizes and sizes[-1][1:] == (width, height):
+            bent = self.cameras[index].lens != self.cameras[cameras[place - 1]].lens
+            if sizes and sizes[-1][1:] == (width, height) and not bent:
                 sizes[-1] = Size(range(sizes[-1].images.start, place + 1), width, height)
             else:
                 sizes.append(Size(range(place, place + 1), width, height))

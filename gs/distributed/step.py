@@ -123,7 +123,7 @@ class ShardedStep:
         counts = torch.zeros(len(plan.tasks), dtype=torch.int32, device=device)
         made = Projection(plan, [], [], buffer, counts)
         for size, s, view in zip(plan.sizes, splats, views, strict=True):
-            settings = self._settings(size.width, size.height, view.near, keywords, s)
+            settings = self._settings(size.width, size.height, view, keywords, s)
             inputs = RasterInputs(
                 s.means,
                 s.quats,
@@ -133,6 +133,7 @@ class ShardedStep:
                 view.viewmats.to(dtype),
                 view.Ks.to(dtype),
                 s.colors_rest,
+                lenses=None if view.lens_words is None else view.lens_words.to(dtype),
                 **_masks(keywords),
             )
             capacity = self.planner.rows(len(size.images) * len(s.means))
@@ -294,13 +295,13 @@ class ShardedStep:
         return made.buffer.is_cuda and made.buffer.dtype == torch.float32
 
     def _settings(
-        self, width: int, height: int, near: float, keywords: Mapping[str, Any], s: Splats
+        self, width: int, height: int, view: View, keywords: Mapping[str, Any], s: Splats
     ) -> RenderSettings:
         unknown = keywords.keys() - MASK_KEYWORDS - {"deterministic"}
         if unknown:
             raise ValueError(f"a rendering on several ranks has no {', '.join(sorted(unknown))}")
         own = {"sh_degree": s.sh_degree, "raw": s.raw, "antialiased": s.antialiased}
-        return RenderSettings(width, height, near, **own)
+        return RenderSettings(width, height, view.near, lens=view.lens, **own)
 
 
 def _masks(keywords: Mapping[str, Any]) -> dict[str, Any]:

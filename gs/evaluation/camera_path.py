@@ -281,9 +281,10 @@ def _pose(camera: Camera) -> Matrix:  # [4, 4], camera to world
 
 
 def _placed(like: Camera, pose: Matrix) -> Camera:
-    """A camera with the lens of another, and no image."""
+    """A camera with the focal lengths of another, no distortion and no image."""
     viewmat = torch.from_numpy(np.linalg.inv(pose)).float()
-    return replace(like, image_name="", image_path=None, undistortion=None, viewmat=viewmat)
+    none = {"image_path": None, "undistortion": None, "distortion": None}
+    return replace(like, image_name="", viewmat=viewmat, **none)
 
 
 def _focus(centres: Matrix, axes: Matrix) -> Matrix:  # [C, 3] twice -> [3]

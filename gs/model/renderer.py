@@ -87,6 +87,7 @@ def render(
         "backgrounds": None if background is None else background.expand(view.n_cameras, -1),
         "colors_rest": s.colors_rest,
         "raw": s.raw,
+        "lenses": view.lenses,
         "rasterize_mode": "antialiased" if s.antialiased else "classic",
     } | raster_kwargs
     if s.frozen is not None:

@@ -18,8 +18,16 @@ from .view import View
 
 _INPUTS = {"masks", "mask_logits", "mask_ids"}
 _SETTINGS = {"render_mode", "contributions", "deterministic"}
-_KNOWN = {*_INPUTS, *_SETTINGS, "mask_seed", "capacity", "precision", "rasterize_mode"}
-_GIVEN = {"near_plane", "sh_degree", "backgrounds", "colors_rest", "raw"}
+_KNOWN = {*_INPUTS, *_SETTINGS, "mask_seed", "capacity", "precision"}
+_GIVEN = {
+    "near_plane",
+    "sh_degree",
+    "backgrounds",
+    "colors_rest",
+    "raw",
+    "rasterize_mode",
+    "lenses",
+}
 
 
 def rasterize_among(
@@ -44,6 +52,7 @@ def rasterize_among(
     if isinstance(seed, Tensor):
         seeds = {"mask_words": seed}
     cameras = {"viewmats": view.viewmats, "Ks": view.Ks, "backgrounds": keywords["backgrounds"]}
+    cameras["lenses"] = view.lens_words
     mine = RasterInputs(
         own.means,
         own.quats,
@@ -75,8 +84,9 @@ def rasterize_among(
         keywords["near_plane"],
         sh_degree=keywords["sh_degree"],
         raw=keywords["raw"],
+        antialiased=keywords["rasterize_mode"] == "antialiased",
+        lens=view.lens,
         exact=keywords.get("precision") == "exact",
-        antialiased=keywords.get("rasterize_mode") == "antialiased",
         **{name: keywords[name] for name in _SETTINGS & keywords.keys()},
     )
     return rasterization_among(

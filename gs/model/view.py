@@ -5,6 +5,7 @@ A vector's layout, in words of 4 bytes; a captured step finds its views at the h
     0   viewmat     world to camera, row by row     16 floats
     16  K           intrinsics in pixels             9 floats
     28  exposure    place among the run's cameras    1 integer
+    32  lens        kernels.lenses                  20 floats, zeros for pinholes
 """
 
 from __future__ import annotations
@@ -18,10 +19,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from kernels import Lenses, LensKind, lenses
+
 from ..data.camera import NEAR_PLANE, Camera
 
-VIEWMAT, INTRINSICS, EXPOSURE = 0, 16, 28  # multiples of 16 bytes
-VIEW_WORDS = 32
+VIEWMAT, INTRINSICS, EXPOSURE, LENS = 0, 16, 28, 32  # multiples of 16 bytes
+VIEW_WORDS = LENS + lenses.LENS_WORDS
 NO_EXPOSURE = -1
 
 
@@ -41,6 +44,15 @@ class View(NamedTuple):
     """Pixels."""
     near: float = NEAR_PLANE
     """Depth of the near plane."""
+    lens: LensKind = lenses.PINHOLE
+    """Of all cameras."""
+    lens_words: Tensor | None = None
+    """Their lenses; None: pinholes. [C, LENS_WORDS] float32"""
+
+    @property
+    def lenses(self) -> Lenses | None:
+        """What `kernels.rasterization` takes; None for pinholes."""
+        return None if self.lens_words is None else Lenses(self.lens, self.lens_words)
 
     @property
     def n_cameras(self) -> int:
@@ -52,7 +64,10 @@ class View(NamedTuple):
             return self
         rows = slice(k, k + 1)
         return self._replace(
-            viewmats=self.viewmats[rows], Ks=self.Ks[rows], exposure=self.exposure[rows]
+            viewmats=self.viewmats[rows],
+            Ks=self.Ks[rows],
+            exposure=self.exposure[rows],
+            lens_words=None if self.lens_words is None else self.lens_words[rows],
         )
 
 
@@ -62,6 +77,8 @@ def pack_view(camera: Camera, exposure: int = NO_EXPOSURE) -> NDArray[np.float32
     words[VIEWMAT:INTRINSICS] = camera.viewmat.numpy().ravel()
     words[INTRINSICS : INTRINSICS + 9] = camera.K.numpy().ravel()
     words.view(np.int32)[EXPOSURE] = exposure
+    if camera.distortion is not None:
+        words[LENS:] = camera.lens_words.numpy()
     return words
 
 
@@ -70,6 +87,7 @@ def unpack_view(
     width: int,
     height: int,
     near: float,
+    lens: LensKind = lenses.PINHOLE,
 ) -> View:
     """The view in one or more vectors, which it shares memory with."""
     words = words.view(-1, VIEW_WORDS)
@@ -80,6 +98,8 @@ def unpack_view(
         width,
         height,
         near,
+        lens,
+        None if lens == lenses.PINHOLE else words[:, LENS:],
     )
 
 
@@ -87,15 +107,17 @@ def unpack_view(
 def view_of(camera: Camera, device: torch.device, exposure: int = NO_EXPOSURE) -> View:
     """A camera on the device, copied there once and not per step."""
     words = torch.from_numpy(pack_view(camera, exposure)).to(device)
-    return unpack_view(words, camera.width, camera.height, camera.near)
+    return unpack_view(words, camera.width, camera.height, camera.near, camera.lens)
 
 
 def views_of(cameras: Sequence[Camera], device: torch.device, exposures: Sequence[int]) -> View:
-    """Cameras of one size and near plane on the device, as one view."""
+    """Cameras of one size, near plane and kind of lens on the device, as one view."""
     views = [view_of(camera, device, k) for camera, k in zip(cameras, exposures, strict=True)]
     if len(views) == 1:
         return views[0]
+    bent = [view.lens_words for view in views if view.lens_words is not None]
     return views[0]._replace(
+        lens_words=torch.cat(bent) if bent else None,
         viewmats=torch.cat([view.viewmats for view in views]),
         Ks=torch.cat([view.Ks for view in views]),
         exposure=torch.cat([view.exposure for view in views]),

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from kernels import Decoded, decode, seen_anchors
 
+from ..data.camera import Camera
 from ..data.visibility import check_points, check_sight
 from ..errors import SplatrimError
 from ..model.gaussians import MIN_SQUARED_DISTANCE, SH_C0
@@ -164,6 +165,7 @@ class Anchors(Model):
         return self._splats(view, rows)._replace(missing=(count - room).clamp_min(0))
 
     def _seen_by(self, view: View, room: int | None) -> tuple[Tensor, Tensor]:
+        assert view.lenses is None  # `check_lenses`
         p = self.params
         return seen_anchors(
             p["anchors"],
@@ -293,6 +295,7 @@ def first_anchors(
     Raises:
         SplatrimError: there are too few points, no camera sees any, or the state does not fit.
     """
+    check_lenses([*scene.train, *scene.test])
     names = [camera.image_name for camera in scene.train]
     if start is not None:
         check_sight(scene.train, start["params"]["anchors"], "anchors")
@@ -306,6 +309,17 @@ def first_anchors(
     check_points(scene.points)
     check_sight(scene.train, scene.points, "starting points")
     return Anchors.from_points(scene.points, config, names=names, seed=seed, device=device)
+
+
+def check_lenses(cameras: Sequence[Camera]) -> None:
+    """Raise SplatrimError where a camera's lens bends lines: who sees an anchor is known of
+    pinholes."""
+    for camera in cameras:
+        if camera.distortion is not None:
+            raise SplatrimError(
+                f"image {camera.image_name} has a lens with distortion, and anchors are"
+                " drawn through pinholes alone: train with --distortion undistort"
+            )
 
 
 def _specs(config: NeuralConfig) -> tuple[ParameterSpec, ...]:

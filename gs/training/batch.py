@@ -57,7 +57,7 @@ def moments_for(state: Mapping[str, Any], before: int, now: int) -> dict[str, An
 def grouped(
     cameras: Sequence[Camera], indices: Sequence[int], device: torch.device, *, together: bool
 ) -> tuple[list[int], list[View]]:
-    """The views of a step, one for all cameras of a size, or where not `together` for each camera.
+    """The views of a step, one for all cameras of a size and lens, or one for each.
 
     Args:
         cameras: All cameras.
@@ -71,7 +71,7 @@ def grouped(
     groups: dict[Any, list[int]] = {}
     for place, index in enumerate(indices):
         camera = cameras[index]
-        size = camera.width, camera.height, camera.near
+        size = camera.width, camera.height, camera.near, camera.lens
         groups.setdefault(size if together else place, []).append(index)
     members = list(groups.values())
     views = [views_of([cameras[i] for i in those], device, those) for those in members]

@@ -355,7 +355,7 @@ class Stepper(Generic[M]):
         camera = self.pictures.cameras[indices[0]]
         capacity = graphs.capacity(len(self.gaussians))
         limits = torch.tensor(capacity, dtype=torch.int32, device=self.gaussians.device)
-        inputs = buffer.inputs(camera.width, camera.height, camera.near)
+        inputs = buffer.inputs(camera.width, camera.height, camera.near, camera.lens)
         bounds = Bounds(capacity, limits, buffer)
         compute = partial(self._forward_backward, step, indices, targets, inputs, bounds)
         graphs.capture(key, capacity, lambda: self._update(step, compute()))
@@ -366,7 +366,7 @@ class Stepper(Generic[M]):
         if not self._running or step == self.config.iterations:
             return None
         cameras = [self.pictures.cameras[i] for i in indices]
-        size, *others = ((camera.width, camera.height, camera.near) for camera in cameras)
+        size, *others = ((x.width, x.height, x.near, x.lens) for x in cameras)
         if any(other != size for other in others):
             return None
         if others and not self.gaussians.same_in_all_views:

@@ -23,6 +23,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from kernels import LensKind, lenses
+
 from ..model.view import VIEW_WORDS, View, unpack_view
 
 PATIENCE = 10.0  # seconds until a silent GPU is asked for errors
@@ -97,12 +99,14 @@ class InputBuffer:
         self._reported = self._report.numpy()
         self._serial = 0
 
-    def inputs(self, width: int, height: int, near: float) -> StepInputs:
-        """Where steps on images of that size and near plane find their inputs."""
+    def inputs(
+        self, width: int, height: int, near: float, lens: LensKind = lenses.PINHOLE
+    ) -> StepInputs:
+        """Where steps on images of that size, near plane and kind of lens find their inputs."""
         buffer, words, head = self._buffer, self._buffer.view(torch.int32), self._head
         integers = {name: words[k : k + 2] for name, k in self._places.items()}
         return StepInputs(
-            unpack_view(buffer[:head], width, height, near),
+            unpack_view(buffer[:head], width, height, near, lens),
             buffer[head + BACKGROUND : head + BACKGROUND + 3],
             seed=integers.pop(SEED),
             integers=integers,

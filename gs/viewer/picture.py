@@ -158,7 +158,7 @@ def beside(left: Tensor, right: Tensor, width: int, height: int) -> Tensor:  # [
 
 def _view(camera: Camera, device: torch.device) -> View:
     words = torch.from_numpy(pack_view(camera)).to(device, non_blocking=True)
-    return unpack_view(words, camera.width, camera.height, camera.near)
+    return unpack_view(words, camera.width, camera.height, camera.near, camera.lens)
 
 
 def _bytes(colors: Tensor) -> Tensor:  # [H, W, 3] -> uint8

@@ -95,13 +95,13 @@ def project_fwd(x: ProjectionInputs, s: RenderSettings, R: int, with_ids: bool) 
     launch(
         project_fwd_kernel, (C * n_blocks + -(-R // TAIL_BLOCK),),
         f.means, f.quats, f.scales, f.covars, f.opacities, f.sh0, f.shN, f.viewmats, x.Ks,
-        masks, f.mask_logits, x.mask_ids, x.seed,
+        x.lenses, masks, f.mask_logits, x.mask_ids, x.seed,
         means2d, radii, rows, values, depth_keys, tile_counts, gaussian_ids, workspace,
         N, R, n_blocks, C * n_blocks,
         s.width, s.height, s.near_plane, s.far_plane, s.eps2d, x.seed_low, x.seed_high,
         stride0=row_stride(f.sh0), strideN=row_stride(f.shN), DEGREE=_degree(s),
         LOGITS=logits, RAW=s.raw, ANTIALIASED=s.antialiased, NORMALIZE=s.normalize_quats,
-        TILE=TILE_SIZE, BLOCK=FWD_BLOCK, TAIL_BLOCK=TAIL_BLOCK,
+        LENS=s.lens.code, TILE=TILE_SIZE, BLOCK=FWD_BLOCK, TAIL_BLOCK=TAIL_BLOCK,
         num_warps=FWD_WARPS, maxnreg=FWD_REGISTERS,
     )  # fmt: skip
     return Projected(
@@ -143,7 +143,7 @@ def _project_bwd(
     launch(
         project_bwd_kernel, (n_programs,),
         f.means, f.quats, f.scales, f.covars, f.opacities, f.sh0, f.shN, f.viewmats, x.Ks,
-        f.mask_logits, x.mask_ids, x.seed, rows, v_means2d, v_records, v_masks,
+        x.lenses, f.mask_logits, x.mask_ids, x.seed, rows, v_means2d, v_records, v_masks,
         v_means, v_quats, v_scales, v_covars, v_opacities, v_sh0, v_shN, partials,
         v_logits if v_masks_in is None else v_masks_in,
         N, s.width, s.height, s.eps2d, x.seed_low, x.seed_high,
@@ -152,7 +152,7 @@ def _project_bwd(
         WIDTHN=0 if f.shN is None else 3 * f.shN.shape[1],
         DEGREE=_degree(s), LOGITS=0 if f.mask_logits is None else f.mask_logits.dim(),
         RAW=s.raw, ANTIALIASED=s.antialiased, NORMALIZE=s.normalize_quats,
-        BLOCK=BWD_BLOCK, num_warps=BWD_WARPS,
+        LENS=s.lens.code, BLOCK=BWD_BLOCK, num_warps=BWD_WARPS,
     )  # fmt: skip
     v_viewmats = None
     if partials is not None:
@@ -190,7 +190,7 @@ class _Project(torch.autograd.Function):
     def forward(ctx: Any, *floats_and_made: Any) -> tuple[Tensor, Tensor, Tensor | None]:
         made: _Made = floats_and_made[-1]
         x = made.inputs
-        ctx.save_for_backward(*x.floats, x.Ks, x.mask_ids, x.seed)
+        ctx.save_for_backward(*x.floats, x.Ks, x.lenses, x.mask_ids, x.seed)
         ctx.seeds = x.seed_low, x.seed_high
         ctx.settings, ctx.rows, ctx.kind = made.settings, made.rows, made.kind
         ctx.mean_in_records, ctx.n_rows = made.mean_in_records, made.outputs[1].shape[0]
@@ -213,8 +213,8 @@ class _Project(torch.autograd.Function):
             # As retain_grad() would, but without a copy; to read .grad before is a warning.
             means2d.grad = means2d.grad + v_means2d if ctx.has_grad else v_means2d
             ctx.has_grad = True
-        *floats, Ks, mask_ids, seed = ctx.saved_tensors
-        x = ProjectionInputs(FloatInputs(*floats), Ks, mask_ids, seed, *ctx.seeds)
+        *floats, Ks, lenses, mask_ids, seed = ctx.saved_tensors
+        x = ProjectionInputs(FloatInputs(*floats), Ks, lenses, mask_ids, seed, *ctx.seeds)
         N, C = x.n_gaussians, x.n_cameras
         v_records = Ks.new_zeros(ctx.n_rows, RECORD_SIZE.value) if v_values is None else v_values
         v_masks = None if v_masks is None else v_masks.contiguous()

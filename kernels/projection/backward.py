@@ -4,6 +4,7 @@ import triton
 import triton.language as tl
 
 from ..device.linalg import (
+    Mat3,
     Sym2,
     Vec3,
     add3,
@@ -21,6 +22,7 @@ from ..device.linalg import (
 )
 from ..device.masks import hard_mask_vjp, load_seed, logistic_noise
 from ..device.transpose import join4
+from .cameras.lens import add_depth_vjp, load_lens
 from .cameras.pinhole import (
     center_offset,
     load_camera,
@@ -33,6 +35,7 @@ from .ellipse import LN2
 from .ewa import (
     blurred_conic,
     columns_times,
+    compensation_vjp,
     load_covariance,
     load_ids,
     load_logit,
@@ -51,6 +54,7 @@ from .spherical_harmonics import (
     sh_color_vjp_direction,
     store_v_sh,
 )
+from .unscented import rows_of_axes, unscented_vjp
 
 
 @triton.jit
@@ -65,14 +69,6 @@ def _store_sum4(ptr, a, b):
     tl.store(ptr + 1, tl.sum(a.y, 0))
     tl.store(ptr + 2, tl.sum(a.z, 0))
     tl.store(ptr + 3, tl.sum(b, 0))
-
-
-@triton.jit
-def _compensation_vjp(det, trace, eps2d, v_log_o):
-    """v_det, and eps2d v_det_blurred, of log sqrt(det / det_blurred); 0 where det <= 0."""
-    half = tl.where(det > 0.0, 0.5 * v_log_o, 0.0)
-    v_blurred = -half / tl.maximum(det + eps2d * trace + eps2d * eps2d, 1e-30)
-    return half / tl.where(det > 0.0, det, 1.0) + v_blurred, eps2d * v_blurred
 
 
 @triton.jit
@@ -122,6 +118,7 @@ def project_bwd_kernel(
     shN_ptr,  # [N, strideN] or None
     viewmats_ptr,  # [C, 4, 4]
     Ks_ptr,  # [C, 3, 3]
+    lenses_ptr,  # [C, LENS_WORDS] or None
     mask_logits_ptr,  # [N] or [N, 2] or None
     mask_ids_ptr,  # [N] or None
     seed_ptr,  # [2] in place of seed_low and seed_high, or None
@@ -155,6 +152,7 @@ def project_bwd_kernel(
     RAW: tl.constexpr,
     ANTIALIASED: tl.constexpr,
     NORMALIZE: tl.constexpr,
+    LENS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
     pid = tl.program_id(0)
@@ -206,7 +204,7 @@ def project_bwd_kernel(
         # All loads stand first, so that they are on their way together.
         v_record_loaded = load_gradient(v_records_ptr, row, visible)
         REST: tl.constexpr = shN_ptr is not None
-        if DEGREE >= 0:
+        if DEGREE >= 0 and LENS == 0:
             sh_tiles = load_sh_tiles(sh0_ptr, shN_ptr, i, visible, stride0, strideN, DEGREE, REST)
         opacity = tl.load(opacities_ptr + i, mask=visible, other=1.0)
         if covars_ptr is None:
@@ -224,7 +222,8 @@ def project_bwd_kernel(
         camera = load_camera(viewmats_ptr, Ks_ptr, c, width, height)
         t = to_camera(camera, mean)
         t = Vec3(tl.where(visible, t.x, 0.0), tl.where(visible, t.y, 0.0), _or_one(visible, t.z))
-        slopes = perspective(camera, t)
+        if LENS == 0:
+            slopes = perspective(camera, t)
 
         if RAW:
             v_opacity += v_log_o * (1.0 / (1.0 + tl.exp(opacity)))
@@ -239,39 +238,57 @@ def project_bwd_kernel(
             rotation = quat_to_rotmat(qw, qx, qy, qz)
             if RAW:
                 scale = Vec3(tl.exp(scale.x), tl.exp(scale.y), tl.exp(scale.z))
-            one = Vec3(1.0, 1.0, 1.0)
-            px = times_columns(slopes.row_x, rotation, one)
-            py = times_columns(slopes.row_y, rotation, one)
-            hx = times3(px, scale)
-            hy = times3(py, scale)
-            n = cross3(hx, hy)
-            xx, yy, det = dot3(hx, hx), dot3(hy, hy), dot3(n, n)
-            conic, _ = blurred_conic(xx, dot3(hx, hy), yy, det, eps2d)
-            v_cov = sym2_inverse_vjp(conic, v_record.conic)
-            if ANTIALIASED:
-                v_det, v_eps = _compensation_vjp(det, xx + yy, eps2d, v_log_o)
-                v_cov = Sym2(v_cov.xx + v_eps, v_cov.xy, v_cov.yy + v_eps)
-            v_hx = combine3(2.0 * v_cov.xx, hx, v_cov.xy, hy)
-            v_hy = combine3(v_cov.xy, hx, 2.0 * v_cov.yy, hy)
-            if ANTIALIASED:
-                v_hx = add3(v_hx, scale3(2.0 * v_det, cross3(hy, n)))
-                v_hy = add3(v_hy, scale3(2.0 * v_det, cross3(n, hx)))
-            if RAW:
-                v_scale = add3(v_scale, add3(times3(v_hx, hx), times3(v_hy, hy)))
+            if LENS == 0:
+                one = Vec3(1.0, 1.0, 1.0)
+                px = times_columns(slopes.row_x, rotation, one)
+                py = times_columns(slopes.row_y, rotation, one)
+                hx = times3(px, scale)
+                hy = times3(py, scale)
+                n = cross3(hx, hy)
+                xx, yy, det = dot3(hx, hx), dot3(hy, hy), dot3(n, n)
+                conic, _ = blurred_conic(xx, dot3(hx, hy), yy, det, eps2d)
+                v_cov = sym2_inverse_vjp(conic, v_record.conic)
+                if ANTIALIASED:
+                    v_det, v_eps = compensation_vjp(det, xx + yy, eps2d, v_log_o)
+                    v_cov = Sym2(v_cov.xx + v_eps, v_cov.xy, v_cov.yy + v_eps)
+                v_hx = combine3(2.0 * v_cov.xx, hx, v_cov.xy, hy)
+                v_hy = combine3(v_cov.xy, hx, 2.0 * v_cov.yy, hy)
+                if ANTIALIASED:
+                    v_hx = add3(v_hx, scale3(2.0 * v_det, cross3(hy, n)))
+                    v_hy = add3(v_hy, scale3(2.0 * v_det, cross3(n, hx)))
+                if RAW:
+                    v_scale = add3(v_scale, add3(times3(v_hx, hx), times3(v_hy, hy)))
+                else:
+                    v_scale = add3(v_scale, add3(times3(v_hx, px), times3(v_hy, py)))
+                a = times3(v_hx, scale)
+                b = times3(v_hy, scale)
+                v_row_x = columns_times(rotation, a)
+                v_row_y = columns_times(rotation, b)
+                v_rotation = Mat3(
+                    combine3(a.x, slopes.row_x, b.x, slopes.row_y),
+                    combine3(a.y, slopes.row_x, b.y, slopes.row_y),
+                    combine3(a.z, slopes.row_x, b.z, slopes.row_y),
+                )
             else:
-                v_scale = add3(v_scale, add3(times3(v_hx, px), times3(v_hy, py)))
-            a = times3(v_hx, scale)
-            b = times3(v_hy, scale)
-            v_row_x = columns_times(rotation, a)
-            v_row_y = columns_times(rotation, b)
+                lens = load_lens(camera, lenses_ptr, c)
+                v_t, v_axes, v_shape, v_rotation = unscented_vjp(
+                    camera,
+                    lens,
+                    t,
+                    rotation,
+                    scale,
+                    v_mx,
+                    v_my,
+                    v_record.conic,
+                    v_log_o,
+                    eps2d,
+                    ANTIALIASED,
+                    LENS,
+                )
+                v_scale = add3(v_scale, times3(v_shape, scale) if RAW else v_shape)
+                v_r0, v_r1, v_r2 = rows_of_axes(rotation, scale, v_axes)
             v_w, v_x, v_y, v_z = quat_to_rotmat_vjp(
-                qw,
-                qx,
-                qy,
-                qz,
-                combine3(a.x, slopes.row_x, b.x, slopes.row_y),
-                combine3(a.y, slopes.row_x, b.y, slopes.row_y),
-                combine3(a.z, slopes.row_x, b.z, slopes.row_y),
+                qw, qx, qy, qz, v_rotation.c0, v_rotation.c1, v_rotation.c2
             )
             if NORMALIZE:
                 along = v_w * qw + v_x * qx + v_y * qy + v_z * qz
@@ -291,7 +308,7 @@ def project_bwd_kernel(
             conic, _ = blurred_conic(xx, xy, yy, det, eps2d)
             v_cov = sym2_inverse_vjp(conic, v_record.conic)
             if ANTIALIASED:
-                v_det, v_eps = _compensation_vjp(det, xx + yy, eps2d, v_log_o)
+                v_det, v_eps = compensation_vjp(det, xx + yy, eps2d, v_log_o)
                 v_cov = Sym2(
                     v_cov.xx + v_eps + v_det * yy,
                     v_cov.xy - 2.0 * v_det * xy,
@@ -308,14 +325,19 @@ def project_bwd_kernel(
             v_xz = p.x * x.z + q.x * y.z
             v_off = add3(v_off, Vec3(v_xy, v_xz, p.y * x.z + q.y * y.z))
 
-        v_t, v_r0, v_r1, v_r2 = perspective_vjp(camera, t, slopes, v_mx, v_my, v_row_x, v_row_y)
-        v_t = Vec3(v_t.x, v_t.y, v_t.z + v_record.depth + v_record.depth_feature)
+        if LENS == 0:
+            v_t, v_r0, v_r1, v_r2 = perspective_vjp(camera, t, slopes, v_mx, v_my, v_row_x, v_row_y)
+        v_t = add_depth_vjp(v_t, t, v_record.depth, v_record.depth_feature, LENS)
         v_mean = add3(v_mean, rows_times(camera, v_t))
 
         v_dir = none
         if DEGREE >= 0:
             d = add3(mean, center_offset(camera))
             d, inverse_d = normalize3(Vec3(d.x, d.y, _or_one(visible, d.z)))
+            if LENS > 0:  # the sigma points take the registers before
+                sh_tiles = load_sh_tiles(
+                    sh0_ptr, shN_ptr, i, visible, stride0, strideN, DEGREE, REST
+                )
             coeffs = split_sh(sh_tiles, REST)
             color = sh_color(d, coeffs, DEGREE)
             v_color = Vec3(

@@ -105,3 +105,11 @@ def blurred_conic(xx, xy, yy, det, eps2d):
     """Inverse of a covariance [xx xy; xy yy] of determinant det, blurred; and its determinant."""
     det_blurred = det + eps2d * (xx + yy) + eps2d * eps2d
     return sym2_inverse(Sym2(xx + eps2d, xy, yy + eps2d), det_blurred), det_blurred
+
+
+@triton.jit
+def compensation_vjp(det, trace, eps2d, v_log_o):
+    """v_det, and eps2d v_det_blurred, of log sqrt(det / det_blurred); 0 where det <= 0."""
+    half = tl.where(det > 0.0, 0.5 * v_log_o, 0.0)
+    v_blurred = -half / tl.maximum(det + eps2d * trace + eps2d * eps2d, 1e-30)
+    return half / tl.where(det > 0.0, det, 1.0) + v_blurred, eps2d * v_blurred

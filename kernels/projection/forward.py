@@ -7,6 +7,8 @@ from .. import constants
 from ..device.linalg import Vec3, add3, cross3, dot3, load3, normalize3, quat_to_rotmat
 from ..device.masks import hard_mask, load_seed, logistic_noise
 from ..device.running_sum import OWN, RUNNING, publish, sum_before
+from .cameras.lens import depth as lens_depth
+from .cameras.lens import load_lens, may_reach
 from .cameras.pinhole import center_offset, load_camera, perspective, to_camera
 from .ellipse import count_tiles, cutoff
 from .ewa import (
@@ -22,6 +24,7 @@ from .ewa import (
 )
 from .record import store_record
 from .spherical_harmonics import sh_color
+from .unscented import moments, sigma_columns, to_camera_axes
 
 ALPHA_MIN = tl.constexpr(constants.ALPHA_MIN)
 # Extents grow by this much, so that rounding never loses a pixel of the support.
@@ -90,6 +93,7 @@ def project_fwd_kernel(
     shN_ptr,  # [N, strideN] or None
     viewmats_ptr,  # [C, 4, 4]
     Ks_ptr,  # [C, 3, 3]
+    lenses_ptr,  # [C, LENS_WORDS] or None
     masks_ptr,  # [N] in, or out with mask_logits, or None
     mask_logits_ptr,  # [N] or [N, 2] or None
     mask_ids_ptr,  # [N] or None
@@ -120,6 +124,7 @@ def project_fwd_kernel(
     RAW: tl.constexpr,
     ANTIALIASED: tl.constexpr,
     NORMALIZE: tl.constexpr,
+    LENS: tl.constexpr,
     TILE: tl.constexpr,
     BLOCK: tl.constexpr,
     TAIL_BLOCK: tl.constexpr,
@@ -154,7 +159,9 @@ def project_fwd_kernel(
         probe += 0.0 * mask
 
     t = to_camera(camera, mean)
-    slopes = perspective(camera, t)
+    distance = lens_depth(t, LENS)
+    if LENS == 0:
+        slopes = perspective(camera, t)
     if covars_ptr is None:
         qw, qx, qy, qz = load_quat(quats_ptr, i, inside)
         scale = load3(scales_ptr + i * 3, inside)
@@ -166,11 +173,27 @@ def project_fwd_kernel(
         rotation = quat_to_rotmat(qw, qx, qy, qz)
         if RAW:
             scale = Vec3(tl.exp(scale.x), tl.exp(scale.y), tl.exp(scale.z))
-        hx = times_columns(slopes.row_x, rotation, scale)
-        hy = times_columns(slopes.row_y, rotation, scale)
-        xx, xy, yy = dot3(hx, hx), dot3(hx, hy), dot3(hy, hy)
-        n = cross3(hx, hy)
-        det = dot3(n, n)
+        if LENS == 0:
+            hx = times_columns(slopes.row_x, rotation, scale)
+            hy = times_columns(slopes.row_y, rotation, scale)
+            xx, xy, yy = dot3(hx, hx), dot3(hx, hy), dot3(hy, hy)
+            n = cross3(hx, hy)
+            det = dot3(n, n)
+        else:
+            lens = load_lens(camera, lenses_ptr, c)
+            axes = to_camera_axes(camera, rotation, scale)
+            px, py, xs, ys = sigma_columns(lens, t, axes, LENS)
+            seen = moments(px, py, xs, ys)
+            mx, my, xx, xy, yy, det = (
+                seen.mx,
+                seen.my,
+                seen.cov.xx,
+                seen.cov.xy,
+                seen.cov.yy,
+                seen.det,
+            )
+            largest = tl.maximum(tl.maximum(scale.x, scale.y), scale.z)
+            inside_view = may_reach(lens, t, largest, LENS)
     else:
         covariance = load_covariance(covars_ptr, i, inside)
         one = Vec3(1.0, 1.0, 1.0)
@@ -188,15 +211,18 @@ def project_fwd_kernel(
         ratio = tl.where(det > 0.0, det / det_blurred, 0.0)
         opacity *= tl.sqrt(ratio)
 
-    mx = camera.fx * slopes.x + camera.cx
-    my = camera.fy * slopes.y + camera.cy
+    if LENS == 0:
+        mx = camera.fx * slopes.x + camera.cx
+        my = camera.fy * slopes.y + camera.cy
     lo = tl.log2(tl.maximum(opacity, ALPHA_MIN))
     t2 = cutoff(lo)
     extent_x = tl.ceil(tl.sqrt(t2 * xx) * (1.0 + EXTENT_SLACK) + EXTENT_SLACK)
     extent_y = tl.ceil(tl.sqrt(t2 * yy) * (1.0 + EXTENT_SLACK) + EXTENT_SLACK)
     finite = probe == 0.0
     # Comparisons with NaN are false, so these also cull whatever overflowed.
-    visible = inside & finite & (t.z > near_plane) & (t.z < far_plane)
+    visible = inside & finite & (distance > near_plane) & (distance < far_plane)
+    if LENS > 0:
+        visible = visible & inside_view
     visible = visible & (det_blurred > 0.0) & (xx > 0.0) & (yy > 0.0) & (opacity >= ALPHA_MIN)
     visible = visible & (mx + extent_x > 0.0) & (mx - extent_x < width)
     visible = visible & (my + extent_y > 0.0) & (my - extent_y < height)
@@ -248,7 +274,7 @@ def project_fwd_kernel(
         tl.store(workspace_ptr, first + n_rows)
     row = first + tl.cumsum(has_row, 0) - has_row
     stored = (has_row != 0) & (row < R)
-    depth = tl.where(visible, t.z, 0.0)
+    depth = tl.where(visible, distance, 0.0)
     t2 = tl.where(visible, t2, 0.0)
     tiles_x = (width + TILE - 1) // TILE
     tiles_y = (height + TILE - 1) // TILE

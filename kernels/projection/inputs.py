@@ -46,6 +46,7 @@ class ProjectionInputs(NamedTuple):
 
     floats: FloatInputs
     Ks: Tensor
+    lenses: Tensor | None
     mask_ids: Tensor | None
     seed: Tensor | None  # in place of
     seed_low: Scalar
@@ -81,7 +82,8 @@ def gather_inputs(x: RasterInputs, settings: RenderSettings) -> ProjectionInputs
     if x.mask_logits is not None and x.mask_words is None:
         low, high = map(Scalar, split_seed(x.mask_seed))
     ids = x.mask_ids if x.mask_ids is None else x.mask_ids.to(torch.int32).contiguous()
-    return ProjectionInputs(floats, x.Ks.contiguous(), ids, x.mask_words, low, high)
+    lenses = None if x.lenses is None else x.lenses.contiguous()
+    return ProjectionInputs(floats, x.Ks.contiguous(), lenses, ids, x.mask_words, low, high)
 
 
 def row_stride(sh: Tensor | None) -> int:

@@ -11,6 +11,9 @@ gradient is that of the clamp. See EWA Volume Splatting (Zwicker et al. 2001), e
 
 The support of a Gaussian is the ellipse where alpha >= 1/255, i.e. d^T conic d <= 2 ln(255 o); its
 half extents are sqrt(2 ln(255 o) cov2d_xx) and sqrt(2 ln(255 o) cov2d_yy).
+
+Lenses that bend lines go through the unscented transform instead (unscented.py), which takes the
+place of the first four lines; depth is the distance where a lens is a fisheye or a panorama.
 """
 
 import functools
@@ -22,10 +25,13 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..arguments import RasterInputs, RenderSettings
-from ..constants import ALPHA_MIN, FOV_MARGIN
+from ..constants import ALPHA_MIN, FOV_MARGIN, MOST_ANGLE, REACH
+from ..lenses import PINHOLE, LensKind, angles_beyond, depths_of, project_points
+from ..lenses.kinds import EDGE
 from .masks import sample_masks
 from .sorting import sort_by_depth
 from .spherical_harmonics import spherical_harmonics
+from .unscented import unscented
 
 logger = logging.getLogger("splatrim")
 
@@ -37,7 +43,7 @@ class Projection(NamedTuple):
     """M Gaussians as one camera sees them."""
 
     means2d: Tensor  # [M, 2] pixels
-    depths: Tensor  # [M] camera z
+    depths: Tensor  # [M] camera z, or the distance: `lenses.depths_of`
     conics: Tensor  # [M, 3] upper triangle
     covars2d: Tensor  # [M, 3] blurred, upper triangle
     opacities: Tensor  # [M] after the antialiasing compensation
@@ -95,6 +101,8 @@ def projection(
     antialiased: bool = False,
     covars: Tensor | None = None,  # [M, 3, 3]
     normalize_quats: bool = True,
+    lens: LensKind = PINHOLE,
+    lens_words: Tensor | None = None,  # [LENS_WORDS]
 ) -> Projection:
     """Project Gaussians into one camera.
 
@@ -104,36 +112,28 @@ def projection(
     Args:
         covars: World covariances in place of quats and scales.
         normalize_quats: Divide quaternions by their norm first.
+        lens: What is known of the lens; only "pinhole" takes `covars`.
+        lens_words: The lens, unless it is a pinhole.
     """
-    R_view = viewmat[:3, :3]
-    t = means @ R_view.T + viewmat[:3, 3]
-    x, y, z = t.unbind(-1)
-    fx, fy, cx, cy = K[0, 0], K[1, 1], K[0, 2], K[1, 2]
-    xz, yz = x / z, y / z
-    means2d = torch.stack([fx * xz + cx, fy * yz + cy], dim=-1)
-
-    margin_x = FOV_MARGIN * 0.5 * width / fx
-    margin_y = FOV_MARGIN * 0.5 * height / fy
-    u = torch.clamp(xz, -cx / fx - margin_x, (width - cx) / fx + margin_x)
-    v = torch.clamp(yz, -cy / fy - margin_y, (height - cy) / fy + margin_y)
-    # Rows of J R_view: the third row of R_view enters with the clamped slopes.
-    jr_x = (fx / z)[:, None] * (R_view[0] - u[:, None] * R_view[2])
-    jr_y = (fy / z)[:, None] * (R_view[1] - v[:, None] * R_view[2])
-    jr = torch.stack([jr_x, jr_y], dim=1)  # [M, 2, 3]
-
-    if covars is None:
-        if normalize_quats:
-            quats = F.normalize(quats, dim=-1, eps=0.0)
-        half = torch.bmm(jr, quats_to_rotmats(quats) * scales[:, None, :])  # cov2d = half half^T
-        hx, hy = half.unbind(1)
-        xx, xy, yy = (hx * hx).sum(-1), (hx * hy).sum(-1), (hy * hy).sum(-1)
-        # Lagrange's identity: xx yy - xy^2 without its cancellation.
-        det = torch.linalg.cross(hx, hy).square().sum(-1)
+    t = means @ viewmat[:3, :3].T + viewmat[:3, 3]
+    if normalize_quats:
+        quats = F.normalize(quats, dim=-1, eps=0.0)
+    kept = torch.ones(len(t), dtype=torch.bool, device=t.device)
+    if lens_words is None:
+        depths = t[:, 2]
+        half = None if covars is not None else quats_to_rotmats(quats) * scales[:, None, :]
+        means2d, xx, xy, yy, det = _ewa(t, half, covars, viewmat, K, width, height)
     else:
-        full = torch.bmm(torch.bmm(jr, covars), jr.transpose(1, 2))
-        xx, yy = full[:, 0, 0], full[:, 1, 1]
-        xy = 0.5 * (full[:, 0, 1] + full[:, 1, 0])
-        det = xx * yy - xy * xy
+        assert covars is None
+        depths, axes = depths_of(lens.family, t), quats_to_rotmats(quats) * scales[:, None, :]
+        means2d, xx, xy, yy, det = unscented(
+            t,
+            viewmat[:3, :3] @ axes,
+            lambda points: project_points(lens.family, K, lens_words, points),
+            turn=2 * torch.pi * K[0, 0] if lens.family == "equirectangular" else None,
+        )
+        with torch.no_grad():
+            kept = _may_reach(lens, lens_words, t, scales)
     det_blurred = det + eps2d * (xx + yy) + eps2d * eps2d
     xx, yy = xx + eps2d, yy + eps2d
     conics = torch.stack([yy, -xy, xx], dim=-1) / det_blurred[:, None]
@@ -148,7 +148,7 @@ def projection(
         extents = torch.stack([(reach * xx).sqrt(), (reach * yy).sqrt()], dim=-1)
         pixels = torch.ceil(extents * (1 + EXTENT_SLACK) + EXTENT_SLACK)
         size = means2d.new_tensor([width, height])
-        kept = (z > near_plane) & (z < far_plane)
+        kept &= (depths > near_plane) & (depths < far_plane)
         # Comparisons with NaN are false, so these also cull whatever overflowed.
         kept &= (det_blurred > 0) & (xx > 0) & (yy > 0) & (opacities >= ALPHA_MIN)
         kept &= ((means2d + pixels > 0) & (means2d - pixels < size)).all(-1)
@@ -157,7 +157,63 @@ def projection(
         pixels = pixels.nan_to_num(0.0).clamp(0, 2**30)
         radii = torch.where(kept[:, None], pixels, 0.0).to(torch.int32)
     covars2d = torch.stack([xx, xy, yy], dim=-1)
-    return Projection(means2d, z, conics, covars2d, opacities, radii)
+    return Projection(means2d, depths, conics, covars2d, opacities, radii)
+
+
+def _ewa(
+    t: Tensor,  # [M, 3] camera space
+    axes: Tensor | None,  # [M, 3, 3] R S, in place of
+    covars: Tensor | None,  # [M, 3, 3]
+    viewmat: Tensor,
+    K: Tensor,
+    width: int,
+    height: int,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:  # [M, 2], [M] four times
+    """Mean, xx, xy, yy and determinant of the image of Gaussians, without blur."""
+    R_view = viewmat[:3, :3]
+    x, y, z = t.unbind(-1)
+    fx, fy, cx, cy = K[0, 0], K[1, 1], K[0, 2], K[1, 2]
+    xz, yz = x / z, y / z
+    means2d = torch.stack([fx * xz + cx, fy * yz + cy], dim=-1)
+
+    margin_x = FOV_MARGIN * 0.5 * width / fx
+    margin_y = FOV_MARGIN * 0.5 * height / fy
+    u = torch.clamp(xz, -cx / fx - margin_x, (width - cx) / fx + margin_x)
+    v = torch.clamp(yz, -cy / fy - margin_y, (height - cy) / fy + margin_y)
+    # Rows of J R_view: the third row of R_view enters with the clamped slopes.
+    jr_x = (fx / z)[:, None] * (R_view[0] - u[:, None] * R_view[2])
+    jr_y = (fy / z)[:, None] * (R_view[1] - v[:, None] * R_view[2])
+    jr = torch.stack([jr_x, jr_y], dim=1)  # [M, 2, 3]
+
+    if axes is not None:
+        half = torch.bmm(jr, axes)  # cov2d = half half^T
+        hx, hy = half.unbind(1)
+        xx, xy, yy = (hx * hx).sum(-1), (hx * hy).sum(-1), (hy * hy).sum(-1)
+        # Lagrange's identity: xx yy - xy^2 without its cancellation.
+        det = torch.linalg.cross(hx, hy).square().sum(-1)
+    else:
+        assert covars is not None
+        full = torch.bmm(torch.bmm(jr, covars), jr.transpose(1, 2))
+        xx, yy = full[:, 0, 0], full[:, 1, 1]
+        xy = 0.5 * (full[:, 0, 1] + full[:, 1, 0])
+        det = xx * yy - xy * xy
+    return means2d, xx, xy, yy, det
+
+
+def _may_reach(lens: LensKind, words: Tensor, t: Tensor, scales: Tensor) -> Tensor:  # [M] bool
+    """Whether Gaussians may reach the image, by their angle: a lens's continuation goes all round.
+
+    A Gaussian reaches asin(REACH s / |t|) at most, which is below pi / 2 times its argument, and is
+    culled where the image's farthest direction is farther; where it is nearer to the opposite of
+    the optical axis than to the image; and in a panorama where the camera is inside of it.
+    """
+    size = scales.amax(-1) / t.norm(dim=-1)
+    if lens.family == "equirectangular":
+        return size < 1.0
+    beyond = angles_beyond(words, t)
+    reach = 0.5 * torch.pi * (REACH * size).clamp_max(1.0)
+    opposite = MOST_ANGLE * (torch.pi - words[EDGE])
+    return (beyond <= reach) & (beyond <= opposite)
 
 
 def project(x: RasterInputs, settings: RenderSettings) -> Records:
@@ -197,8 +253,9 @@ def project(x: RasterInputs, settings: RenderSettings) -> Records:
     geometry = _Geometry(means, quats, scales, opacities, covars)
 
     views = []
-    for viewmat, K in zip(x.viewmats, x.Ks, strict=True):
-        views.append(_view(geometry, broken, viewmat, K, settings))
+    for c, (viewmat, K) in enumerate(zip(x.viewmats, x.Ks, strict=True)):
+        words = None if x.lenses is None else x.lenses[c]
+        views.append(_view(geometry, broken, viewmat, K, words, settings))
     means2d = torch.stack([view.spread(view.projected.means2d) for view in views])
     for c, view in enumerate(views):
         seen_colors = None
@@ -229,7 +286,12 @@ class _Geometry(NamedTuple):
 
 
 def _view(
-    geometry: _Geometry, broken: Tensor, viewmat: Tensor, K: Tensor, settings: RenderSettings
+    geometry: _Geometry,
+    broken: Tensor,
+    viewmat: Tensor,
+    K: Tensor,
+    lens_words: Tensor | None,
+    settings: RenderSettings,
 ) -> View:
     """Project without gradients to see what is visible, and that again with gradients."""
 
@@ -238,7 +300,7 @@ def _view(
         return projection(
             *g[:4], viewmat, K, s.width, s.height, near_plane=s.near_plane, far_plane=s.far_plane,
             eps2d=s.eps2d, antialiased=s.antialiased, covars=g.covars,
-            normalize_quats=s.normalize_quats,
+            normalize_quats=s.normalize_quats, lens=s.lens, lens_words=lens_words,
         )  # fmt: skip
 
     with torch.no_grad():

@@ -1,4 +1,4 @@
-"""Calls for test_compile.py: anchors, masks, light, poses, depths."""
+"""Calls for test_compile.py: anchors, masks, light, poses, depths, lenses that bend lines."""
 
 from typing import Any
 
@@ -78,6 +78,42 @@ def decode_anchors() -> None:
     )
 
 
+def project_lenses() -> None:
+    """Every family with all terms, trained as the trainer does; the common fisheye."""
+    import torch
+
+    from kernels import LensKind, RasterInputs, RenderSettings, project
+    from kernels.lenses import LENS_WORDS
+
+    leaf = lambda *shape: torch.zeros(*shape, requires_grad=True)  # noqa: E731
+    settings = RenderSettings(80, 56, sh_degree=3, raw=True)
+
+    def train(kind: LensKind, viewmats: torch.Tensor, *, antialiased: bool = False) -> None:
+        x = RasterInputs(
+            leaf(128, 3),
+            leaf(128, 4),
+            leaf(128, 3),
+            leaf(128),
+            leaf(128, 1, 3),
+            viewmats,
+            torch.zeros(1, 3, 3),
+            leaf(128, 15, 3),
+            mask_logits=leaf(128, 2),
+            lenses=torch.zeros(1, LENS_WORDS),
+        )
+        out = project(x, settings._replace(lens=kind, antialiased=antialiased))
+        (out.means2d.sum() + out.values.sum()).backward()
+
+    for kind in (
+        LensKind("distorted", 4, True, True, True),
+        LensKind("fisheye", 4, True, True, True),
+        LensKind("fisheye", 4),
+        LensKind("equirectangular"),
+    ):
+        train(kind, torch.zeros(1, 4, 4))
+    train(LensKind("fisheye", 4), leaf(1, 4, 4), antialiased=True)
+
+
 def move_poses() -> None:
     """Of one image, and of several."""
     import torch
@@ -114,4 +150,5 @@ MORE_CALLS = (
     decode_anchors,
     move_poses,
     compare_depths,
+    project_lenses,
 )

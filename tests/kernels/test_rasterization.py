@@ -125,8 +125,8 @@ def test_keywords_of_gsplat() -> None:
     assert torch.equal(rasterization(**scene())[0], rasterization(**scene(), **neutral)[0])
     refused: dict[str, Any] = {
         "sparse_grad": True,
-        "camera_model": "fisheye",
-        "with_ut": True,
+        "camera_model": "ftheta",
+        "with_eval3d": True,
         "viewmats_rs": torch.eye(4),
         "distributed": True,
     }

@@ -274,7 +274,7 @@ def test_distortion_can_be_refused(write: Write) -> None:
 
 
 def test_panoramas_are_refused(write: Write) -> None:
-    with pytest.raises(SplatrimError, match="EQUIRECTANGULAR, and panoramas are not read"):
+    with pytest.raises(SplatrimError, match="EQUIRECTANGULAR, and panoramas have no"):
         load_scene(write(camera_model="EQUIRECTANGULAR", params=(40, 30)))
 
 
