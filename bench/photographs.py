@@ -45,7 +45,7 @@ from gs.program import train
 from pruning import METHODS
 
 CORRECTED, PLAIN = "PSNR_cc", "PSNR"
-SCENES: dict[str, dict[str, bool]] = {
+SCENES: Mapping[str, Mapping[str, Any]] = {
     "plain": {},
     "varied": {"varied_light": True},
     "moving": {"moving_object": True},

@@ -58,8 +58,8 @@ KERNELS = [
     ),
     Mutant(
         "reference has the near plane inside",
-        "kept = (z > near_plane) & (z < far_plane)",
-        "kept = (z >= near_plane) & (z < far_plane)",
+        "kept &= (depths > near_plane) & (depths < far_plane)",
+        "kept &= (depths >= near_plane) & (depths < far_plane)",
         ("test_projection.py::test_near_and_far_planes_are_strict",),
     ),
     Mutant(
