@@ -173,23 +173,23 @@ def rasterization(
         _check_gsplat_keywords({**named, "camera_model": camera_model, **gsplat_keywords})
     if type(width) is not int or type(height) is not int or width < 1 or height < 1:
         width, height = _size("width", width), _size("height", height)
-    coefficients = radial_coeffs, tangential_coeffs, thin_prism_coeffs
-    if with_ut or camera_model != "pinhole" or any(x is not None for x in coefficients):
+    plain = radial_coeffs is tangential_coeffs is thin_prism_coeffs is None
+    if with_ut or camera_model != "pinhole" or not plain:
         if lenses is not None:
             raise ValueError("lenses: expected none beside with_ut, camera_model and coefficients")
-        lenses = lenses_from(camera_model, Ks, width, height, *coefficients)
-    antialiased = rasterize_mode == "antialiased"
-    if not antialiased and rasterize_mode != "classic":
+        lenses = lenses_from(
+            camera_model, Ks, width, height, radial_coeffs, tangential_coeffs, thin_prism_coeffs
+        )
+    if rasterize_mode not in ("classic", "antialiased"):
         raise ValueError(
             f"rasterize_mode: expected 'classic' or 'antialiased', got {rasterize_mode!r}"
         )
-    exact = precision == "exact"
-    if not exact and precision != "default":
+    if precision not in ("default", "exact"):
         raise ValueError(f"precision: expected 'default' or 'exact', got {precision!r}")
     settings = RenderSettings(
         width, height, float(near_plane), float(far_plane), float(eps2d), sh_degree, render_mode,
-        antialiased, raw, True, absgrad, contributions, deterministic, exact,
-        PINHOLE if lenses is None else lenses.kind,
+        rasterize_mode == "antialiased", raw, True, absgrad, contributions, deterministic,
+        precision == "exact", PINHOLE if lenses is None else lenses.kind,
     )  # fmt: skip
     if covars is not None:
         quats = scales = None

@@ -70,9 +70,7 @@ _NO_SEED = Scalar(0), Scalar(0)
 def gather_inputs(x: RasterInputs, settings: RenderSettings) -> ProjectionInputs:
     """Inputs as kernels take them."""
     quats, scales = (x.quats, x.scales) if x.covars is None else (None, None)
-    sh0 = shN = None
-    if settings.sh_degree is not None:
-        sh0, shN = _packed_rows(x.colors), _packed_rows(x.colors_rest)
+    sh0, shN = (None, None) if settings.sh_degree is None else _harmonics(x)
     floats = FloatInputs(
         x.means, quats, scales, x.covars, x.opacities, sh0, shN, x.viewmats, x.masks, x.mask_logits
     )
@@ -88,6 +86,10 @@ def gather_inputs(x: RasterInputs, settings: RenderSettings) -> ProjectionInputs
 
 def row_stride(sh: Tensor | None) -> int:
     return 0 if sh is None else sh.stride(0)
+
+
+def _harmonics(x: RasterInputs) -> tuple[Tensor | None, Tensor | None]:
+    return _packed_rows(x.colors), _packed_rows(x.colors_rest)
 
 
 def _contiguous(x: Tensor | None) -> Tensor | None:
