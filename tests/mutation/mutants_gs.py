@@ -25,6 +25,24 @@ GS = [
         WIRING,
     ),
     Mutant(
+        "poses move in steps that do not count",
+        "                betas=BETAS,\n                skip=ctx.skip,",
+        "                betas=BETAS,\n                skip=None,",
+        ("test_captured_photographs.py",),
+    ),
+    Mutant(
+        "test poses stay behind",
+        "centre = s * R @ _centre(camera) + t",
+        "centre = _centre(camera)",
+        ("test_pose_fit.py",),
+    ),
+    Mutant(
+        "the farthest point of a pixel counts",
+        "order = depths.argsort()  #",
+        "order = depths.argsort(descending=True)  #",
+        ("test_tracks.py",),
+    ),
+    Mutant(
         "extent 1 in the densifier",
         "            extent=self.scene.extent,\n            iterations=self.config.iterations,",
         "            extent=1.0,\n            iterations=self.config.iterations,",

@@ -215,6 +215,24 @@ KERNELS = [
         ("test_langevin.py",),
     ),
     Mutant(
+        "kernels' poses turn about the world",
+        "v_w = cross3(_column(V, 3), v_t)",
+        "v_w = scale3(0.0, v_t)",
+        ("test_poses.py::test_kernel_is_the_reference",),
+    ),
+    Mutant(
+        "kernels' poses forget an image that is twice in a step",
+        "share = tl.where(same & (c > own), 1.0, 0.0)",
+        "share = 0.0",
+        ("test_poses.py::test_kernel_is_the_reference",),
+    ),
+    Mutant(
+        "kernels' depths are not shares of alpha",
+        "tl.store(v_alphas_ptr + at, s * inverse, mask=seen)",
+        "tl.store(v_alphas_ptr + at, 0.0 * s, mask=seen)",
+        ("test_depth.py",),
+    ),
+    Mutant(
         "kernels count views of the hidden",
         "visible = (rx > 0) & (ry > 0)",
         "visible = (rx >= 0) & (ry >= 0)",

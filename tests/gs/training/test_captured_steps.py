@@ -129,6 +129,23 @@ def test_a_buffer_packs_integers_by_name() -> None:
         buffer.upload(words, (0.1, 0.2, 0.3), 5, {"mask_seed": 5}, 0.25, rates)
 
 
+def test_a_buffer_has_numbers_by_name() -> None:
+    buffer = InputBuffer(torch.device("cpu"), 2, ("mask_seed",), numbers=("rate", "weight"))
+    words, rates = np.zeros(VIEW_WORDS, dtype=np.float32), torch.tensor([[1.0, 2.0], [3.0, 4.0]])
+    found = buffer.inputs(33, 21, 0.2)
+    given = {"weight": 0.125, "rate": 1e-3}
+    buffer.upload(words, (0.1, 0.2, 0.3), 5, {"mask_seed": 7}, 0.25, rates, given)
+    assert {name: x.tolist() for name, x in found.numbers.items()} == {
+        "rate": pytest.approx([1e-3]),
+        "weight": [0.125],
+    }
+    seed = torch.as_tensor(found.integers["mask_seed"])
+    assert seed.tolist() == [7, 0] and found.rates is not None
+    assert torch.equal(found.rates, rates)
+    with pytest.raises(ValueError, match=r"device_numbers: expected \['rate', 'weight'\]"):
+        buffer.upload(words, (0.1, 0.2, 0.3), 5, {"mask_seed": 7}, 0.25, rates, {"rate": 1.0})
+
+
 @pytest.mark.parametrize(
     ("counts", "missing", "skip"),
     [((5, 60), None, 0), ((6, 1), None, 1), ((1, 61), 0, 1), ((5, 60), 0, 0), ((5, 60), 2, 1)],
