@@ -18,16 +18,14 @@ from gs.blocks.surroundings import find_surroundings, reached_boxes
 from gs.data.loader import ImageLoader
 from gs.data.scene import Scene
 from gs.densification.adaptive import DensifyConfig
-from gs.model.model import Model
-from gs.model.renderer import RenderOutput, render
-from gs.model.splats import Frozen, Splats
-from gs.model.view import View
-from gs.training.captured_steps import Body, StepGraphs
+from gs.model.splats import Frozen
 from gs.training.trainer import Trainer
-from kernels import Capacity, FusedAdam
+from tests.gs.graph_like import Watched, graph_like
 
 CPU = torch.device("cpu")
 N_STEPS = 24
+__all__ = ["graph_like"]
+
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
@@ -118,64 +116,6 @@ def test_a_swapped_block_is_one_that_stayed(
     assert len(resident.gaussians) != len(states[1]["params"]["means"])
     assert_same_state(resident.state(), state)
     assert all(map(torch.equal, before, [x for x in frozen.splats if isinstance(x, Tensor)]))
-
-
-class PlainAdam(FusedAdam):
-    """The same in PyTorch: interpreted kernels take half a second per step."""
-
-    @torch.no_grad()
-    def apply(self, rates: Tensor, *, skip: Tensor | None = None) -> None:
-        if skip is not None and int(skip) != 0:
-            return
-        (beta1, beta2), eps = self.defaults["betas"], self.defaults["eps"]
-        for group, (lr, root) in zip(self.param_groups, rates.tolist(), strict=True):
-            for p in (p for p in group["params"] if p.grad is not None):
-                state = self._state(p)
-                m = state["exp_avg"].lerp_(p.grad, 1.0 - beta1)
-                v = state["exp_avg_sq"].mul_(beta2).add_((1.0 - beta2) * p.grad * p.grad)
-                p -= lr * m / (v.sqrt() / root + eps)
-
-
-class Recording:
-    """Calls a body again; it ran at capture, where a graph waits for its first replay."""
-
-    def __init__(self, body: Body) -> None:
-        self.body, self.done = body, True
-        body()
-
-    def replay(self) -> None:
-        if not self.done:
-            self.body()
-        self.done = False
-
-
-class Watched(StepGraphs):
-    """Keeps what was planned."""
-
-    def __init__(self) -> None:
-        super().__init__(Recording)
-        self.plans: list[str] = []
-
-    def plan(self, key: Any, model: Model) -> Any:
-        self.plans.append(super().plan(key, model))
-        return self.plans[-1]
-
-
-@pytest.fixture
-def graph_like(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The renderer and the optimizer of a GPU, as far as captured steps need them."""
-
-    def render_within(
-        model: Model | Splats, camera: View, *, capacity: Capacity | None = None, **options: Any
-    ) -> RenderOutput:
-        out = render(model, camera, **options)
-        n_rows = (out.info["radii"] > 0).all(-1).sum()
-        out.info["counts"] = torch.stack([n_rows, out.info["n_isects"].view(())]).int()
-        return out
-
-    monkeypatch.setattr("gs.training.step.render", render_within)
-    monkeypatch.setattr("gs.training.optimizer.uses_triton", lambda *_: True)
-    monkeypatch.setattr("kernels.FusedAdam", PlainAdam)
 
 
 @pytest.mark.usefixtures("graph_like")

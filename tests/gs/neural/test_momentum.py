@@ -10,21 +10,15 @@ from gs.neural.config import NeuralConfig
 from gs.neural.decoder import NETS
 from gs.neural.momentum import Teacher, consistency, decoder_of, difference
 from kernels import Decoded
+from tests.gs.neural.test_anchors import model_of
 
 CONFIG = NeuralConfig(feature_dim=8, offsets=3, voxel_size=0.05, appearance_dim=2)
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
-def model_of(scene: Scene) -> Anchors:
-    names = [camera.image_name for camera in scene.train]
-    model = Anchors.from_points(scene.points, CONFIG, names=names)
-    generator = torch.Generator().manual_seed(1)
-    with torch.no_grad():
-        for name in ("features", "offsets"):
-            x = model.params[name]
-            x.copy_(torch.randn(x.shape, generator=generator))
-    return model
+def named_model(scene: Scene) -> Anchors:
+    return model_of(scene, CONFIG, tuple(camera.image_name for camera in scene.train))
 
 
 def test_the_teacher_is_the_exponential_average() -> None:
@@ -96,7 +90,7 @@ def test_the_loss_is_the_sum_of_four_means() -> None:
 
 
 def test_gradients_reach_decoder_and_anchors_and_not_the_teacher(scene: Scene) -> None:
-    model = model_of(scene)
+    model = named_model(scene)
     teacher = Teacher(decoder_of(model), 0.9)
 
     def found() -> tuple[float, dict[str, torch.Tensor]]:

@@ -12,21 +12,18 @@ from gs.config import TrainConfig
 from gs.data.scene import Scene
 from gs.densification.growth import GrowthConfig
 from gs.errors import SplatrimError
-from gs.model.model import Model, Splats
 from gs.model.rates import OptimConfig
-from gs.model.renderer import RenderOutput, render
-from gs.model.view import View
+from gs.model.renderer import render
 from gs.neural.anchors import OFF, Anchors, first_anchors
 from gs.neural.config import NeuralConfig
 from gs.neural.loading import load_model
-from gs.training.captured_steps import Body, StepGraphs
 from gs.training.checkpoint import load_checkpoint
 from gs.training.pose_refinement import PoseConfig, PoseRefinement
 from gs.training.strategy import Strategy
 from gs.training.trainer import Trainer
-from kernels import Capacity, Counts, FusedAdam
 from pruning import METHODS, MaskGaussianConfig
 from pruning.score_pruning import OpacityConfig
+from tests.gs.graph_like import Watched, graph_like
 
 NEURAL = NeuralConfig(feature_dim=8, offsets=3, voxel_size=0.1, appearance_dim=2)
 GROWTH = GrowthConfig(
@@ -47,6 +44,8 @@ MASKS = MaskGaussianConfig(
     final_threshold=0.05,
 )
 N_STEPS = 32
+
+__all__ = ["graph_like"]
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -180,66 +179,11 @@ def test_the_share_of_offsets_that_go_is_the_method_s(scene: Scene, tmp_path: Pa
     assert len(model) <= 80
 
 
-class PlainAdam(FusedAdam):
-    """The same in PyTorch: kernels that are interpreted take half a second per step."""
-
-    @torch.no_grad()
-    def apply(self, rates: Tensor, *, skip: Tensor | None = None, **options: Any) -> None:
-        if skip is not None and int(skip) != 0:
-            return
-        beta1, beta2 = self.defaults["betas"]
-        for p, (step_size, root) in zip(self._params(), rates.tolist(), strict=True):
-            if p.grad is not None:
-                state = self._state(p)
-                state["exp_avg"].lerp_(p.grad, 1.0 - beta1)
-                state["exp_avg_sq"].mul_(beta2).addcmul_(p.grad, p.grad, value=1.0 - beta2)
-                denominator = state["exp_avg_sq"].sqrt().div_(root).add_(self.defaults["eps"])
-                p.addcdiv_(state["exp_avg"], denominator, value=-step_size)
-
-
-class Recording:
-    """What a body launches; at each replay but the first it is done again."""
-
-    def __init__(self, body: Body) -> None:
-        self.body, self.done = body, True
-        body()
-
-    def replay(self) -> None:
-        if not self.done:
-            self.body()
-        self.done = False
-
-
-class Watched(StepGraphs):
-    """Counts replays and those that did not fit."""
-
-    def __init__(self) -> None:
-        super().__init__(Recording)
-        self.replays = self.misfits = 0
-
-    def fits(self, key: Any, n: int, counts: Counts, missing: int = 0) -> bool:
-        fits = super().fits(key, n, counts, missing)
-        self.replays += 1
-        self.misfits += not fits
-        return fits
-
-
+@pytest.mark.usefixtures("graph_like")
 @pytest.mark.parametrize("room", [1.4, 0.3])
 def test_captured_steps_are_the_same_steps(
     scene: Scene, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, room: float
 ) -> None:
-    def render_within(
-        model: Model | Splats, camera: View, *, capacity: Capacity | None = None, **options: Any
-    ) -> RenderOutput:
-        out = render(model, camera, **options)
-        if capacity is not None:
-            n_rows = (out.info["radii"] > 0).all(-1).sum()
-            out.info["counts"] = torch.stack([n_rows, out.info["n_isects"].view(())]).int()
-        return out
-
-    monkeypatch.setattr("gs.training.step.render", render_within)
-    monkeypatch.setattr("gs.training.optimizer.uses_triton", lambda *_: True)
-    monkeypatch.setattr("kernels.FusedAdam", PlainAdam)
     plain = make(scene, tmp_path / "plain", MASKS.build(densify_until=24))
     plain.fit()
     monkeypatch.setattr("gs.neural.anchors.ROOM", room)

@@ -27,6 +27,7 @@ from gs.neural.surrounded import (
     seen_from,
     shared_parameters,
 )
+from tests.gs.neural.test_anchors import model_of
 
 CONFIG = NeuralConfig(feature_dim=8, offsets=3, voxel_size=0.05, appearance_dim=2)
 
@@ -34,13 +35,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def whole_of(scene: Scene) -> Anchors:
-    names = [camera.image_name for camera in scene.train]
-    model = Anchors.from_points(scene.points, CONFIG, names=names)
-    generator = torch.Generator().manual_seed(1)
-    with torch.no_grad():
-        for name in ("features", "offsets"):
-            x = model.params[name]
-            x.copy_(torch.randn(x.shape, generator=generator))
+    model = model_of(scene, CONFIG, tuple(camera.image_name for camera in scene.train))
     model.rows[OFF][::5, 1] = True
     return model
 

@@ -23,13 +23,13 @@ from gs.training.start import finished, load_start
 from gs.training.strategy import Strategy
 from gs.training.trainer import Trainer
 from pruning import METHODS
+from tests.gs.graph_like import graph_like
 from tests.gs.training.test_step import (
     DENSIFY,
     HISTORY,
     MASKS,
     assert_same,
     captured,
-    graph_like,
     make,
     state_of,
 )

@@ -14,13 +14,13 @@ from gs.data.scene import Scene
 from gs.densification.taming import TamingConfig, saliency
 from gs.errors import SplatrimError
 from gs.losses import compared
+from tests.gs.graph_like import graph_like
 from tests.gs.training.test_step import (
     DENSIFY,
     HISTORY,
     MASKS,
     assert_same,
     captured,
-    graph_like,
     make,
     state_of,
 )
