@@ -24,7 +24,6 @@ import numpy as np
 import torch
 
 from gs.blocks.partition import make_partition
-from gs.blocks.plans import RunSettings
 from gs.blocks.trainer import BlockTrainer
 from gs.cli import Config, describe, parse
 from gs.config import resolve_device
@@ -35,6 +34,7 @@ from gs.data.scene import Scene, load_scene
 from gs.errors import SplatrimError, run_cli
 from gs.files import atomic_write, write_json
 from gs.logs import show_log
+from gs.program import run_settings
 from gs.run_record import find_model
 from gs.training.memory import keep_freed_memory, peak_memory
 from gs.training.trainer import Trainer
@@ -102,16 +102,8 @@ def train_blocks(args: argparse.Namespace, scene: Scene, device: torch.device) -
     if device.type == "cuda":
         total = torch.cuda.get_device_properties(device).total_memory
         torch.cuda.set_per_process_memory_fraction(min(args.gpu_memory * 1e9 / total, 1.0), device)
-    run = RunSettings(
-        config.train,
-        config.blocks,
-        config.optim,
-        config.densify,
-        config.pruning,
-        "3dgs",
-        False,
-        {**describe(config), **scene.record},
-    )
+    run = run_settings(config)
+    run = dataclasses.replace(run, described={**run.described, **scene.record})
     partition = make_partition(scene, config.blocks.cut())
     trainer = BlockTrainer(run, scene, partition, device)
     trainer.fit()

@@ -120,7 +120,12 @@ def build_block_trainer(config: Config[Any, Any, Any], ranks: Ranks | None = Non
     device = resolve_device(config.train.device) if ranks is None else ranks.device
     if config.poses.pose_refinement or config.depths.depth_loss:
         raise SplatrimError("poses and depths are learnt from in one piece: leave them or --blocks")
-    run = RunSettings(
+    return begin_blocks(run_settings(config), vars(config.scene), device, ranks)
+
+
+def run_settings(config: Config[Any, Any, Any]) -> RunSettings:
+    """What training in blocks takes of a run's settings."""
+    return RunSettings(
         config.train,
         config.blocks,
         config.optim,
@@ -132,7 +137,6 @@ def build_block_trainer(config: Config[Any, Any, Any], ranks: Ranks | None = Non
         config.neural if isinstance(config.neural, NeuralConfig) else None,
         config.momentum,
     )
-    return begin_blocks(run, vars(config.scene), device, ranks)
 
 
 def strategies_of(config: Config[Any, Any, Any]) -> list[Strategy[Any]]:

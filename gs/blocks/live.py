@@ -125,16 +125,8 @@ class LiveBlock:
         self.strategies = plan.strategies()
         # what strategies do to a model that begins they have done to one that has a state of theirs
         self.gaussians.is_shard = bool(known.strategies)
-        for strategy in self.strategies:
-            strategy.n_images = self.config.batch
-            strategy.setup(
-                self.gaussians,
-                extent=plan.scene.extent,
-                iterations=self.config.iterations,
-                seed=self.config.seed,
-            )
+        set_up(self.strategies, self.gaussians, plan)
         self.gaussians.is_shard = False
-        self.gaussians.check_complete()
         by_row = self.config.adam_rows == "seen"
         self.optimizer = build_optimizer(
             self.gaussians,
@@ -145,17 +137,7 @@ class LiveBlock:
         )
         if by_row:
             count_steps(self.gaussians, state if known.optimizer else None)
-        if known.optimizer:
-            load_optimizer_state(self.optimizer, known.optimizer)
-        for strategy in self.strategies:
-            if strategy.name in known.strategies:
-                strategy.load_state_dict(known.strategies[strategy.name])
-        self.sampler = CameraSampler(len(plan.cameras), self.config.seed)
-        if known.sampler:
-            self.sampler.load_state_dict(known.sampler)
-        self.tracker = Tracker(self.config.iterations, quiet=True, n_images=self.config.batch)
-        if known.tracker:
-            self.tracker.load_state_dict(known.tracker, device)
+        self.sampler, self.tracker = restore(known, plan, self.optimizer, self.strategies, device)
         self.images = BlockImages(images, plan.cameras)
         self.n_rendered = 0
         self._progress = Progress()
@@ -236,6 +218,42 @@ class LiveBlock:
             self.sampler,
             self.tracker,
         )
+
+
+def set_up(strategies: Sequence[Strategy[Any]], model: Model, plan: BlockPlan) -> None:
+    """Let strategies make of a block's model what they need."""
+    for strategy in strategies:
+        strategy.n_images = plan.config.batch
+        strategy.setup(
+            model,
+            extent=plan.scene.extent,
+            iterations=plan.config.iterations,
+            seed=plan.config.seed,
+        )
+    model.check_complete()
+
+
+def restore(
+    known: RunState,
+    plan: BlockPlan,
+    optimizer: torch.optim.Optimizer,
+    strategies: Sequence[Strategy[Any]],
+    device: torch.device,
+) -> tuple[CameraSampler, Tracker]:
+    """Bring optimizer and strategies to where a block stands; its order of cameras and history."""
+    config = plan.config
+    if known.optimizer:
+        load_optimizer_state(optimizer, known.optimizer)
+    for strategy in strategies:
+        if strategy.name in known.strategies:
+            strategy.load_state_dict(known.strategies[strategy.name])
+    sampler = CameraSampler(len(plan.cameras), config.seed)
+    if known.sampler:
+        sampler.load_state_dict(known.sampler)
+    tracker = Tracker(config.iterations, quiet=True, n_images=config.batch)
+    if known.tracker:
+        tracker.load_state_dict(known.tracker, device)
+    return sampler, tracker
 
 
 def state_of(

@@ -18,13 +18,11 @@ from ..neural.anchors import Anchors
 from ..neural.config import NeuralConfig
 from ..neural.surrounded import SurroundedAnchors
 from ..training.observer import Progress
-from ..training.optimizer import build_optimizer, learning_rates, load_optimizer_state
+from ..training.optimizer import build_optimizer, learning_rates
 from ..training.run_state import RunState
-from ..training.sampler import CameraSampler
 from ..training.step import Stepper
-from ..training.tracker import Tracker
 from .consistency import Consistency
-from .live import PREFETCH, BlockPlan, Shared, state_of
+from .live import PREFETCH, BlockPlan, Shared, restore, set_up, state_of
 from .shared_decoder import SharedDecoder
 from .weights import EACH
 
@@ -61,15 +59,7 @@ class NeuralBlock:
         self.gaussians = SurroundedAnchors.from_state(own, neural, names=names, device=device)
         self.gaussians.share(decoder.parameters)
         self.strategies = plan.strategies()
-        for strategy in self.strategies:
-            strategy.n_images = self.config.batch
-            strategy.setup(
-                self.gaussians,
-                extent=plan.scene.extent,
-                iterations=self.config.iterations,
-                seed=self.config.seed,
-            )
-        self.gaussians.check_complete()
+        set_up(self.strategies, self.gaussians, plan)
         self._consistency = Consistency(decoder.teacher, 0.0)
         steppers = [*self.strategies, self._consistency]
         self.optimizer = build_optimizer(
@@ -79,17 +69,7 @@ class NeuralBlock:
             n_images=self.config.batch,
             which="rows",
         )
-        if known.optimizer:
-            load_optimizer_state(self.optimizer, known.optimizer)
-        for strategy in self.strategies:
-            if strategy.name in known.strategies:
-                strategy.load_state_dict(known.strategies[strategy.name])
-        self.sampler = CameraSampler(len(plan.cameras), self.config.seed)
-        if known.sampler:
-            self.sampler.load_state_dict(known.sampler)
-        self.tracker = Tracker(self.config.iterations, quiet=True, n_images=self.config.batch)
-        if known.tracker:
-            self.tracker.load_state_dict(known.tracker, device)
+        self.sampler, self.tracker = restore(known, plan, self.optimizer, self.strategies, device)
         self.n_rendered = 0
         self._progress = Progress()
         self.stepper: Stepper[Any] = Stepper(

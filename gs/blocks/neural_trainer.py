@@ -27,7 +27,7 @@ from .neural_block import NeuralBlock
 from .neural_outputs import NeuralOutputs, drawn_of
 from .progress import Stopwatch, latest_of
 from .shared_decoder import SharedDecoder
-from .store import IDS, public_part
+from .store import IDS
 from .trainer import BlockTrainer
 from .waves import plan_round
 from .weights import AFTER, BlockWeights
@@ -188,10 +188,7 @@ class NeuralBlockTrainer(BlockTrainer):
             part = Anchors(tensors, self.neural, {}, ())
             state = first_state(part, rows.int(), len(whole), self.run.method, self.scene.extent)
             state["rows"] = {**state["rows"], OFF: part.rows[OFF]}
-            if self.owners[block] == self.rank:
-                self.store.put(block, state)
-            else:
-                self.store.seen[block] = {k: x.cpu() for k, x in public_part(state).items()}
+            self._place(block, state)
         self.store.commit([], None)
 
     def _load(self, folder: Path) -> tuple[Any, dict[str, Any]]:

@@ -286,11 +286,15 @@ class BlockTrainer:
             live = LiveBlock(self.plans[block], bare, self.images, self.device, self.shared)
             state = live.state()
             live.close()
-            if self.owners[block] == self.rank:
-                self.store.put(block, state)
-            else:
-                self.store.seen[block] = {k: x.cpu() for k, x in public_part(state).items()}
+            self._place(block, state)
         self.store.commit([], None)
+
+    def _place(self, block: int, state: dict[str, Any]) -> None:
+        """Keep a block's first state, or of one of another rank what others see."""
+        if self.owners[block] == self.rank:
+            self.store.put(block, state)
+        else:
+            self.store.seen[block] = {k: x.cpu() for k, x in public_part(state).items()}
 
     def _load(self, folder: Path) -> tuple[Any, dict[str, Any]]:
         """Take over the blocks of a folder; its manifest, and what names its run."""

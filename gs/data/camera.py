@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -90,6 +90,14 @@ class Camera:
     def expected_file_size(self) -> tuple[int, int]:
         """Width and height that the image file must have."""
         return self.file_size or (self.original_width, self.original_height)
+
+
+def resized_camera(camera: Camera, width: int, height: int) -> Camera:
+    """The camera at another size, of its own field of view along both axes."""
+    K = camera.K.clone()
+    K[0] *= width / camera.width
+    K[1] *= height / camera.height
+    return replace(camera, width=width, height=height, K=K)
 
 
 def cameras_json(train: list[Camera], test: list[Camera]) -> list[dict[str, Any]]:

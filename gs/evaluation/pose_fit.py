@@ -21,7 +21,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from kernels import photometric_gradient, step_poses
+from kernels import photometric_gradient
 
 from ..data.camera import Camera
 from ..losses import total
@@ -33,7 +33,6 @@ from .views import Images
 
 STEPS = 100  # per view
 RATE, LEFT = 2e-3, 0.01  # at first, and the share of it at the end
-BETAS = (0.9, 0.99)
 LAMBDA_DSSIM = 0.2
 FLAT = 1e-6  # of the spread of centres: below it they are on a line
 
@@ -120,20 +119,9 @@ def fit_poses(
             out = render(splats, view, background=background)
             values, v_colors = photometric_gradient(out.colors.detach(), target, LAMBDA_DSSIM)
             total(values[0], [v_colors], [out.colors]).backward()
-            if view.viewmats.grad is None:
+            rate = background.new_tensor([RATE * math.exp(k / steps * math.log(LEFT))])
+            if not table.step(view, rate=rate, unit=unit):
                 break
-            step_poses(
-                table.deltas,
-                table.exp_avg,
-                table.exp_avg_sq,
-                table.steps,
-                given.exposure,
-                view.viewmats.detach(),
-                view.viewmats.grad,
-                rate=background.new_tensor([RATE * math.exp(k / steps * math.log(LEFT))]),
-                unit=unit,
-                betas=BETAS,
-            )
         fitted += table.moved_cameras([camera])
     return fitted
 

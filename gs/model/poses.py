@@ -13,8 +13,12 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from kernels import step_poses
+
 from ..data.camera import Camera
 from .view import NO_EXPOSURE, View
+
+BETAS = (0.9, 0.99)  # of Adam: an image comes some hundred times
 
 
 class PoseTable(nn.Module):
@@ -67,6 +71,39 @@ class PoseTable(nn.Module):
         if self.learns and torch.is_grad_enabled():
             viewmats.requires_grad_()
         return view._replace(viewmats=viewmats)
+
+    def step(
+        self,
+        view: View,
+        *,
+        rate: Tensor,  # [1]
+        unit: float,
+        skip: Tensor | None = None,  # [1] int32
+    ) -> bool:
+        """Step by the gradient that a moved view has got; whether it has one.
+
+        Args:
+            view: As `moved` gave it.
+            rate: Of learning, on the device.
+            unit: A length of the scene, in which translations are learnt.
+            skip: If it is not 0 on the device, nothing is stepped.
+        """
+        if view.viewmats.grad is None:
+            return False
+        step_poses(
+            self.deltas,
+            self.exp_avg,
+            self.exp_avg_sq,
+            self.steps,
+            view.exposure,
+            view.viewmats.detach(),
+            view.viewmats.grad,
+            rate=rate,
+            unit=unit,
+            betas=BETAS,
+            skip=skip,
+        )
+        return True
 
     def moved_cameras(self, cameras: Sequence[Camera]) -> list[Camera]:
         """Cameras from where they are now; those without a row stay."""

@@ -8,7 +8,6 @@ stage.
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
 
 import numpy as np
@@ -17,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
-from ..data.camera import Camera
+from ..data.camera import Camera, resized_camera
 from ..data.loader import CameraImages
 from ..model.view import pack_view
 
@@ -76,10 +75,7 @@ def reduced_camera(camera: Camera, reduction: float) -> Camera:
         return camera
     width = max(round(camera.width / reduction), 1)
     height = max(round(camera.height / reduction), 1)
-    K = camera.K.clone()
-    K[0] *= width / camera.width
-    K[1] *= height / camera.height
-    return dataclasses.replace(camera, width=width, height=height, K=K)
+    return resized_camera(camera, width, height)
 
 
 def reduced_image(image: Tensor, width: int, height: int) -> Tensor:  # [H, W, D] uint8

@@ -20,8 +20,6 @@ from typing import Annotated, Any, Literal
 
 from torch import Tensor
 
-from kernels import step_poses
-
 from ..data.camera import Camera
 from ..data.scene import Scene
 from ..errors import SplatrimError
@@ -36,7 +34,6 @@ from .strategy import StepContext, Strategy
 RATE = "pose_lr"  # of the numbers on the device
 TABLE = "poses"  # of what the model shares
 LEFT = 0.01  # share of the learning rate at the end
-BETAS = (0.9, 0.99)  # an image comes some hundred times
 
 
 @dataclass(frozen=True)
@@ -112,23 +109,8 @@ class PoseRefinement(Strategy[Model]):
         if not self.moves(step):
             return
         assert ctx.inputs is not None
-        table = self.table
         for view in ctx.inputs.views:
-            if view.viewmats.grad is None:
-                continue
-            step_poses(
-                table.deltas,
-                table.exp_avg,
-                table.exp_avg_sq,
-                table.steps,
-                view.exposure,
-                view.viewmats.detach(),
-                view.viewmats.grad,
-                rate=ctx.inputs.numbers[RATE],
-                unit=ctx.extent,
-                betas=BETAS,
-                skip=ctx.skip,
-            )
+            self.table.step(view, rate=ctx.inputs.numbers[RATE], unit=ctx.extent, skip=ctx.skip)
 
     def phase(self, step: int) -> Hashable | None:
         return "poses move" if self.moves(step) else "poses stay"

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, get_args
 
 import torch
@@ -18,7 +18,7 @@ from torch.nn.functional import interpolate
 
 from kernels import Capacity
 
-from ..data.camera import Camera
+from ..data.camera import Camera, resized_camera
 from ..data.loader import ImageLoader
 from ..model.model import Model
 from ..model.renderer import render
@@ -130,19 +130,11 @@ def _counts(info: Mapping[str, Any]) -> Tensor:  # [2]
     return torch.cat([n_rows.view(1), info["n_isects"].to(n_rows.dtype)])
 
 
-def resized(camera: Camera, width: int, height: int) -> Camera:
-    """The camera at another size, of its own field of view along both axes."""
-    K = camera.K.clone()
-    K[0] *= width / camera.width
-    K[1] *= height / camera.height
-    return replace(camera, width=width, height=height, K=K)
-
-
 def fitted(camera: Camera, width: int, height: int) -> Camera:
     """The camera at the largest size of its shape within so many pixels."""
     scale = min(width / camera.width, height / camera.height)
     size = (max(round(x * scale), 1) for x in (camera.width, camera.height))
-    return resized(camera, *size)
+    return resized_camera(camera, *size)
 
 
 def beside(left: Tensor, right: Tensor, width: int, height: int) -> Tensor:  # [H, W, 3] uint8

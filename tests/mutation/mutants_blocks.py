@@ -118,18 +118,8 @@ BLOCKS = [
     ),
     Mutant(
         "a swapped block begins a new epoch",
-        "            self.sampler.load_state_dict(known.sampler)\n        "
-        "self.tracker = Tracker(self.config.iterations, quiet=True, "
-        "n_images=self.config.batch)\n"
-        "        if known.tracker:\n"
-        "            self.tracker.load_state_dict(known.tracker, device)\n"
-        "        self.images",
-        "            pass\n        "
-        "self.tracker = Tracker(self.config.iterations, quiet=True, "
-        "n_images=self.config.batch)\n"
-        "        if known.tracker:\n"
-        "            self.tracker.load_state_dict(known.tracker, device)\n"
-        "        self.images",
+        "        sampler.load_state_dict(known.sampler)\n",
+        "        pass\n",
         ("test_live.py",),
     ),
     Mutant(

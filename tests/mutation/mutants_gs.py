@@ -26,8 +26,8 @@ GS = [
     ),
     Mutant(
         "poses move in steps that do not count",
-        "                betas=BETAS,\n                skip=ctx.skip,",
-        "                betas=BETAS,\n                skip=None,",
+        "            betas=BETAS,\n            skip=skip,",
+        "            betas=BETAS,\n            skip=None,",
         ("test_captured_photographs.py",),
     ),
     Mutant(

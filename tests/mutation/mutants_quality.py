@@ -65,8 +65,8 @@ QUALITY = [
     Mutant("a stage begins late", "if share >= start:", "if share > start:", STAGES),
     Mutant(
         "reduced cameras keep their focal length",
-        "K[1] *= height / camera.height\n    return dataclasses.replace(",
-        "return dataclasses.replace(",
+        "K[1] *= height / camera.height\n    return replace(",
+        "return replace(",
         STAGES,
     ),
 ]
