@@ -1,4 +1,4 @@
-"""A COLMAP model in text: cameras.txt, images.txt and points3D.txt of pinhole cameras.
+"""A COLMAP model in text: cameras.txt, images.txt and points3D.txt, with the cameras' lenses.
 
 Format: https://colmap.github.io/format.html. There are no observations: an image's second line is
 empty, and points have no track.
