@@ -23,6 +23,7 @@ import triton.backends.nvidia.driver as nvidia
 from triton.backends.compiler import GPUTarget
 
 from ..rehearsal import Launch, Target
+from .names import settle_name
 
 POLL = 0.05  # seconds between looks at processes that may have died
 WARP = 32
@@ -146,6 +147,7 @@ def _work(
 def compile_variant(launch: Launch) -> None:
     """Compile a variant for the active driver's GPU, unless it is cached."""
     kernel, args, constants, options = launch
+    settle_name(kernel)
     compiled: Any = kernel.run(*args, grid=(1,), warmup=True, **constants, **options)
     # Triton 3.7 has one for all kernels
     if hasattr(nvidia, "make_launcher") and all(map(os.path.exists, _libcuda_folders())):

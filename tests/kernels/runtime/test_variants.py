@@ -101,8 +101,10 @@ def test_a_launch_finds_what_was_compiled_from_a_rehearsal(tmp_path: Path) -> No
 class Fake:
     """A kernel whose compilation does as it is told."""
 
+    cache_key = ""
+
     def __init__(self, does: Callable[[], None]) -> None:
-        self.does = does
+        self.fn = self.does = does
 
     def run(self, **_: Any) -> Any:
         self.does()
