@@ -92,7 +92,7 @@ def compile_for(
     started, target = time.perf_counter(), config.target()
     labels: list[set[str]] = []
     launches: dict[str, Launch] = {}
-    first: frozenset[str] = frozenset()
+    turns: dict[str, int] = {}
     for words in trainings:
         found: dict[str, Launch] = {}
         for training in _trainings(words):
@@ -100,7 +100,7 @@ def compile_for(
             rehearsed = rehearse_training(training, METHODS, target)
             show_log(quiet=tells)
             found |= rehearsed.launches
-            first = first or rehearsed.first
+            turns = rehearsed.turns | turns
         labels.append({*found})
         launches |= found
     tell = _say if tells else lambda *_: None
@@ -122,7 +122,7 @@ def compile_for(
         launches,
         target,
         n_processes,
-        first=first,
+        turns=turns,
         tell=told,
         stops=lambda: tells and os.getppid() != parent,
     )

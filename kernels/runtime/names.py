@@ -21,7 +21,7 @@ def settle_name(kernel: Any) -> None:
 
     Before anything else asks for it: Triton works a name out once.
     """
-    if kernel.fn in _NAMED:
+    if not _has_name(kernel) or kernel.fn in _NAMED:
         return
     _NAMED[kernel.fn] = None
     for callee in _callees(kernel):
@@ -37,5 +37,10 @@ def _callees(kernel: Any) -> Iterator[Any]:
     modules = [x for x in map(scope.get, names) if isinstance(x, ModuleType)]
     for place in (scope, *map(vars, modules)):
         for found in map(place.get, names):
-            if hasattr(type(found), "cache_key"):  # to ask for it would name it
+            if _has_name(found):
                 yield found
+
+
+def _has_name(x: object) -> bool:
+    """Whether it is a @triton.jit function, and not interpreted; to ask itself would name it."""
+    return hasattr(type(x), "cache_key")

@@ -13,9 +13,10 @@ project_fwd_kernel; the median 0.8 s. Triton 3.6 also calls a C compiler for eac
 import multiprocessing
 import os
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from multiprocessing.queues import SimpleQueue
 from multiprocessing.sharedctypes import Synchronized
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import triton
@@ -27,7 +28,7 @@ from .names import settle_name
 
 POLL = 0.05  # seconds between looks at processes that may have died
 WARP = 32
-# Kernels that take longest come first: the last one to begin should be a short one.
+# Of one turn, those that take longest come first: the last one to begin should be a short one.
 DEAREST = ("project", "place", "blend", "ssim_maps", "decode", "order", "sort")
 
 
@@ -62,7 +63,7 @@ def compile_variants(
     target: Target,
     n_processes: int,
     *,
-    first: Collection[str] = (),
+    turns: Mapping[str, int] = MappingProxyType({}),
     tell: Callable[[Compiled], None] = lambda _: None,
     stops: Callable[[], bool] = lambda: False,
 ) -> list[Compiled]:
@@ -72,7 +73,7 @@ def compile_variants(
         launches: By label.
         target: The GPU that will run them.
         n_processes: How many compile at the same time.
-        first: Labels of those that are needed before all others.
+        turns: By label, which are needed earlier than others: those of the lower number.
         tell: Called after each.
         stops: Whether to give up.
 
@@ -80,7 +81,7 @@ def compile_variants(
         What became of each; those of a process that died are missing.
     """
     context = multiprocessing.get_context("fork")  # the launches are there without being sent
-    order = sorted(launches, key=lambda name: (name not in first, _rank(name)))
+    order = sorted(launches, key=lambda name: (turns.get(name, 0), _rank(name)))
     position, results = context.Value("i", 0), context.SimpleQueue()
     processes = [
         context.Process(target=_work, args=(launches, order, target, position, results))

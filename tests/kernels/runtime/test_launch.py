@@ -60,7 +60,6 @@ def test_one_compilation_per_alignment(monkeypatch: pytest.MonkeyPatch) -> None:
 
     class Kernel:
         fn, params = staticmethod(launcher), ()  # some function's name
-        cache_key = ""
 
         def __getitem__(self, grid: Any) -> Any:
             return lambda *args, **_: compiled.append(args)
