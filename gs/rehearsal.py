@@ -107,14 +107,13 @@ def rehearse_training(
         for kind, steps in kinds.items():
             stage.take(kind, steps)
             end_turn()
-            if max(turns.values()) == 0:  # the first images may be of any size
+            if max(turns.values()) == 0:  # the first images and the model may be of any size
+                for n_keys in (*others, first):
+                    rehearsal.n_keys = n_keys
+                    stage.take(usual[0], usual[1][:1])
                 for size in range(1, len(SIZES)):
                     stage.take(usual[0], usual[1][:1], size)
                 end_turn()
-        for n_keys in others:
-            rehearsal.n_keys = n_keys
-            stage.take(usual[0], usual[1][:1])
-        end_turn()
         several = {kind: steps[:1] for kind, steps in kinds.items() if kind.n_images > 1}
         for kind, steps in several.items():
             for size in range(1, len(SIZES)):

@@ -6,8 +6,9 @@ launch looks for.
 
 Processes, not threads: half of a compilation holds the interpreter's lock. Over 102 variants for
 sm_90, 107 s of 119 s are spent in the process itself (building the IR 28 %, passes of Triton and
-LLVM), the others in ptxas. The dearest take 3 to 5 s: place_kernel with tables, project_bwd_kernel,
-project_fwd_kernel; the median 0.8 s. Triton 3.6 also calls a C compiler for each signature.
+LLVM), the others in ptxas. The 47 of a default training take one core 41 s: project_bwd_kernel and
+project_fwd_kernel 1.2 to 2.6 s for each degree, in all 18 s; the passes of the sort 10 s; losses
+and SSIM 9 s. Triton 3.6 also calls a C compiler for each signature, 0.2 s.
 """
 
 import multiprocessing
