@@ -133,9 +133,13 @@ def moments_vjp(
         v_px -= x1 + x2
         v_py -= y1 + y2
         v_t = add3(v_t, add3(a, b))
-        columns = columns + (_step(sub3(a, b)),)
+        column = _step(sub3(a, b))
+        # numbers: Triton 3.6 forgets the names in a tuple that is added to
+        columns = columns + (column.x, column.y, column.z)
     v_t = add3(v_t, project_vjp(lens, t, v_px, v_py, LENS))
-    return v_t, Mat3(columns[0], columns[1], columns[2])
+    c0 = Vec3(columns[0], columns[1], columns[2])
+    c1 = Vec3(columns[3], columns[4], columns[5])
+    return v_t, Mat3(c0, c1, Vec3(columns[6], columns[7], columns[8]))
 
 
 @triton.jit

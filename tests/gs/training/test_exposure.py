@@ -66,7 +66,9 @@ def test_it_finds_what_was_done_to_images(kind: Kind, scene: Scene, tmp_path: Pa
 
     def trained(out: str, *strategies: Strategy) -> Trainer:
         length = 300
-        config = TrainConfig(tmp_path / out, iterations=length, sh_degree=0, quiet=True)
+        config = TrainConfig(
+            tmp_path / out, iterations=length, sh_degree=0, quiet=True, device="cpu"
+        )
         optim = OptimConfig().scaled(length / 30_000)
         trainer = Trainer(config, changed, strategies=strategies, optim=optim)
         trainer.fit()
