@@ -233,7 +233,7 @@ class _Project(torch.autograd.Function):
 
         if ctx.kind is None:
             return *run(), None
-        kind = (ctx.kind, project_bwd_kernel, *needed, stride, v_masks is None)
+        kind = (ctx.kind, _project_bwd, *needed, stride, v_masks is None)
         inputs = (*x.floats, *x[1:], ctx.rows, v_means2d, v_records, v_masks)
         return *run_recorded(kind, inputs, run), None
 
