@@ -111,6 +111,8 @@ def test_a_rehearsal_leaves_nothing_behind(tmp_path: Path) -> None:
     assert not any("DEGREE=1" in label for label in first)
     degrees = [[turns[x] for x in found if f"DEGREE={k}" in x] for k in range(4)]
     assert max(degrees[0]) < min(degrees[1]) and max(degrees[1]) < min(degrees[3])
+    # a large model sorts in passes from the first step on
+    assert {turns[label] for label in found if "sweep_kernel" in label} == {1}
     projections = [label for label in found if "project_fwd" in label]
     assert sum("LOGITS=2" in label for label in projections) == 4  # eager as captured
     unmasked = [label for label in projections if "LOGITS=0" in label]
