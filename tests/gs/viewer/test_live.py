@@ -27,9 +27,10 @@ from gs.model.gaussians import Gaussians
 from gs.model.renderer import render
 from gs.training.trainer import Trainer
 from gs.viewer import live, window
-from gs.viewer.live import LiveViewer, Studio, serve
+from gs.viewer.live import LiveViewer, serve
 from gs.viewer.pace import Pace
 from gs.viewer.picture import Look, Subject, beside, depth_colors, fitted
+from gs.viewer.studio import Studio
 from pruning import MaskGaussianConfig
 
 COLORS = 200  # the page without a picture has fewer
@@ -207,8 +208,10 @@ def test_a_pause_is_no_training_time_and_ends_when_asked_to_stop(
 class Quick(Pace):
     """As if every picture took a millisecond, however busy the machine is."""
 
-    def spent(self, cost: float, *, moved: bool, scale: float | None = None) -> None:
-        super().spent(1e-3, moved=moved, scale=scale)
+    def spent(
+        self, cost: float, *, moved: bool, scale: float | None = None, steady: bool = True
+    ) -> None:
+        super().spent(1e-3, moved=moved, scale=scale, steady=steady)
 
 
 def test_who_has_seen_everything_gets_no_picture_of_what_rests(
