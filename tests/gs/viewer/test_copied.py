@@ -5,10 +5,11 @@ from collections.abc import Iterator
 import pytest
 import torch
 
+from gs.data.camera import resized_camera
 from gs.data.loader import ImageLoader
 from gs.data.scene import Scene
 from gs.model.gaussians import Gaussians
-from gs.training.captured_steps import Body
+from gs.training.captured_steps import Body, CudaRecorder, OwnStream
 from gs.viewer.copied import MAX_GRAPHS
 from gs.viewer.picture import Look, Masks, Show, Subject
 from kernels import Capacity
@@ -19,8 +20,9 @@ from tests.gs.graph_like import graph_like
 __all__ = ["graph_like"]
 
 ROOM = Capacity(1 << 14, 1 << 18)
+GPU_ROOM = Capacity(1 << 17, 1 << 24)
 
-pytestmark = pytest.mark.usefixtures("one_thread", "graph_like")
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 class Recorder:
@@ -91,7 +93,7 @@ class Shown:
 
 
 @pytest.fixture
-def shown(scene: Scene) -> Iterator[Shown]:
+def shown(scene: Scene, graph_like: None) -> Iterator[Shown]:
     images = ImageLoader(scene.train)
     yield Shown(scene, images)
     images.close()
@@ -144,3 +146,47 @@ def test_few_graphs_are_kept(shown: Shown) -> None:
     assert shown.recorder.captures == len(rooms)
     shown.copied.draw(camera, Look(), rooms[0])
     assert shown.recorder.captures == len(rooms) + 1
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="graphs of CUDA need a GPU")
+def test_graphs_of_a_gpu_draw_what_is_drawn_eagerly(scene: Scene) -> None:
+    device = torch.device("cuda")
+    images = ImageLoader(scene.train, device=device)
+    generator = torch.Generator().manual_seed(0)
+    sizes = (30_000, 31_001, 90_000, 20_000, 20_001, 20_002)
+    with OwnStream(device).current():
+        models = [
+            Gaussians.from_points(
+                torch.randn(n, 3, generator=generator).cuda(),
+                torch.rand(n, 3, generator=generator).cuda(),
+                sh_degree=3,
+            )
+            for n in sizes
+        ]
+        pruning = MaskGaussianConfig(mask_from_iter=0).build(densify_until=0)
+        model = models[0]
+        eager, copied = (
+            Subject(
+                lambda: model,
+                scene.train,
+                images,
+                (0.0, 0.0, 0.0),
+                strategies=[pruning],
+                record=record,
+            )
+            for record in (None, CudaRecorder())
+        )
+        camera = resized_camera(scene.train[0], 640, 480)
+        for step, model in enumerate(models, 1):
+            pruning.setup(model, extent=1.0, iterations=100, seed=0)
+            eager.step = copied.step = step
+            for show in ("colours", "Gaussians"):
+                look = Look(show)
+                a, b = (x.draw(camera, look, GPU_ROOM) for x in (eager, copied))
+                assert a.counts is not None and b.counts is not None
+                assert torch.equal(a.counts, b.counts)
+                # equal depths may be blended in another order
+                assert (a.pixels.int() - b.pixels.int()).abs().float().mean() < 0.01
+                # the first warms up, the second captures, the third has grown beyond the copy
+                assert b.steady == (step > 3)
+    images.close()
