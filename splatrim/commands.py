@@ -113,6 +113,8 @@ def run(name: str, words: list[str], **options: bool) -> None:
         hint = f": did you mean {guess}?" if guess else f": choose {', '.join(COMMANDS)}"
         raise SplatrimError(f"there is no command {name!r}{hint}")
     source = Source(COMMANDS[name])
+    if source.begins_with_run and words and not words[0].startswith("-"):
+        words = ["-m", *words]
     if {"-h", "--help"} & {*words} and source.flags:
         print(show_help(name, source, EVERYDAY.get(name)))
         return

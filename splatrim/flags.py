@@ -77,6 +77,14 @@ class Source:
             for flag in _flags(tree):
                 self.flags.setdefault(flag.name, flag)
 
+    @property
+    def begins_with_run(self) -> bool:
+        """Whether a run's folder may come first on the command line, without its flag."""
+        run, source = self.flags.get("model_path"), self.flags.get("source_path")
+        reads = run is not None and run.default is None and "-m" in run.aliases
+        makes = source is not None and source.default is None  # from a scene
+        return reads and not makes and not any(f.is_positional for f in self.flags.values())
+
 
 def check_words(words: Iterable[str], source: Source) -> None:
     """Refuse flags that the command does not have, and name the nearest that it has.
@@ -118,6 +126,7 @@ def show_help(command: str, source: Source, everyday: Sequence[str] | None) -> s
     """
     chosen = [source.flags[name] for name in everyday or source.flags if name in source.flags]
     placed = " ".join(flag.metavar for flag in chosen if flag.is_positional)
+    placed = "[-m] OUT" if source.begins_with_run else placed
     lines = [" ".join(filter(None, ["splatrim", command, placed, "[FLAGS]"])), "", source.title]
     if source.about:
         lines += ["", *_wrapped(source.about)]

@@ -25,7 +25,7 @@ from ..training.captured_steps import CudaRecorder
 from ..training.observer import Observer, Run
 from .pace import Pace
 from .picture import Subject
-from .run_model import load_shown
+from .run_model import in_block_colors, load_shown
 from .studio import Costs, Studio
 from .window import Window
 
@@ -169,6 +169,7 @@ def show_run(
     host: str = "127.0.0.1",
     port: int = 8080,
     device: str = "auto",
+    by_block: bool = False,
     stopped: threading.Event | None = None,
 ) -> None:
     """Show a finished model in the browser until Ctrl-C, or until `stopped` is set.
@@ -178,6 +179,8 @@ def show_run(
     """
     where = resolve_device(device)
     shown = load_shown(model_path, iteration, source_path)
+    if by_block:
+        shown = in_block_colors(shown)
     tensors = {name: x.to(where) for name, x in shown.tensors.items()}
     model = Gaussians.from_tensors(tensors, antialiased=shown.antialiased)
     white = shown.background[0] > 0.5

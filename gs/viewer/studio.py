@@ -118,6 +118,8 @@ class Studio:
         cameras = self.subject.cameras
         if chosen is None:
             camera = guest.camera(width, height, cameras[0].near)
+        elif cameras[chosen].image_path is None:  # there is nothing to show beside it
+            camera, chosen = fitted(cameras[chosen], width, height), None
         else:
             camera = fitted(cameras[chosen], width // 2, height)
         key = camera.width, camera.height, look.show, look.masks

@@ -1,5 +1,6 @@
 """The live viewer: pictures, what they leave alone, and a browser that looks on."""
 
+import dataclasses
 import logging
 import os
 import re
@@ -145,6 +146,16 @@ def test_depth_gaussians_and_a_view_beside_its_image(subject: Subject, scene: Sc
     truth = subject.images[1]
     doubled = truth.repeat_interleave(2, 0).repeat_interleave(2, 1)
     assert torch.equal(right, doubled) and not torch.equal(left, right)
+
+
+def test_a_camera_without_an_image_is_shown_alone(scene: Scene, subject: Subject) -> None:
+    bare = dataclasses.replace(scene.train[0], image_path=None)
+    subject.cameras = [bare]
+    guest = Guest(bare)
+    studio = Studio(subject, Pace())
+    studio.draw(guest, Look(), 0, scale=2.0)
+    studio.close()
+    assert guest.pictures[0].shape[:2] == (2 * bare.height, 2 * bare.width)
 
 
 def test_near_things_are_brighter_than_far_ones() -> None:
