@@ -159,6 +159,8 @@ def _begun(work: Path, settings: dict[str, Any]) -> dict[str, float]:
     progress = read_checked(work / PROGRESS, _PROGRESS)
     former = progress["settings"]
     others = [name for name, value in settings.items() if former.get(name) != value]
+    if not progress["seconds"]:  # nothing is lost
+        return {}
     if others:
         raise SplatrimError(
             f"{work} was begun with another --{others[0]} ({former.get(others[0])}): give the same,"
