@@ -36,6 +36,7 @@ _PROGRESS = fields(
 )
 MANY = 500  # photographs of which to match all pairs takes hours
 SHOWN = 5  # names in a message
+PAIR = 2  # pictures are no scene where there are more
 
 logger = logging.getLogger("splatrim")
 
@@ -108,7 +109,11 @@ def prepare_scene(config: PrepareConfig) -> dict[str, float]:
                 continue
             started = time.perf_counter()
             with tqdm(desc=name, disable=config.quiet, unit="", smoothing=0.1) as bar:
-                step(_teller(bar))
+                try:
+                    step(_teller(bar))
+                except reconstruction.NotPlaced:
+                    shutil.rmtree(work, ignore_errors=True)  # other flags have to begin anew
+                    raise
             seconds[name] = round(time.perf_counter() - started, 2)
             write_json(work / PROGRESS, {"settings": settings, "seconds": seconds})
             logger.info(f"{name}: {seconds[name]:.1f} s")
@@ -140,6 +145,15 @@ def _check(config: PrepareConfig) -> None:
     if config.vocab_tree is not None and not config.vocab_tree.is_file():
         raise SplatrimError(f"no such file: {config.vocab_tree}")
     check_writable(scene.absolute().parent)
+
+
+def _advice(config: PrepareConfig) -> str:
+    """What helps where few pictures can be placed."""
+    if config.is_video:
+        return f"take more of them, with --fps above {config.fps:g} and a slower camera"
+    if config.how == "exhaustive":
+        return "neighbours need to overlap by two thirds, so take more between them"
+    return "try --matching exhaustive, which compares all with all"
 
 
 def _settings(config: PrepareConfig) -> dict[str, Any]:
@@ -217,9 +231,15 @@ def _steps(config: PrepareConfig, work: Path) -> list[Callable[[Tell], None]]:
             f"{len(found.names)} of {len(total)} pictures placed, {found.n_points} points, "
             f"mean error {found.error:.2f} pixels"
         )
-        if left := [name for name in total if name not in found.names]:
+        left = [name for name in total if name not in found.names]
+        if len(found.names) <= PAIR < len(total):
+            raise reconstruction.NotPlaced(
+                f"only {len(found.names)} of {len(total)} pictures hang together: {_advice(config)}"
+            )
+        if left:
             more = f" and {len(left) - SHOWN} more" if len(left) > SHOWN else ""
-            logger.warning(f"not placed: {', '.join(left[:SHOWN])}{more}")
+            hint = f"; {_advice(config)}" if 2 * len(left) > len(total) else ""
+            logger.warning(f"not placed: {', '.join(left[:SHOWN])}{more}{hint}")
 
     def images(tell: Tell) -> None:
         reconstruction.undistort(chosen, photos, work / "scene", tell)
