@@ -1,6 +1,6 @@
 """PSNR, SSIM, LPIPS and FLIP of a run's test views: `python -m gs.metrics -m OUT [OUT ...]`.
 
-They are taken from the 8-bit images that `python -m gs.render` wrote, and go to results.json and
+They are taken from the 8-bit images that `splatrim render` wrote, and go to results.json and
 per_view.json in the layout of the original code. LPIPS (Zhang et al., CVPR 2018; VGG, version 0.1)
 is fed images in 0..1 as the original does, though the network is made for -1..1: so the figures
 compare with published tables. Without the package or its weights the others are written alone.
