@@ -157,9 +157,9 @@ def test_graphs_of_a_gpu_draw_what_is_drawn_eagerly(scene: Scene) -> None:
     with OwnStream(device).current():
         models = [
             Gaussians.from_points(
-                torch.randn(n, 3, generator=generator).cuda(),
-                torch.rand(n, 3, generator=generator).cuda(),
-                sh_degree=3,
+                torch.randn(n, 3, generator=generator),
+                torch.rand(n, 3, generator=generator),
+                device=device,
             )
             for n in sizes
         ]
