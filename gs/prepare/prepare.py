@@ -271,6 +271,8 @@ def main(args: Sequence[str] | None = None) -> None:
     show_log(quiet=config.quiet)
     seconds = prepare_scene(config)
     out = Path("output") / config.scene.name
+    if out.absolute() == config.scene.absolute():
+        out = out.with_name(f"{out.name}_model")
     logger.info(
         f"{config.scene} is a scene, made in {sum(seconds.values()):.0f} s; "
         f"next: {command('train', '-s', config.scene, '-m', out, '--eval')}"

@@ -11,7 +11,7 @@ from PIL import Image
 
 from gs.data.scene import load_scene
 from gs.errors import SplatrimError
-from gs.prepare import reconstruction
+from gs.prepare import prepare, reconstruction
 from gs.prepare.prepare import STEPS, PrepareConfig, main, prepare_scene
 
 VIEWS, WIDTH, HEIGHT, FOCAL = 10, 320, 240, 300.0
@@ -92,6 +92,16 @@ def test_photographs_become_a_scene_that_has_their_cameras(
 
     with pytest.raises(SplatrimError, match="is there already and not empty"):
         main(line)
+
+
+def test_the_next_step_trains_beside_the_scene(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(prepare, "prepare_scene", lambda config: {})
+    caplog.set_level("INFO", "splatrim")
+    main(["photos", "output/fox"])
+    assert "-s output/fox -m output/fox_model --eval" in caplog.text
 
 
 def _distances(positions: np.ndarray) -> np.ndarray:
