@@ -40,7 +40,7 @@ from .training.trainer import Trainer
 
 # images of ones are no images: a strategy may find that nothing is left, or no number
 FAILURES = (SplatrimError, ValueError, RuntimeError, LookupError, ArithmeticError)
-SIZES = ((64, 48), (62, 46), (63, 45))  # widths that 4, 2 and 1 divide
+SIZES = ((64, 48), (62, 46), (63, 45), (62, 45))  # widths that 4, 2, 1 divide; odd heights
 N_POINTS = 400
 MOST_POINTS = 4 * N_POINTS  # a model that has grown beyond is made anew
 # Steps of a kind that is not captured: as many consecutive ones, in which a method may have a
@@ -77,8 +77,8 @@ class Rehearsed(NamedTuple):
 
     launches: dict[str, Launch]
     """By label."""
-    first: frozenset[str]
-    """Labels of those that its first steps launch."""
+    turns: dict[str, int]
+    """By label: 0 for those that its first steps launch, more for those that are needed later."""
 
 
 def rehearse_training(
@@ -94,22 +94,40 @@ def rehearse_training(
     from kernels import sizes_by_way
 
     first, *others = sizes_by_way(target.multiprocessors)
-    rehearsal = Rehearsal(target, first)
+    rehearsal, turns = Rehearsal(target, first), dict[str, int]()
+
+    def end_turn() -> None:
+        turn = max(turns.values(), default=-1) + 1
+        turns.update(dict.fromkeys(rehearsal.launches.keys() - turns.keys(), turn))
+
     with tempfile.TemporaryDirectory() as folder, rehearsing(rehearsal):
         stage = _Stage(config, methods, Path(folder))
         kinds = stage.kinds()
-        soon: frozenset[str] = frozenset()
+        usual = min(kinds.items(), key=lambda item: not item[0].is_captured)
         for kind, steps in kinds.items():
             stage.take(kind, steps)
-            soon = soon or frozenset(rehearsal.launches)
-        kind, steps = min(kinds.items(), key=lambda item: not item[0].is_captured)
-        for n_keys in others:
+            end_turn()
+            if (
+                max(turns.values(), default=-1) == 0
+            ):  # the first images and the model may be of any size
+                for n_keys in (*others, first):
+                    rehearsal.n_keys = n_keys
+                    stage.take(usual[0], usual[1][:1])
+                for size in range(1, len(SIZES)):
+                    stage.take(usual[0], usual[1][:1], size)
+                end_turn()
+        several = {kind: steps[:1] for kind, steps in kinds.items() if kind.n_images > 1}
+        for kind, steps in several.items():
+            for size in range(1, len(SIZES)):
+                stage.take(kind, steps, size)
+            for n_others in {1, kind.n_images - 1}:
+                stage.take(kind, steps, n_others=n_others)
+        end_turn()
+        for n_keys in (first, *others):
             rehearsal.n_keys = n_keys
-            stage.take(kind, steps[:1])
-        for size in range(1, len(SIZES)):
-            stage.take(kind, steps[:1], size)
-        stage.look({kind.degree for kind in kinds})
-    return Rehearsed(rehearsal.launches, soon)
+            stage.look()
+        end_turn()
+    return Rehearsed(rehearsal.launches, turns)
 
 
 class _Stage:
@@ -130,6 +148,8 @@ class _Stage:
         begin = train.post_start or 0
         most = max(map(train.images_after, range(begin, train.iterations)), default=1)
         self.scene, self._most_images = _scene(folder, most), most
+        self._shows_all = config.train.viewer  # at any time
+        self._looked_at = set[int]()  # degrees at which views are evaluated
         self.trainer = self._build()
 
     def _build(self) -> Trainer[Any]:
@@ -166,6 +186,9 @@ class _Stage:
             for strategy in self.trainer.strategies:
                 strategy.n_images = n
             phases = tuple(strategy.phase(step) for strategy in self.trainer.strategies)
+            tested = any(step - n < x <= step for x in (*config.test_iterations, config.iterations))
+            if tested or self._shows_all:
+                self._looked_at.add(degree)
             kind = _Kind(degree, phases, n)
             steps = found.setdefault(kind, [step])
             if not kind.is_captured and step == steps[-1] + n and len(steps) < CONSECUTIVE:
@@ -176,8 +199,15 @@ class _Stage:
                 steps.append(last[kind])
         return found
 
-    def take(self, kind: _Kind, steps: Sequence[int], size: int = 0) -> None:
-        """Take steps of a kind: in parts, and where it is captured as a graph, too."""
+    def take(self, kind: _Kind, steps: Sequence[int], size: int = 0, *, n_others: int = 0) -> None:
+        """Take steps of a kind: in parts, and where it is captured as a graph, too.
+
+        Args:
+            kind: Of all these steps.
+            steps: Their numbers.
+            size: Of SIZES, that of their images.
+            n_others: So many of the images, the last ones, are of the next size.
+        """
         for step in steps:
             n = len(self.trainer.gaussians)
             if n > MOST_POINTS or (n < N_POINTS // 2 and self.trainer.gaussians.parts == 1):
@@ -185,6 +215,8 @@ class _Stage:
             trainer, stepper = self.trainer, self.trainer.stepper
             trainer.gaussians.active_sh_degree = kind.degree
             first = size * self._most_images
+            if n_others > 0:
+                first += self._most_images - kind.n_images + n_others
             indices = range(first, first + kind.n_images)
             rates = learning_rates(
                 trainer.optimizer, trainer.optim, extent=self.scene.extent, step=step
@@ -202,14 +234,15 @@ class _Stage:
                 logger.debug(f"rehearsing step {step}: {error}")
                 self.trainer = self._build()
 
-    def look(self, degrees: set[int]) -> None:
-        """Evaluate and measure views."""
+    def look(self) -> None:
+        """Evaluate and measure views, at the degrees that `kinds` has found."""
         trainer = self.trainer
         views = trainer.cameras, trainer.images, torch.zeros(3)
-        for degree in sorted(degrees):
+        sizes = range(0, self._most_images * len(SIZES), self._most_images)
+        for degree in sorted(self._looked_at):
             trainer.gaussians.active_sh_degree = degree
             with torch.no_grad():
-                mean_scores(evaluate_views(trainer.exported(), *views, indices=range(len(SIZES))))
+                mean_scores(evaluate_views(trainer.exported(), *views, indices=sizes))
         # cameras that a method moves to where the finished model fits
         for strategy in trainer.strategies:
             with contextlib.suppress(*FAILURES):
@@ -238,7 +271,7 @@ def _scene(folder: Path, batch: int) -> Scene:
 
 def _cameras(folder: Path, batch: int) -> Iterator[Camera]:
     for width, height in SIZES:
-        path = folder / f"{width}.png"
+        path = folder / f"{width}x{height}.png"
         Image.fromarray(np.zeros((height, width, 3), np.uint8)).save(path)
         K = torch.tensor([[50.0, 0.0, width / 2], [0.0, 50.0, height / 2], [0.0, 0.0, 1.0]])
         for k in range(batch):

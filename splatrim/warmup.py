@@ -13,6 +13,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, Any
 
 import torch
@@ -70,8 +71,18 @@ class WarmupConfig:
 
     def n_processes(self) -> int:
         """How many compile at the same time."""
-        n_cores = len(os.sched_getaffinity(0))
+        n_cores = count_cores()
         return self.processes or min(n_cores - (n_cores > FEW), MOST_PROCESSES)
+
+
+def count_cores(quota: Path = Path("/sys/fs/cgroup/cpu.max")) -> int:
+    """How many cores this process may use, by its affinity and the quota of its container."""
+    n = len(os.sched_getaffinity(0))
+    try:
+        used, period = map(int, quota.read_text().split())
+    except (OSError, ValueError):  # no such file, or "max"
+        return n
+    return min(n, max(used // period, 1))
 
 
 def compile_for(
@@ -92,7 +103,7 @@ def compile_for(
     started, target = time.perf_counter(), config.target()
     labels: list[set[str]] = []
     launches: dict[str, Launch] = {}
-    first: frozenset[str] = frozenset()
+    turns: dict[str, int] = {}
     for words in trainings:
         found: dict[str, Launch] = {}
         for training in _trainings(words):
@@ -100,7 +111,7 @@ def compile_for(
             rehearsed = rehearse_training(training, METHODS, target)
             show_log(quiet=tells)
             found |= rehearsed.launches
-            first = first or rehearsed.first
+            turns = rehearsed.turns | turns
         labels.append({*found})
         launches |= found
     tell = _say if tells else lambda *_: None
@@ -122,7 +133,7 @@ def compile_for(
         launches,
         target,
         n_processes,
-        first=first,
+        turns=turns,
         tell=told,
         stops=lambda: tells and os.getppid() != parent,
     )

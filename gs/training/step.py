@@ -33,7 +33,7 @@ from .captured_steps import Bounds, CudaRecorder, OwnStream, StepGraphs, counts_
 from .optimizer import set_learning_rates
 from .pictures import Pictures
 from .seen import RowAdam, mark_rows
-from .step_inputs import InputBuffer, StepInputs
+from .step_inputs import InputBuffer, StepInputs, as_numbers, as_words
 from .strategy import M, StepContext, Strategy
 from .tracker import Tracker
 
@@ -123,15 +123,15 @@ class Stepper(Generic[M]):
         self._set_stage(step, len(indices))
         device, together = self.gaussians.device, self.gaussians.same_in_all_views
         indices, views = grouped(self.pictures.cameras, indices, device, together=together)
+        integers: Mapping[str, int | Tensor] = self._device_inputs(step)
+        if self.graphs is not None:  # the kernels of captured steps: no others to compile
+            integers = as_words(integers, device)
         inputs = StepInputs(
             views[0],
             torch.tensor(self.background_color(step), device=device),
-            self._device_inputs(step),
+            integers,
             others=tuple(views[1:]),
-            numbers={
-                name: torch.tensor([x], device=device)
-                for name, x in self._device_numbers(step).items()
-            },
+            numbers=as_numbers(self._device_numbers(step), device),
         )
         return self._forward_backward(step, indices, [self.pictures[i] for i in indices], inputs)
 

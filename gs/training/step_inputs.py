@@ -44,7 +44,8 @@ class StepInputs:
     background: Tensor
     """Colour behind the Gaussians. [3]"""
     integers: Mapping[str, int | Tensor]
-    """What strategies gave as `device_inputs`: numbers, or in a captured step [2] int32 each."""
+    """What strategies gave as `device_inputs`: numbers, or [2] int32 each in a captured step and
+    where there are such."""
     seed: Tensor | None = None
     """Of this step alone, low and high word; None in an eager step. [2] int32"""
     means_lr: Tensor | None = None
@@ -173,3 +174,16 @@ class InputBuffer:
                 deadline = time.perf_counter() + PATIENCE
         rows, entries, missing = self._reported[:3].tolist()
         return rows, entries, missing
+
+
+def as_words(integers: Mapping[str, int], device: torch.device) -> dict[str, Tensor]:
+    """Integers by name as a captured step has them. [2] int32 each"""
+    from kernels import split_seed
+
+    words = {name: split_seed(x) for name, x in integers.items()}
+    return {name: torch.tensor(x, dtype=torch.int32, device=device) for name, x in words.items()}
+
+
+def as_numbers(numbers: Mapping[str, float], device: torch.device) -> dict[str, Tensor]:
+    """Numbers by name as kernels take them. [1] each"""
+    return {name: torch.tensor([x], device=device) for name, x in numbers.items()}

@@ -146,8 +146,8 @@ def _project_bwd(
         x.lenses, f.mask_logits, x.mask_ids, x.seed, rows, v_means2d, v_records, v_masks,
         v_means, v_quats, v_scales, v_covars, v_opacities, v_sh0, v_shN, partials,
         v_logits if v_masks_in is None else v_masks_in,
-        N, s.width, s.height, s.eps2d, x.seed_low, x.seed_high,
-        C=C, stride0=row_stride(f.sh0), strideN=row_stride(f.shN),
+        N, s.width, s.height, s.eps2d, x.seed_low, x.seed_high, C,
+        SEVERAL=C > 1, stride0=row_stride(f.sh0), strideN=row_stride(f.shN),
         stride_v_means2d=stride_v_means2d, WIDTH0=0 if f.sh0 is None else 3 * f.sh0.shape[1],
         WIDTHN=0 if f.shN is None else 3 * f.shN.shape[1],
         DEGREE=_degree(s), LOGITS=0 if f.mask_logits is None else f.mask_logits.dim(),
@@ -233,7 +233,7 @@ class _Project(torch.autograd.Function):
 
         if ctx.kind is None:
             return *run(), None
-        kind = (ctx.kind, project_bwd_kernel, *needed, stride, v_masks is None)
+        kind = (ctx.kind, _project_bwd, *needed, stride, v_masks is None)
         inputs = (*x.floats, *x[1:], ctx.rows, v_means2d, v_records, v_masks)
         return *run_recorded(kind, inputs, run), None
 

@@ -107,7 +107,7 @@ def _store_v_masks(
                 tl.store(v_mask_inputs_ptr + i * 2 + 1, -v, mask=inside)
 
 
-@triton.jit(do_not_specialize=["N", "width", "height", "seed_low", "seed_high"])
+@triton.jit(do_not_specialize=["N", "width", "height", "seed_low", "seed_high", "C"])
 def project_bwd_kernel(
     means_ptr,  # [N, 3]
     quats_ptr,  # [N, 4]
@@ -141,7 +141,8 @@ def project_bwd_kernel(
     eps2d,
     seed_low,
     seed_high,
-    C: tl.constexpr,
+    C,
+    SEVERAL: tl.constexpr,  # cameras; else C is 1
     stride0: tl.constexpr,
     strideN: tl.constexpr,
     stride_v_means2d: tl.constexpr,
@@ -160,7 +161,7 @@ def project_bwd_kernel(
     inside = i < N
     zero = tl.zeros([BLOCK], tl.float32)
     seen = tl.zeros([BLOCK], tl.int32)
-    for c in range(C):
+    for c in range(C if SEVERAL else 1):
         row = tl.load(rows_ptr + i + c * N.to(tl.int64), mask=inside, other=-1)
         seen |= (row >= 0).to(tl.int32)
     start = pid.to(tl.int64) * BLOCK
@@ -180,7 +181,7 @@ def project_bwd_kernel(
             _store_zeros(v_shN_ptr, start, WIDTHN, BLOCK)
         if v_viewmats_ptr is not None:
             k = tl.arange(0, 16)
-            for c in range(C):
+            for c in range(C if SEVERAL else 1):
                 out = v_viewmats_ptr + (pid.to(tl.int64) * C + c) * 12
                 tl.store(out + k, tl.zeros([16], tl.float32), mask=k < 12)
         _store_v_masks(
@@ -195,7 +196,7 @@ def project_bwd_kernel(
     v_diagonal, v_off = none, none  # of the covariance: xx yy zz and xy xz yz
     v_opacity = zero
     v_mask = zero
-    for c in range(C):
+    for c in range(C if SEVERAL else 1):
         gaussian = i + c * N.to(tl.int64)
         row = tl.load(rows_ptr + gaussian, mask=inside, other=-1).to(tl.int64)
         visible = row >= 0

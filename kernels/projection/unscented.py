@@ -21,7 +21,7 @@ from typing import NamedTuple
 import triton
 import triton.language as tl
 
-from ..device.linalg import Mat3, Sym2, Vec3, add3, dot3, scale3, sub3, sym2_inverse_vjp
+from ..device.linalg import Mat3, Sym2, Vec3, add3, dot3, scale3, sym2_inverse_vjp
 from .cameras.lens import project, project_vjp, unwound
 from .cameras.pinhole import rows_times
 from .ewa import blurred_conic, columns_times, compensation_vjp
@@ -56,31 +56,58 @@ def _turned(camera, v):
 
 
 @triton.jit
-def _step(axis):
-    """delta W_k."""
-    return Vec3(axis.x * DELTA, axis.y * DELTA, axis.z * DELTA)
+def _pick(place, zero, one, two, three):
+    """What is at a place, which may be a loop's: 1, 2 or 3; else nothing."""
+    return tl.where(place == 1, one, tl.where(place == 2, two, tl.where(place == 3, three, zero)))
 
 
 @triton.jit
-def _pair(lens, t, axis, px, py, LENS: tl.constexpr):
-    """Odd and even half of the differences along an axis: x, y of both."""
-    step = _step(axis)
-    x1, y1 = project(lens, add3(t, step), LENS)
-    x2, y2 = project(lens, sub3(t, step), LENS)
-    x1, y1 = unwound(lens, x1 - px, LENS), y1 - py
-    x2, y2 = unwound(lens, x2 - px, LENS), y2 - py
-    return (x1 - x2) * HALF, (y1 - y2) * HALF, (x1 + x2) * HALF, (y1 + y2) * HALF
+def _sigma_point(t, axes, p):
+    """Point p: t, then t + delta W_k and t - delta W_k by turns; and where it belongs and how.
+
+    Points go by in a loop: unrolled, all of a lens stands seven times in the code, and compiling
+    takes five times as long.
+    """
+    place, sign = (p + 1) // 2, 2 * (p % 2) - 1
+    length, zero = sign * DELTA, tl.zeros_like(t.x)
+    x = _pick(place, zero, axes.c0.x, axes.c1.x, axes.c2.x)
+    y = _pick(place, zero, axes.c0.y, axes.c1.y, axes.c2.y)
+    z = _pick(place, zero, axes.c0.z, axes.c1.z, axes.c2.z)
+    return Vec3(t.x + length * x, t.y + length * y, t.z + length * z), place, sign
 
 
 @triton.jit
 def sigma_columns(lens, t, axes, LENS: tl.constexpr):
     """pi(t), and x and y of the seven columns."""
-    px, py = project(lens, t, LENS)
-    ox0, oy0, ex0, ey0 = _pair(lens, t, axes.c0, px, py, LENS)
-    ox1, oy1, ex1, ey1 = _pair(lens, t, axes.c1, px, py, LENS)
-    ox2, oy2, ex2, ey2 = _pair(lens, t, axes.c2, px, py, LENS)
+    zero = tl.zeros_like(t.x)
+    px, py = zero, zero
+    ox0, oy0, ox1, oy1, ox2, oy2 = zero, zero, zero, zero, zero, zero
+    ex0, ey0, ex1, ey1, ex2, ey2 = zero, zero, zero, zero, zero, zero
+    for p in range(N_COLUMNS):
+        point, place, sign = _sigma_point(t, axes, p)
+        x, y = project(lens, point, LENS)
+        px, py = tl.where(place == 0, x, px), tl.where(place == 0, y, py)
+        x, y = unwound(lens, x - px, LENS), y - py
+        ox0, oy0 = _added(ox0, oy0, place == 1, sign * x, sign * y)
+        ox1, oy1 = _added(ox1, oy1, place == 2, sign * x, sign * y)
+        ox2, oy2 = _added(ox2, oy2, place == 3, sign * x, sign * y)
+        ex0, ey0 = _added(ex0, ey0, place == 1, x, y)
+        ex1, ey1 = _added(ex1, ey1, place == 2, x, y)
+        ex2, ey2 = _added(ex2, ey2, place == 3, x, y)
+    ox0, ox1, ox2, oy0, oy1, oy2 = _six(ox0, ox1, ox2, oy0, oy1, oy2, HALF)
+    ex0, ex1, ex2, ey0, ey1, ey2 = _six(ex0, ex1, ex2, ey0, ey1, ey2, HALF)
     mx, my = (ex0 + ex1 + ex2) / DELTA, (ey0 + ey1 + ey2) / DELTA
     return px, py, (ox0, ox1, ox2, ex0, ex1, ex2, mx), (oy0, oy1, oy2, ey0, ey1, ey2, my)
+
+
+@triton.jit
+def _added(x, y, here, more_x, more_y):
+    return x + tl.where(here, more_x, 0.0), y + tl.where(here, more_y, 0.0)
+
+
+@triton.jit
+def _six(a, b, c, d, e, f, factor):
+    return a * factor, b * factor, c * factor, d * factor, e * factor, f * factor
 
 
 @triton.jit
@@ -118,28 +145,53 @@ def moments_vjp(
     """v_t, and v_W as a matrix."""
     v_sx, v_sy = _column_vjp(xs, ys, v_cov, v_det, HAS_DET, 6)
     v_sx, v_sy = (v_mx + v_sx) / DELTA, (v_my + v_sy) / DELTA
+    v_ox0, v_oy0 = _column_vjp(xs, ys, v_cov, v_det, HAS_DET, 0)
+    v_ox1, v_oy1 = _column_vjp(xs, ys, v_cov, v_det, HAS_DET, 1)
+    v_ox2, v_oy2 = _column_vjp(xs, ys, v_cov, v_det, HAS_DET, 2)
+    v_ex0, v_ey0 = _column_vjp(xs, ys, v_cov, v_det, HAS_DET, 3)
+    v_ex1, v_ey1 = _column_vjp(xs, ys, v_cov, v_det, HAS_DET, 4)
+    v_ex2, v_ey2 = _column_vjp(xs, ys, v_cov, v_det, HAS_DET, 5)
+    v_ex0, v_ex1, v_ex2 = v_ex0 + v_sx, v_ex1 + v_sx, v_ex2 + v_sx
+    v_ey0, v_ey1, v_ey2 = v_ey0 + v_sy, v_ey1 + v_sy, v_ey2 + v_sy
+    # half of every difference's gradient comes from either point; that at t gets what is left
+    v_px, v_py = (
+        v_mx - 2.0 * HALF * (v_ex0 + v_ex1 + v_ex2),
+        v_my - 2.0 * HALF * (v_ey0 + v_ey1 + v_ey2),
+    )
     zero = tl.zeros_like(v_mx)
-    v_px, v_py, v_t = v_mx, v_my, Vec3(zero, zero, zero)
-    columns = ()
-    for k in tl.static_range(3):
-        step = _step(axes[k])
-        v_ox, v_oy = _column_vjp(xs, ys, v_cov, v_det, HAS_DET, k)
-        v_ex, v_ey = _column_vjp(xs, ys, v_cov, v_det, HAS_DET, k + 3)
-        v_ex, v_ey = v_ex + v_sx, v_ey + v_sy
-        x1, y1 = (v_ex + v_ox) * HALF, (v_ey + v_oy) * HALF
-        x2, y2 = (v_ex - v_ox) * HALF, (v_ey - v_oy) * HALF
-        a = project_vjp(lens, add3(t, step), x1, y1, LENS)
-        b = project_vjp(lens, sub3(t, step), x2, y2, LENS)
-        v_px -= x1 + x2
-        v_py -= y1 + y2
-        v_t = add3(v_t, add3(a, b))
-        column = _step(sub3(a, b))
-        # numbers: Triton 3.6 forgets the names in a tuple that is added to
-        columns = columns + (column.x, column.y, column.z)
-    v_t = add3(v_t, project_vjp(lens, t, v_px, v_py, LENS))
-    c0 = Vec3(columns[0], columns[1], columns[2])
-    c1 = Vec3(columns[3], columns[4], columns[5])
-    return v_t, Mat3(c0, c1, Vec3(columns[6], columns[7], columns[8]))
+    v_t, c0, c1, c2 = _none(zero), _none(zero), _none(zero), _none(zero)
+    for p in range(N_COLUMNS):
+        point, place, sign = _sigma_point(t, axes, p)
+        even_x, even_y = (
+            _pick(place, zero, v_ex0, v_ex1, v_ex2),
+            _pick(place, zero, v_ey0, v_ey1, v_ey2),
+        )
+        odd_x, odd_y = (
+            _pick(place, zero, v_ox0, v_ox1, v_ox2),
+            _pick(place, zero, v_oy0, v_oy1, v_oy2),
+        )
+        v_x = tl.where(place == 0, v_px, (even_x + sign * odd_x) * HALF)
+        v_y = tl.where(place == 0, v_py, (even_y + sign * odd_y) * HALF)
+        u = project_vjp(lens, point, v_x, v_y, LENS)
+        v_t = add3(v_t, u)
+        step = scale3(sign * DELTA, u)
+        c0, c1 = _added3(c0, place == 1, step), _added3(c1, place == 2, step)
+        c2 = _added3(c2, place == 3, step)
+    return v_t, Mat3(c0, c1, c2)
+
+
+@triton.jit
+def _none(zero):
+    return Vec3(zero, zero, zero)
+
+
+@triton.jit
+def _added3(v, here, more):
+    return Vec3(
+        v.x + tl.where(here, more.x, 0.0),
+        v.y + tl.where(here, more.y, 0.0),
+        v.z + tl.where(here, more.z, 0.0),
+    )
 
 
 @triton.jit

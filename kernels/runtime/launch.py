@@ -27,6 +27,7 @@ from .. import rehearsal
 from ..device.intrinsics import INTERPRET
 from .cache import Table, caches
 from .foreseen import await_variant
+from .names import settle_name
 
 ZEROS = 64 if INTERPRET.value else 4096  # words per program that writes zeros
 
@@ -165,6 +166,7 @@ def launch(
     start = _compiled.get(key)
     if start is None:
         _check_integers(kernel, args)
+        settle_name(kernel)
         options = _options(num_warps, maxnreg, cooperative)
         await_variant(rehearsal.label(kernel, args, constants, options))
         compiled = kernel[grid](*args, **constants, **options)

@@ -10,6 +10,7 @@ import pytest
 
 from gs import compiler
 from gs.compiler import cached_labels, note_of, start_compiler, write_note
+from splatrim.warmup import count_cores
 
 WORDS = ["-s", "scene", "-m", "out", "--method", "3dgs"]
 
@@ -125,3 +126,12 @@ def test_the_words_of_a_training_reach_the_warmup(tmp_path: Path) -> None:
     )
     assert done.returncode == 2 and "unknown --method 'nothing'" in done.stderr
     assert not (tmp_path / "cache").exists()
+
+
+@pytest.mark.parametrize(("text", "most"), [("150000 100000\n", 1), ("max 100000\n", None)])
+def test_the_quota_of_a_container_counts(tmp_path: Path, text: str, most: int | None) -> None:
+    n = len(os.sched_getaffinity(0))
+    quota = tmp_path / "cpu.max"
+    assert count_cores(quota) == n
+    quota.write_text(text)
+    assert count_cores(quota) == (most or n)

@@ -105,9 +105,18 @@ def test_a_training_launches_nothing_that_was_not_rehearsed(
 
 
 def test_a_rehearsal_leaves_nothing_behind(tmp_path: Path) -> None:
-    found, first = rehearse_training(config_of(tmp_path), METHODS, H200)
-    assert len(found) > 40 and 15 < len(first) < len(found) / 2 and first < {*found}
+    found, turns = rehearse_training(config_of(tmp_path), METHODS, H200)
+    first = {label for label in found if turns[label] == 0}
+    assert len(found) > 40 and 15 < len(first) < len(found) / 2 and {*turns} == {*found}
     assert not any("DEGREE=1" in label for label in first)
+    degrees = [[turns[x] for x in found if f"DEGREE={k}" in x] for k in range(4)]
+    assert max(degrees[0]) < min(degrees[1]) and max(degrees[1]) < min(degrees[3])
+    # a large model sorts in passes from the first step on
+    assert {turns[label] for label in found if "sweep_kernel" in label} == {1}
+    projections = [label for label in found if "project_fwd" in label]
+    assert sum("LOGITS=2" in label for label in projections) == 4  # eager as captured
+    unmasked = [label for label in projections if "LOGITS=0" in label]
+    assert len(unmasked) == 1 and "DEGREE=3" in unmasked[0]  # views are evaluated at the end
     # every degree, width and way of sorting
     for word in ("DEGREE=3", "ALIGN=1", "ALIGN=2", "ALIGN=4", "CHUNK=2048", "sweep_kernel"):
         assert any(word in label for label in found), word

@@ -6,6 +6,7 @@ REHEARSAL = ("test_rehearsal.py", "-k mcmc or behind")
 FORESEEN = ("test_foreseen.py",)
 VARIANTS = ("test_variants.py",)
 COMPILER = ("test_compiler.py",)
+LAUNCHES = ("test_launches.py",)
 
 COLD = [
     Mutant(
@@ -34,8 +35,8 @@ COLD = [
     ),
     Mutant(
         "sorts are rehearsed in one way",
-        "for n_keys in others:",
-        "for n_keys in others[:0]:",
+        "for n_keys in (*others, first):",
+        "for n_keys in (first,):",
         REHEARSAL,
     ),
     Mutant(
@@ -52,7 +53,7 @@ COLD = [
     ),
     Mutant(
         "what is needed first is compiled like all else",
-        "key=lambda name: (name not in first, _rank(name))",
+        "key=lambda name: (turns.get(name, 0), _rank(name))",
         "key=_rank",
         VARIANTS,
     ),
@@ -73,5 +74,29 @@ COLD = [
         "del kept[k : k + 2]",
         "del kept[k : k + 1]",
         COMPILER,
+    ),
+    Mutant(
+        "a caller is named before what it calls",
+        "    for callee in _callees(kernel):\n        settle_name(callee)\n",
+        "",
+        ("test_names.py",),
+    ),
+    Mutant(
+        "eager steps launch other kernels than captured ones",
+        "if self.graphs is not None:  # the kernels",
+        "if self.graphs is None:  # the kernels",
+        ("test_rehearsal.py", "-k behind"),
+    ),
+    Mutant(
+        "steps of images of several sizes are not rehearsed",
+        "for n_others in {1, kind.n_images - 1}:",
+        "for n_others in ():",
+        LAUNCHES,
+    ),
+    Mutant(
+        "views are rehearsed in one way of sorting",
+        "for n_keys in (first, *others):",
+        "for n_keys in others[-1:]:",
+        LAUNCHES,
     ),
 ]

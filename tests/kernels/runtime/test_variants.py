@@ -137,7 +137,7 @@ def test_what_is_needed_first_and_what_takes_longest_comes_first() -> None:
 
     names = ("kernels.a.cheap(1)", "kernels.b._order_kernel(2)", "kernels.c.project_bwd(3)")
     launches = {name: Launch(Fake(lambda: None), (), {}, {}) for name in names}
-    done = compile_variants(launches, Target(90, 132), 1, first={names[1]})
+    done = compile_variants(launches, Target(90, 132), 1, turns={names[0]: 1, names[2]: 1})
     assert [one.label for one in done] == [names[1], names[2], names[0]]
 
 
