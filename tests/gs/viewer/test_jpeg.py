@@ -3,6 +3,7 @@
 import io
 import os
 import signal
+import subprocess
 import threading
 import time
 
@@ -36,7 +37,9 @@ def test_a_process_that_has_gone_is_done_without() -> None:
     process = encoder._process
     assert process is not None
     process.send_signal(signal.SIGINT)  # Ctrl-C is for who trains
-    assert encoder.encode(pixels) == encoded(pixels) and process.poll() is None
+    with pytest.raises(subprocess.TimeoutExpired):
+        process.wait(1)
+    assert encoder.encode(pixels) == encoded(pixels)
     process.kill()
     process.wait()
     assert encoder.encode(pixels) == encoded(pixels)
