@@ -7,6 +7,7 @@ come back with the picture (kernels.rasterization).
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -37,6 +38,9 @@ SOLID, SOLID_FROM = 0.999, 0.05  # opacity of a Gaussian that is shown itself, a
 NEAR_COLOR, FAR_COLOR = (1.0, 0.93, 0.6), (0.05, 0.03, 0.35)
 CONTRAST = 2.5  # of depths around their median
 GAP_COLOR = 24  # 0..255, around and between pictures
+
+
+logger = logging.getLogger("splatrim")
 
 
 @dataclass(frozen=True)
@@ -90,7 +94,11 @@ class Subject:
         # the median of depths waits for the GPU
         if self._copied is not None and capacity is not None and look.show != "depth":
             shared = camera, keywords, integers, paint
-            picture = self._copied.draw(splats, *shared, key=look, capacity=capacity)
+            try:
+                picture = self._copied.draw(splats, *shared, key=look, capacity=capacity)
+            except RuntimeError as error:  # a training is worth more than a fast picture
+                logger.warning(f"viewer: pictures are drawn without graphs: {error}")
+                picture = self._copied = None
             if picture is not None:
                 return picture
         if capacity is not None:

@@ -138,6 +138,18 @@ def test_depth_and_unknown_counts_are_drawn_eagerly(shown: Shown) -> None:
     assert shown.recorder.captures == 0
 
 
+def test_where_capturing_fails_pictures_are_drawn_eagerly(
+    shown: Shown, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fails(self: Recorder, body: Body) -> Call:
+        raise RuntimeError("operation not permitted when stream is capturing")
+
+    monkeypatch.setattr(Recorder, "__call__", fails)
+    for _ in range(4):
+        assert shown.difference(Look()) == 0
+    assert caplog.text.count("drawn without graphs") == 1
+
+
 def test_few_graphs_are_kept(shown: Shown) -> None:
     camera = shown.scene.train[0]
     rooms = [ROOM._replace(rows=ROOM.rows + k) for k in range(MAX_GRAPHS + 2)]
