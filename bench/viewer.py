@@ -4,12 +4,19 @@
 
 Trains MaskGaussian on SCENE in turns without and with a guest, all in one process, whose kernels a
 first training has compiled. The guest is everything but a network: pictures are drawn, copied,
-encoded as JPEG. A line per pair gives the seconds of both and by how much the second is longer; the
-last line their medians, pictures per second and the share of a side that pictures had.
+encoded as JPEG. A line per pair gives the seconds of both and by how much the second is longer; a
+second one where the time of pictures went, in milliseconds of each and in percent of the training:
+
+    host      the training thread draws; it launches nothing else meanwhile
+    device    the GPU renders and copies, between two events in the training's stream
+    thread    processor time of the sending thread, an upper bound on the interpreter lock it holds
+    wait      that thread waits for the GPU; show: it waits for the encoder's process
+    made      pictures for which something was compiled, learnt or captured, and their host time
+
+The last line has medians, pictures per second and the share of a side that pictures had.
 """
 
 import argparse
-import io
 import json
 import statistics
 import tempfile
@@ -21,7 +28,6 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
 
 from gs.config import PUBLISHED_ITERATIONS, TrainConfig
 from gs.data.camera import Camera
@@ -31,11 +37,13 @@ from gs.errors import run_cli
 from gs.model.rates import OptimConfig
 from gs.training.observer import Observer
 from gs.training.trainer import Trainer
+from gs.viewer.jpeg import Encoder
 from gs.viewer.live import LiveViewer
 from gs.viewer.picture import Look, fitted
+from gs.viewer.studio import Costs
 from pruning import MaskGaussianConfig
 
-JPEG_QUALITY = 85
+SHARED = ("device", "thread", "wait", "show")
 
 
 class Guest:
@@ -47,6 +55,7 @@ class Guest:
         self._camera, self._size = camera, size
         self.waits, self.drawn_at = True, 0.0
         self.scales: list[float] = []
+        self.encoder = Encoder()
 
     def size(self, scale: float) -> tuple[int, int]:
         """Width and height of a picture, multiples of 8."""
@@ -59,7 +68,7 @@ class Guest:
 
     def show(self, pixels: NDArray[np.uint8]) -> None:
         """Encode a picture, as a server would."""
-        Image.fromarray(pixels).save(io.BytesIO(), "JPEG", quality=JPEG_QUALITY)
+        self.encoder.encode(pixels)
         self.scales.append(self.drawn_at)
 
 
@@ -82,6 +91,7 @@ class Panel:
 
     def close(self) -> None:
         """There is no server."""
+        self.guest.encoder.close()
 
 
 def train(scene: Scene, iterations: int, observers: Sequence[Observer] = ()) -> float:
@@ -106,14 +116,29 @@ def train(scene: Scene, iterations: int, observers: Sequence[Observer] = ()) -> 
         return trainer.tracker.seconds
 
 
-def look_on(scene: Scene, iterations: int, size: tuple[int, int]) -> tuple[float, Guest]:
-    """Seconds of a training that a guest looks at, and the guest."""
+def look_on(scene: Scene, iterations: int, size: tuple[int, int]) -> tuple[float, Guest, Costs]:
+    """Seconds of a training that a guest looks at, the guest, and where the time went."""
     guest = Guest((scene.test or scene.train)[0], size)
     panel: Any = Panel(guest)
     viewer = LiveViewer(panel)
     seconds = train(scene, iterations, (viewer,))
     viewer.close()
-    return seconds, guest
+    return seconds, guest, viewer.costs
+
+
+def explained(costs: Costs, seconds: float) -> str:
+    """A line that says what pictures cost."""
+    steady = max(costs.pictures - costs.made, 1)
+    parts = {
+        "host": (costs.host - costs.host_made, steady),
+        "made": (costs.host_made, max(costs.made, 1)),
+        **{name: (getattr(costs, name), costs.pictures) for name in SHARED},
+    }
+    cells = [
+        f"{name} {1000 * x / max(n, 1):.2f} ms ({100 * x / seconds:.2f} %)"
+        for name, (x, n) in parts.items()
+    ]
+    return f"  {costs.pictures} pictures, {costs.made} made: " + ", ".join(cells)
 
 
 def main() -> None:
@@ -131,12 +156,13 @@ def main() -> None:
     alone, looked_at, rates, scales = [], [], [], []
     for _ in range(options.pairs):
         alone.append(train(scene, options.iterations))
-        seconds, guest = look_on(scene, options.iterations, size)
+        seconds, guest, costs = look_on(scene, options.iterations, size)
         looked_at.append(seconds)
         rates.append(len(guest.scales) / seconds)
         scales += guest.scales
         more = 100 * (seconds / alone[-1] - 1)
-        print(f"{alone[-1]:.2f} s alone, {seconds:.2f} s with a guest: {more:+.1f} %", flush=True)
+        print(f"{alone[-1]:.2f} s alone, {seconds:.2f} s with a guest: {more:+.1f} %")
+        print(explained(costs, seconds), flush=True)
     result = {
         "scene": options.scene.name,
         "iterations": options.iterations,

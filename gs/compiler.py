@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
+import itertools
 import json
 import os
 import subprocess
@@ -128,7 +129,7 @@ def _version(package: str) -> str:
 
 def _value(words: Sequence[str], flag: str) -> str:
     """The value that is given to a flag, or nothing."""
-    for word, following in zip(words, [*words[1:], ""], strict=True):
+    for word, following in itertools.pairwise([*words, ""]):
         if word == flag:
             return following
         if word.startswith(f"{flag}="):

@@ -26,6 +26,8 @@ RECORD = "run.json"
 MANIFEST = "manifest.json"  # of a checkpoint of several ranks: without it there is none
 BLOCKS = "blocks"  # folder of the blocks of a run in blocks (gs.blocks.manifest)
 CONFIG = "config.json"
+OWNERS = "blocks.npy"  # beside a model: the block of each Gaussian, int16
+PLAN = "partition.html"  # of the blocks of a run (gs.blocks.plan_view)
 BASELINE = "baseline"  # folder in a run's, of the run that its report compares with
 _RECORD = fields(
     {

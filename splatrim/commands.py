@@ -15,7 +15,7 @@ from importlib.metadata import PackageNotFoundError, version
 from gs.compiler import start_compiler
 from gs.errors import SplatrimError, run_cli, told_by_first
 
-from .flags import Source, check_words, nearest, show_help
+from .flags import Source, check_values, check_words, nearest, show_help
 
 # One line per command: its name, the module with its main(), further modules with flags of it.
 COMMANDS: dict[str, tuple[str, ...]] = {
@@ -113,11 +113,15 @@ def run(name: str, words: list[str], **options: bool) -> None:
         hint = f": did you mean {guess}?" if guess else f": choose {', '.join(COMMANDS)}"
         raise SplatrimError(f"there is no command {name!r}{hint}")
     source = Source(COMMANDS[name])
+    if source.begins_with_run and words and not words[0].startswith("-"):
+        words = ["-m", *words]
     if {"-h", "--help"} & {*words} and source.flags:
         print(show_help(name, source, EVERYDAY.get(name)))
         return
     with told_by_first():
         check_words(words, source)
+        if not any(word.replace("-", "_") == "__help_all" for word in words):
+            check_values(words, source)
     words = ["--help" if word.replace("-", "_") == "__help_all" else word for word in words]
     # before torch is imported: by then it has done as much
     more = {"compiler": start_compiler(words)} if name == "train" else {}

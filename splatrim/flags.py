@@ -15,8 +15,8 @@ import difflib
 import itertools
 import re
 import textwrap
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence, Set
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from gs.errors import SplatrimError
@@ -39,6 +39,8 @@ class Flag:
     """As it is written; None where a value must be given."""
     text: str
     is_positional: bool = False
+    is_checked: bool = False
+    """Whether a value can be told to be wrong by `metavar` alone."""
 
     @property
     def words(self) -> list[str]:
@@ -77,6 +79,21 @@ class Source:
             for flag in _flags(tree):
                 self.flags.setdefault(flag.name, flag)
 
+    def requires(self, flag: Flag, given: Set[str]) -> bool:
+        """Whether a flag without a default must be given, where others are."""
+        if "config" not in self.flags:
+            return True
+        # training takes the rest from its method, a file, or the demo
+        return flag.name == "source_path" and not given & {"config", "demo"}
+
+    @property
+    def begins_with_run(self) -> bool:
+        """Whether a run's folder may come first on the command line, without its flag."""
+        run, source = self.flags.get("model_path"), self.flags.get("source_path")
+        reads = run is not None and run.default is None and "-m" in run.aliases
+        makes = source is not None and source.default is None  # from a scene
+        return reads and not makes and not any(f.is_positional for f in self.flags.values())
+
 
 def check_words(words: Iterable[str], source: Source) -> None:
     """Refuse flags that the command does not have, and name the nearest that it has.
@@ -103,6 +120,52 @@ def check_words(words: Iterable[str], source: Source) -> None:
         raise SplatrimError(f"there is no flag {name}: {hint}")
 
 
+def check_values(words: Sequence[str], source: Source) -> None:
+    """Refuse values that are no numbers or not among the choices, and flags without a value.
+
+    Raises:
+        SplatrimError: There is such a word, or a flag that must be given is not.
+    """
+    flags = {word.replace("-", "_"): f for f in source.flags.values() for word in f.words}
+    given: set[str] = set()
+    before = list(itertools.takewhile(lambda word: word != "--", words))
+    for word, following in itertools.pairwise([*before, "--"]):
+        name, equals, value = word.partition("=")
+        flag = flags.get(name.replace("-", "_"))
+        if flag is None:
+            continue
+        given.add(flag.name)
+        if flag.name == "method" and source.names:
+            flag = replace(flag, metavar=f"{{{','.join(source.names)}}}", is_checked=True)
+        if flag.metavar and not flag.metavar.endswith("..."):
+            _check_value(name, value if equals else following, flag)
+    for flag in source.flags.values():
+        missing = flag.default is None and flag.name not in given
+        if missing and (not words if flag.is_positional else source.requires(flag, given)):
+            what = flag.metavar if flag.is_positional else f"{flag.words[0]} {flag.metavar}"
+            raise SplatrimError(f"{what} is missing: {flag.text}")
+
+
+def _check_value(word: str, value: str, flag: Flag) -> None:
+    metavar = flag.metavar
+    choices = metavar.strip("{}").split(",") if metavar.startswith("{") else []
+    if re.match(r"-{1,2}[A-Za-z]|--$", value):
+        raise SplatrimError(f"{word} needs a value: {' or '.join(choices) or metavar}")
+    if value == "None" or not flag.is_checked:
+        return
+    if choices:
+        if value not in choices:
+            guess = nearest(value, choices)
+            hint = f"did you mean {guess}?" if guess else f"choose {', '.join(choices)}"
+            raise SplatrimError(f"{word} {value}: {hint}")
+        return
+    try:
+        int(value) if metavar == "INT" else float(value)
+    except ValueError:
+        what = "a whole number" if metavar == "INT" else "a number"
+        raise SplatrimError(f"{word} {value}: expected {what}") from None
+
+
 def nearest(word: str, known: Iterable[str]) -> str:
     """The known word that is most like another; "" where none is much like it."""
     return next(iter(difflib.get_close_matches(word, list(known), 1, 0.6)), "")
@@ -118,6 +181,7 @@ def show_help(command: str, source: Source, everyday: Sequence[str] | None) -> s
     """
     chosen = [source.flags[name] for name in everyday or source.flags if name in source.flags]
     placed = " ".join(flag.metavar for flag in chosen if flag.is_positional)
+    placed = "[-m] OUT" if source.begins_with_run else placed
     lines = [" ".join(filter(None, ["splatrim", command, placed, "[FLAGS]"])), "", source.title]
     if source.about:
         lines += ["", *_wrapped(source.about)]
@@ -167,6 +231,11 @@ def _flags(tree: ast.Module) -> Iterator[Flag]:
         for name, value in _assignments(tree.body)
         if isinstance(value, ast.Constant)
     }
+    choices = {
+        name: value
+        for name, value in _assignments(tree.body)
+        if ast.unparse(value).startswith("Literal[")
+    }
     for node in tree.body:
         if not isinstance(node, ast.ClassDef) or not re.fullmatch(r"\w+Config|Choice", node.name):
             continue
@@ -180,7 +249,8 @@ def _flags(tree: ast.Module) -> Iterator[Flag]:
             if isinstance(following, ast.Expr) and isinstance(following.value, ast.Constant):
                 text = str(following.value.value)
             value = None if field.value is None else ast.unparse(field.value)
-            yield _flag(field.target.id, field.annotation, text, constants.get(value or "", value))
+            annotation = choices.get(written, field.annotation)
+            yield _flag(field.target.id, annotation, text, constants.get(value or "", value))
 
 
 def _class_names(tree: ast.Module) -> Iterator[str]:
@@ -206,10 +276,11 @@ def _flag(name: str, annotation: ast.expr, text: str, default: str | None) -> Fl
         parts = annotation.slice
         written = ast.unparse(parts.elts[0] if isinstance(parts, ast.Tuple) else parts)
     metavar = _metavar(written, name.upper() if is_positional else "")
+    is_checked = bool(re.fullmatch(r"(int|float|Literal\[[^\]]*\])( \| None)?", written))
     if default is not None:
         default = default.strip("'").replace("_", "") if default[:1].isdigit() else default
         default = default.strip("'")
-    return Flag(name, aliases, metavar, default, text, is_positional)
+    return Flag(name, aliases, metavar, default, text, is_positional, is_checked)
 
 
 def _metavar(written: str, name: str) -> str:

@@ -1,7 +1,7 @@
 """Look at a partition before training: `python -m gs.partition -s SCENE -m OUT --blocks 8`.
 
-Writes OUT/partition.json, which training in OUT takes, and OUT/partition.png, and says what every
-block has: points, cameras, expected Gaussians and memory.
+Writes OUT/partition.json, which training in OUT takes, OUT/partition.png and, to turn about,
+OUT/partition.html, and says what every block has: points, cameras, expected Gaussians and memory.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from .budget import GROWTH, block_gaussians, block_memory, most_gaussians, sugge
 from .manifest import MANIFEST
 from .partition import Partition, PartitionConfig, make_partition
 from .partition_file import save_partition
-from .plan_view import save_plan
+from .plan_view import save_plan, save_plan_page
 
 GB = 1e9
 MEMORY = 24.0  # GB of the GPU that is assumed where there is none
@@ -41,7 +41,7 @@ class LookConfig:
     source_path: Annotated[Path, tyro.conf.arg(aliases=("-s",))]
     """The scene's folder."""
     model_path: Annotated[Path, tyro.conf.arg(aliases=("-m",))]
-    """Where partition.json and partition.png go."""
+    """Where partition.json, partition.png and partition.html go."""
     cut: PartitionConfig = field(default_factory=PartitionConfig)
     images: Annotated[str | None, tyro.conf.arg(aliases=("-i",))] = None
     """Sub-folder with the images."""
@@ -84,11 +84,12 @@ def look(config: LookConfig) -> Partition:
     )
     partition = make_partition(scene, config.cut)
     picture = save_plan(config.model_path, scene, partition)
+    page = save_plan_page(config.model_path, scene, partition)
     path = save_partition(config.model_path, partition)
     for line in table(partition, _expected(config, scene)):
         logger.info(line)
     logger.info(advice(config, scene, partition))
-    logger.info(f"wrote {path} and {picture}")
+    logger.info(f"wrote {path}, {picture} and {page}")
     return partition
 
 

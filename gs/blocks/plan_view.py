@@ -16,6 +16,10 @@ from numpy.typing import NDArray
 
 from ..data.scene import Scene
 from ..files import atomic_write
+from ..model.gaussians import Gaussians
+from ..run_record import PLAN
+from ..viewer.block_colors import block_colors, from_above, tinted
+from ..viewer.page import write_page
 from .partition import Partition
 
 if TYPE_CHECKING:
@@ -23,10 +27,12 @@ if TYPE_CHECKING:
 
 NAME = "partition.png"
 MOST_POINTS = 20_000  # that are drawn
+MOST_IN_3D = 100_000
 MOST_BLOCKS = 24  # that get a picture of their own
 RASTER = 400  # samples of the cells along each axis
+SOLID = 5.0  # logit of opacity
+POINT_SIZE = 0.4  # of the distance to the next points
 MARGIN = 0.06  # of the wider side
-COLORS = ("#2a78d6", "#d9571f", "#14936a", "#a44fc4", "#c29a00", "#d6457f", "#4aa3b5", "#7a6a58")
 
 
 def save_plan(folder: Path, scene: Scene, partition: Partition) -> Path:
@@ -79,6 +85,25 @@ def save_plan(folder: Path, scene: Scene, partition: Partition) -> Path:
     path = folder / NAME
     with atomic_write(path) as file:
         figure.savefig(file, format="png", dpi=100)
+    return path
+
+
+def save_plan_page(folder: Path, scene: Scene, partition: Partition) -> Path:
+    """Write partition.html, atomically: the points in 3D, in the colours of their blocks.
+
+    Raises:
+        SplatrimError: it cannot be written.
+    """
+    step = len(scene.points) // MOST_IN_3D + 1
+    points, colors = scene.points[::step].cpu(), scene.colors[::step].cpu()
+    finite = points.isfinite().all(dim=1)
+    points, colors = points[finite], colors[finite]
+    model = Gaussians.from_points(points, colors, sh_degree=0).to_tensors()
+    model["opacities"] = torch.full_like(model["opacities"], SOLID)
+    model["scales"] = model["scales"] + math.log(POINT_SIZE)
+    path, title = folder / PLAN, f"{scene.source.name} in {partition.n_blocks} blocks"
+    cameras = [from_above(points, scene.train), *scene.train]
+    write_page(path, tinted(model, partition.owner(points)), cameras, title=title)
     return path
 
 
@@ -142,5 +167,4 @@ def _frame(axes: Axes, low: NDArray[np.float64], high: NDArray[np.float64]) -> N
 
 
 def _colors(blocks: NDArray[np.int64]) -> NDArray[np.float64]:  # [M] -> [M, 3]
-    table = np.array([[int(c[i : i + 2], 16) / 255 for i in (1, 3, 5)] for c in COLORS])
-    return table[blocks % len(COLORS)]
+    return block_colors(torch.from_numpy(blocks)).double().numpy()

@@ -31,9 +31,8 @@ from ..model.model import Model
 from ..model.renderer import render
 from ..model.view import view_of
 from ..neural.loading import load_model
-from ..run_record import find_model
+from ..run_record import OWNERS, find_model
 
-OWNERS = "blocks.npy"  # beside a model: the block of each Gaussian, int16
 REACH = 8  # pixels
 LEAST_PIXELS = 100  # of a view's border and of its rest
 

@@ -1,6 +1,6 @@
 """PSNR, SSIM, LPIPS and FLIP of a run's test views: `python -m gs.metrics -m OUT [OUT ...]`.
 
-They are taken from the 8-bit images that `python -m gs.render` wrote, and go to results.json and
+They are taken from the 8-bit images that `splatrim render` wrote, and go to results.json and
 per_view.json in the layout of the original code. LPIPS (Zhang et al., CVPR 2018; VGG, version 0.1)
 is fed images in 0..1 as the original does, though the network is made for -1..1: so the figures
 compare with published tables. Without the package or its weights the others are written alone.
@@ -176,10 +176,21 @@ def _vgg_weights(path: Path, wanted: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
     "features.5.weight" there is "slice2.5.weight" here.
     """
-    state = torch.load(path, map_location="cpu", weights_only=True)
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+        raise ValueError("it is no file of weights that torch has saved") from error
     if not isinstance(state, Mapping):
         raise ValueError("it holds no weights by name")
-    return {name: state[re.sub(r"^slice\d", "features", name)] for name in wanted}
+    found: dict[str, Tensor] = {}
+    for name, like in wanted.items():
+        key = re.sub(r"^slice\d", "features", name)
+        value = state.get(key)
+        if not isinstance(value, Tensor) or value.shape != like.shape:
+            said = "missing" if key not in state else f"not of {list(like.shape)} numbers"
+            raise ValueError(f"it is not VGG-16 as torchvision saves it: {key} is {said}")
+        found[name] = value
+    return found
 
 
 def _first_sentence(error: Exception) -> str:

@@ -36,6 +36,7 @@ _PROGRESS = fields(
 )
 MANY = 500  # photographs of which to match all pairs takes hours
 SHOWN = 5  # names in a message
+PAIR = 2  # pictures are no scene where there are more
 
 logger = logging.getLogger("splatrim")
 
@@ -108,7 +109,11 @@ def prepare_scene(config: PrepareConfig) -> dict[str, float]:
                 continue
             started = time.perf_counter()
             with tqdm(desc=name, disable=config.quiet, unit="", smoothing=0.1) as bar:
-                step(_teller(bar))
+                try:
+                    step(_teller(bar))
+                except reconstruction.NotPlaced:
+                    shutil.rmtree(work, ignore_errors=True)  # other flags have to begin anew
+                    raise
             seconds[name] = round(time.perf_counter() - started, 2)
             write_json(work / PROGRESS, {"settings": settings, "seconds": seconds})
             logger.info(f"{name}: {seconds[name]:.1f} s")
@@ -142,6 +147,15 @@ def _check(config: PrepareConfig) -> None:
     check_writable(scene.absolute().parent)
 
 
+def _advice(config: PrepareConfig) -> str:
+    """What helps where few pictures can be placed."""
+    if config.is_video:
+        return f"take more of them, with --fps above {config.fps:g} and a slower camera"
+    if config.how == "exhaustive":
+        return "neighbours need to overlap by two thirds, so take more between them"
+    return "try --matching exhaustive, which compares all with all"
+
+
 def _settings(config: PrepareConfig) -> dict[str, Any]:
     """What decides a scene, as JSON can hold it."""
     kept = {name: value for name, value in vars(config).items() if name not in ("scene", "quiet")}
@@ -159,6 +173,8 @@ def _begun(work: Path, settings: dict[str, Any]) -> dict[str, float]:
     progress = read_checked(work / PROGRESS, _PROGRESS)
     former = progress["settings"]
     others = [name for name, value in settings.items() if former.get(name) != value]
+    if not progress["seconds"]:  # nothing is lost
+        return {}
     if others:
         raise SplatrimError(
             f"{work} was begun with another --{others[0]} ({former.get(others[0])}): give the same,"
@@ -215,9 +231,15 @@ def _steps(config: PrepareConfig, work: Path) -> list[Callable[[Tell], None]]:
             f"{len(found.names)} of {len(total)} pictures placed, {found.n_points} points, "
             f"mean error {found.error:.2f} pixels"
         )
-        if left := [name for name in total if name not in found.names]:
+        left = [name for name in total if name not in found.names]
+        if len(found.names) <= PAIR < len(total):
+            raise reconstruction.NotPlaced(
+                f"only {len(found.names)} of {len(total)} pictures hang together: {_advice(config)}"
+            )
+        if left:
             more = f" and {len(left) - SHOWN} more" if len(left) > SHOWN else ""
-            logger.warning(f"not placed: {', '.join(left[:SHOWN])}{more}")
+            hint = f"; {_advice(config)}" if 2 * len(left) > len(total) else ""
+            logger.warning(f"not placed: {', '.join(left[:SHOWN])}{more}{hint}")
 
     def images(tell: Tell) -> None:
         reconstruction.undistort(chosen, photos, work / "scene", tell)
@@ -249,6 +271,8 @@ def main(args: Sequence[str] | None = None) -> None:
     show_log(quiet=config.quiet)
     seconds = prepare_scene(config)
     out = Path("output") / config.scene.name
+    if out.absolute() == config.scene.absolute():
+        out = out.with_name(f"{out.name}_model")
     logger.info(
         f"{config.scene} is a scene, made in {sum(seconds.values()):.0f} s; "
         f"next: {command('train', '-s', config.scene, '-m', out, '--eval')}"

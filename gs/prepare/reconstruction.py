@@ -24,6 +24,10 @@ POLL = 0.5  # seconds between looks at the progress
 Matching = Literal["exhaustive", "sequential", "vocabulary"]
 
 
+class NotPlaced(SplatrimError):
+    """Pictures that do not fit together; trying again in the same way changes nothing."""
+
+
 def extract_features(
     database: Path,
     photos: Path,
@@ -133,7 +137,8 @@ def reconstruct(
         tell: Gets the progress.
 
     Raises:
-        SplatrimError: no two photographs fit together, or COLMAP failed.
+        NotPlaced: no two photographs fit together.
+        SplatrimError: COLMAP failed.
     """
     import pycolmap
 
@@ -165,7 +170,7 @@ def reconstruct(
     models.mkdir(parents=True)
     _run(work, lambda: tell(min(placed + 1, n_photos), n_photos))
     if not found:
-        raise SplatrimError(
+        raise NotPlaced(
             "no two photographs could be placed: they need to overlap by more than half, in focus,"
             " of something that does not move"
         )

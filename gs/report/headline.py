@@ -76,7 +76,7 @@ def _differences(run: Run) -> str:
         return (
             "To see what pruning cost, train and measure the same with <code>--method 3dgs</code> "
             "into a folder BASE, then run "
-            f"<code>python -m gs.report -m {escape(str(run.path))} --baseline BASE</code>."
+            f"<code>splatrim report {escape(str(run.path))} --baseline BASE</code>."
         )
     both = [k for k in _SAME if k in run.settings and k in base.settings]
     others = [

@@ -22,7 +22,7 @@ ERROR_QUANTILE = 0.98  # of the shown errors; the scale of the colours ends at o
 def test_views(run: Run) -> tuple[str, str] | None:
     """Ground truth, rendering and error of a few views, from the worst to the best."""
     if not run.views:
-        command = f"python -m gs.render -m {run.path}"
+        command = f"splatrim render {run.path}"
         if not run.settings.get("eval", True):
             hint = "This run kept no test views: <code>--eval</code> keeps every eighth image."
         else:

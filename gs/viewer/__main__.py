@@ -1,6 +1,6 @@
 """Write a trained run as a 3D page to send: `python -m gs.viewer -m OUT [--output page.html]`.
 
-`python -m gs.viewer --live -m OUT` shows it in the browser with the project's own renderer instead.
+`splatrim view OUT --live` shows it in the browser with the project's own renderer instead.
 """
 
 import logging
@@ -16,7 +16,7 @@ from ..errors import SplatrimError, run_cli
 from ..logs import show_log
 from .live import show_run
 from .page import write_page
-from .run_model import load_shown
+from .run_model import in_block_colors, load_shown
 
 logger = logging.getLogger("splatrim")
 
@@ -35,6 +35,8 @@ class PageConfig:
     """Highest SH degree to keep, 0 to 3: fewer make a smaller page. By default all."""
     source_path: Annotated[Path | None, tyro.conf.arg(aliases=("-s",))] = None
     """The scene, if it has moved since training."""
+    blocks: bool = False
+    """Colour Gaussians by the block that owns them, of a run in blocks."""
     live: bool = False
     """Show the model at http://localhost:8080 until Ctrl-C, and write nothing (needs viser)."""
     host: str = "127.0.0.1"
@@ -54,6 +56,8 @@ def write_run_page(config: PageConfig) -> Path:
     if config.sh_degree is not None and not 0 <= config.sh_degree <= 3:
         raise SplatrimError(f"--sh_degree {config.sh_degree}: choose 0, 1, 2 or 3")
     shown = load_shown(config.model_path, config.iteration, config.source_path)
+    if config.blocks:
+        shown = in_block_colors(shown)
     beside = config.model_path.is_file()
     default = config.model_path.with_suffix(".html") if beside else config.model_path / "view.html"
     output = config.output or default
@@ -65,6 +69,7 @@ def write_run_page(config: PageConfig) -> Path:
             title=shown.title,
             background=shown.background,
             sh_degree=config.sh_degree,
+            antialiased=shown.antialiased,
         )
     except ValueError as error:
         raise SplatrimError(f"{config.model_path} cannot be shown: {error}") from error
@@ -84,6 +89,7 @@ def main(args: Sequence[str] | None = None) -> None:
             host=config.host,
             port=config.port,
             device=config.device,
+            by_block=config.blocks,
         )
     else:
         write_run_page(config)

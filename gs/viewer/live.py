@@ -1,161 +1,40 @@
 """Looking on while a model trains (`--viewer`), or at a finished one (`gs.viewer --live`).
 
-An observer draws pictures between iterations, captured ones too, on the stream of the training. A
-thread waits for them to arrive on the host and sends them. `pace.py` keeps what they cost in
-bounds; an iteration for which no picture is due costs a look at the clock.
+An observer draws pictures between iterations, captured ones too (studio.py). `pace.py` keeps what
+they cost in bounds; an iteration for which no picture is due costs a look at the clock.
 """
 
 from __future__ import annotations
 
 import contextlib
 import logging
-import queue
 import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from kernels import Capacity, Counts
-
 from ..config import resolve_device
-from ..data.camera import Camera
 from ..data.loader import ImageLoader
 from ..model.gaussians import Gaussians
+from ..training.captured_steps import CudaRecorder
 from ..training.observer import Observer, Run
 from .pace import Pace
-from .picture import Look, Picture, Subject, beside, fitted
-from .run_model import load_shown
+from .picture import Subject
+from .run_model import in_block_colors, load_shown
+from .studio import Costs, Studio
 from .window import Window
 
 GLANCE = 0.005  # seconds between looks at the panel
 TELL_EVERY = 0.5  # seconds
 NAP = 0.05  # seconds between looks while nothing is trained
-SLACK = 1.3  # capacity over the counts of the picture before
 SAMPLED = 20_000  # Gaussians that say how far away things are
 
 logger = logging.getLogger("splatrim")
-
-
-class Guest(Protocol):
-    """Who looks on; a Visitor is one."""
-
-    waits: bool
-    """Whether there is something to see that it has not got."""
-    drawn_at: float
-    """Scale of its latest picture."""
-
-    @property
-    def moving(self) -> bool: ...
-
-    def size(self, scale: float) -> tuple[int, int]: ...
-
-    def camera(self, width: int, height: int, near: float) -> Camera: ...
-
-    def show(self, pixels: NDArray[np.uint8]) -> None: ...
-
-
-class _Sent(NamedTuple):
-    """A picture on its way to the host."""
-
-    guest: Guest
-    pixels: Tensor
-    """[H, W, 3] uint8, on the host once `ends` has come."""
-    counts: Tensor | None
-    capacity: Capacity | None
-    events: tuple[torch.cuda.Event, torch.cuda.Event] | None
-    """Start and end on the GPU."""
-    host_seconds: float
-    moved: bool
-    scale: float | None
-    """Where it is not the pace's own."""
-
-
-class Studio:
-    """Draws pictures of a subject for guests, and sends them from a thread of its own."""
-
-    def __init__(self, subject: Subject, pace: Pace) -> None:
-        self.subject, self.pace = subject, pace
-        self._capacity: dict[tuple[object, ...], Capacity] = {}  # by size and look
-        self._jobs: queue.Queue[tuple[_Sent, tuple[object, ...]] | None] = queue.Queue(1)
-        self._is_busy = False
-        self._thread = threading.Thread(target=self._send_all, daemon=True)
-        self._thread.start()
-
-    @property
-    def is_busy(self) -> bool:
-        """Whether a picture is on its way; the next one waits for it."""
-        return self._is_busy
-
-    def draw(
-        self, guest: Guest, look: Look, chosen: int | None, *, scale: float | None = None
-    ) -> None:
-        """Queue a picture: of the guest's camera, or of a chosen one beside its image.
-
-        Args:
-            guest: Who gets it.
-            look: What is shown.
-            chosen: Index of a camera, or None.
-            scale: Of the guest's window; None: as the pace has it.
-        """
-        started, moved = time.perf_counter(), guest.moving or guest.waits
-        self._is_busy, guest.waits = True, False
-        guest.drawn_at = scale or self.pace.scale(moved=moved)
-        width, height = guest.size(guest.drawn_at)
-        cameras = self.subject.cameras
-        if chosen is None:
-            camera = guest.camera(width, height, cameras[0].near)
-        else:
-            camera = fitted(cameras[chosen], width // 2, height)
-        key = camera.width, camera.height, look.show, look.masks
-        capacity = self._capacity.get(key)
-        events = None
-        if self.subject.on_gpu:
-            events = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-            events[0].record()
-        picture = self.subject.draw(camera, look, capacity)
-        if chosen is not None:
-            pixels = beside(picture.pixels, self.subject.images[chosen][..., :3], width, height)
-            picture = Picture(pixels, picture.counts)
-        pixels, counts = (x if x is None else _to_host(x) for x in picture)
-        assert pixels is not None
-        if events is not None:
-            events[1].record()
-        spent = time.perf_counter() - started
-        sent = _Sent(guest, pixels, counts, capacity, events, spent, moved, scale)
-        self._jobs.put((sent, key))
-
-    def close(self) -> None:
-        """End the thread once it has sent what there is."""
-        self._jobs.put(None)
-        self._thread.join()
-
-    def _send_all(self) -> None:
-        while (job := self._jobs.get()) is not None:
-            self._send(*job)
-            self._is_busy = False
-
-    def _send(self, sent: _Sent, key: tuple[object, ...]) -> None:
-        seconds = sent.host_seconds
-        if sent.events is not None:
-            sent.events[1].synchronize()
-            seconds += sent.events[0].elapsed_time(sent.events[1]) / 1000
-        self.pace.spent(seconds, moved=sent.moved, scale=sent.scale)
-        fits = True
-        if sent.counts is not None:
-            needed = Counts(*sent.counts.tolist())
-            fits = sent.capacity is None or sent.capacity.holds(needed)
-            if not fits or sent.capacity is None:
-                self._capacity[key] = Capacity(*(_rounded(x * SLACK) for x in needed))
-        if fits:
-            sent.guest.show(sent.pixels.numpy())
-        else:
-            sent.guest.waits = True
 
 
 class LiveViewer(Observer):
@@ -186,6 +65,11 @@ class LiveViewer(Observer):
             self._pause(run, self._studio)
         self._serve(self._studio, trains=True)
 
+    @property
+    def costs(self) -> Costs:
+        """Where the time of pictures has gone."""
+        return Costs() if self._studio is None else self._studio.costs
+
     def close(self) -> None:
         """End the server."""
         if self._studio is not None:
@@ -195,6 +79,9 @@ class LiveViewer(Observer):
     def _open(self, run: Run) -> Studio:
         cameras = [*run.scene.train, *run.scene.test]
         white = float(run.white_background)
+        on_gpu = run.gaussians.device.type == "cuda" and run.config.cuda_graphs
+        # the default stream cannot be captured
+        captures = on_gpu and torch.cuda.current_stream() != torch.cuda.default_stream()
         subject = Subject(
             lambda: run.gaussians,
             cameras,
@@ -202,6 +89,7 @@ class LiveViewer(Observer):
             (white, white, white),
             strategies=run.strategies,
             exported=run.exported,
+            record=CudaRecorder() if captures else None,
         )
         self.window.offer(cameras, _sample(run.scene.points))
         return Studio(subject, self.pace)
@@ -281,6 +169,7 @@ def show_run(
     host: str = "127.0.0.1",
     port: int = 8080,
     device: str = "auto",
+    by_block: bool = False,
     stopped: threading.Event | None = None,
 ) -> None:
     """Show a finished model in the browser until Ctrl-C, or until `stopped` is set.
@@ -290,6 +179,8 @@ def show_run(
     """
     where = resolve_device(device)
     shown = load_shown(model_path, iteration, source_path)
+    if by_block:
+        shown = in_block_colors(shown)
     tensors = {name: x.to(where) for name, x in shown.tensors.items()}
     model = Gaussians.from_tensors(tensors, antialiased=shown.antialiased)
     white = shown.background[0] > 0.5
@@ -315,15 +206,3 @@ def show_run(
 def _sample(points: Tensor) -> NDArray[np.float64]:
     step = max(len(points) // SAMPLED, 1)
     return points[::step].detach().double().cpu().numpy()
-
-
-def _to_host(x: Tensor) -> Tensor:
-    return x.to("cpu", non_blocking=True)
-
-
-def _rounded(x: float) -> int:
-    """The next of 1024, 1448, 2048, ...: few capacities differ, and none is much too large."""
-    step = 1024.0
-    while step < x:
-        step *= 2**0.5
-    return int(step)

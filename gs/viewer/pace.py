@@ -77,15 +77,20 @@ class Pace:
         """A picture was drawn."""
         self._last = now
 
-    def spent(self, cost: float, *, moved: bool, scale: float | None = None) -> None:
+    def spent(
+        self, cost: float, *, moved: bool, scale: float | None = None, steady: bool = True
+    ) -> None:
         """What a picture cost, in seconds, known some time after it was drawn.
 
         Args:
             cost: Seconds of host and GPU.
             moved: Whether the camera moved.
             scale: What it was drawn at, where that is not what `scale` says.
+            steady: Whether the next one is expected to cost as much.
         """
         self.total += cost
+        if not steady:
+            return
         self._full = cost / (scale or self.scale(moved=moved)) ** 2
         if scale is not None:
             return

@@ -7,10 +7,12 @@ come back with the picture (kernels.rasterization).
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple, get_args
+from functools import partial
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -22,8 +24,11 @@ from ..data.camera import Camera, resized_camera
 from ..data.loader import ImageLoader
 from ..model.model import Model
 from ..model.renderer import render
+from ..model.splats import Splats
 from ..model.view import View, pack_view, unpack_view
+from ..training.captured_steps import Record
 from ..training.strategy import Strategy
+from .copied import CopiedPictures, Picture
 
 Show = Literal["colours", "depth", "Gaussians"]
 Masks = Literal["sampled, as in training", "kept, as saved", "off"]
@@ -33,6 +38,9 @@ SOLID, SOLID_FROM = 0.999, 0.05  # opacity of a Gaussian that is shown itself, a
 NEAR_COLOR, FAR_COLOR = (1.0, 0.93, 0.6), (0.05, 0.03, 0.35)
 CONTRAST = 2.5  # of depths around their median
 GAP_COLOR = 24  # 0..255, around and between pictures
+
+
+logger = logging.getLogger("splatrim")
 
 
 @dataclass(frozen=True)
@@ -45,15 +53,6 @@ class Look:
     """Of Gaussians that are shown themselves, in standard deviations of each."""
 
 
-class Picture(NamedTuple):
-    """What was drawn."""
-
-    pixels: Tensor
-    """[H, W, 3] uint8, on the model's device."""
-    counts: Tensor | None
-    """Rows and entries that it needed, on a GPU. [2] int32"""
-
-
 class Subject:
     """A model to look at: under training or finished.
 
@@ -64,6 +63,7 @@ class Subject:
         background: Colour behind the Gaussians, in 0..1. [3]
         strategies: Those of the training.
         exported: The model as it would be saved; None for a finished one.
+        record: Captures graphs, for pictures drawn in a stream of a GPU's own; None: all are eager.
     """
 
     def __init__(
@@ -75,7 +75,9 @@ class Subject:
         *,
         strategies: Sequence[Strategy[Any]] = (),
         exported: Callable[[], Model] | None = None,
+        record: Record | None = None,
     ) -> None:
+        self._copied = None if record is None else CopiedPictures(record)
         self.model, self.cameras, self.images = model, cameras, images
         self.strategies, self.step = strategies, 0
         self._exported, self._export = exported, (0, -EXPORT_EVERY, model())
@@ -85,41 +87,58 @@ class Subject:
     @torch.no_grad()
     def draw(self, camera: Camera, look: Look, capacity: Capacity | None = None) -> Picture:
         """A picture from a camera, at its width and height."""
-        model, keywords = self._pick(look.masks)
+        model, keywords, integers = self._pick(look.masks)
+        view = _view(camera, model.device)
+        splats = model.splats(view)
+        paint = partial(_paint, look, self._background)
+        # the median of depths waits for the GPU
+        if self._copied is not None and capacity is not None and look.show != "depth":
+            shared = camera, keywords, integers, paint
+            try:
+                picture = self._copied.draw(splats, *shared, key=look, capacity=capacity)
+            except RuntimeError as error:  # a training is worth more than a fast picture
+                logger.warning(f"viewer: pictures are drawn without graphs: {error}")
+                picture = self._copied = None
+            if picture is not None:
+                return picture
         if capacity is not None:
             keywords["capacity"] = capacity
-        view = _view(camera, model.device)
-        if look.show == "Gaussians":
-            splats = model.splats(view)
-            scales = splats.scales.exp() if splats.raw else splats.scales
-            shares = splats.opacities.sigmoid() if splats.raw else splats.opacities
-            solid = torch.where(shares > SOLID_FROM, SOLID, 0.0)
-            shown = splats._replace(scales=look.size * scales, opacities=solid, raw=False)
-            keywords.pop("opacities", None)
-            out = render(shown, view, background=self._background, **keywords)
-            pixels = _bytes(out.colors)
-        elif look.show == "depth":
-            out = render(model, view, render_mode="ED", **keywords)
-            pixels = depth_colors(out.colors, out.alphas)
-        else:
-            out = render(model, view, background=self._background, **keywords)
-            pixels = _bytes(out.colors)
-        return Picture(pixels, _counts(out.info) if pixels.is_cuda else None)
+        return paint(splats, view, {**keywords, **integers})
 
-    def _pick(self, masks: Masks) -> tuple[Model, dict[str, Any]]:
-        """The model to draw, and the keywords of its rendering."""
+    def _pick(self, masks: Masks) -> tuple[Model, dict[str, Any], dict[str, int]]:
+        """The model to draw, and the keywords of its rendering, those that count steps apart."""
         model = self.model()
         if masks == "kept, as saved" and self._exported is not None:
             step, at, _ = self._export
             if step != self.step and time.perf_counter() - at > EXPORT_EVERY:
                 self._export = self.step, time.perf_counter(), self._exported()
-            return self._export[2], {}
+            return self._export[2], {}, {}
         keywords: dict[str, Any] = {}
+        integers: dict[str, int] = {}
         if masks == "sampled, as in training" and self.step > 0:
             for strategy in self.strategies:
-                keywords |= strategy.device_inputs(self.step)
+                integers |= strategy.device_inputs(self.step)
                 keywords |= strategy.before_render(self.step, model)
-        return model, keywords
+        return model, keywords, integers
+
+
+def _paint(
+    look: Look, background: Tensor, splats: Splats, view: View, keywords: Mapping[str, Any]
+) -> Picture:
+    """What a look shows of Gaussians."""
+    if look.show == "depth":
+        out = render(splats, view, render_mode="ED", **keywords)
+        pixels = depth_colors(out.colors, out.alphas)
+    else:
+        if look.show == "Gaussians":
+            scales = splats.scales.exp() if splats.raw else splats.scales
+            shares = splats.opacities.sigmoid() if splats.raw else splats.opacities
+            solid = SOLID * (shares > SOLID_FROM)
+            splats = splats._replace(scales=look.size * scales, opacities=solid, raw=False)
+            keywords = {name: x for name, x in keywords.items() if name != "opacities"}
+        out = render(splats, view, background=background, **keywords)
+        pixels = _bytes(out.colors)
+    return Picture(pixels, _counts(out.info) if pixels.is_cuda else None)
 
 
 def _counts(info: Mapping[str, Any]) -> Tensor:  # [2]

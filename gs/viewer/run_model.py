@@ -5,16 +5,20 @@ from __future__ import annotations
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
+import torch
 from torch import Tensor
 
 from ..data.camera import Camera
+from ..errors import SplatrimError
 from ..evaluation.camera_path import cameras_for
 from ..evaluation.run_scene import load_run_scene
 from ..formats.model_file import is_antialiased, load_model, load_offset
 from ..neural.baking import bake
 from ..neural.loading import is_neural, load_anchors
-from ..run_record import find_model
+from ..run_record import OWNERS, PLAN, find_model, saved_models
 from ..run_settings import read_settings
+from .block_colors import from_above, tinted
 
 
 class Shown(NamedTuple):
@@ -29,6 +33,8 @@ class Shown(NamedTuple):
     title: str
     antialiased: bool
     """Whether it is to be drawn so."""
+    blocks: Tensor | None = None
+    """The block of each Gaussian, where it was trained in blocks. [N]"""
 
 
 def load_shown(model_path: Path, iteration: int = -1, source_path: Path | None = None) -> Shown:
@@ -46,6 +52,9 @@ def load_shown(model_path: Path, iteration: int = -1, source_path: Path | None =
         tensors = load_model(model_path)
         cameras = cameras_for(model_path, tensors["means"])
         return Shown(tensors, cameras, (0.0, 0.0, 0.0), model_path.name, is_antialiased(model_path))
+    plan = model_path / PLAN
+    if plan.is_file() and not saved_models(model_path):
+        raise SplatrimError(f"{model_path} has a plan of blocks and no model yet: open {plan}")
     settings = read_settings(model_path)
     iteration, ply = find_model(model_path, iteration)
     offset = load_offset(ply)
@@ -54,4 +63,21 @@ def load_shown(model_path: Path, iteration: int = -1, source_path: Path | None =
     title = f"{scene.source.name}, iteration {iteration}"
     background = (white, white, white)
     tensors = bake(load_anchors(ply), scene.train) if is_neural(ply) else load_model(ply)
-    return Shown(tensors, scene.test or scene.train, background, title, is_antialiased(ply))
+    owners = ply.with_name(OWNERS)
+    blocks = torch.from_numpy(np.load(owners)).long() if owners.is_file() else None
+    cameras = scene.test or scene.train
+    return Shown(tensors, cameras, background, title, is_antialiased(ply), blocks)
+
+
+def in_block_colors(shown: Shown) -> Shown:
+    """The same in the colours of its blocks, first from above.
+
+    Raises:
+        SplatrimError: it was not trained in blocks, or its blocks are of neural Gaussians.
+    """
+    if shown.blocks is None:
+        raise SplatrimError("--blocks: this model was not trained in blocks")
+    if len(shown.blocks) != len(shown.tensors["means"]):
+        raise SplatrimError("--blocks: blocks of neural Gaussians cannot be told apart once baked")
+    cameras = [from_above(shown.tensors["means"], shown.cameras), *shown.cameras]
+    return shown._replace(tensors=tinted(shown.tensors, shown.blocks), cameras=cameras)

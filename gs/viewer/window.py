@@ -7,11 +7,12 @@ of its own, where nothing but plain values is written; whoever draws reads them 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import io
 import math
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
@@ -20,6 +21,7 @@ from numpy.typing import NDArray
 
 from ..data.camera import Camera
 from ..errors import SplatrimError
+from .jpeg import QUALITY, Encoder
 from .page import describe_cameras, upward
 from .picture import MASKS, SHOWS, Look, Masks, Show
 
@@ -32,7 +34,6 @@ GRACE = 1.5  # seconds in which a visitor's camera arrives where it was sent
 LARGEST = 1600  # pixels a side
 GRAIN = 8  # pixels; sizes are multiples, so that few differ
 NEARNESS = 0.01  # of the distance to what is looked at; a camera so near has not left
-JPEG_QUALITY = 85
 
 
 class Visitor:
@@ -84,7 +85,7 @@ class Visitor:
         """Send it a picture, if it is still there."""
         if self not in self._window.visitors():
             return
-        self._client.scene.set_background_image(pixels, format="jpeg", jpeg_quality=JPEG_QUALITY)
+        self._window.send(self._client, pixels)
 
     def _moved(self, camera: viser.CameraHandle) -> None:
         now = time.perf_counter()
@@ -128,6 +129,7 @@ class Window:
         self.up: NDArray[np.float64] | None = None
         self._views: list[dict[str, Any]] = []
         self._visitors: dict[int, Visitor] = {}
+        self._encoder, self._send_file = Encoder(), _background_sender()
         self._server.gui.configure_theme(
             control_layout="floating",
             control_width="small",
@@ -161,12 +163,23 @@ class Window:
         """Show a line of Markdown above the panel."""
         self._status.content = text
 
+    def send(self, client: viser.ClientHandle, pixels: NDArray[np.uint8]) -> None:  # [H, W, 3]
+        """Show a browser a picture; called from one thread.
+
+        viser has no name for a picture that is a JPEG file already, so its message is made here.
+        """
+        if self._send_file is None:  # another viser than this was written for
+            client.scene.set_background_image(pixels, format="jpeg", jpeg_quality=QUALITY)
+            return
+        self._send_file(client, self._encoder.encode(pixels))
+
     def free(self) -> None:
         """Show the visitors' own cameras again."""
         self.chosen, self._camera.value = None, FREE
 
     def close(self) -> None:
         """End the server."""
+        self._encoder.close()
         with contextlib.redirect_stdout(io.StringIO()):
             self._server.stop()
 
@@ -229,6 +242,22 @@ def _import_viser() -> Any:
             f"the viewer needs viser ({error}): pip install 'splatrim[viewer]' brings it"
         ) from error
     return viser
+
+
+def _background_sender() -> Callable[[Any, bytes], None] | None:
+    """Sends a client a JPEG file as its background; None where viser has other names inside."""
+    try:
+        from viser._messages import BackgroundImageMessage as Message
+    except ImportError:
+        return None
+    fields = [field.name for field in dataclasses.fields(Message)]
+    if fields != ["format", "rgb_data", "depth_data"]:
+        return None
+
+    def send(client: Any, file: bytes) -> None:
+        client._websock_connection.queue_message(Message("jpeg", file, None))
+
+    return send
 
 
 def rotation(wxyz: NDArray[np.float64]) -> NDArray[np.float64]:  # [4] -> [3, 3]

@@ -91,6 +91,7 @@ def graph_like(monkeypatch: pytest.MonkeyPatch) -> None:
         fits = n_rows <= capacity.rows and int(out.info["n_isects"]) <= capacity.entries
         return out if fits else out._replace(colors=out.colors * float("nan"))
 
-    monkeypatch.setattr("gs.training.step.render", render_within)
+    for name in ("gs.training.step.render", "gs.viewer.picture.render"):
+        monkeypatch.setattr(name, render_within)
     monkeypatch.setattr("gs.training.optimizer.uses_triton", lambda *_: True)
     monkeypatch.setattr("kernels.FusedAdam", PlainAdam)

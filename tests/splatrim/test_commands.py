@@ -85,12 +85,38 @@ def test_everyday_flags_exist_and_the_others_are_a_flag_away(
         ("train --no_cuda_graph", "--no_cuda_graph: did you mean --no_cuda_graphs?"),
         ("train -x 3", "there is no flag -x: "),
         ("render --skiptrain", "there is no flag --skiptrain: did you mean --skip_train?"),
+        ("train -s x --iterations ten", "--iterations ten: expected a whole number"),
+        ("train -s x --iterations=1e3", "--iterations 1e3: expected a whole number"),
+        ("train -s x --lambda-mask 0,1", "--lambda-mask 0,1: expected a number"),
+        ("train -s x --densifier mcmd", "--densifier mcmd: did you mean mcmc?"),
+        ("train -s x --recipe slow", "--recipe slow: choose default, fast, faster, momentum"),
+        ("train -s x --method mask-gausian", "mask-gausian: did you mean mask-gaussian?"),
+        ("train -s x --iterations", "--iterations needs a value: INT"),
+        ("train -s x --iterations --eval", "--iterations needs a value: INT"),
+        ("train", "-s PATH is missing: Folder of a COLMAP scene"),
+        ("view", "-m PATH is missing: Output folder of a run"),
+        ("export --format spz=", "--format spz=: did you mean spz?"),
+        ("prepare", "PHOTOS is missing: "),
         ("metrics --frobnicate", "no flag --frobnicate: --help_all lists those that there are"),
     ],
 )
 def test_wrong_words(line: str, message: str) -> None:
     with pytest.raises(SplatrimError, match=re.escape(message)):
         main(shlex.split(line))
+
+
+def test_a_runs_folder_may_come_first_without_its_flag(tmp_path: Path) -> None:
+    for line in ("view OUT", "view -m OUT", "render OUT --skip_train", "metrics OUT", "report OUT"):
+        with pytest.raises(SplatrimError, match=f"{tmp_path}/none"):
+            main(line.replace("OUT", f"{tmp_path}/none").split())
+
+
+def test_values_that_are_right_pass(tmp_path: Path) -> None:
+    line = f"-s {tmp_path}/none -m {tmp_path}/out --iterations 1_000 --lambda_mask=1e-3 --budget"
+    line += " 5 --densifier mcmc --method mask-gaussian --recipe fast -r -1 --seed 4"
+    line += " --init_points None"
+    with pytest.raises(SplatrimError, match="no such folder|exist"):
+        main(["train", *line.split()])
 
 
 def test_a_typo_is_answered_before_torch_is_imported(repo: Path) -> None:

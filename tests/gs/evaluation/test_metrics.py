@@ -151,6 +151,66 @@ def test_given_weights_that_cannot_be_used_are_refused(
     assert not (out / "results.json").exists()
 
 
+class FullLPIPS(torch.nn.Module):
+    """The layers of VGG-16 under LPIPS's names for them."""
+
+    def __init__(self, **_: object) -> None:
+        super().__init__()
+        self.net = torch.nn.ModuleDict()
+        n_in = 3
+        for block, layers in enumerate(VGG_LAYERS, 1):
+            convolutions = torch.nn.ModuleDict()
+            for number, n_out in layers.items():
+                convolutions[str(number)] = torch.nn.Conv2d(n_in, n_out, 3)
+                n_in = n_out
+            self.net[f"slice{block}"] = convolutions
+
+
+# numbers of the layers in "features" of the published network, and their channels
+VGG_LAYERS = (
+    {0: 64, 2: 64},
+    {5: 128, 7: 128},
+    {10: 256, 12: 256, 14: 256},
+    {17: 512, 19: 512, 21: 512},
+    {24: 512, 26: 512, 28: 512},
+)
+
+
+def published(layers: dict[int, int], seed: int) -> dict[str, torch.Tensor]:
+    """Random weights in the layout in which torchvision saves a network's features."""
+    generator, n_in, state = torch.Generator().manual_seed(seed), 3, {}
+    for number, n_out in layers.items():
+        state[f"features.{number}.weight"] = torch.rand(n_out, n_in, 3, 3, generator=generator)
+        state[f"features.{number}.bias"] = torch.rand(n_out, generator=generator)
+        n_in = n_out
+    return {**state, "classifier.6.bias": torch.zeros(1000)}
+
+
+def test_the_whole_of_vgg_finds_its_places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    module = types.ModuleType("lpips")
+    module.LPIPS = FullLPIPS  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "lpips", module)
+    path, layers = tmp_path / "vgg16.pth", {k: n for part in VGG_LAYERS for k, n in part.items()}
+    state = published(layers, 1)
+    torch.save(state, path)
+    network = load_lpips(weights=path)
+    assert isinstance(network, FullLPIPS)
+    names = {name.partition(".")[2]: x for name, x in network.net.state_dict().items()}
+    assert len(names) == 26
+    assert all(torch.equal(x, state[f"features.{name}"]) for name, x in names.items())
+
+    torch.save(published({0: 64, 3: 192, 6: 384, 8: 256, 10: 256}, 2), path)  # AlexNet's numbers
+    said = load_lpips(weights=path)
+    assert isinstance(said, str)
+    assert "not VGG-16 as torchvision saves it: features.2.weight is missing" in said
+    torch.save({**state, "features.2.weight": torch.zeros(64, 64, 1, 1)}, path)
+    said = load_lpips(weights=path)
+    assert isinstance(said, str) and "features.2.weight is not of [64, 64, 3, 3] numbers" in said
+    path.write_text("<html>404</html>")
+    said = load_lpips(weights=path)
+    assert isinstance(said, str) and "no file of weights that torch has saved" in said
+
+
 def test_bad_input_writes_nothing(tmp_path: Path, no_lpips: None) -> None:
     with pytest.raises(SplatrimError, match="no such folder"):
         compute_metrics([tmp_path / "absent"])

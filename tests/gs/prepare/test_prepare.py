@@ -3,6 +3,7 @@
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ from PIL import Image
 
 from gs.data.scene import load_scene
 from gs.errors import SplatrimError
-from gs.prepare import reconstruction
+from gs.prepare import prepare, reconstruction
 from gs.prepare.prepare import STEPS, PrepareConfig, main, prepare_scene
 
 VIEWS, WIDTH, HEIGHT, FOCAL = 10, 320, 240, 300.0
@@ -93,6 +94,16 @@ def test_photographs_become_a_scene_that_has_their_cameras(
         main(line)
 
 
+def test_the_next_step_trains_beside_the_scene(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(prepare, "prepare_scene", lambda config: {})
+    caplog.set_level("INFO", "splatrim")
+    main(["photos", "output/fox"])
+    assert "-s output/fox -m output/fox_model --eval" in caplog.text
+
+
 def _distances(positions: np.ndarray) -> np.ndarray:
     """Distances of all from the first."""
     return np.linalg.norm(positions[1:] - positions[0], axis=1)
@@ -143,7 +154,31 @@ def test_photographs_that_show_nothing_in_common(tmp_path: Path) -> None:
     config = PrepareConfig(tmp_path / "photos", tmp_path / "scene", quiet=True)
     with pytest.raises(SplatrimError, match="no two photographs could be placed"):
         prepare_scene(config)
-    assert not (tmp_path / "scene").exists()
+    assert [path.name for path in tmp_path.iterdir()] == ["photos"], "other flags may be tried"
+
+
+@pytest.mark.parametrize("n", [2, 4, 7])
+def test_few_pictures_that_hang_together(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: Any, n: int
+) -> None:
+    names = {f"{k}.png" for k in range(n)}
+
+    def placed(*_: object, **__: object) -> reconstruction.Placed:
+        return reconstruction.Placed(names, 50, 0.5)
+
+    for name in ("extract_features", "match"):
+        monkeypatch.setattr(reconstruction, name, lambda *_, **__: None)
+    monkeypatch.setattr(reconstruction, "reconstruct", placed)
+    monkeypatch.setattr(reconstruction, "undistort", lambda chosen, photos, to, tell: to.mkdir())
+    config = PrepareConfig(photos, tmp_path / "scene", matching="sequential", quiet=True)
+    if n == 2:
+        with pytest.raises(SplatrimError, match="only 2 of 10 pictures .* --matching exhaustive"):
+            prepare_scene(config)
+        assert not any(tmp_path.iterdir())
+        return
+    prepare_scene(config)
+    assert ("--matching exhaustive" in caplog.text) == (n == 4)
+    assert "not placed: " in caplog.text
 
 
 def test_training_on_photographs_offers_the_command(photos: Path) -> None:

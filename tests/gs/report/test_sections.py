@@ -122,7 +122,7 @@ def test_any_part_alone_is_enough(tmp_path: Path, present: str, write_run: Write
 def test_a_run_without_test_views_says_how_to_get_them(tmp_path: Path, write_run: WriteRun) -> None:
     write_run(tmp_path / "out")
     shutil.rmtree(tmp_path / "out/test")
-    assert "python -m gs.render -m" in " ".join(parse(write_report(tmp_path / "out")).text)
+    assert "splatrim render " in " ".join(parse(write_report(tmp_path / "out")).text)
     config = json.loads((tmp_path / "out/config.json").read_text())
     (tmp_path / "out/config.json").write_text(json.dumps({**config, "eval": False}))
     assert "--eval" in " ".join(parse(write_report(tmp_path / "out")).text)

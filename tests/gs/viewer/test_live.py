@@ -1,5 +1,6 @@
 """The live viewer: pictures, what they leave alone, and a browser that looks on."""
 
+import dataclasses
 import logging
 import os
 import re
@@ -27,9 +28,10 @@ from gs.model.gaussians import Gaussians
 from gs.model.renderer import render
 from gs.training.trainer import Trainer
 from gs.viewer import live, window
-from gs.viewer.live import LiveViewer, Studio, serve
+from gs.viewer.live import LiveViewer, serve
 from gs.viewer.pace import Pace
 from gs.viewer.picture import Look, Subject, beside, depth_colors, fitted
+from gs.viewer.studio import Studio
 from pruning import MaskGaussianConfig
 
 COLORS = 200  # the page without a picture has fewer
@@ -146,6 +148,16 @@ def test_depth_gaussians_and_a_view_beside_its_image(subject: Subject, scene: Sc
     assert torch.equal(right, doubled) and not torch.equal(left, right)
 
 
+def test_a_camera_without_an_image_is_shown_alone(scene: Scene, subject: Subject) -> None:
+    bare = dataclasses.replace(scene.train[0], image_path=None)
+    subject.cameras = [bare]
+    guest = Guest(bare)
+    studio = Studio(subject, Pace())
+    studio.draw(guest, Look(), 0, scale=2.0)
+    studio.close()
+    assert guest.pictures[0].shape[:2] == (2 * bare.height, 2 * bare.width)
+
+
 def test_near_things_are_brighter_than_far_ones() -> None:
     depths, alphas = torch.tensor([[[1.0], [4.0], [9.0]]]), torch.tensor([[[1.0], [1.0], [0.0]]])
     sums = depth_colors(depths, alphas).float().sum(-1)[0].tolist()
@@ -207,8 +219,10 @@ def test_a_pause_is_no_training_time_and_ends_when_asked_to_stop(
 class Quick(Pace):
     """As if every picture took a millisecond, however busy the machine is."""
 
-    def spent(self, cost: float, *, moved: bool, scale: float | None = None) -> None:
-        super().spent(1e-3, moved=moved, scale=scale)
+    def spent(
+        self, cost: float, *, moved: bool, scale: float | None = None, steady: bool = True
+    ) -> None:
+        super().spent(1e-3, moved=moved, scale=scale, steady=steady)
 
 
 def test_who_has_seen_everything_gets_no_picture_of_what_rests(

@@ -47,3 +47,14 @@ def test_pictures_grow_again() -> None:
     for _ in range(40):
         pace.spent(1e-4, moved=False)
     assert pace.scale(moved=False) == 1
+
+
+def test_what_is_made_once_does_not_make_pictures_rarer() -> None:
+    pace = Pace()
+    for k in range(20):
+        made = k % 5 == 0
+        pace.spent(0.5 if made else 1e-3, moved=False, steady=not made)
+        assert k < 9 or pace.scale(moved=False) == 1.0
+    assert pace.total > 2.0
+    pace.drawn(10.0)
+    assert pace.due(10.11, moved=False)

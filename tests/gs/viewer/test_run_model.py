@@ -4,8 +4,11 @@ from pathlib import Path
 
 import torch
 
-from gs import save_model
+from gs import find_model, save_model
+from gs.config import TrainConfig
+from gs.data.scene import Scene
 from gs.model.gaussians import Gaussians
+from gs.training.trainer import Trainer
 from gs.viewer.__main__ import PageConfig, write_run_page
 from gs.viewer.run_model import load_shown
 
@@ -22,3 +25,14 @@ def test_a_file_is_shown_from_a_ring_about_it(tmp_path: Path) -> None:
         assert seen[2] > 0 and seen[:2].abs().max() < 0.3 * seen[2]
     page = write_run_page(PageConfig(tmp_path / "some.spz"))
     assert page == tmp_path / "some.html" and page.stat().st_size > 10_000
+
+
+def test_a_page_of_an_antialiased_model_says_so(scene: Scene, tmp_path: Path) -> None:
+    for antialiased in (False, True):
+        out = tmp_path / str(antialiased)
+        config = TrainConfig(out, iterations=1, quiet=True, device="cpu", antialiased=antialiased)
+        run = Trainer(config, scene)
+        run.fit()
+        model = find_model(out)[1]
+        page = write_run_page(PageConfig(model, output=tmp_path / "page.html")).read_text()
+        assert ('"antialiased": true' in page) == antialiased
