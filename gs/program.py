@@ -16,22 +16,17 @@ import torch
 
 from .blocks.begin import begin_blocks, started_in_blocks
 from .blocks.plans import RunSettings
-from .blocks.seam_figures import write_seams
 from .blocks.trainer import BlockTrainer
 from .cli import DENSIFIERS, Config, Method, baseline_of, describe, parse
 from .compiler import cache_folder, cached_labels, start_compiler
 from .config import resolve_device
-from .data.demo import write_demo_scene
 from .data.scene import Scene, load_scene
 from .data.undistort import FOLDER as UNDISTORTED
 from .distributed.ranks import Ranks
 from .errors import SplatrimError
-from .evaluation.metrics import compute_metrics
-from .evaluation.render import render_views
 from .files import check_writable
 from .neural.anchors import first_anchors
 from .neural.config import NeuralConfig
-from .report.sections import write_report
 from .training.exposure import Exposure
 from .training.memory import keep_freed_memory
 from .training.observer import Observer
@@ -189,6 +184,8 @@ def check_for_ranks(config: Config[Any, Any, Any], methods: Mapping[str, type[Me
 
 def write_demo(source: Path) -> None:
     """Write the built-in scene where nothing is yet."""
+    from .data.demo import write_demo_scene
+
     if not source.exists():
         logger.info(f"writing the built-in scene to {source} (a few seconds)")
         write_demo_scene(source)
@@ -200,6 +197,10 @@ def conclude(trainer: Trainer[Any] | BlockTrainer) -> Path:
     Returns:
         report.html.
     """
+    # what comes after training is imported after it: start-up does not wait for it
+    from .blocks.seam_figures import write_seams
+    from .report.sections import write_report
+
     measure(trainer)
     if isinstance(trainer, BlockTrainer) and trainer.scene.test:
         write_seams(trainer.config.model_path, device=trainer.config.device)
@@ -210,6 +211,9 @@ def conclude(trainer: Trainer[Any] | BlockTrainer) -> Path:
 
 def measure(trainer: Trainer[Any] | BlockTrainer) -> None:
     """Render the test views of a finished run, where it has some, and take its metrics."""
+    from .evaluation.metrics import compute_metrics
+    from .evaluation.render import render_views
+
     config = trainer.config
     if trainer.scene.test:
         out, device = config.model_path, config.device
@@ -225,6 +229,8 @@ def add_baseline(config: Config[Any, Any, Any], methods: Mapping[str, type[Metho
     Returns:
         Whether it was not stopped; True also where there is none to train.
     """
+    from .report.sections import write_report
+
     baseline = baseline_of(config, methods)
     if baseline is None:
         return True
