@@ -27,7 +27,7 @@ from .tasks import CostTable, Task, cut_batch
 SLACK = 1.06  # rows over what was needed last
 ENTRY_SLACK = 1.3  # entries of tile lists, of which views differ more
 LEAST = 64  # rows of a task's part
-GUESS = 0.3  # share of all Gaussians that a camera nobody knows is thought to see
+GUESS = 0.2  # share of all Gaussians that a camera nobody knows is thought to see
 GUESSED_ENTRIES = 4.0  # per row of a task's part, before anything has been rendered
 STEPS = 16  # capacities of whole images are multiples of the power of two below them, over that
 DECAY = 0.9  # per step, of the largest need of entries over what was expected

@@ -154,6 +154,11 @@ class ShardedStepper(Stepper[M]):
         self._pending = _Pending(step, indices, rates, report, None)
         return True
 
+    @property
+    def is_replaying(self) -> bool:
+        """Whether the last step, which is not settled, was taken by graphs."""
+        return self._pending is not None and self._pending.captured is not None
+
     def settle(self) -> None:
         if self._pending is None:
             return
@@ -207,8 +212,9 @@ class ShardedStepper(Stepper[M]):
         ranks.enter("project")
         graphs.run(key, "project", bodies.get("project"))
         phases.exchange_records(plan, buffers)
-        captured.let_targets_in(exchange_images(plan, ranks, self.images.__getitem__))
+        images = exchange_images(plan, ranks, self.images.__getitem__)
         ranks.enter("picture")
+        captured.let_targets_in(images)
         graphs.run(key, "picture", bodies.get("picture"))
         report = phases.report(plan, rooms, captured.row, buffers, wants_stop=self.wants_stop)
         phases.exchange_gradients(plan, buffers)
