@@ -18,6 +18,7 @@ from gs.data.camera import Camera
 from gs.data.scene import Scene
 from gs.distributed.ownership import owner
 from gs.distributed.ranks import Ranks
+from gs.distributed.simulated import simulate
 from gs.model.gaussians import Gaussians
 from gs.model.renderer import render
 from gs.training.optimizer import build_optimizer, learning_rates
@@ -230,6 +231,31 @@ def time_one(case: Case, folder: Path) -> tuple[float, float]:
             spans.append((time.perf_counter() - began) / STEPS)
     gpu = case.device.type == "cuda"
     return statistics.median(spans), torch.cuda.max_memory_allocated() / 1e9 if gpu else 0.0
+
+
+def kernels_of(case: Case, size: int, folder: Path) -> list[tuple[float, float, str]]:
+    """Milliseconds and launches of a rank's step by kernel, the dearest first."""
+    activities = [torch.profiler.ProfilerActivity.CPU, torch.profiler.ProfilerActivity.CUDA]
+    with torch.profiler.profile(activities=activities):
+        synchronize(case.device)  # the main thread must be the first to profile
+    profiler, batch = torch.profiler.profile(activities=activities), len(case.cameras)
+
+    def act(ranks: Ranks) -> None:
+        stepper = build_stepper(case, ranks, folder)
+        with stepper.running():
+            for k in range(WARM_UP + STEPS):
+                if k == WARM_UP:
+                    stepper.settle()
+                    ranks.first_only(profiler.start)
+                take(stepper, batch * (k + 1))
+            stepper.settle()
+            synchronize(case.device)
+            ranks.first_only(profiler.stop)
+
+    simulate(size, act, device=case.device)
+    per, rows = size * STEPS, profiler.key_averages()
+    found = [(x.self_device_time_total / 1e3 / per, x.count / per, x.key) for x in rows]
+    return sorted((row for row in found if row[0] > 0), reverse=True)
 
 
 class Pictures:

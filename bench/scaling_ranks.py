@@ -39,6 +39,7 @@ from bench.ranks import (
     Watch,
     account,
     build_stepper,
+    kernels_of,
     make_case,
     take,
     time_one,
@@ -194,6 +195,9 @@ def simulated(
             say(f"            {'holds' if holds else 'DOES NOT HOLD'}: {text}")
         rows.append(found)
         last = found
+        if args.kernels:
+            for ms, launches, name in kernels_of(case, n, folder)[: args.kernels]:
+                say(f"            {ms:8.4f} ms {launches:6.1f} x  {name[:100]}")
     if last is not None and last["ranks"] > 1:
         far = predict_far(last, args.far, args)
         speed_up = args.far / last["ranks"] * one / far
@@ -254,6 +258,7 @@ def main() -> None:
     parser.add_argument("--node_bandwidth", type=float, default=45.0, help="between nodes")
     parser.add_argument("--latency", type=float, default=30.0, help="microseconds per collective")
     parser.add_argument("--overlap", type=float, default=0.0, help="share of transfers hidden")
+    parser.add_argument("--kernels", type=int, default=0, help="print so many, with their times")
     parser.add_argument("--no_graphs", action="store_true", help="launch every kernel by itself")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--rank_backend", default="auto", choices=["auto", "gloo"])

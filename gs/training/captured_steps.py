@@ -169,6 +169,9 @@ class StepGraphs:
         del self._graphs[key]
         return False
 
+    def __contains__(self, key: Hashable) -> bool:
+        return key in self._graphs
+
     def forget(self, keys: Iterable[Hashable]) -> None:
         """Drop graphs, if there are any; their keys stay warm."""
         for key in keys:

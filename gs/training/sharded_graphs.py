@@ -86,8 +86,9 @@ class PhaseGraphs(Generic[M]):
         """
         last = key, PHASES[-1]
         plan = self.graphs.plan(last, model)
-        if plan == "warm up":  # all, or others, have been dropped
-            self._captured.pop(key, None)
+        if plan == "warm up":  # which may be because all have been dropped
+            kept = self._captured.items()
+            self._captured = {k: x for k, x in kept if (k, PHASES[-1]) in self.graphs}
             self.graphs.warmed_up(last, 1, Counts(0, 0))
         if plan == "replay" and self._captured[key].key != layout:
             self.forget(key)

@@ -77,6 +77,7 @@ class ShardedStepper(Stepper[M]):
         self._counts_of_ranks: list[int] = []  # known once all have come here
         self.planner = Planner(self.images.cameras, ranks.size)
         self.phases = ShardedStep(ranks, self.planner)
+        self._kept_buffers: tuple[Hashable, Buffers | None] = None, None
         self._pending: _Pending | None = None
         self._report: Report | None = None  # of the step that is being taken
         # rows have changed in the last step: a clone is as far away as its parent
@@ -344,8 +345,16 @@ class ShardedStepper(Stepper[M]):
         return buffer.inputs(camera.width, camera.height, camera.near, camera.lens)
 
     def _buffers_of(self, plan: StepPlan) -> Buffers:
-        model = self.gaussians
-        return self.phases.buffers(plan, model.params["means"].dtype, model.device)
+        """What a step exchanges; the same in all steps of one key."""
+        means = self.gaussians.params["means"]
+        if plan.key is None:
+            return self.phases.buffers(plan, means.dtype, means.device)
+        key, buffers = self._kept_buffers
+        if buffers is None or key != (plan.key, means.dtype):
+            self._kept_buffers = key, buffers = None, None  # before the next are made
+            buffers = self.phases.buffers(plan, means.dtype, means.device)
+            self._kept_buffers = (plan.key, means.dtype), buffers
+        return buffers
 
     def _read(self, report: Report) -> bool:
         """Wait for a report and heed it; whether the step must be taken again."""
