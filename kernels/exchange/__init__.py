@@ -85,7 +85,8 @@ def project_records(
         return ProjectedRecords(values, names, radii, records.means2d, records.masks, n_rows)
     from ..projection import project
 
-    made = project(inputs, settings, None if capacity is None else Capacity(capacity, 0))
+    limits = None if capacity is None else Capacity(capacity, 0)
+    made = project(inputs, settings, limits, for_lists=False)
     assert made.gaussian_ids is not None
     n_rows = made.workspace[:1]
     return ProjectedRecords(
