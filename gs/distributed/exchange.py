@@ -29,7 +29,7 @@ ENTRY_SLACK = 1.3  # entries of tile lists, of which views differ more
 LEAST = 64  # rows of a task's part
 GUESS = 0.2  # share of all Gaussians that a camera nobody knows is thought to see
 GUESSED_ENTRIES = 4.0  # per row of a task's part, before anything has been rendered
-STEPS = 16  # capacities of whole images are multiples of the power of two below them, over that
+HEADROOM = 1.03  # of the slack, what may be used up before a capacity that is kept grows
 DECAY = 0.9  # per step, of the largest need of entries over what was expected
 
 
@@ -218,10 +218,9 @@ class Planner:
         self.n_most, self._kept = n_most, {}
 
     def _keep(self, name: str, n: int) -> int:
-        """The capacity of that name, at least n: as it is if it suffices, else rounded up."""
-        if n > self._kept.get(name, 0):
-            unit = max((1 << n.bit_length() - 1) // STEPS, 1)
-            self._kept[name] = -(-n // unit) * unit
+        """The capacity of that name, which n is if the one before leaves too little slack."""
+        if n > HEADROOM * self._kept.get(name, 0):
+            self._kept[name] = n
         return self._kept[name]
 
     def _need(self, camera: int) -> float:
