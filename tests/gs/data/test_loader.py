@@ -118,9 +118,9 @@ def test_dropped_images_are_freed_by_who_asks_for_others(cameras: list[Camera]) 
     with ImageLoader(cameras, max_bytes=2 * BYTES + 1, threads=1) as loader:
         loader.prefetch([0, 1])
         loader._pool.submit(int).result()
-        for image in loader._cache.values():
-            weakref.finalize(image, lambda: freed.append(threading.current_thread() is asking))
-        del image
+        for k in (0, 1):
+            note = lambda: freed.append(threading.current_thread() is asking)  # noqa: E731
+            weakref.finalize(loader._cache[k], note)
         loader.prefetch([2, 3])
         loader._pool.submit(int).result()
         assert [*loader._cache] == [2, 3] and not freed
