@@ -230,8 +230,11 @@ def test_final_mask_sample_keeps_its_share(scene: Path, tmp_path: Path) -> None:
 def test_ctrl_c_and_going_on_equal_an_uninterrupted_run(
     scene: Path, tmp_path: Path, repo: Path
 ) -> None:
-    out, args = tmp_path / "out", ["-s", str(scene), "--iterations", "90", "--quiet"]
-    args += ["--densify_from_iter", "20", "--densify_grad_threshold", "2e-3"]
+    out, args = (
+        tmp_path / "out",
+        ["-s", str(scene), "-r", "2", "--iterations", "60", "--quiet"],
+    )
+    args += ["--densify_from_iter", "14", "--densify_grad_threshold", "2e-3"]
     command = [sys.executable, str(repo / "train.py"), *args, "-m", str(out)]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 120
@@ -246,12 +249,12 @@ def test_ctrl_c_and_going_on_equal_an_uninterrupted_run(
     assert errors.startswith("stopped; go on with: ")
     words = shlex.split(errors.split(": ", 1)[1])
     assert shutil.which(words[0]) == sys.executable and words[1] == str(repo / "train.py")
-    assert 1 <= int(Path(words[-1]).stem.removeprefix("chkpnt")) < 90
+    assert 1 <= int(Path(words[-1]).stem.removeprefix("chkpnt")) < 60
     assert not list(out.glob("point_cloud/*"))
 
     train.main(words[2:])
     train.main([*args, "-m", str(tmp_path / "whole")])
-    file = Path("point_cloud") / "iteration_90" / "point_cloud.ply"
+    file = Path("point_cloud") / "iteration_60" / "point_cloud.ply"
     assert (out / file).read_bytes() == (tmp_path / "whole" / file).read_bytes()
     assert len([name for name in os.listdir(out) if "tmp" in name]) == 0
 

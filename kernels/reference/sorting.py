@@ -10,7 +10,15 @@ def sort_by_depth(depths: Tensor, visible: Tensor) -> Tensor:
     return indices[torch.sort(depths[indices], stable=True).indices]
 
 
-def sort_by_pixel(pixels: Tensor) -> tuple[Tensor, Tensor]:
-    """Pixels [P] of fragments in ascending order, and that order [P]; stable, as depth needs."""
-    values, order = torch.sort(pixels.to(torch.int32), stable=True)
-    return values.to(torch.int64), order
+def sort_by_pixel(pixels: Tensor, n: int) -> tuple[Tensor, Tensor]:
+    """Pixels [P] below n of fragments in ascending order, and that order [P]; stable for depth."""
+    order = stable_order(pixels, n)
+    return pixels.index_select(0, order), order
+
+
+def stable_order(keys: Tensor, n: int) -> Tensor:
+    """Indices [P] that put integer keys [P] in [0, n) in ascending order; stable."""
+    if n <= 1 << 16 and not keys.is_cuda:  # numpy sorts 16 bits by digits, torch few keys slowly
+        digits = keys.numpy().astype("uint16")
+        return torch.from_numpy(digits.argsort(kind="stable"))
+    return torch.sort(keys.to(torch.int32), stable=True).indices

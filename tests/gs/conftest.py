@@ -1,10 +1,11 @@
-"""A small survey; a headless Chromium, driven over two pipes; what a host would wait for."""
+"""A small survey; processes of ranks; a headless Chromium, driven over two pipes."""
 
 import base64
 import io
 import json
 import os
 import shutil
+import socket
 import subprocess
 import sys
 import time
@@ -20,6 +21,7 @@ from PIL import Image
 
 from gs.data.city_scene import CityConfig, write_city_scene
 
+N_PROCESSES = 3
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 FLAGS = (
     "--headless=new",
@@ -178,6 +180,48 @@ def city(tmp_path_factory: pytest.TempPathFactory) -> Path:
     size = {"views": 24, "width": 32, "height": 24, "points": 300}
     write_city_scene(folder, CityConfig(blocks_x=2, blocks_y=2, **size))
     return folder
+
+
+@pytest.fixture(scope="session")
+def processes(repo: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Any]]:
+    """processes(n, name, *args, **options): what each of n processes returns for a job.
+
+    The jobs are those of distributed/jobs.py, which imports once and forks.
+    """
+    pipes = [(*os.pipe(), *os.pipe()) for _ in range(N_PROCESSES)]
+    theirs = [(into, out) for into, _, _, out in pipes]
+    environment = os.environ | {"PYTHONPATH": str(repo), "OMP_NUM_THREADS": "1"}
+    first = subprocess.Popen(
+        [sys.executable, str(Path(__file__).parent / "distributed/jobs.py"), json.dumps(theirs)],
+        pass_fds=[fd for ends in theirs for fd in ends],
+        env=environment,
+    )
+    for fd in (fd for ends in theirs for fd in ends):
+        os.close(fd)
+    ours = [(open(out, "w"), open(into)) for _, out, into, _ in pipes]
+    folder, n_jobs = tmp_path_factory.mktemp("results"), 0
+
+    def run(n: int, name: str, *args: Any, **options: Any) -> list[Any]:
+        nonlocal n_jobs
+        n_jobs += 1
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
+        files = [folder / f"{n_jobs}_{rank}.pt" for rank in range(n)]
+        for rank, (jobs, _) in enumerate(ours[:n]):
+            place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": n, "LOCAL_WORLD_SIZE": n}
+            place |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+            job = {"name": name, "args": args, "options": options, "environment": place}
+            jobs.write(json.dumps(job | {"result": str(files[rank])}) + "\n")
+            jobs.flush()
+        for _, answers in ours[:n]:
+            assert answers.readline() == "done\n", "a process has failed"
+        return [torch.load(path) for path in files]
+
+    yield run
+    for jobs, _ in ours:
+        jobs.close()
+    first.wait(timeout=30)
 
 
 @pytest.fixture(scope="module")

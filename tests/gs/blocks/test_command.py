@@ -7,11 +7,14 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
+import train
 from gs.blocks.manifest import read_manifest
+from gs.errors import run_cli
 from gs.model.ply import load_ply
 from gs.run_record import model_file
 
@@ -20,30 +23,24 @@ PATIENCE = 120.0  # seconds; a busy machine
 
 
 @pytest.fixture
-def command(repo: Path, city: Path) -> Callable[..., list[str]]:
-    def words(out: Path, *more: str, n_ranks: int = 1) -> list[str]:
-        flags = ["-s", str(city), "-m", str(out), "--device", "cpu", *FLAGS.split(), *more]
-        launch = [sys.executable]
-        if n_ranks > 1:
-            launch += ["-m", "torch.distributed.run", "--standalone"]
-            launch += [f"--nproc_per_node={n_ranks}"]
-        return [*launch, str(repo / "train.py"), *flags]
+def command(city: Path) -> Callable[..., list[str]]:
+    def words(out: Path, *more: str) -> list[str]:
+        return ["-s", str(city), "-m", str(out), "--device", "cpu", *FLAGS.split(), *more]
 
     return words
 
 
-def run(words: list[str]) -> subprocess.CompletedProcess[str]:
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    return subprocess.run(words, capture_output=True, text=True, env=environment, check=False)
-
-
 def test_a_killed_run_goes_on_from_its_last_checkpoint(
-    tmp_path: Path, command: Callable[..., list[str]]
+    repo: Path,
+    tmp_path: Path,
+    command: Callable[..., list[str]],
+    processes: Callable[..., Any],
+    one_thread: None,
 ) -> None:
     whole, killed = tmp_path / "whole", tmp_path / "killed"
-    done = run(command(whole))
-    assert done.returncode == 0, done.stderr
-    words = command(killed, "--checkpoint_interval", "10")
+    train.main(command(whole))
+    words = [sys.executable, str(repo / "train.py")]
+    words += command(killed, "--checkpoint_interval", "10")
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(words, env=environment, stderr=subprocess.DEVNULL)
     ends = time.monotonic() + PATIENCE
@@ -54,8 +51,9 @@ def test_a_killed_run_goes_on_from_its_last_checkpoint(
     process.wait()
     assert read_manifest(killed).iteration < 60
     # two ranks go on with what one has begun
-    resumed = run(command(killed, "--start_checkpoint", str(killed / "blocks"), n_ranks=2))
-    assert resumed.returncode == 0, resumed.stderr
+    words = command(killed, "--start_checkpoint", str(killed / "blocks"))
+    for status, told in processes(2, "command", words):
+        assert status == 0, told
     a, b = (load_ply(model_file(folder, 60)) for folder in (whole, killed))
     assert all(torch.equal(x, b[name]) for name, x in a.items())
 
@@ -72,9 +70,12 @@ def test_a_killed_run_goes_on_from_its_last_checkpoint(
 def test_what_does_not_go_with_blocks_is_a_sentence(
     tmp_path: Path,
     command: Callable[..., list[str]],
+    capsys: pytest.CaptureFixture[str],
     more: list[str],
     sentence: str,
 ) -> None:
-    done = run(command(tmp_path / "out", *more))
-    assert done.returncode == 2 and sentence in done.stderr, done.stderr
+    with pytest.raises(SystemExit) as end:
+        run_cli(lambda: train.main(command(tmp_path / "out", *more)))
+    told = capsys.readouterr().err
+    assert end.value.code == 2 and sentence in told, told
     assert not (tmp_path / "out").exists()

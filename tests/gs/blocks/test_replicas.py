@@ -1,9 +1,8 @@
 """T-REPLICA: decoders are the same bits on all ranks, and for one, two and three processes."""
 
-import os
-import subprocess
-import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -26,34 +25,27 @@ def city(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def run(repo: Path, city: Path, out: Path, n_ranks: int, *more: str) -> None:
-    words = ["-s", str(city), "-m", str(out), "--device", "cpu", *more]
-    words += f"{FLAGS} {SHAPE} {GROWTH}".split()
-    if n_ranks == 1:  # here, as no launcher is needed
-        return train.main(words)
-    launch = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={n_ranks}"]
-    done = subprocess.run(
-        [sys.executable, *launch, str(repo / "train.py"), *words],
-        capture_output=True,
-        text=True,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
+def words(city: Path, out: Path, *more: str) -> list[str]:
+    return ["-s", str(city), "-m", str(out), "--device", "cpu", *more, *FLAGS.split()] + [
+        *SHAPE.split(),
+        *GROWTH.split(),
+    ]
 
 
 def test_processes_come_to_the_same_blocks_and_decoder(
-    repo: Path, city: Path, tmp_path: Path, one_thread: None
+    processes: Callable[..., Any], city: Path, tmp_path: Path, one_thread: None
 ) -> None:
     one = tmp_path / "1"
-    run(repo, city, one, 1)
+    train.main(words(city, one))
     known = read_manifest(one)
     assert len(known.blocks) == 3 and known.decoder > 0
     decoder = load_decoder(one / FOLDER / decoder_file(known.decoder))
     for n_ranks in (2, 3):
         out = tmp_path / str(n_ranks)
         # the trainer itself compares the ranks' decoders at every checkpoint
-        run(repo, city, out, n_ranks, "--checkpoint_interval", "20")
+        asked = words(city, out, "--checkpoint_interval", "20")
+        for status, told in processes(n_ranks, "command", asked):
+            assert status == 0, told
         found = read_manifest(out)
         other = load_decoder(out / FOLDER / decoder_file(found.decoder))
         for part in ("parameters", "teacher"):

@@ -1,12 +1,7 @@
-"""Ranks for tests: simulated ones, and processes that live as long as a file's tests."""
+"""Simulated ranks for tests, and what they train on; processes are in the folder above."""
 
 import importlib.util
-import json
-import os
-import socket
-import subprocess
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -16,8 +11,6 @@ import torch
 
 from gs.data.scene import Scene
 from gs.distributed.simulated import simulate
-
-N_PROCESSES = 3
 
 
 def _jobs() -> ModuleType:
@@ -50,48 +43,6 @@ def small_scene(
     kept = {"cameras": cameras, "n_train": 6, "points": start[0], "colors": start[1]}
     torch.save(kept, scene.source / "scene.pt")
     return str(scene.source)
-
-
-@pytest.fixture(scope="module")
-def processes(repo: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Any]]:
-    """processes(n, name, *args, **options): what each of n processes returns for a job."""
-    path = Path(__file__).parent / "jobs.py"
-    environment = os.environ | {"PYTHONPATH": str(repo), "OMP_NUM_THREADS": "1"}
-    running = [
-        subprocess.Popen(
-            [sys.executable, str(path)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            env=environment,
-        )
-        for _ in range(N_PROCESSES)
-    ]
-    folder, n_jobs = tmp_path_factory.mktemp("results"), 0
-
-    def run(n: int, name: str, *args: Any, **options: Any) -> list[Any]:
-        nonlocal n_jobs
-        n_jobs += 1
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
-        files = [folder / f"{n_jobs}_{rank}.pt" for rank in range(n)]
-        for rank, process in enumerate(running[:n]):
-            place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": n, "LOCAL_WORLD_SIZE": n}
-            place |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-            job = {"name": name, "args": args, "options": options, "environment": place}
-            assert process.stdin is not None
-            process.stdin.write(json.dumps(job | {"result": str(files[rank])}) + "\n")
-            process.stdin.flush()
-        for process in running[:n]:
-            assert process.stdout is not None
-            assert process.stdout.readline() == "done\n", "a process has failed"
-        return [torch.load(path) for path in files]
-
-    yield run
-    for process in running:
-        process.stdin.close() if process.stdin is not None else None
-        process.wait(timeout=30)
 
 
 @pytest.fixture

@@ -1,15 +1,17 @@
 """What tests let each of several ranks do: functions of its ranks and of plain values.
 
-As a program it is one of the processes that do so: it reads jobs from its input, a line each, and
-writes what they return to a file.
+As a program it is the processes that do so: it forks, and each reads jobs from a pipe of its own, a
+line each, and writes what they return to a file.
 """
 
+import contextlib
+import io
 import json
 import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import torch
 from torch import Tensor
@@ -21,7 +23,7 @@ from gs.densification.adaptive import DensifyConfig
 from gs.densification.mcmc import MCMCConfig
 from gs.distributed.processes import find_ranks
 from gs.distributed.ranks import Ranks
-from gs.errors import SplatrimError
+from gs.errors import SplatrimError, run_cli
 from gs.model.rates import OptimConfig
 from gs.training.checkpoint_shards import load_any
 from gs.training.observer import Observer, Run
@@ -29,6 +31,7 @@ from gs.training.sharded_step import ShardedStepper
 from gs.training.strategy import Strategy
 from gs.training.trainer import Trainer
 from pruning import MaskGaussianConfig
+from splatrim.commands import run
 
 DENSIFIERS = {
     "default": DensifyConfig(
@@ -264,6 +267,16 @@ def collectives(ranks: Ranks) -> dict[str, Any]:
     }
 
 
+def command(words: list[str]) -> tuple[object, str]:
+    """Status of train.py as torchrun's process would have it, and what it wrote to stderr."""
+    told = io.StringIO()
+    with contextlib.redirect_stderr(told), contextlib.redirect_stdout(io.StringIO()):
+        try:
+            run_cli(lambda: run("train", words, report=False))
+        except SystemExit as end:
+            return end.code, told.getvalue()
+
+
 JOBS: dict[str, Callable[..., Any]] = {
     "collectives": collectives,
     "differing": differing,
@@ -276,16 +289,41 @@ JOBS: dict[str, Callable[..., Any]] = {
 }
 
 
-def main() -> None:
+def serve(jobs: TextIO, answers: TextIO) -> None:
+    """Do what is asked for until nothing is."""
     torch.set_num_threads(1)
-    for line in sys.stdin:
+    for line in jobs:
         job = json.loads(line)
         os.environ |= {name: str(value) for name, value in job["environment"].items()}
-        ranks = find_ranks("cpu", timeout=60.0)
-        result = JOBS[job["name"]](ranks, *job["args"], **job["options"])
+        if job["name"] == "command":  # finds its ranks by itself
+            result = command(*job["args"])
+        else:
+            ranks = find_ranks("cpu", timeout=60.0)
+            result = JOBS[job["name"]](ranks, *job["args"], **job["options"])
+            ranks.close()
         torch.save(result, job["result"])
-        ranks.close()
-        print("done", flush=True)
+        print("done", file=answers, flush=True)
+
+
+def main() -> None:
+    pipes: list[tuple[int, int]] = json.loads(sys.argv[1])
+    mine, children = 0, []
+    for k in range(1, len(pipes)):
+        child = os.fork()
+        if child == 0:
+            mine = k
+            break
+        children.append(child)
+    for k, ends in enumerate(pipes):
+        if k != mine:  # else nobody would see that a process has ended
+            os.close(ends[0])
+            os.close(ends[1])
+    with open(pipes[mine][0]) as jobs, open(pipes[mine][1], "w") as answers:
+        serve(jobs, answers)
+    if mine > 0:  # there is nothing to put away
+        os._exit(0)
+    for child in children:
+        os.waitpid(child, 0)
 
 
 if __name__ == "__main__":

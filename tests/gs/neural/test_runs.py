@@ -122,7 +122,9 @@ def test_a_checkpoint_of_other_settings_is_refused(scene: Scene, tmp_path: Path)
 
 
 def test_anchors_refine_poses(scene: Scene, tmp_path: Path) -> None:
-    poses = PoseRefinement(PoseConfig(pose_refinement=True, pose_from_iter=2), scene)
+    poses = PoseRefinement(
+        PoseConfig(pose_refinement=True, pose_from_iter=2, test_poses="given"), scene
+    )
     trainer = make(scene, tmp_path / "a", poses, iterations=14)
     trainer.fit()
     assert float(poses.table.steps.sum()) == 11

@@ -17,7 +17,7 @@ from gs.training.pose_refinement import PoseConfig, PoseRefinement
 from gs.training.trainer import Trainer
 from tests.gs.graph_like import Watched, graph_like
 
-POSES = PoseConfig(pose_refinement=True, pose_from_iter=4)
+POSES = PoseConfig(pose_refinement=True, pose_from_iter=4, test_poses="given")
 
 __all__ = ["graph_like"]
 

@@ -99,7 +99,7 @@ def test_a_batch_has_the_losses_of_its_images(tracked: Scene, tmp_path: Path) ->
 
 @pytest.mark.parametrize("batch", [1, 4])
 def test_a_resumed_run_is_exact(tracked: Scene, tmp_path: Path, batch: int) -> None:
-    poses = PoseConfig(pose_refinement=True, pose_from_iter=2)
+    poses = PoseConfig(pose_refinement=True, pose_from_iter=2, test_poses="aligned")
     settings = {"checkpoint_iterations": (4,), "batch": batch, "iterations": 8}
     whole = make(tracked, tmp_path / "whole", PoseRefinement(poses, tracked), **settings)
     whole.fit()

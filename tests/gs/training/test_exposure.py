@@ -61,7 +61,7 @@ def light_rows(trainer: Trainer) -> torch.Tensor:
 
 
 def long_trained(scene: Scene, out: Path, *strategies: Strategy) -> Trainer:
-    length = 300
+    length = 160
     config = TrainConfig(out, iterations=length, sh_degree=0, quiet=True, device="cpu")
     optim = OptimConfig().scaled(length / 30_000)
     trainer = Trainer(config, scene, strategies=strategies, optim=optim)
@@ -77,7 +77,7 @@ def changed(
     folder = tmp_path_factory.mktemp("varied")
     varied_scene, gains = varied(scene, folder / "images")
     plain = long_trained(varied_scene, folder / "without")
-    assert not (folder / "without/point_cloud/iteration_300" / FILE).exists()
+    assert not (folder / "without/point_cloud/iteration_160" / FILE).exists()
     return varied_scene, gains, plain.tracker.history["loss"][-1]
 
 
@@ -97,7 +97,7 @@ def test_it_finds_what_was_done_to_images(
     # of six numbers; vignetting and colours of PPISP take some of it
     assert np.corrcoef(*brightness)[0, 1] > 0.8
     assert trainer.tracker.history["loss"][-1] < 0.8 * plain_loss
-    assert (tmp_path / "point_cloud/iteration_300" / FILE).is_file()
+    assert (tmp_path / "point_cloud/iteration_160" / FILE).is_file()
 
 
 @pytest.mark.parametrize("kind", ["affine", "ppisp"])
