@@ -31,7 +31,7 @@ from torch import Tensor
 from ..reference.decoder import HEADS, MIN_LENGTH, Decoded, n_weights
 from ..runtime.autograd import apply, once_differentiable
 from ..runtime.launch import empty, launch, zeros
-from .backward import decode_bwd_kernel
+from .backward import decode_look_bwd_kernel, decode_shape_bwd_kernel
 from .forward import decode_fwd_kernel
 
 
@@ -42,13 +42,18 @@ class Tiling(NamedTuple):
     """Anchors at a time."""
     warps: int
     programs: int
-    nets: str = ""
-    """Of a launch of the backward: "s" shapes, "o" opacities, "c" colours."""
 
 
-FORWARD = Tiling(64, 4, 528)
-BACKWARD = Tiling(64, 4, 264, "s"), Tiling(64, 4, 264, "oc")
-EXACT_BACKWARD = tuple(Tiling(32, 4, 264, net) for net in "soc")
+class Tilings(NamedTuple):
+    forward: Tiling
+    shape: Tiling
+    look: Tiling
+
+
+TILINGS = {
+    False: Tilings(Tiling(64, 4, 528), Tiling(64, 4, 264), Tiling(64, 4, 264)),
+    True: Tilings(Tiling(64, 4, 528), Tiling(32, 4, 264), Tiling(32, 4, 264)),
+}  # by whether products are exact
 
 
 class _Decode(torch.autograd.Function):
@@ -76,7 +81,8 @@ class _Decode(torch.autograd.Function):
         kept = empty((n_places, width), dtype, device)
         tensors = (anchors, features, offsets, scales, weights, rows, center, off)
         constants = _constants(n_features, k, sees, exact)
-        n_programs = _programs(FORWARD, n_places)
+        tiling = TILINGS[exact].forward
+        n_programs = _programs(tiling, n_places)
         launch(
             decode_fwd_kernel,
             (n_programs,),
@@ -86,12 +92,13 @@ class _Decode(torch.autograd.Function):
             kept,
             n_places,
             n_programs,
-            num_warps=FORWARD.warps,
-            **constants(FORWARD),
+            num_warps=tiling.warps,
+            **constants(tiling),
             MIN_LENGTH=MIN_LENGTH,
         )
         _, quats, sizes, opacities, colors = out
-        ctx.save_for_backward(*tensors[1:6], quats, sizes, opacities, colors, inverses, kept)
+        made = quats, sizes, opacities, colors, inverses, kept
+        ctx.save_for_backward(features, offsets, scales, weights, rows, *made)
         ctx.off, ctx.constants, ctx.exact = off, constants, exact
         return tuple(out)
 
@@ -100,29 +107,50 @@ class _Decode(torch.autograd.Function):
     def backward(ctx: Any, *v_out: Tensor) -> tuple[Tensor | None, ...]:
         inputs, made = ctx.saved_tensors[:5], ctx.saved_tensors[5:]
         features, offsets, scales, weights, rows = inputs
-        device, n_places = features.device, len(rows)
-        own = [zeros(x.shape, torch.float32, device) for x in (features, offsets, scales)]
-        tilings = EXACT_BACKWARD if ctx.exact else BACKWARD
-        n_programs = [_programs(tiling, n_places) for tiling in tilings]
-        partial = empty((max(n_programs), len(weights)), torch.float32, device)
-        v_out = [x.contiguous() for x in v_out]
-        for tiling, n in zip(tilings, n_programs, strict=True):
-            launch(
-                decode_bwd_kernel,
-                (n,),
-                *inputs,
-                ctx.off,
-                *made,
-                *v_out,
-                *own,
-                partial,
-                n_places,
-                n,
-                num_warps=tiling.warps,
-                **{net: net[0].lower() in tiling.nets for net in ("OPACITY", "SHAPE", "COLOR")},
-                ADDS=tiling is not tilings[0],
-                **ctx.constants(tiling),
-            )
+        quats, sizes, opacities, colors, inverses, kept = made
+        v_means, v_quats, v_sizes, v_opacities, v_colors = (x.contiguous() for x in v_out)
+        own = [zeros(x.shape, torch.float32, features.device) for x in (features, offsets, scales)]
+        _, shape, look = TILINGS[ctx.exact]
+        n_places = len(rows)
+        n_programs = _programs(shape, n_places)
+        partial = empty((n_programs, len(weights)), torch.float32, features.device)
+        launch(
+            decode_shape_bwd_kernel,
+            (n_programs,),
+            *inputs,
+            quats,
+            sizes,
+            inverses,
+            kept,
+            v_means,
+            v_quats,
+            v_sizes,
+            *own,
+            partial,
+            n_places,
+            n_programs,
+            num_warps=shape.warps,
+            **ctx.constants(shape),
+        )
+        launch(
+            decode_look_bwd_kernel,
+            (n_programs,),
+            features,
+            weights,
+            rows,
+            opacities,
+            colors,
+            kept,
+            ctx.off,
+            v_opacities,
+            v_colors,
+            own[0],
+            partial,
+            n_places,
+            n_programs,
+            num_warps=look.warps,
+            **ctx.constants(look),
+        )
         return None, *own, partial.sum(0), *[None] * 5
 
 

@@ -34,18 +34,23 @@ def settled(x, PRECISION: tl.constexpr):
 
 
 @triton.jit
-def product(a, b, PRECISION: tl.constexpr):
-    """a b, of operands that are `settled`; float32."""
+def product(a, b, acc, PRECISION: tl.constexpr):
+    """acc + a b, of operands that are `settled`."""
     if PRECISION == "fp16":
-        return tl.dot(a, b)
+        return tl.dot(a, b, acc)
     else:
-        return tl.dot(a, b, input_precision=PRECISION)
+        return tl.dot(a, b, acc, input_precision=PRECISION)
 
 
 @triton.jit
-def power_of_two(largest):
-    """The largest power of two up to a number, and 1 / that; for 0, (0, 2^127)."""
-    bits = largest.to(tl.int32, bitcast=True) & 0x7F800000
+def grown(unit, largest):
+    """The unit in which `largest` is below 128, if it is above the unit so far; both as bits."""
+    return tl.maximum(unit, (largest.to(tl.int32, bitcast=True) & 0x7F800000) - (6 << 23))
+
+
+@triton.jit
+def power(bits):
+    """The power of two whose bits these are, and 1 / it."""
     return bits.to(tl.float32, bitcast=True), (0x7F000000 - bits).to(tl.float32, bitcast=True)
 
 
@@ -90,10 +95,10 @@ def split(x):
 
 
 @triton.jit
-def first(net_ptr, H: tl.constexpr):
-    """W1 of the features. [H out, H in]"""
-    o, i = tl.arange(0, H)[:, None], tl.arange(0, H)[None, :]
-    return tl.load(net_ptr + o * (H + 3) + i)
+def first(net_ptr, H: tl.constexpr, WIDE: tl.constexpr):
+    """W1 of the features, with rows of zeros from H on. [WIDE out, H in]"""
+    o, i = tl.arange(0, WIDE)[:, None], tl.arange(0, H)[None, :]
+    return tl.load(net_ptr + o * (H + 3) + i, mask=o < H, other=0.0)
 
 
 @triton.jit
@@ -120,41 +125,65 @@ def hidden_layer(features, features_low, aug, aug_low, w, w_low, u, u_low):
 
 
 @triton.jit
-def second(
-    net_ptr, n, live, S: tl.constexpr, H: tl.constexpr, K: tl.constexpr, PRECISION: tl.constexpr
-):
-    """W2 of rows n of S K. [columns, H]"""
-    ptr = net_ptr + H * (H + 4) + n[:, None] * H + tl.arange(0, H)[None, :]
-    return settled(tl.load(ptr, mask=live[:, None], other=0.0), PRECISION)
+def second(net_ptr, n, live, H: tl.constexpr, WIDE: tl.constexpr, PRECISION: tl.constexpr):
+    """W2 of rows n, with columns of zeros from H on. [columns, WIDE]"""
+    h = tl.arange(0, WIDE)[None, :]
+    ptr = net_ptr + H * (H + 4) + n[:, None] * H + h
+    return settled(tl.load(ptr, mask=live[:, None] & (h < H), other=0.0), PRECISION)
 
 
 @triton.jit
-def second_bias(net_ptr, n, live, S: tl.constexpr, H: tl.constexpr, K: tl.constexpr):
-    """b2 of rows n of S K. [columns]"""
-    return tl.load(net_ptr + H * (H + 4) + S * K * H + n, mask=live, other=0.0)
+def second_bias(net_ptr, n, live, N: tl.constexpr, H: tl.constexpr):
+    """b2 of rows n of N. [columns]"""
+    return tl.load(net_ptr + H * (H + 4) + N * H + n, mask=live, other=0.0)
 
 
 @triton.jit
 def output(hidden, w, b, PRECISION: tl.constexpr):
     """Columns of the output before their activation. [M, columns]"""
-    return product(hidden, tl.trans(w), PRECISION) + b[None, :]
+    x = tl.zeros([hidden.shape[0], w.shape[0]], tl.float32)
+    return product(hidden, tl.trans(w), x, PRECISION) + b[None, :]
 
 
 @triton.jit
-def store_first(sums_ptr, v_w, v_aug, SEES: tl.constexpr, H: tl.constexpr):
-    """A program's sums for W1 and b1. [H out, H in], [H out, 8]"""
-    o, i, a = tl.arange(0, H)[:, None], tl.arange(0, H)[None, :], tl.arange(0, 8)[None, :]
-    tl.store(sums_ptr + o * (H + 3) + i, v_w)
+def hidden_of(kept_ptr, v, V, H: tl.constexpr, WIDE: tl.constexpr):
+    """A hidden layer that the forward kept, with columns of zeros from H on. [M, WIDE]"""
+    h = tl.arange(0, WIDE)[None, :]
+    at = kept_ptr + v[:, None] * (3 * H + 8) + h
+    return tl.load(at, mask=(v < V)[:, None] & (h < H), other=0.0)
+
+
+@triton.jit
+def inputs_of(features_ptr, kept_ptr, row, full, v, V, H: tl.constexpr, PRECISION: tl.constexpr):
+    """Features, [M, H], and `direction_columns`. [M, 16]"""
+    at = features_ptr + row[:, None] * H + tl.arange(0, H)[None, :]
+    features = settled(tl.load(at, mask=full[:, None], other=0.0), PRECISION)
+    a = tl.arange(0, 16)[None, :]
+    at = kept_ptr + v[:, None] * (3 * H + 8) + 3 * H + a
+    return features, tl.load(at, mask=(v < V)[:, None] & (a < 8), other=0.0)
+
+
+@triton.jit
+def side_by_side(x, y, M: tl.constexpr, N: tl.constexpr):
+    """x in even columns, y in odd ones. [M, 2 N]"""
+    return tl.reshape(tl.join(x, y), [M, 2 * N])
+
+
+@triton.jit
+def store_first(sums_ptr, v_w, v_aug, rows, live, SEES: tl.constexpr, H: tl.constexpr):
+    """A program's sums for W1 and b1 of hidden numbers `rows`. [columns, H], [columns, 16]"""
+    o, i, a = rows[:, None], tl.arange(0, H)[None, :], tl.arange(0, 16)[None, :]
+    tl.store(sums_ptr + o * (H + 3) + i, v_w, mask=live[:, None])
     if not SEES:
         v_aug = tl.where(a == 3, v_aug, 0.0)
     place = tl.where(a < 3, o * (H + 3) + H + a, H * (H + 3) + o)
-    tl.store(sums_ptr + place, v_aug, mask=a < 4)
+    tl.store(sums_ptr + place, v_aug, mask=live[:, None] & (a < 4))
 
 
 @triton.jit
-def store_second(sums_ptr, v_w, v_b, n, live, S: tl.constexpr, H: tl.constexpr, K: tl.constexpr):
-    """A program's sums for `second`'s rows. [columns, H], [columns, 8]"""
-    h, a = tl.arange(0, H)[None, :], tl.arange(0, 8)[None, :]
+def store_second(sums_ptr, v_w, v_b, rows, live, N: tl.constexpr, H: tl.constexpr):
+    """A program's sums for W2 and b2 of rows of N. [columns, H], [columns, 16]"""
+    h, a = tl.arange(0, v_w.shape[1])[None, :], tl.arange(0, 16)[None, :]
     ptr = sums_ptr + H * (H + 4)
-    tl.store(ptr + n[:, None] * H + h, v_w, mask=live[:, None])
-    tl.store(ptr + S * K * H + n[:, None] + 0 * a, v_b, mask=live[:, None] & (a == 3))
+    tl.store(ptr + rows[:, None] * H + h, v_w, mask=live[:, None] & (h < H))
+    tl.store(ptr + N * H + rows[:, None] + 0 * a, v_b, mask=live[:, None] & (a == 3))
