@@ -4,7 +4,7 @@ import triton
 import triton.language as tl
 
 from .nets import (
-    by_axis,
+    exponentials,
     first,
     grown,
     hidden_of,
@@ -74,7 +74,7 @@ def decode_shape_bwd_kernel(
         # mean = x + o exp(s)
         at, out = row[:, None] * (3 * K) + n3[None, :], v[:, None] * (3 * K) + n3[None, :]
         g = tl.load(v_means_ptr + out, mask=has3, other=0.0)
-        g *= by_axis(scales_ptr + row * 6, full, c, 1.0)
+        g *= exponentials(scales_ptr + row * 6, full, c, 1.0)
         tl.store(v_offsets_ptr + at, g, mask=has3)
         g *= tl.load(offsets_ptr + at, mask=has3, other=0.0)
         v_scales = product(settled(g, SUMS), of_offsets, tl.zeros([BLOCK, 8], tl.float32), SUMS)
@@ -83,7 +83,7 @@ def decode_shape_bwd_kernel(
         g = tl.load(v_sizes_ptr + out, mask=has3, other=0.0) * x
         v_scales = product(settled(g, SUMS), of_sizes, v_scales, SUMS)
         tl.store(v_scales_ptr + row[:, None] * 6 + axis, v_scales, mask=full[:, None] & (axis < 6))
-        g *= 1.0 - x * by_axis(scales_ptr + row * 6 + 3, full, c, -1.0)
+        g *= 1.0 - x * exponentials(scales_ptr + row * 6 + 3, full, c, -1.0)
         # quat = q = x / |x|, so v_x = (v_q - q (q . v_q)) / |x|
         out, has4 = v[:, None] * (4 * K) + n4[None, :], full[:, None] & live4[None, :]
         q = tl.reshape(tl.load(quats_ptr + out, mask=has4, other=0.0), [BLOCK, 16, 4])

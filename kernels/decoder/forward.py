@@ -6,8 +6,8 @@ import triton.language as tl
 from .nets import (
     by_axis,
     direction_columns,
-    first,
-    first_of_columns,
+    exponentials,
+    first_layer,
     hidden_layer,
     output,
     place_of,
@@ -53,20 +53,17 @@ def decode_fwd_kernel(
     c = (n3 % 3)[None, :]
     size_rows, quat_rows = n3 // 3 * 7 + n3 % 3, n4 // 4 * 7 + 3 + n4 % 4
     live1, live3, live4 = j1 < K, n3 < 3 * K, n4 < 4 * K
-    w1o, w1o_low = split(tl.trans(first(weights_ptr, H, H)))
-    u1o, u1o_low = split(tl.trans(first_of_columns(weights_ptr, SEES, H)))
-    w1c, w1c_low = split(tl.trans(first(color_ptr, H, H)))
-    u1c, u1c_low = split(tl.trans(first_of_columns(color_ptr, True, H)))
-    w1s, w1s_low = split(tl.trans(first(shape_ptr, H, H)))
-    u1s, u1s_low = split(tl.trans(first_of_columns(shape_ptr, SEES, H)))
+    w1o, u1o = first_layer(weights_ptr, SEES, H)
+    w1s, u1s = first_layer(shape_ptr, SEES, H)
+    w1c, u1c = first_layer(color_ptr, True, H)
     w2o = second(weights_ptr, j1, live1, H, H, PRECISION)
     w2s = second(shape_ptr, size_rows, live3, H, H, PRECISION)
     w2q = second(shape_ptr, quat_rows, live4, H, H, PRECISION)
     w2c = second(color_ptr, n3, live3, H, H, PRECISION)
-    b2o = second_bias(weights_ptr, j1, live1, K, H)
-    b2s = second_bias(shape_ptr, size_rows, live3, 7 * K, H)
-    b2q = second_bias(shape_ptr, quat_rows, live4, 7 * K, H)
-    b2c = second_bias(color_ptr, n3, live3, 3 * K, H)
+    b2o = second_bias(weights_ptr, j1, live1, K, H, PRECISION)
+    b2s = second_bias(shape_ptr, size_rows, live3, 7 * K, H, PRECISION)
+    b2q = second_bias(shape_ptr, quat_rows, live4, 7 * K, H, PRECISION)
+    b2c = second_bias(color_ptr, n3, live3, 3 * K, H, PRECISION)
     for block in tl.range(tl.program_id(0), tl.cdiv(V, BLOCK), n_programs, num_stages=1):
         v = block * BLOCK + tl.arange(0, BLOCK)
         row, full = place_of(rows_ptr, v, V)
@@ -78,14 +75,22 @@ def decode_fwd_kernel(
         a = tl.arange(0, 16)[None, :]
         kept_at = kept_ptr + v[:, None] * (3 * H + 8)
         tl.store(kept_at + 3 * H + a, aug, mask=inside & (a < 8))
+        ones = settled(aug, PRECISION)
         aug, aug_low = split(aug)
         kept_at += tl.arange(0, H)[None, :]
 
+        x = features, features_low, aug, aug_low
+        hidden_o = hidden_layer(*x, w1o, u1o, weights_ptr, SEES, H)
+        hidden_s = hidden_layer(*x, w1s, u1s, shape_ptr, SEES, H)
+        hidden_c = hidden_layer(*x, w1c, u1c, color_ptr, True, H)
+        hidden_o, hidden_s = settled(hidden_o, PRECISION), settled(hidden_s, PRECISION)
+        hidden_c = settled(hidden_c, PRECISION)
+        tl.store(kept_at, hidden_o, mask=inside)
+        tl.store(kept_at + H, hidden_s, mask=inside)
+        tl.store(kept_at + 2 * H, hidden_c, mask=inside)
+
         # opacity = tanh(x)
-        hidden = hidden_layer(features, features_low, aug, aug_low, w1o, w1o_low, u1o, u1o_low)
-        hidden = settled(hidden, PRECISION)
-        tl.store(kept_at, hidden, mask=inside)
-        x = 2.0 * sigmoid(2.0 * output(hidden, w2o, b2o, PRECISION)) - 1.0
+        x = 2.0 * sigmoid(2.0 * output(hidden_o, ones, w2o, b2o, PRECISION)) - 1.0
         drawn = full[:, None] & live1[None, :]
         if off_ptr is not None:
             off = tl.load(off_ptr + row[:, None] * K + j1[None, :], mask=drawn, other=1)
@@ -94,30 +99,24 @@ def decode_fwd_kernel(
         tl.store(opacities_ptr + out, tl.where(drawn, x, 0.0), mask=inside & live1[None, :])
 
         # color = sigmoid(x)
-        hidden = hidden_layer(features, features_low, aug, aug_low, w1c, w1c_low, u1c, u1c_low)
-        hidden = settled(hidden, PRECISION)
-        tl.store(kept_at + 2 * H, hidden, mask=inside)
-        x = sigmoid(output(hidden, w2c, b2c, PRECISION))
+        x = sigmoid(output(hidden_c, ones, w2c, b2c, PRECISION))
         out = v[:, None] * (3 * K) + n3[None, :]
         tl.store(colors_ptr + out, x, mask=inside & live3[None, :])
 
         # mean = x + o exp(s)
         live = full[:, None] & live3[None, :]
         o = tl.load(offsets_ptr + row[:, None] * (3 * K) + n3[None, :], mask=live, other=0.0)
-        x = tl.load(anchors_ptr + row[:, None] * 3 + c, mask=live, other=0.0)
-        x += o * by_axis(scales_ptr + row * 6, full, c, 1.0)
+        x = by_axis(anchors_ptr + row * 3, full, c)
+        x += o * exponentials(scales_ptr + row * 6, full, c, 1.0)
         tl.store(means_ptr + out, x, mask=inside & live3[None, :])
 
         # scale = exp(s) sigmoid(x)
-        hidden = hidden_layer(features, features_low, aug, aug_low, w1s, w1s_low, u1s, u1s_low)
-        hidden = settled(hidden, PRECISION)
-        tl.store(kept_at + 1 * H, hidden, mask=inside)
-        x = sigmoid(output(hidden, w2s, b2s, PRECISION))
-        x *= by_axis(scales_ptr + row * 6 + 3, full, c, 1.0)
+        x = sigmoid(output(hidden_s, ones, w2s, b2s, PRECISION))
+        x *= exponentials(scales_ptr + row * 6 + 3, full, c, 1.0)
         tl.store(sizes_ptr + out, x, mask=inside & live3[None, :])
 
         # quat = x / |x|; empty places are turned by nothing, as no zero quaternion may be
-        x = tl.reshape(output(hidden, w2q, b2q, PRECISION), [BLOCK, 16, 4])
+        x = tl.reshape(output(hidden_s, ones, w2q, b2q, PRECISION), [BLOCK, 16, 4])
         inverse = tl.rsqrt(tl.maximum(tl.sum(x * x, axis=2), MIN_LENGTH * MIN_LENGTH))
         out = v[:, None] * K + j1[None, :]
         tl.store(inverses_ptr + out, inverse, mask=inside & live1[None, :])

@@ -50,10 +50,8 @@ class Tilings(NamedTuple):
     look: Tiling
 
 
-TILINGS = {
-    False: Tilings(Tiling(64, 4, 528), Tiling(64, 4, 264), Tiling(64, 4, 264)),
-    True: Tilings(Tiling(64, 4, 528), Tiling(32, 4, 264), Tiling(32, 4, 264)),
-}  # by whether products are exact
+TILINGS = Tilings(Tiling(64, 4, 528), Tiling(64, 8, 264), Tiling(64, 4, 264))
+SLOW = Tilings(*[Tiling(16, 4, 264)] * 3)  # exact, or of large matrices, which leave no registers
 
 
 class _Decode(torch.autograd.Function):
@@ -81,7 +79,8 @@ class _Decode(torch.autograd.Function):
         kept = empty((n_places, width), dtype, device)
         tensors = (anchors, features, offsets, scales, weights, rows, center, off)
         constants = _constants(n_features, k, sees, exact)
-        tiling = TILINGS[exact].forward
+        tilings = SLOW if exact or k > 10 or n_features > 32 else TILINGS
+        tiling = tilings.forward
         n_programs = _programs(tiling, n_places)
         launch(
             decode_fwd_kernel,
@@ -99,7 +98,7 @@ class _Decode(torch.autograd.Function):
         _, quats, sizes, opacities, colors = out
         made = quats, sizes, opacities, colors, inverses, kept
         ctx.save_for_backward(features, offsets, scales, weights, rows, *made)
-        ctx.off, ctx.constants, ctx.exact = off, constants, exact
+        ctx.off, ctx.constants, ctx.tilings = off, constants, tilings
         return tuple(out)
 
     @staticmethod
@@ -110,7 +109,7 @@ class _Decode(torch.autograd.Function):
         quats, sizes, opacities, colors, inverses, kept = made
         v_means, v_quats, v_sizes, v_opacities, v_colors = (x.contiguous() for x in v_out)
         own = [zeros(x.shape, torch.float32, features.device) for x in (features, offsets, scales)]
-        _, shape, look = TILINGS[ctx.exact]
+        _, shape, look = ctx.tilings
         n_places = len(rows)
         n_programs = _programs(shape, n_places)
         partial = empty((n_programs, len(weights)), torch.float32, features.device)

@@ -68,8 +68,17 @@ def direction_columns(anchors_ptr, center_ptr, row, full):
 
 
 @triton.jit
-def by_axis(ptr, full, c, SIGN: tl.constexpr):
-    """e^(SIGN s) of the axis c of each column, for the three s of each row. [M, columns]"""
+def by_axis(ptr, full, c):
+    """Of the axis c of each column, one of three numbers of each row. [M, columns]"""
+    x = tl.load(ptr, mask=full, other=0.0)[:, None]
+    y = tl.load(ptr + 1, mask=full, other=0.0)[:, None]
+    z = tl.load(ptr + 2, mask=full, other=0.0)[:, None]
+    return tl.where(c == 0, x, tl.where(c == 1, y, z))
+
+
+@triton.jit
+def exponentials(ptr, full, c, SIGN: tl.constexpr):
+    """`by_axis` of e^(SIGN s)."""
     x = exponential(SIGN * tl.load(ptr, mask=full, other=0.0))[:, None]
     y = exponential(SIGN * tl.load(ptr + 1, mask=full, other=0.0))[:, None]
     z = exponential(SIGN * tl.load(ptr + 2, mask=full, other=0.0))[:, None]
@@ -110,11 +119,23 @@ def first_of_columns(net_ptr, SEES: tl.constexpr, H: tl.constexpr):
 
 
 @triton.jit
-def hidden_layer(features, features_low, aug, aug_low, w, w_low, u, u_low):
-    """The hidden layer after its relu, of operands from `split`: w of features, u of aug. [M, H]
+def first_layer(net_ptr, SEES: tl.constexpr, H: tl.constexpr):
+    """W1 of the features, [H in, H out], and of `direction_columns`. [16 in, H out]"""
+    return tl.trans(first(net_ptr, H, H)), tl.trans(first_of_columns(net_ptr, SEES, H))
+
+
+@triton.jit
+def hidden_layer(
+    features, features_low, aug, aug_low, w, u, net_ptr, SEES: tl.constexpr, H: tl.constexpr
+):
+    """The hidden layer after its relu, of operands from `split` and `first_layer`. [M, H]
 
     To float32's rounding always: one that is 0 in one pass and not in another has another gradient.
     """
+    if H > 32:  # read again, as shared memory would not hold them all
+        w, u = first_layer(net_ptr, SEES, H)
+    w, w_low = split(w)
+    u, u_low = split(u)
     x = tl.dot(aug_low, u, input_precision="tf32")
     x = tl.dot(aug, u_low, x, input_precision="tf32")
     x = tl.dot(features_low, w, x, input_precision="tf32")
@@ -133,16 +154,19 @@ def second(net_ptr, n, live, H: tl.constexpr, WIDE: tl.constexpr, PRECISION: tl.
 
 
 @triton.jit
-def second_bias(net_ptr, n, live, N: tl.constexpr, H: tl.constexpr):
-    """b2 of rows n of N. [columns]"""
-    return tl.load(net_ptr + H * (H + 4) + N * H + n, mask=live, other=0.0)
+def second_bias(net_ptr, n, live, N: tl.constexpr, H: tl.constexpr, PRECISION: tl.constexpr):
+    """b2 of rows n of N, as what `direction_columns` are multiplied by. [columns, 16]"""
+    a = tl.arange(0, 16)[None, :]
+    ptr = net_ptr + H * (H + 4) + N * H + n[:, None] + 0 * a
+    return settled(tl.load(ptr, mask=live[:, None] & (a == 3), other=0.0), PRECISION)
 
 
 @triton.jit
-def output(hidden, w, b, PRECISION: tl.constexpr):
+def output(hidden, aug, w, b, PRECISION: tl.constexpr):
     """Columns of the output before their activation. [M, columns]"""
     x = tl.zeros([hidden.shape[0], w.shape[0]], tl.float32)
-    return product(hidden, tl.trans(w), x, PRECISION) + b[None, :]
+    x = product(aug, tl.trans(b), x, PRECISION)
+    return product(hidden, tl.trans(w), x, PRECISION)
 
 
 @triton.jit
