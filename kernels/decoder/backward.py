@@ -47,11 +47,11 @@ def decode_shape_bwd_kernel(
     HEAD2: tl.constexpr,
     BLOCK: tl.constexpr,
     PRECISION: tl.constexpr,
+    WIDE: tl.constexpr,
+    SUMS: tl.constexpr,
 ):
     pid = tl.program_id(0)
     net_ptr = weights_ptr + HEAD1
-    WIDE: tl.constexpr = 32 if K <= 10 and H <= 32 else 64
-    SUMS: tl.constexpr = "tf32" if PRECISION == "fp16" else PRECISION
     j, n3, n4 = tl.arange(0, 16), tl.arange(0, WIDE), tl.arange(0, 64)
     live3, live4 = n3 < 3 * K, n4 < 4 * K
     size_rows, quat_rows = n3 // 3 * 7 + n3 % 3, n4 // 4 * 7 + 3 + n4 % 4
@@ -150,10 +150,10 @@ def decode_look_bwd_kernel(
     HEAD2: tl.constexpr,
     BLOCK: tl.constexpr,
     PRECISION: tl.constexpr,
+    WIDE: tl.constexpr,
 ):
     pid = tl.program_id(0)
     net_ptr = weights_ptr + HEAD2
-    WIDE: tl.constexpr = 32 if K <= 10 and H <= 32 else 64
     n = tl.arange(0, WIDE)
     live1, live3 = n < K, n < 3 * K
     w1o, w1c = first(weights_ptr, H, WIDE), first(net_ptr, H, WIDE)

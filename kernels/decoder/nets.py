@@ -25,8 +25,14 @@ def settled(x, PRECISION: tl.constexpr):
     if INTERPRET:
         return tl.minimum(tl.maximum(x, -65504.0), 65504.0).to(tl.float16) if HALF else x
     elif HALF:
-        asm: tl.constexpr = "cvt.rn.satfinite.f16x2.f32 $0, $2, $1;"
-        return tl.inline_asm_elementwise(asm, "=r,r,r", [x], tl.float16, is_pure=False, pack=2)
+        return tl.inline_asm_elementwise(
+            "cvt.rn.satfinite.f16x2.f32 $0, $2, $1;",
+            "=r,r,r",
+            [x],
+            dtype=tl.float16,
+            is_pure=False,
+            pack=2,
+        )
     else:
         return tl.inline_asm_elementwise(
             "mov.b32 $0, $1;", "=r,r", [x], tl.float32, is_pure=False, pack=1
