@@ -48,6 +48,7 @@ def inputs(n: int, n_seen: int) -> dict[str, Any]:
         "weights": normal(sum(n_weights(FEATURES, K)), scale=0.2),
         "rows": rows,
         "center": torch.tensor([0.0, 0.0, 5.0], device="cuda"),
+        "off": torch.rand(n, K, device="cuda", generator=g) < 0.1,
     }
 
 

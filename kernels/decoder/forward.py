@@ -80,13 +80,11 @@ def decode_fwd_kernel(
         kept_at += tl.arange(0, H)[None, :]
 
         x = features, features_low, aug, aug_low
-        hidden_o = hidden_layer(*x, w1o, u1o, weights_ptr, SEES, H)
-        hidden_s = hidden_layer(*x, w1s, u1s, shape_ptr, SEES, H)
-        hidden_c = hidden_layer(*x, w1c, u1c, color_ptr, True, H)
-        hidden_o, hidden_s = settled(hidden_o, PRECISION), settled(hidden_s, PRECISION)
-        hidden_c = settled(hidden_c, PRECISION)
+        hidden_o = settled(hidden_layer(*x, w1o, u1o, weights_ptr, SEES, H), PRECISION)
         tl.store(kept_at, hidden_o, mask=inside)
+        hidden_s = settled(hidden_layer(*x, w1s, u1s, shape_ptr, SEES, H), PRECISION)
         tl.store(kept_at + H, hidden_s, mask=inside)
+        hidden_c = settled(hidden_layer(*x, w1c, u1c, color_ptr, True, H), PRECISION)
         tl.store(kept_at + 2 * H, hidden_c, mask=inside)
 
         # opacity = tanh(x)
@@ -103,13 +101,6 @@ def decode_fwd_kernel(
         out = v[:, None] * (3 * K) + n3[None, :]
         tl.store(colors_ptr + out, x, mask=inside & live3[None, :])
 
-        # mean = x + o exp(s)
-        live = full[:, None] & live3[None, :]
-        o = tl.load(offsets_ptr + row[:, None] * (3 * K) + n3[None, :], mask=live, other=0.0)
-        x = by_axis(anchors_ptr + row * 3, full, c)
-        x += o * exponentials(scales_ptr + row * 6, full, c, 1.0)
-        tl.store(means_ptr + out, x, mask=inside & live3[None, :])
-
         # scale = exp(s) sigmoid(x)
         x = sigmoid(output(hidden_s, ones, w2s, b2s, PRECISION))
         x *= exponentials(scales_ptr + row * 6 + 3, full, c, 1.0)
@@ -125,3 +116,11 @@ def decode_fwd_kernel(
         x = tl.where(full[:, None], x, upright[None, :])
         out = v[:, None] * (4 * K) + n4[None, :]
         tl.store(quats_ptr + out, x, mask=inside & live4[None, :])
+
+        out = v[:, None] * (3 * K) + n3[None, :]
+        # mean = x + o exp(s)
+        live = full[:, None] & live3[None, :]
+        o = tl.load(offsets_ptr + row[:, None] * (3 * K) + n3[None, :], mask=live, other=0.0)
+        x = by_axis(anchors_ptr + row * 3, full, c)
+        x += o * exponentials(scales_ptr + row * 6, full, c, 1.0)
+        tl.store(means_ptr + out, x, mask=inside & live3[None, :])
