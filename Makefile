@@ -28,8 +28,9 @@ demo-city: $(STAMP)
 test: $(STAMP)
 	$(MAKE) --no-print-directory -j2 lint suite
 
+# compiled files are kept, whatever the shell says: each worker and program would make them anew
 suite: $(STAMP)
-	OMP_NUM_THREADS=1 $(RUN) -m pytest -q -n $(WORKERS) --dist loadfile --no-loadscope-reorder
+	OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE= $(RUN) -m pytest -q -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 lint: $(STAMP)
 	$(VENV)/bin/ruff check .

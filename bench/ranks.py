@@ -18,6 +18,7 @@ from gs.data.camera import Camera
 from gs.data.scene import Scene
 from gs.distributed.ownership import owner
 from gs.distributed.ranks import Ranks
+from gs.distributed.simulated import simulate
 from gs.model.gaussians import Gaussians
 from gs.model.renderer import render
 from gs.training.optimizer import build_optimizer, learning_rates
@@ -31,7 +32,7 @@ GRID_WIDTH = 648  # of the images that the garden's focal lengths are of
 PER_PLACE = 111_785  # Gaussians of one place of the grid
 PHASES = ("project", "picture", "finish", "update")
 SLEEP = 10_000_000  # cycles of the device, some 5 ms
-WARM_UP, STEPS = 4, 5
+WARM_UP, STEPS = 8, 5
 
 
 class Case(NamedTuple):
@@ -40,13 +41,16 @@ class Case(NamedTuple):
     workload: Workload
     cameras: list[Camera]
     device: torch.device
+    graphs: bool
 
 
 class Images:
     """Noise as ground truth, on the device."""
 
+    has_masks = transparent = False
+
     def __init__(self, cameras: Sequence[Camera], device: torch.device) -> None:
-        self.cameras, self.device = list(cameras), device
+        self.cameras, self.device, self.targets = list(cameras), device, self
         self._made: dict[int, Tensor] = {}
 
     def __getitem__(self, index: int) -> Tensor:
@@ -58,12 +62,16 @@ class Images:
 
 
 class Watch:
-    """Seconds by rank, step and phase, and the memory that a rank has taken at most."""
+    """Seconds by rank, step and phase, and the memory that a rank has taken at most in each.
+
+    A replayed graph takes no memory: what counts are the steps before, and its capture.
+    """
 
     def __init__(self, size: int, device: torch.device) -> None:
         self.on_gpu = device.type == "cuda"
         self.seconds: list[dict[str, list[float]]] = [defaultdict(list) for _ in range(size)]
-        self.held, self.peak = [0] * size, [0] * size
+        self.held = [0] * size
+        self.peaks: list[dict[str, int]] = [defaultdict(int) for _ in range(size)]
         self.is_on = False
         self._began: Any = None
         self._before = 0
@@ -89,7 +97,7 @@ class Watch:
             torch.cuda.synchronize()
             seconds = self._began.elapsed_time(end) / 1e3
             most = torch.cuda.max_memory_allocated() - self._before
-            self.peak[rank] = max(self.peak[rank], self.held[rank] + most)
+            self.peaks[rank][phase] = max(self.peaks[rank][phase], self.held[rank] + most)
             self.held[rank] += torch.cuda.memory_allocated() - self._before
         else:
             seconds = time.perf_counter() - self._began
@@ -97,12 +105,18 @@ class Watch:
         if self.is_on and phase in PHASES:
             self.seconds[rank][phase].append(seconds)
 
+    def peak(self, rank: int) -> int:
+        """Bytes that a rank has taken at most."""
+        return max(self.peaks[rank].values(), default=0)
+
     def per_step(self, n_steps: int) -> list[dict[str, float]]:
         """Seconds of a step by rank and phase."""
         return [{p: sum(found[p]) / n_steps for p in PHASES} for found in self.seconds]
 
 
-def make_case(millions: float, size: str, batch: int, device: torch.device) -> Case:
+def make_case(
+    millions: float, size: str, batch: int, device: torch.device, *, graphs: bool = True
+) -> Case:
     """Gaussians, and `batch` cameras in a circle."""
     width, height = SIZES[size]
     if size == "tiny":
@@ -134,7 +148,7 @@ def make_case(millions: float, size: str, batch: int, device: torch.device) -> C
         path = Path(f"{k}.png")
         view = w.viewmats[0] @ turn
         cameras.append(Camera(path.name, None, width, height, view, w.Ks[0], width, height))
-    return Case(w, cameras, device)
+    return Case(w, cameras, device, graphs)
 
 
 def build_stepper(case: Case, ranks: Ranks | None, folder: Path) -> Stepper:
@@ -153,7 +167,8 @@ def build_stepper(case: Case, ranks: Ranks | None, folder: Path) -> Stepper:
     logits = (ids.double() * 0.618034).sin()
     model.params["mask_logits"].data[:, 0] = (2.0 + 2.0 * logits).to(device)
     batch = len(case.cameras)
-    config = TrainConfig(folder, iterations=1 << 30, batch=batch, quiet=True)
+    settings = {"batch": batch, "cuda_graphs": case.graphs, "quiet": True}
+    config = TrainConfig(folder, iterations=1 << 30, **settings)
     optimizer = build_optimizer(model, FROZEN, extent=4.0, n_images=batch)
     points = torch.rand(4, 3)
     scene = Scene(case.cameras, [], points, points, 4.0, folder, "colmap")
@@ -163,6 +178,29 @@ def build_stepper(case: Case, ranks: Ranks | None, folder: Path) -> Stepper:
     if ranks is None:
         return Stepper(*parts, tracker, white_background=False)
     return ShardedStepper(ranks, *parts, tracker, white_background=False)
+
+
+def account(stepper: ShardedStepper) -> dict[str, int]:
+    """Bytes of what a rank holds in a step, by what they are for."""
+    model, planner, phases = stepper.gaussians, stepper.planner, stepper.phases
+    plan = planner.plan(list(range(stepper.config.batch)))
+    rooms, n = phases.rooms(plan, len(model)), len(model)
+    parameters = sum(p.nbytes for p in model.params.values())
+    states = stepper.optimizer.state.values()
+    moments = sum(x.nbytes for state in states for x in state.values())
+    buffers = 48 * (plan.bases[-1] + sum(plan.received(stepper.ranks.rank)))
+    received = sum(plan.received(stepper.ranks.rank))
+    return {
+        "parameters": parameters,
+        "moments": moments,
+        "gradients": sum(p.nbytes for p in model.params.values() if p.requires_grad),
+        "exchanged": buffers,
+        # radii, image positions and rows; records, their names, keys, counts of tiles
+        "projected": sum(len(size.images) * n * 20 for size in plan.sizes) + 84 * sum(rooms.rows),
+        "records' gradients": 64 * sum(rooms.rows) + sum(8 * n * len(s.images) for s in plan.sizes),
+        "received, and gradients": 132 * received,
+        "entries": 8 * sum(rooms.entries),
+    }
 
 
 def take(stepper: Stepper, step: int) -> None:
@@ -193,6 +231,31 @@ def time_one(case: Case, folder: Path) -> tuple[float, float]:
             spans.append((time.perf_counter() - began) / STEPS)
     gpu = case.device.type == "cuda"
     return statistics.median(spans), torch.cuda.max_memory_allocated() / 1e9 if gpu else 0.0
+
+
+def kernels_of(case: Case, size: int, folder: Path) -> list[tuple[float, float, str]]:
+    """Milliseconds and launches of a rank's step by kernel, the dearest first."""
+    activities = [torch.profiler.ProfilerActivity.CPU, torch.profiler.ProfilerActivity.CUDA]
+    with torch.profiler.profile(activities=activities):
+        synchronize(case.device)  # the main thread must be the first to profile
+    profiler, batch = torch.profiler.profile(activities=activities), len(case.cameras)
+
+    def act(ranks: Ranks) -> None:
+        stepper = build_stepper(case, ranks, folder)
+        with stepper.running():
+            for k in range(WARM_UP + STEPS):
+                if k == WARM_UP:
+                    stepper.settle()
+                    ranks.first_only(profiler.start)
+                take(stepper, batch * (k + 1))
+            stepper.settle()
+            synchronize(case.device)
+            ranks.first_only(profiler.stop)
+
+    simulate(size, act, device=case.device)
+    per, rows = size * STEPS, profiler.key_averages()
+    found = [(x.self_device_time_total / 1e3 / per, x.count / per, x.key) for x in rows]
+    return sorted((row for row in found if row[0] > 0), reverse=True)
 
 
 class Pictures:

@@ -11,8 +11,9 @@ part of the same steps alone, phase by phase, and what it would send is counted.
 with n = 4 collectives per step (images, records, report, gradients), bytes those that the rank
 sends most of, and the stated figures of the links. Phases are timed by events behind a kernel that
 sleeps while the host queues them: at scale the host runs ahead, as the GPU has milliseconds of
-work. 64 GPUs are extrapolated from the most ranks that were simulated, at as many images per rank,
-with --node_bandwidth: all phases stay but the update, which is of fewer Gaussians.
+work and steps are graphs. What lies between phases is not timed: there the simulation copies what
+links would carry. 64 GPUs are extrapolated from the most ranks that were simulated, at as many
+images per rank, with --node_bandwidth: all phases stay but the update, which is of fewer Gaussians.
 
 Gaussians are the garden points of bench.scenes on a grid, cut to the number asked for; cameras
 stand in a circle about its middle. Masks are drawn, and their gradients found, in every step.
@@ -24,7 +25,7 @@ import statistics
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -36,7 +37,9 @@ from bench.ranks import (
     Case,
     Pictures,
     Watch,
+    account,
     build_stepper,
+    kernels_of,
     make_case,
     take,
     time_one,
@@ -57,12 +60,22 @@ SPEED_UP = {(10.0, "1080p"): 6.0, (10.0, "4k"): 6.5}
 MOST_UNEVEN, MOST_GB, MOST_DIFFERENCE = 1.10, 2.5, 1e-6
 
 
+class Found(NamedTuple):
+    """What one rank has seen."""
+
+    sent: int  # bytes
+    rows: int
+    tasks: int
+    graphs: bool  # whether the last step was one
+    held: dict[str, int]
+
+
 def measure(case: Case, size: int, folder: Path) -> dict[str, Any]:
     """What simulated ranks take and send, and whether their images are one rank's."""
     watch, pictures = Watch(size, case.device), Pictures(case)
     batch = len(case.cameras)
 
-    def act(ranks: Ranks) -> tuple[int, int, int]:
+    def act(ranks: Ranks) -> Found:
         stepper = build_stepper(case, ranks, folder)
         assert isinstance(stepper, ShardedStepper)
         with stepper.running():
@@ -73,8 +86,10 @@ def measure(case: Case, size: int, folder: Path) -> dict[str, Any]:
             before, watch.is_on = ranks.sent_bytes, True
             for k in range(STEPS):
                 take(stepper, batch * (WARM_UP + 1 + k))
+            graphs = stepper.is_replaying
             stepper.settle()
             sent = (ranks.sent_bytes - before) // STEPS
+            held = account(stepper)
             ranks.tell(None)
             watch.is_on, stepper.by_id = False, True
             stepper.phases.on_picture = pictures.keep
@@ -82,7 +97,7 @@ def measure(case: Case, size: int, folder: Path) -> dict[str, Any]:
             masks = context.out.info["masks"].detach().cpu()
             pictures.masks[stepper.gaussians.rows["ids"].cpu().long()] = masks
             last = stepper.planner.plan(list(range(batch)))
-        return sent, sum(last.capacities), len(last.tasks)
+        return Found(sent, sum(last.capacities), len(last.tasks), graphs, held)
 
     results = simulate(size, act, device=case.device, watch=watch)
     if case.device.type == "cuda":
@@ -90,15 +105,19 @@ def measure(case: Case, size: int, folder: Path) -> dict[str, Any]:
     worst, same_masks = pictures.differences(case, folder, batch)
     phases = watch.per_step(STEPS)
     totals = [sum(found.values()) for found in phases]
+    most = max(range(size), key=watch.peak)
     return {
         "ranks": size,
         "phases_ms": [{p: round(1e3 * s, 4) for p, s in found.items()} for found in phases],
         "slowest_ms": {p: round(1e3 * max(f[p] for f in phases), 4) for p in PHASES},
         "slowest_over_mean": round(max(totals) / statistics.mean(totals), 4),
-        "sent_mb": round(max(sent for sent, _, _ in results) / 1e6, 3),
-        "records_room": results[0][1],
-        "tasks": results[0][2],
-        "memory_gb": round(max(watch.peak) / 1e9, 3),
+        "sent_mb": round(max(found.sent for found in results) / 1e6, 3),
+        "records_room": results[0].rows,
+        "tasks": results[0].tasks,
+        "graphs": all(found.graphs for found in results),
+        "memory_gb": round(watch.peak(most) / 1e9, 3),
+        "memory_gb_by_phase": {p: round(x / 1e9, 3) for p, x in watch.peaks[most].items() if p},
+        "account_gb": {name: round(x / 1e9, 3) for name, x in results[most].held.items()},
         "image_difference": worst,
         "masks_equal": same_masks,
     }
@@ -149,7 +168,7 @@ def simulated(
 ) -> dict[str, Any]:
     """Measure one rank and simulated ones; all that was found."""
     device = resolve_device(args.device)
-    case = make_case(millions, size, args.batch, device)
+    case = make_case(millions, size, args.batch, device, graphs=not args.no_graphs)
     folder = Path(args.out or ".")
     one, one_gb = time_one(case, folder)
     n_images = len(case.cameras)
@@ -167,12 +186,18 @@ def simulated(
         say(
             f"{n:4d} ranks  {1e3 * seconds:8.2f} ms, speed-up {found['speed_up']:.2f}   ({parts};"
             f" {found['sent_mb']:.1f} MB sent, {found['tasks']} tasks,"
-            f" {found['memory_gb']:.2f} GB)"
+            f" {found['memory_gb']:.2f} GB, {'graphs' if found['graphs'] else 'no graphs'})"
         )
+        for title, held in (("held", "account_gb"), ("at most", "memory_gb_by_phase")):
+            shown = ", ".join(f"{name} {gb:.2f}" for name, gb in found[held].items())
+            say(f"            GB {title}: {shown}")
         for text, holds in verdicts(millions, size, found):
             say(f"            {'holds' if holds else 'DOES NOT HOLD'}: {text}")
         rows.append(found)
         last = found
+        if args.kernels:
+            for ms, launches, name in kernels_of(case, n, folder)[: args.kernels]:
+                say(f"            {ms:8.4f} ms {launches:6.1f} x  {name[:100]}")
     if last is not None and last["ranks"] > 1:
         far = predict_far(last, args.far, args)
         speed_up = args.far / last["ranks"] * one / far
@@ -191,7 +216,7 @@ def simulated(
 
 def real(millions: float, size: str, args: argparse.Namespace, ranks: Ranks) -> dict[str, Any]:
     """Wall time of a step of real ranks, beside one rank's."""
-    case = make_case(millions, size, args.batch, ranks.device)
+    case = make_case(millions, size, args.batch, ranks.device, graphs=not args.no_graphs)
     folder = Path(args.out or ".")
     one = ranks.agree(ranks.first_only(lambda: time_one(case, folder)[0]))
     stepper, batch = build_stepper(case, ranks, folder), args.batch
@@ -233,6 +258,8 @@ def main() -> None:
     parser.add_argument("--node_bandwidth", type=float, default=45.0, help="between nodes")
     parser.add_argument("--latency", type=float, default=30.0, help="microseconds per collective")
     parser.add_argument("--overlap", type=float, default=0.0, help="share of transfers hidden")
+    parser.add_argument("--kernels", type=int, default=0, help="print so many, with their times")
+    parser.add_argument("--no_graphs", action="store_true", help="launch every kernel by itself")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--rank_backend", default="auto", choices=["auto", "gloo"])
     parser.add_argument("--out", type=Path)

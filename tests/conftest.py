@@ -23,7 +23,10 @@ from gs.model.renderer import render  # noqa: E402
 
 REPO = Path(__file__).resolve().parents[1]
 LONGEST = (  # files, 15 to 60 seconds each
+    "test_compile.py",
     "test_torchrun.py",
+    "test_replicas.py",
+    "test_command.py",
     "test_same_model.py",
     "test_train.py",
     "test_runs.py",

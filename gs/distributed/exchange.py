@@ -11,7 +11,7 @@ tasks, which is that of ranks. What a rank receives are its own tasks' parts, fr
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -24,10 +24,12 @@ from ..data.camera import Camera
 from .ranks import Ranks
 from .tasks import CostTable, Task, cut_batch
 
-SLACK = 1.15  # rows over what was needed last
+SLACK = 1.06  # rows over what was needed last
 ENTRY_SLACK = 1.3  # entries of tile lists, of which views differ more
 LEAST = 64  # rows of a task's part
-GUESS = 0.3  # share of all Gaussians that a camera nobody knows is thought to see
+GUESS = 0.2  # share of all Gaussians that a camera nobody knows is thought to see
+GUESSED_ENTRIES = 4.0  # per row of a task's part, before anything has been rendered
+HEADROOM = 1.03  # of the slack, what may be used up before a capacity that is kept grows
 DECAY = 0.9  # per step, of the largest need of entries over what was expected
 
 
@@ -61,6 +63,19 @@ class Plan:
     def of_rank(self, rank: int) -> list[int]:
         """Which tasks a rank has."""
         return [k for k, task in enumerate(self.tasks) if task.rank == rank]
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether every task is an image, and all have one size: steps are alike then."""
+        whole = all(task.last - task.first == self.strips[task.image] for task in self.tasks)
+        return whole and len(self.sizes) == 1
+
+    @property
+    def key(self) -> Hashable:
+        """What steps have in common that differ in cameras alone; None where they differ more."""
+        if not self.is_whole:
+            return None
+        return (self.sizes[0], tuple(task.rank for task in self.tasks), self.capacities[0])
 
     @property
     def bases(self) -> list[int]:
@@ -118,6 +133,8 @@ class Planner:
         self._rows = GUESS  # of pairs of camera and Gaussian, that are visible
         # entries needed over those expected, of cameras that have been visited and of others
         self._entries = {True: 1.0, False: 1.0}
+        # capacities of plans of whole images, which stay as they are as long as they suffice
+        self._kept: dict[str, int] = {}
 
     def plan(self, cameras: Sequence[int]) -> Plan:
         """The plan of a batch, whose images of one size and lens lie next to each other."""
@@ -138,19 +155,31 @@ class Planner:
             for task, share in zip(tasks, shares, strict=True)
         ]
         strips = [len(x) for x in costs]
-        return Plan(list(cameras), sizes, tasks, capacities, shares, strips, self.size)
+        plan = Plan(list(cameras), sizes, tasks, capacities, shares, strips, self.size)
+        if plan.is_whole:
+            same = self._keep(f"part {sizes[0]}", max(capacities))
+            capacities[:] = [same] * len(tasks)
+        return plan
 
-    def rows(self, n_pairs: int) -> int:
-        """Rows to make room for in a projection of so many pairs of camera and Gaussian."""
-        return min(LEAST + math.ceil(SLACK * self._rows * n_pairs), max(n_pairs, 1))
+    def rows(self, plan: Plan, size: Size, n: int) -> int:
+        """Rows to make room for in a projection of n Gaussians into the cameras of a size."""
+        n_pairs = len(size.images) * n
+        rows = LEAST + math.ceil(SLACK * self._rows * n_pairs)
+        if plan.is_whole:
+            rows = self._keep(f"rows {size}", rows)
+        return min(rows, max(n_pairs, 1))
 
     def entries(self, plan: Plan, k: int) -> int:
         """Entries of tile lists to make room for in task k."""
+        n = self._entries_of(plan, k)
+        return self._keep(f"entries {plan.of_size(k)}", n) if plan.is_whole else n
+
+    def _entries_of(self, plan: Plan, k: int) -> int:
         task, size = plan.tasks[k], plan.of_size(k)
         known = self.costs.entries(plan.camera(k), size.width, size.height)
         expected = known[task.first - task.above : task.last + task.below].sum()
         if expected == 0:  # nobody has been anywhere yet
-            expected = 8.0 * self.size * plan.capacities[k]
+            expected = GUESSED_ENTRIES * self.size * plan.capacities[k]
         factor = self._entries[self.costs.knows(plan.camera(k))]
         return max(math.ceil(ENTRY_SLACK * factor * expected), 1 << 12)
 
@@ -164,6 +193,8 @@ class Planner:
     ) -> None:
         """Take what a step has counted, in which all but `own` and `needed` is the same for all."""
         before = self._needs
+        if not before:  # what was guessed has no need to be kept
+            self._kept = {}
         found: dict[int, float] = {}
         for k, share in enumerate(plan.shares):
             camera = plan.camera(k)
@@ -184,7 +215,13 @@ class Planner:
         """Shards have other sizes now."""
         factor = max(n_most / max(self.n_most, 1), 1.0)
         self._needs = {camera: factor * need for camera, need in self._needs.items()}
-        self.n_most = n_most
+        self.n_most, self._kept = n_most, {}
+
+    def _keep(self, name: str, n: int) -> int:
+        """The capacity of that name, which n is if the one before leaves too little slack."""
+        if n > HEADROOM * self._kept.get(name, 0):
+            self._kept[name] = n
+        return self._kept[name]
 
     def _need(self, camera: int) -> float:
         known = self._needs.get(camera)

@@ -84,25 +84,29 @@ class Distributed(Ranks):
                 assert isinstance(group, dist.ProcessGroup)
                 self._tensors = group
 
-    def _exchange(self, x: Tensor, sent: Sequence[int], received: Sequence[int]) -> Tensor:
-        x = self._staged(x.contiguous())
-        out = x.new_empty(sum(received), *x.shape[1:], pin_memory=self.staged)
+    def _exchange(
+        self, x: Tensor, sent: Sequence[int], received: Sequence[int], out: Tensor | None
+    ) -> Tensor:
+        x, place = self._staged(x.contiguous()), out
+        if place is None or self.staged:
+            place = x.new_empty(sum(received), *x.shape[1:], pin_memory=self.staged)
         with self._watched():
             dist.all_to_all_single(
-                out,
+                place,
                 x,
                 output_split_sizes=list(received),
                 input_split_sizes=list(sent),
                 group=self._tensors,
             )
-        return out.to(self.device) if self.staged else out
+        return self._unstaged(place, out)
 
-    def stack(self, x: Tensor) -> Tensor:
-        x = self._staged(x.contiguous())
-        out = x.new_empty(self.size, *x.shape)
+    def stack(self, x: Tensor, out: Tensor | None = None) -> Tensor:
+        x, place = self._staged(x.contiguous()), out
+        if place is None or self.staged:
+            place = x.new_empty(self.size, *x.shape)
         with self._watched():
-            dist.all_gather(list(out.unbind()), x, group=self._tensors)
-        return out.to(self.device) if self.staged else out
+            dist.all_gather(list(place.unbind()), x, group=self._tensors)
+        return self._unstaged(place, out)
 
     def tell(self, value: T) -> list[T]:
         values: list[T] = [value] * self.size
@@ -146,6 +150,11 @@ class Distributed(Ranks):
 
     def _staged(self, x: Tensor) -> Tensor:
         return x.cpu() if self.staged else x
+
+    def _unstaged(self, x: Tensor, out: Tensor | None) -> Tensor:
+        if not self.staged:
+            return x
+        return x.to(self.device) if out is None else out.copy_(x)
 
     @contextlib.contextmanager
     def _watched(self) -> Iterator[None]:

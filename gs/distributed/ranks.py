@@ -56,27 +56,36 @@ class Ranks(ABC):
         if phase != EXCHANGE:
             self.phase = phase
 
-    def exchange(self, x: Tensor, sent: Sequence[int], received: Sequence[int]) -> Tensor:
+    def exchange(
+        self,
+        x: Tensor,
+        sent: Sequence[int],
+        received: Sequence[int],
+        out: Tensor | None = None,
+    ) -> Tensor:
         """Send rows to every rank and get rows of every rank; nothing waits.
 
         Args:
             x: Rows for rank 0, then for rank 1, ... [sum(sent), ...]
             sent: How many rows each rank gets.
             received: How many rows each rank sends here.
+            out: Where they go; nobody sends it. [sum(received), ...]
 
         Returns:
             Rows of rank 0, then of rank 1, ... [sum(received), ...]
         """
         per_row = x[:1].numel() * x.element_size() if len(x) else 0
         self.sent_bytes += (sum(sent) - sent[self.rank]) * per_row
-        return self._exchange(x, sent, received)
+        return self._exchange(x, sent, received, out)
 
     @abstractmethod
-    def _exchange(self, x: Tensor, sent: Sequence[int], received: Sequence[int]) -> Tensor: ...
+    def _exchange(
+        self, x: Tensor, sent: Sequence[int], received: Sequence[int], out: Tensor | None
+    ) -> Tensor: ...
 
     @abstractmethod
-    def stack(self, x: Tensor) -> Tensor:  # [...] -> [W, ...]
-        """Every rank's tensor, of one shape, in the order of ranks; nothing waits."""
+    def stack(self, x: Tensor, out: Tensor | None = None) -> Tensor:  # [...] -> [W, ...]
+        """Every rank's tensor, of one shape, in the order of ranks, in `out`; nothing waits."""
 
     @abstractmethod
     def tell(self, value: T) -> list[T]:
@@ -149,11 +158,13 @@ class Solo(Ranks):
     def __init__(self, device: torch.device | str = "cpu") -> None:
         self.rank, self.size, self.device = 0, 1, torch.device(device)
 
-    def _exchange(self, x: Tensor, sent: Sequence[int], received: Sequence[int]) -> Tensor:
-        return x
+    def _exchange(
+        self, x: Tensor, sent: Sequence[int], received: Sequence[int], out: Tensor | None
+    ) -> Tensor:
+        return x if out is None else out.copy_(x)
 
-    def stack(self, x: Tensor) -> Tensor:
-        return x[None]
+    def stack(self, x: Tensor, out: Tensor | None = None) -> Tensor:
+        return x[None] if out is None else out.copy_(x[None])
 
     def tell(self, value: T) -> list[T]:
         return [value]

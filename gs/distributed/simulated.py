@@ -69,12 +69,14 @@ class Simulated(Ranks):
     def __init__(self, rank: int, size: int, device: torch.device, turns: _Turns) -> None:
         self.rank, self.size, self.device = rank, size, device
         self._turns, self._round = turns, 0
+        self._span = ""  # what is watched: a phase, or EXCHANGE
 
     def enter(self, phase: str) -> None:
         watch = self._turns.watch
         if watch is not None:
-            watch.ends(self.rank, self.phase)
+            watch.ends(self.rank, self._span)
         super().enter(phase)
+        self._span = phase
         if watch is not None:
             watch.begins(self.rank)
 
@@ -83,20 +85,23 @@ class Simulated(Ranks):
         values[self.rank] = value
         self._round += 1
         turns.rounds[self.rank] = self._round
-        turns.hand_on(self.rank, self.phase)
+        turns.hand_on(self.rank, self._span)
         turns.begin(self.rank)
         if min(turns.rounds) < self._round:
             raise RuntimeError("a rank has ended while others wait for it")
         return list(values)
 
-    def _exchange(self, x: Tensor, sent: Sequence[int], received: Sequence[int]) -> Tensor:
+    def _exchange(
+        self, x: Tensor, sent: Sequence[int], received: Sequence[int], out: Tensor | None
+    ) -> Tensor:
         parts = [parts[self.rank] for parts in self._all(x.split(list(sent)))]
         if [len(part) for part in parts] != list(received):
             raise RuntimeError(f"expected {list(received)} rows, got {[len(p) for p in parts]}")
-        return torch.cat(parts)
+        return torch.cat(parts) if out is None else torch.cat(parts, out=out)
 
-    def stack(self, x: Tensor) -> Tensor:
-        return torch.stack(self._all(x))
+    def stack(self, x: Tensor, out: Tensor | None = None) -> Tensor:
+        rows = self._all(x)
+        return torch.stack(rows) if out is None else torch.stack(rows, out=out)
 
     def tell(self, value: T) -> list[T]:
         return self._all(value)

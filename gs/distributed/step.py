@@ -6,6 +6,10 @@
                -> exchange of gradients, and of what all must know: the report
     finish     gradients of records to those of parameters
 
+A phase only launches: it can be captured, with buffers that it is given, and what lies between two
+phases is done by the host. A rank has two buffers: in one, records of its Gaussians leave and their
+gradients come back; in the other, records come for its tasks and their gradients leave.
+
 Nothing waits for the device. The report says whether a buffer was too small anywhere: `skip` then
 is not 0 on any rank, the step must change nothing, and is taken once more.
 """
@@ -26,7 +30,7 @@ from kernels import exchange as stages
 
 from ..model.model import Splats
 from ..model.view import View
-from .exchange import Plan, Planner, exchange_images
+from .exchange import Plan, Planner
 from .ranks import EXCHANGE, Ranks
 
 MASK_KEYWORDS = {"mask_logits", "mask_ids", "masks", "mask_seed"}
@@ -55,8 +59,6 @@ class Projection:
     records: list[stages.ProjectedRecords]
     """Of each size."""
     sent: list[Any]
-    buffer: Tensor
-    """To send. [S, 12]"""
     counts: Tensor
     """Rows by task. [T] int32"""
 
@@ -65,15 +67,50 @@ class Projection:
 class Shown:
     """What `picture` has made."""
 
-    back: Tensor
-    """Gradients, to send back. [received rows, 12]"""
     values: Tensor
     """Sums over own tasks of the photometric loss's values. [5]"""
     needed: dict[int, Tensor]
     """Entries by own task. []"""
     entries: dict[int, Tensor]
     """The same by strip of the own task. [strips]"""
-    capacities: dict[int, int]
+
+
+class Buffers(NamedTuple):
+    """What a rank sends and gets in a step."""
+
+    own: Tensor
+    """Records of this rank's Gaussians, then their gradients. [S, 12]"""
+    tasks: Tensor
+    """Records of this rank's tasks, then their gradients. [W, rows, 12]"""
+    table: Tensor
+    """What every rank has counted. [W, L] float64"""
+
+    @property
+    def arrived(self) -> Tensor:  # [W rows, 12]
+        """`tasks`, as it is sent."""
+        return self.tasks.view(-1, stages.COLUMNS)
+
+
+class Rooms(NamedTuple):
+    """What this rank's own buffers hold in a step."""
+
+    rows: tuple[int, ...]
+    """Records of each size."""
+    entries: tuple[int, ...]
+    """Entries of tile lists of each own task."""
+
+
+class Layout(NamedTuple):
+    """A plan on the device."""
+
+    plan: Plan
+    tables: list[Tensor]
+    """Of each size, its tasks as kernels.exchange takes them. [T', 5] int32"""
+    members: list[Tensor]
+    """Which of all tasks they are. [T'] int64"""
+    limits: Tensor
+    """Capacity of each task. [T] int32"""
+    rooms: Rooms
 
 
 class ShardedStep:
@@ -82,7 +119,6 @@ class ShardedStep:
     Args:
         ranks: Who takes part.
         planner: Plans; its twins on other ranks make the same.
-        image: The ground truth of a camera, on the device. [H, W, 3] uint8
         backend: As `kernels.rasterization` has it.
 
     `on_picture`, where it is set, sees the window that each own task has rendered. [rows, W, 3]
@@ -92,16 +128,42 @@ class ShardedStep:
         self,
         ranks: Ranks,
         planner: Planner,
-        image: Callable[[int], Tensor],
         *,
         backend: str = "auto",
     ) -> None:
-        self.ranks, self.planner, self.image, self.backend = ranks, planner, image, backend
+        self.ranks, self.planner, self.backend = ranks, planner, backend
         self.on_picture: Callable[[Plan, int, Tensor], None] | None = None
+
+    def rooms(self, plan: Plan, n: int) -> Rooms:
+        """What to make room for, with n Gaussians here."""
+        entries = [self.planner.entries(plan, k) for k in plan.of_rank(self.ranks.rank)]
+        rows = [self.planner.rows(plan, size, n) for size in plan.sizes]
+        return Rooms(tuple(rows), tuple(entries))
+
+    def lay_out(self, plan: Plan, rooms: Rooms, device: torch.device) -> Layout:
+        """Bring a plan to the device."""
+        tables, members = [], []
+        for size in plan.sizes:
+            those = [k for k, task in enumerate(plan.tasks) if task.image in size.images]
+            tables.append(_to_device(plan.table(those, size.images.start), device))
+            members.append(_to_device(np.array(those), device))
+        limits = _to_device(np.array(plan.capacities, dtype=np.int32), device)
+        return Layout(plan, tables, members, limits, rooms)
+
+    def buffers(self, plan: Plan, dtype: torch.dtype, device: torch.device) -> Buffers:
+        """Room for what a step sends and gets. Rows that nothing meets are sent, not looked at."""
+        size, n_rows = self.ranks.size, plan.received(self.ranks.rank)[0]
+        length = HEAD + 2 * len(plan.tasks) + plan.first_strips[-1] + len(plan.sizes)
+        return Buffers(
+            torch.empty(plan.bases[-1], stages.COLUMNS, dtype=dtype, device=device),
+            torch.empty(size, n_rows, stages.COLUMNS, dtype=dtype, device=device),
+            torch.empty(size, length, dtype=torch.float64, device=device),
+        )
 
     def project(
         self,
-        plan: Plan,
+        layout: Layout,
+        buffers: Buffers,
         splats: Sequence[Splats],
         views: Sequence[View],
         ids: Tensor,  # [N] int32
@@ -110,19 +172,18 @@ class ShardedStep:
         """Project this rank's Gaussians and pack their records.
 
         Args:
-            plan: Of the step.
+            layout: Of the step.
+            buffers: Where records go.
             splats: What is drawn, for each size.
             views: The cameras of each size.
             ids: Names of the Gaussians.
             keywords: Of a rendering: masks, deterministic.
         """
-        self.ranks.enter("project")
-        dtype, device = splats[0].means.dtype, ids.device
-        # rows that nothing meets are sent, and not looked at
-        buffer = torch.empty(plan.bases[-1], stages.COLUMNS, dtype=dtype, device=device)
-        counts = torch.zeros(len(plan.tasks), dtype=torch.int32, device=device)
-        made = Projection(plan, [], [], buffer, counts)
-        for size, s, view in zip(plan.sizes, splats, views, strict=True):
+        plan, dtype = layout.plan, splats[0].means.dtype
+        counts = torch.zeros(len(plan.tasks), dtype=torch.int32, device=ids.device)
+        made = Projection(plan, [], [], counts)
+        places = zip(plan.sizes, layout.rooms.rows, layout.tables, layout.members, strict=True)
+        for (size, n_rows, table, members), s, view in zip(places, splats, views, strict=True):
             settings = self._settings(size.width, size.height, view, keywords, s)
             inputs = RasterInputs(
                 s.means,
@@ -136,60 +197,53 @@ class ShardedStep:
                 lenses=None if view.lens_words is None else view.lens_words.to(dtype),
                 **_masks(keywords),
             )
-            capacity = self.planner.rows(len(size.images) * len(s.means))
-            records = stages.project_records(inputs, settings, capacity, backend=self.backend)
-            members = [k for k, task in enumerate(plan.tasks) if task.image in size.images]
-            table = _to_device(plan.table(members, size.images.start), device)
-            n, sent = stages.pack_records(records, ids, table, buffer, backend=self.backend)
-            counts[_to_device(np.array(members), device)] = n
+            records = stages.project_records(inputs, settings, n_rows, backend=self.backend)
+            n, sent = stages.pack_records(records, ids, table, buffers.own, backend=self.backend)
+            counts[members] = n
             made.records.append(records)
             made.sent.append(sent)
         return made
 
-    def exchange_records(self, made: Projection) -> Tensor:  # [W, rows, 12]
+    def exchange_records(self, plan: Plan, buffers: Buffers) -> None:
         """Send records; what comes for this rank's tasks, by source."""
         self.ranks.enter(EXCHANGE)
-        plan = made.plan
         received = plan.received(self.ranks.rank)
-        arrived = self.ranks.exchange(made.buffer, plan.sent(), received)
-        return arrived.view(self.ranks.size, received[0], stages.COLUMNS)
+        self.ranks.exchange(buffers.own, plan.sent(), received, buffers.arrived)
 
     def picture(
         self,
-        plan: Plan,
-        arrived: Tensor,  # [W, rows, 12]
+        layout: Layout,
+        buffers: Buffers,
+        targets: Sequence[Tensor],  # [rows, W, 3] uint8, by own task
         background: Tensor,  # [3]
         lambda_dssim: float,
         *,
         deterministic: bool = False,
         by_id: bool = False,
     ) -> Shown:
-        """Render this rank's tasks, and find the gradients of their records."""
-        ranks = self.ranks
-        truth = exchange_images(plan, ranks, self.image)
-        ranks.enter("picture")
-        back = torch.empty_like(arrived)
+        """Render this rank's tasks, and put the gradients of their records in place of these."""
+        ranks, plan, arrived = self.ranks, layout.plan, buffers.tasks
         values = torch.zeros(5, dtype=arrived.dtype, device=arrived.device)
-        shown = Shown(back.view(-1, stages.COLUMNS), values, {}, {}, {})
+        shown = Shown(values, {}, {})
         mine = plan.of_rank(ranks.rank)
-        for k, part, target in zip(mine, _parts(plan, ranks.rank), truth, strict=True):
+        parts, rooms = _parts(plan, ranks.rank), layout.rooms.entries
+        for k, part, room, target in zip(mine, parts, rooms, targets, strict=True):
             task, size = plan.tasks[k], plan.of_size(k)
             (first, last), (top, bottom) = task.rows(size.height), task.window(size.height)
             received = stages.unpack_records(arrived[:, part], backend=self.backend)
             leaf = received.values.requires_grad_()
             settings = RenderSettings(size.width, bottom - top, deterministic=deterministic)
-            shown.capacities[k] = self.planner.entries(plan, k)
             picture = stages.blend_records(
                 stages.Received(leaf, received.ids),
                 settings,
                 background.to(leaf.dtype),
-                shown.capacities[k],
+                room,
                 by_id=by_id or deterministic,
                 backend=self.backend,
             )
             if self.on_picture is not None:
                 self.on_picture(plan, k, picture.colors.detach())
-            parts, v_colors = photometric_rows(
+            sums, v_colors = photometric_rows(
                 picture.colors.detach(),
                 target,
                 lambda_dssim,
@@ -197,47 +251,42 @@ class ShardedStep:
                 last=last - top,
                 n_rows=size.height,
             )
-            picture.colors.backward(v_colors)
-            assert leaf.grad is not None
-            stages.pack_gradients(leaf.grad, back[:, part], backend=self.backend)
-            values += parts
+            (v_records,) = torch.autograd.grad(picture.colors, leaf, v_colors)
+            stages.pack_gradients(v_records, arrived[:, part], backend=self.backend)
+            values += sums
             shown.needed[k] = picture.needed
             shown.entries[k] = _by_strip(picture.entries, task.above, task.last - task.first)
         return shown
 
-    def report(
-        self, made: Projection, shown: Shown, *, wants_stop: bool
-    ) -> tuple[Report, Tensor, Tensor]:  # [1] int32, [W, L] float64
-        """Tell all ranks what each has counted; the report, `skip`, and the table on the device."""
-        plan, device = made.plan, made.buffer.device
-        mine = plan.of_rank(self.ranks.rank)
+    def counted(self, layout: Layout, made: Projection, shown: Shown) -> Tensor:  # [L] float64
+        """What this rank has counted, the last of what `picture` does: its row of the table."""
+        plan, device = layout.plan, made.counts.device
         firsts = plan.first_strips
         strips = torch.zeros(firsts[-1], dtype=torch.float64, device=device)
         needed = strips.new_zeros(len(plan.tasks))
         overflow = torch.zeros((), dtype=torch.bool, device=device)
-        for k in mine:
+        mine = plan.of_rank(self.ranks.rank)
+        for k, room in zip(mine, layout.rooms.entries, strict=True):
             task = plan.tasks[k]
             begin = firsts[task.image] + task.first
             strips[begin : begin + task.last - task.first] = shown.entries[k].double()
             needed[k] = shown.needed[k]
             if self._bounded(made):
-                overflow |= shown.needed[k] > shown.capacities[k]
+                overflow |= shown.needed[k] > room
         shares = []
         for size, records in zip(plan.sizes, made.records, strict=True):
             pairs = max(len(size.images) * records.radii.shape[1], 1)
             shares.append(records.n_rows.double() / pairs)
             if self._bounded(made):
                 overflow |= (records.n_rows > len(records.values)).any()
-        limits = _to_device(np.array(plan.capacities, dtype=np.int32), device)
-        overflow |= (made.counts > limits).any()
+        overflow |= (made.counts > layout.limits).any()
         masks = made.records[0].masks
-        kept = torch.zeros((), dtype=torch.float64, device=device)
+        zero = kept = torch.zeros((), dtype=torch.float64, device=device)
         if masks is not None:
             kept = masks.detach().sum(dtype=torch.float64)
-        head = [overflow.double(), kept.new_tensor(float(wants_stop)), kept]
-        row = torch.cat(
+        return torch.cat(
             [
-                torch.stack(head),
+                torch.stack([overflow.double(), zero, kept]),
                 shown.values.double(),
                 made.counts.double(),
                 needed,
@@ -245,9 +294,15 @@ class ShardedStep:
                 *shares,
             ]
         )
+
+    def report(
+        self, plan: Plan, rooms: Rooms, row: Tensor, buffers: Buffers, *, wants_stop: bool
+    ) -> Report:  # row [L] float64
+        """Tell all ranks what each has counted."""
         self.ranks.enter(EXCHANGE)
-        table = self.ranks.stack(row)
-        skip = (table[:, OVERFLOW].amax() > 0).int().view(1)
+        if wants_stop:
+            row[STOP] = 1.0
+        table = self.ranks.stack(row, buffers.table)
         arrived = None
         host = table
         if table.is_cuda:
@@ -255,17 +310,17 @@ class ShardedStep:
             host.copy_(table, non_blocking=True)
             arrived = torch.cuda.Event()
             arrived.record()
-        return Report(plan, host, arrived, shown.capacities), skip, table
+        mine = plan.of_rank(self.ranks.rank)
+        return Report(plan, host, arrived, dict(zip(mine, rooms.entries, strict=True)))
 
-    def exchange_gradients(self, made: Projection, shown: Shown) -> Tensor:  # [S, 12]
+    def exchange_gradients(self, plan: Plan, buffers: Buffers) -> None:
         """Send gradients back to whose records they are of."""
         self.ranks.enter(EXCHANGE)
-        plan = made.plan
-        return self.ranks.exchange(shown.back, plan.received(self.ranks.rank), plan.sent())
+        received = plan.received(self.ranks.rank)
+        self.ranks.exchange(buffers.arrived, received, plan.sent(), buffers.own)
 
     def finish(self, made: Projection, arrived: Tensor, terms: Sequence[Tensor]) -> None:
         """Find the gradients of parameters: of the records', and of terms of the loss. [] each"""
-        self.ranks.enter("finish")
         roots: list[Tensor] = []
         v_roots: list[Tensor | None] = []
         for records, sent in zip(made.records, made.sent, strict=True):
@@ -292,7 +347,8 @@ class ShardedStep:
 
     def _bounded(self, made: Projection) -> bool:
         """Whether rows and entries have capacities: those of kernels."""
-        return made.buffer.is_cuda and made.buffer.dtype == torch.float32
+        values = made.records[0].values
+        return values.is_cuda and values.dtype == torch.float32
 
     def _settings(
         self, width: int, height: int, view: View, keywords: Mapping[str, Any], s: Splats

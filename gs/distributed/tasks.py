@@ -5,6 +5,9 @@ Images are laid end to end and cut into contiguous pieces of equal cost, one per
 section 4.2). The cost of a row is not a measured time, which differs from run to run, but what the
 last visit of its camera has counted there: entries of tile lists, and a share for its pixels.
 
+Where every rank gets as many images, and no rank's cost far more than others', none is cut: a cut
+costs a halo, records that are sent twice, and windows of another size in every step.
+
 Rows are strips of 16 pixels, two rows of tiles, as the loss is summed in such strips. A task's
 window is larger by one strip where the image goes on: then the loss of its own rows is exact.
 """
@@ -20,6 +23,7 @@ from numpy.typing import NDArray
 STRIP = 16  # pixels
 HALO = 1  # strips beyond a task's own, at least 10 pixels
 MIN_GAIN = 0.05  # of a rank's share: what a cut beside an image's edge must save
+MOST_UNEVEN = 1.25  # the dearest rank over the mean, up to which images are not cut
 PIXEL_COST = 0.5  # entries of tile lists that take as long as the loss of one pixel
 
 Costs = NDArray[np.float64]
@@ -58,13 +62,17 @@ def n_strips(height: int) -> int:
 def cut_batch(costs: Sequence[Costs], size: int) -> list[Task]:
     """Cut images into tasks of about equal cost, in the order of images, rows and ranks.
 
-    A cut beside which less than MIN_GAIN of a rank's share would be left of an image moves to that
+    Whole images stay with ranks where that makes no rank dearer than MOST_UNEVEN times the mean. A
+    cut beside which less than MIN_GAIN of a rank's share would be left of an image moves to that
     image's edge. Ranks that come out without rows have no task.
 
     Args:
         costs: Of the strips of each image.
         size: Number of ranks.
     """
+    whole = _whole(costs, size)
+    if whole:
+        return whole
     lengths = [len(x) for x in costs]
     edges = np.concatenate([[0], np.cumsum(lengths)])
     flat = np.concatenate(costs)
@@ -88,6 +96,17 @@ def cut_batch(costs: Sequence[Costs], size: int) -> list[Task]:
                 above, below = HALO * (first > 0), HALO * (last < end - begin)
                 tasks.append(Task(image, int(first), int(last), int(above), int(below), rank))
     return sorted(tasks, key=lambda task: (task.rank, task.image))
+
+
+def _whole(costs: Sequence[Costs], size: int) -> list[Task]:
+    """Tasks that are whole images, as many for every rank; none where that is too uneven."""
+    each = len(costs) // size
+    if each == 0 or len(costs) != each * size:
+        return []
+    sums = np.array([x.sum() for x in costs]).reshape(size, each).sum(1)
+    if sums.max() > MOST_UNEVEN * sums.mean():
+        return []
+    return [Task(k, 0, len(x), 0, 0, k // each) for k, x in enumerate(costs)]
 
 
 class CostTable:

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
-from collections.abc import Callable, Hashable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from typing import Any, Literal, NamedTuple, Protocol
 
 import torch
@@ -168,6 +168,14 @@ class StepGraphs:
             return True
         del self._graphs[key]
         return False
+
+    def __contains__(self, key: Hashable) -> bool:
+        return key in self._graphs
+
+    def forget(self, keys: Iterable[Hashable]) -> None:
+        """Drop graphs, if there are any; their keys stay warm."""
+        for key in keys:
+            self._graphs.pop(key, None)
 
     def drop(self) -> None:
         """Forget all graphs."""

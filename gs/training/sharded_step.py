@@ -1,30 +1,45 @@
 """Steps of a model whose Gaussians are spread over ranks; each rank takes its part of every step.
 
 As gs.training.step, but that the rendering is cut in three phases (gs.distributed.step) between
-which records and their gradients travel. Where a GPU renders and nothing is to be looked at, the
-host does not wait: a step's report is read when the next begins, and a step that found a buffer too
+which records and their gradients travel, and which are graphs where steps are alike
+(gs.training.sharded_graphs). Where a GPU renders and nothing is to be looked at, the host does not
+wait: a step's report is read when the next begins, and a step that found a buffer too
 small has changed nothing and is taken again. On a CPU the report is read at once.
 """
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from ..distributed.exchange import Planner
+from ..distributed.exchange import Plan as StepPlan
+from ..distributed.exchange import Planner, exchange_images
 from ..distributed.ownership import move_rows
 from ..distributed.ranks import Ranks
-from ..distributed.step import KEPT, OVERFLOW, STOP, VALUES, Report, ShardedStep
+from ..distributed.step import (
+    KEPT,
+    OVERFLOW,
+    STOP,
+    VALUES,
+    Buffers,
+    Layout,
+    Projection,
+    Report,
+    Rooms,
+    ShardedStep,
+)
 from ..errors import SplatrimError
 from ..model.model import Model
 from ..model.renderer import RenderOutput
 from ..model.rows import NoneLeft
 from .batch import grouped
+from .captured_steps import Body
 from .optimizer import set_learning_rates
+from .sharded_graphs import Captured, Phase, PhaseGraphs
 from .step import Rates, Stepper
 from .step_inputs import StepInputs
 from .strategy import M, Population, StepContext, Strategy
@@ -37,6 +52,7 @@ class _Pending(NamedTuple):
     images: Sequence[int]
     rates: Rates
     report: Report
+    captured: Captured[Any] | None
 
 
 class ShardedStepper(Stepper[M]):
@@ -52,6 +68,7 @@ class ShardedStepper(Stepper[M]):
 
     def __init__(self, ranks: Ranks, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
+        self.phase_graphs = None if self.graphs is None else PhaseGraphs[M](self.graphs)
         self.graphs = None
         check_sharded(self.strategies, self.gaussians)
         if self.images.has_masks:
@@ -59,7 +76,8 @@ class ShardedStepper(Stepper[M]):
         self.ranks, self._agreed_to_stop = ranks, False
         self._counts_of_ranks: list[int] = []  # known once all have come here
         self.planner = Planner(self.images.cameras, ranks.size)
-        self.phases = ShardedStep(ranks, self.planner, self.images.__getitem__)
+        self.phases = ShardedStep(ranks, self.planner)
+        self._kept_buffers: tuple[Hashable, Buffers | None] = None, None
         self._pending: _Pending | None = None
         self._report: Report | None = None  # of the step that is being taken
         # rows have changed in the last step: a clone is as far away as its parent
@@ -101,9 +119,32 @@ class ShardedStepper(Stepper[M]):
 
     def replay(self, step: int, indices: Sequence[int], rates: Rates) -> bool:
         self._announce(len(indices))
-        if self._waits or not self._running or step == self.config.iterations:
+        graphs, todo = self.phase_graphs, "run"
+        if graphs is None and self._waits or not self._running or step == self.config.iterations:
             return False
         if None in [strategy.phase(step) for strategy in self.strategies]:
+            return False
+        plan, key = self.planner.plan(indices), self._key(step, indices)
+        rooms = self.phases.rooms(plan, len(self.gaussians))
+        layout = plan.key, rooms
+        if graphs is not None and key is not None and plan.key is not None:
+            todo = graphs.plan(key, layout, self.gaussians)
+        if graphs is not None and todo in ("capture", "replay"):
+            set_learning_rates(self.optimizer, rates)
+            inputs = self._inputs_of(step, indices, rates)
+            if todo == "capture":
+                on_device = self.phases.lay_out(plan, rooms, self.gaussians.device)
+                graphs.begin(key, Captured(layout, on_device, self._buffers_of(plan)))
+            captured = graphs.captured(key)
+            bodies = self._bodies(captured, step, indices, inputs) if todo == "capture" else {}
+            report = self._replay(graphs, key, captured, plan, rooms, bodies)
+            if todo == "capture":
+                states = (self.optimizer.state[p] for p in self._stepped)
+                captured.counts = [state["step"] for state in states]
+            captured.count(1)
+            self._pending = _Pending(step, indices, rates, report, captured)
+            return True
+        if self._waits:
             return False
         context = self._take(step, indices)
         report, self._report = self._report, None
@@ -111,16 +152,24 @@ class ShardedStepper(Stepper[M]):
         losses, n_images = self._recorded
         self.tracker.record(losses, context.skip, n_images)
         self.update(step, context, rates)
-        self._pending = _Pending(step, indices, rates, report)
+        self._pending = _Pending(step, indices, rates, report, None)
         return True
+
+    @property
+    def is_replaying(self) -> bool:
+        """Whether the last step, which is not settled, was taken by graphs."""
+        return self._pending is not None and self._pending.captured is not None
 
     def settle(self) -> None:
         if self._pending is None:
             return
-        (step, images, rates, report), self._pending = self._pending, None
+        (step, images, rates, report, captured), self._pending = self._pending, None
         if self._read(report):
-            for parameter in self._stepped:
-                self.optimizer.state[parameter]["step"] -= 1
+            if captured is not None:
+                captured.count(-1)
+            else:
+                for parameter in self._stepped:
+                    self.optimizer.state[parameter]["step"] -= 1
             with torch.enable_grad():
                 self.update(step, self.forward_backward(step, images), rates)
 
@@ -128,32 +177,125 @@ class ShardedStepper(Stepper[M]):
         """Find gradients, whether or not all buffers were large enough."""
         self._announce(len(indices))
         self.ranks.step = step
-        model, config, device = self.gaussians, self.config, self.gaussians.device
+        ranks, phases, device = self.ranks, self.phases, self.gaussians.device
         indices, views = grouped(self.images.cameras, indices, device, together=True)
         background = torch.tensor(self.background_color(step), device=device)
         inputs = StepInputs(
             views[0], background, self._device_inputs(step), others=tuple(views[1:])
         )
+        plan = self.planner.plan(indices)
+        layout = phases.lay_out(plan, phases.rooms(plan, len(self.gaussians)), device)
+        buffers = self._buffers_of(plan)
+        ranks.enter("project")
+        made = self._project(step, layout, buffers, inputs)
+        phases.exchange_records(plan, buffers)
+        targets = exchange_images(plan, ranks, self.images.__getitem__)
+        ranks.enter("picture")
+        row = self._picture(layout, buffers, made, targets, background)
+        self._report = phases.report(plan, layout.rooms, row, buffers, wants_stop=self.wants_stop)
+        phases.exchange_gradients(plan, buffers)
+        ranks.enter("finish")
+        context, losses = self._finish(step, indices, layout, buffers, made, inputs)
+        self._recorded = losses, len(indices)
+        return context
+
+    def _replay(
+        self,
+        graphs: PhaseGraphs[M],
+        key: Hashable,
+        captured: Captured[M],
+        plan: StepPlan,
+        rooms: Rooms,
+        bodies: Mapping[Phase, Body],
+    ) -> Report:
+        """Take a whole step by graphs, of which those that have bodies are captured first."""
+        ranks, phases, buffers = self.ranks, self.phases, captured.buffers
+        ranks.enter("project")
+        graphs.run(key, "project", bodies.get("project"))
+        phases.exchange_records(plan, buffers)
+        images = exchange_images(plan, ranks, self.images.__getitem__)
+        ranks.enter("picture")
+        captured.let_targets_in(images)
+        graphs.run(key, "picture", bodies.get("picture"))
+        report = phases.report(plan, rooms, captured.row, buffers, wants_stop=self.wants_stop)
+        phases.exchange_gradients(plan, buffers)
+        ranks.enter("finish")
+        graphs.run(key, "finish", bodies.get("finish"))
+        ranks.enter("update")
+        graphs.run(key, "update", bodies.get("update"))
+        return report
+
+    def _bodies(
+        self, captured: Captured[M], step: int, indices: Sequence[int], inputs: StepInputs
+    ) -> dict[Phase, Body]:
+        """What each phase launches."""
+        layout, buffers = captured.layout, captured.buffers
+
+        def project() -> None:
+            captured.made = self._project(step, layout, buffers, inputs)
+
+        def picture() -> None:
+            assert captured.made is not None
+            targets, background = captured.targets, inputs.background
+            captured.row = self._picture(layout, buffers, captured.made, targets, background)
+
+        def finish() -> None:
+            made, captured.made = captured.made, None
+            assert made is not None
+            context, losses = self._finish(step, indices, layout, buffers, made, inputs)
+            self.tracker.record(losses, context.skip, len(indices))
+            captured.context = context
+
+        def update() -> None:
+            context, captured.context = captured.context, None
+            assert context is not None
+            self._update(step, context)
+
+        return {"project": project, "picture": picture, "finish": finish, "update": update}
+
+    def _project(
+        self, step: int, layout: Layout, buffers: Buffers, inputs: StepInputs
+    ) -> Projection:
         keywords: dict[str, Any] = dict(inputs.integers)
         for strategy in self.strategies:
-            keywords |= strategy.before_render(step, model)
-        phases, plan = self.phases, self.planner.plan(indices)
-        splats = [model.splats(view) for view in views]
-        made = phases.project(plan, splats, views, model.rows["ids"], keywords)
-        with torch.no_grad():
-            arrived = phases.exchange_records(made)
-        shown = phases.picture(
-            plan,
-            arrived,
+            keywords |= strategy.before_render(step, self.gaussians)
+        splats = [self.gaussians.splats(view) for view in inputs.views]
+        ids = self.gaussians.rows["ids"]
+        return self.phases.project(layout, buffers, splats, inputs.views, ids, keywords)
+
+    def _picture(
+        self,
+        layout: Layout,
+        buffers: Buffers,
+        made: Projection,
+        targets: Sequence[Tensor],
+        background: Tensor,
+    ) -> Tensor:  # [L] float64
+        shown = self.phases.picture(
+            layout,
+            buffers,
+            targets,
             background,
-            config.lambda_dssim,
-            deterministic=config.deterministic,
+            self.config.lambda_dssim,
+            deterministic=self.config.deterministic,
             by_id=self.by_id,
         )
-        report, skip, table = phases.report(made, shown, wants_stop=self.wants_stop)
-        arrived = phases.exchange_gradients(made, shown)
+        return self.phases.counted(layout, made, shown)
+
+    def _finish(
+        self,
+        step: int,
+        indices: Sequence[int],
+        layout: Layout,
+        buffers: Buffers,
+        made: Projection,
+        inputs: StepInputs,
+    ) -> tuple[StepContext[M], Tensor]:  # [3] loss, L1, mean squared error
+        """Gradients of parameters; `skip` says whether a buffer was too small."""
+        model, table = self.gaussians, buffers.table
+        skip = (table[:, OVERFLOW].amax() > 0).int().view(1)
         outs = []
-        for size, records in zip(plan.sizes, made.records, strict=True):
+        for size, records in zip(layout.plan.sizes, made.records, strict=True):
             info = {
                 "width": size.width,
                 "height": size.height,
@@ -173,7 +315,7 @@ class ShardedStepper(Stepper[M]):
             others=outs[1:],
             ranks=self.ranks,
         )
-        if config.regularise == "seen":
+        if self.config.regularise == "seen":
             counts = outs[0].info["observations"] = context.observations
             masks = outs[0].info["masks"]
             observed = counts if masks is None else counts * masks.detach()
@@ -182,15 +324,37 @@ class ShardedStepper(Stepper[M]):
             outs[0].info["population"] = population._replace(
                 observations=elsewhere[0], observed=elsewhere[1]
             )
-        n_images = len(indices)
         terms = [strategy.loss(step, model, outs[0]) for strategy in self.strategies]
-        terms = [n_images * term for term in terms if term is not None]
-        phases.finish(made, arrived, terms)
+        terms = [len(indices) * term for term in terms if term is not None]
+        self.phases.finish(made, buffers.own, terms)
         values = table[:, VALUES].sum(0)
         loss = torch.stack([values[0], *(term.detach() for term in terms)]).sum()
-        losses = torch.cat([loss.view(1), values[3:]]).float()
-        self._recorded, self._report = (losses, n_images), report
-        return context
+        return context, torch.cat([loss.view(1), values[3:]]).float()
+
+    def _key(self, step: int, indices: Sequence[int]) -> Hashable | None:
+        """As that of one rank; None also where ranks talk, or somebody looks on, within phases."""
+        if self.by_id or self.config.regularise == "seen" or self.phases.on_picture is not None:
+            return None
+        return super()._key(step, indices)
+
+    def _inputs_of(self, step: int, indices: Sequence[int], rates: Rates) -> StepInputs:
+        """A captured step's inputs, which are on their way to the device."""
+        self.ranks.step = step
+        camera = self.pictures.cameras[indices[0]]
+        buffer = self._upload_inputs(step, indices, rates)
+        return buffer.inputs(camera.width, camera.height, camera.near, camera.lens)
+
+    def _buffers_of(self, plan: StepPlan) -> Buffers:
+        """What a step exchanges; the same in all steps of one key."""
+        means = self.gaussians.params["means"]
+        if plan.key is None:
+            return self.phases.buffers(plan, means.dtype, means.device)
+        key, buffers = self._kept_buffers
+        if buffers is None or key != (plan.key, means.dtype):
+            self._kept_buffers = key, buffers = None, None  # before the next are made
+            buffers = self.phases.buffers(plan, means.dtype, means.device)
+            self._kept_buffers = (plan.key, means.dtype), buffers
+        return buffers
 
     def _read(self, report: Report) -> bool:
         """Wait for a report and heed it; whether the step must be taken again."""

@@ -160,7 +160,7 @@ class Stepper(Generic[M]):
         if plan not in ("capture", "replay"):
             return False
         set_learning_rates(self.optimizer, rates)
-        buffer, targets = self._upload(step, indices, rates)
+        buffer, targets = self._upload_inputs(step, indices, rates), self._upload_images(indices)
         if plan == "capture":
             self._capture(self.graphs, key, step, indices, buffer, targets)
         self.graphs.replay(key)
@@ -315,20 +315,23 @@ class Stepper(Generic[M]):
     def _rows_may_have_changed(self) -> None:
         """Strategies have seen the gradients, the optimizer has not stepped."""
 
-    def _upload(
-        self, step: int, indices: Sequence[int], rates: Rates
-    ) -> tuple[InputBuffer, list[Tensor]]:
-        """Queue a captured step's inputs and images; where they go."""
-        integers, numbers = self._device_inputs(step), self._device_numbers(step)
+    def _upload_images(self, indices: Sequence[int]) -> list[Tensor]:
+        """Queue a captured step's images; where they go."""
         images = [self.pictures[i] for i in indices]
+        targets = self._targets.setdefault(images[0].shape, [])
+        targets += [torch.empty_like(images[0]) for _ in images[len(targets) :]]
+        for target, image in zip(targets, images, strict=False):  # larger steps had more targets
+            target.copy_(image)
+        return targets[: len(indices)]
+
+    def _upload_inputs(self, step: int, indices: Sequence[int], rates: Rates) -> InputBuffer:
+        """Queue a captured step's inputs but the images."""
+        integers, numbers = self._device_inputs(step), self._device_numbers(step)
         n_images = len(indices)
         if n_images not in self._buffers:
             n_params, device = len(self.optimizer.param_groups), self.gaussians.device
             self._buffers[n_images] = InputBuffer(device, n_params, integers, n_images, numbers)
         buffer = self._buffers[n_images]
-        targets = self._targets.setdefault(images[0].shape, [])
-        while len(targets) < len(images):
-            targets.append(torch.empty_like(images[0]))
         views = [self.pictures.views[i] for i in indices]
         buffer.upload(
             views[0] if len(views) == 1 else np.concatenate(views),
@@ -339,9 +342,7 @@ class Stepper(Generic[M]):
             self._fused_adam.rates_for(),
             numbers,
         )
-        for target, image in zip(targets, images, strict=False):  # larger steps had more targets
-            target.copy_(image)
-        return buffer, targets[:n_images]
+        return buffer
 
     def _capture(
         self,

@@ -85,7 +85,8 @@ def project_records(
         return ProjectedRecords(values, names, radii, records.means2d, records.masks, n_rows)
     from ..projection import project
 
-    made = project(inputs, settings, None if capacity is None else Capacity(capacity, 0))
+    limits = None if capacity is None else Capacity(capacity, 0)
+    made = project(inputs, settings, limits, for_lists=False)
     assert made.gaussian_ids is not None
     n_rows = made.workspace[:1]
     return ProjectedRecords(
@@ -183,7 +184,9 @@ def pack_gradients(
     *,
     backend: str = "auto",
 ) -> None:
-    """Copy the gradients of a task's records to where they came from in the buffer."""
+    """Copy the gradients of a task's records to where they came from in the buffer, which may be
+    that of the records themselves.
+    """
     if not uses_triton(backend, v_values):
         return reference.pack_gradients(v_values, out)
     from . import packing
@@ -197,11 +200,12 @@ def unpack_gradients(
     projected: ProjectedRecords,
 ) -> Tensor:  # as values
     """The gradient of `projected.values`: of every row the sum over the tasks that it went to."""
-    v_values = torch.zeros_like(projected.values)
     if isinstance(sent, reference.Sent):
+        v_values = torch.zeros_like(projected.values)
         reference.unpack_gradients(buffer, sent, v_values)
         return v_values
     from . import packing
 
+    v_values = torch.empty_like(projected.values)  # every row is written
     packing.unpack_gradients(buffer, sent, v_values)
     return v_values

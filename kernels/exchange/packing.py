@@ -14,7 +14,8 @@ task whose window its extent meets:
 
 Rows keep their order: each program counts its members of every task, the counts are summed, and
 each program finds its places. The way back finds them again, by the same sums, instead of storing
-them: a row's gradient is the sum over the tasks that it went to, without atomics.
+them: a row's gradient is the sum over the tasks that it went to, without atomics. Rows ascend by
+camera, so that most programs see one camera, and pass over the tasks of others.
 """
 
 from typing import NamedTuple
@@ -70,6 +71,13 @@ def _load_rows(values_ptr, gaussian_ids_ptr, radii_ptr, n_rows_ptr, R, N):
 
 
 @triton.jit
+def _cameras(there, camera):
+    """The first and the last camera of a program's rows; none: the first comes after the last."""
+    first = tl.min(tl.where(there, camera, 0x7FFFFFFF), 0)
+    return first, tl.max(tl.where(there, camera, -1), 0)
+
+
+@triton.jit
 def _meets(task_ptr, there, camera, my, reach):
     """Which rows go to a task."""
     top = tl.load(task_ptr + 1).to(tl.float32)
@@ -93,9 +101,13 @@ def _count_kernel(
 ):
     rows = _load_rows(values_ptr, gaussian_ids_ptr, radii_ptr, n_rows_ptr, R, N)
     _, there, camera, my, reach, _ = rows
+    first, last = _cameras(there, camera)
     for t in range(T):
-        meets = _meets(table_ptr + t * TABLE, there, camera, my, reach)
-        count = tl.sum(meets.to(tl.int32), 0)
+        task_ptr = table_ptr + t * TABLE
+        count = 0
+        of_task = tl.load(task_ptr)
+        if (of_task >= first) & (of_task <= last):
+            count = tl.sum(_meets(task_ptr, there, camera, my, reach).to(tl.int32), 0)
         tl.store(counts_ptr + t * n_programs + tl.program_id(0), count)
 
 
@@ -132,14 +144,17 @@ def _pack_kernel(
     bits = tl.load(values_bits_ptr + at, mask=there[:, None] & (column < ID), other=0)
     id = tl.load(ids_ptr + gaussian, mask=there, other=0)
     bits = tl.where(column == ID, id[:, None], bits)
+    first, last = _cameras(there, camera)
     for t in range(T):
         task_ptr = table_ptr + t * TABLE
-        meets = _meets(task_ptr, there, camera, my, reach)
-        place, fits = _places(ends_ptr, task_ptr, meets, t, n_programs)
-        shifted = my - tl.load(task_ptr + 1).to(tl.float32)
-        moved = tl.where(column == MEAN + 1, shifted.to(tl.int32, bitcast=True)[:, None], bits)
-        inside = fits[:, None] & (column < COLUMNS)
-        tl.store(out_ptr + place[:, None] * COLUMNS + column, moved, mask=inside)
+        of_task = tl.load(task_ptr)
+        if (of_task >= first) & (of_task <= last):
+            meets = _meets(task_ptr, there, camera, my, reach)
+            place, fits = _places(ends_ptr, task_ptr, meets, t, n_programs)
+            shifted = my - tl.load(task_ptr + 1).to(tl.float32)
+            moved = tl.where(column == MEAN + 1, shifted.to(tl.int32, bitcast=True)[:, None], bits)
+            inside = fits[:, None] & (column < COLUMNS)
+            tl.store(out_ptr + place[:, None] * COLUMNS + column, moved, mask=inside)
         if tl.program_id(0) == n_programs - 1:
             head_ptr = out_ptr + tl.load(task_ptr + 3).to(tl.int64) * COLUMNS
             total = tl.load(ends_ptr + t * n_programs + n_programs - 1)
@@ -220,12 +235,15 @@ def _unpack_gradients_kernel(
     r, there, camera, my, reach, _ = rows
     column = tl.arange(0, RECORD_SIZE)[None, :]
     v = tl.zeros([BLOCK, RECORD_SIZE], tl.float32)
+    first, last = _cameras(there, camera)
     for t in range(T):
         task_ptr = table_ptr + t * TABLE
-        meets = _meets(task_ptr, there, camera, my, reach)
-        place, fits = _places(ends_ptr, task_ptr, meets, t, n_programs)
-        inside = fits[:, None] & (column < COLUMNS)
-        v += tl.load(buffer_ptr + place[:, None] * COLUMNS + column, mask=inside, other=0.0)
+        of_task = tl.load(task_ptr)
+        if (of_task >= first) & (of_task <= last):
+            meets = _meets(task_ptr, there, camera, my, reach)
+            place, fits = _places(ends_ptr, task_ptr, meets, t, n_programs)
+            inside = fits[:, None] & (column < COLUMNS)
+            v += tl.load(buffer_ptr + place[:, None] * COLUMNS + column, mask=inside, other=0.0)
     at = r.to(tl.int64)[:, None] * RECORD_SIZE + column
     tl.store(v_values_ptr + at, v, mask=(r < R)[:, None])
 

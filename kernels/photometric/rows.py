@@ -21,7 +21,8 @@ def photometric_rows(
     dssim, l1, l1_clamped, squares = (own / (n_rows * colors[0].numel())).unbind()
     loss = (1.0 - lambda_dssim) * l1 + lambda_dssim * dssim
     values = torch.stack([loss, l1, (last - first) / n_rows - dssim, l1_clamped, squares])
-    v_colors *= len(colors) / n_rows
+    if len(colors) != n_rows:
+        v_colors *= len(colors) / n_rows
     v_colors[:first].zero_()
     v_colors[last:].zero_()
     return values, v_colors

@@ -74,20 +74,22 @@ def integers_layout(C: int, N: int, R: int) -> Layout:
     return Layout((C, N, 2), (3, R), (N_COUNTS,))
 
 
-def project_fwd(x: ProjectionInputs, s: RenderSettings, R: int, with_ids: bool) -> Projected:
+def project_fwd(
+    x: ProjectionInputs, s: RenderSettings, R: int, with_ids: bool, for_lists: bool = True
+) -> Projected:
     """R rows of records, which carry no gradient; `project` documents arguments and results."""
     N, C, device, f = x.n_gaussians, x.n_cameras, x.Ks.device, x.floats
     n_blocks = -(-N // FWD_BLOCK)
     # The first kernel starts at once: the GPU need not wait for what follows.
     n_words = N_COUNTS + 2 * (C * n_blocks + scan_programs(R))
     workspace = zeros((n_words,), torch.int32, device)
-    layout = integers_layout(C, N, R)
+    layout = integers_layout(C, N, R if for_lists else 0)
     integers = layout.make(device)
     radii, tile_counts, counts = (layout.part(integers, k) for k in range(3))
     means2d = empty((C, N, 2), torch.float32, device)
     rows = empty((C, N), torch.int32, device)
     values = empty((R, RECORD_SIZE.value), torch.float32, device)
-    depth_keys = empty((R,), torch.int32, device)
+    depth_keys = empty((R if for_lists else 0,), torch.int32, device)
     gaussian_ids = empty((R,), torch.int32, device) if with_ids else None
     masks, logits = f.masks, 0
     if f.mask_logits is not None:
@@ -96,7 +98,8 @@ def project_fwd(x: ProjectionInputs, s: RenderSettings, R: int, with_ids: bool) 
         project_fwd_kernel, (C * n_blocks + -(-R // TAIL_BLOCK),),
         f.means, f.quats, f.scales, f.covars, f.opacities, f.sh0, f.shN, f.viewmats, x.Ks,
         x.lenses, masks, f.mask_logits, x.mask_ids, x.seed,
-        means2d, radii, rows, values, depth_keys, tile_counts, gaussian_ids, workspace,
+        means2d, radii, rows, values, depth_keys if for_lists else None,
+        tile_counts if for_lists else None, gaussian_ids, workspace,
         N, R, n_blocks, C * n_blocks,
         s.width, s.height, s.near_plane, s.far_plane, s.eps2d, x.seed_low, x.seed_high,
         stride0=row_stride(f.sh0), strideN=row_stride(f.shN), DEGREE=_degree(s),
@@ -262,7 +265,11 @@ def differentiable_projection(
 
 
 def project(
-    inputs: RasterInputs, settings: RenderSettings, capacity: Capacity | None = None
+    inputs: RasterInputs,
+    settings: RenderSettings,
+    capacity: Capacity | None = None,
+    *,
+    for_lists: bool = True,
 ) -> Projected:
     """Project Gaussians into every camera: the first stage of a rendering.
 
@@ -273,6 +280,7 @@ def project(
             colours of records are zero.
         settings: Sizes, planes, activations; render_mode counts in blending alone.
         capacity: Of rows: R; None: C N. Rows beyond it are counted and not written.
+        for_lists: Whether `bin_tiles` is to follow; else depth_keys and tile_counts are empty.
 
     Returns:
         Records for `bin_tiles` and `blend`. A gradient that comes to the columns MEAN of
@@ -280,7 +288,7 @@ def project(
     """
     x = gather_inputs(inputs, settings)
     R = max(x.n_cameras * x.n_gaussians, 1) if capacity is None else capacity.rows
-    made = project_fwd(x, settings, R, True)
+    made = project_fwd(x, settings, R, True, for_lists)
     drawn = None if inputs.mask_logits is None else made.masks
     means2d, values, drawn = differentiable_projection(
         x, settings, made.means2d, made.values, drawn, made.rows, mean_in_records=True

@@ -64,9 +64,10 @@ def _count_nonfinite(workspace_ptr, inside, finite, c):
 def _write_tail(depth_keys_ptr, tile_counts_ptr, gaussian_ids_ptr, r, R, there):
     """Rows that nothing visible needs."""
     zero = tl.zeros_like(r)
-    tl.store(depth_keys_ptr + r, zero + CULLED_KEY, mask=there)
-    for k in tl.static_range(3):
-        tl.store(tile_counts_ptr + k * R + r, zero, mask=there)
+    if tile_counts_ptr is not None:
+        tl.store(depth_keys_ptr + r, zero + CULLED_KEY, mask=there)
+        for k in tl.static_range(3):
+            tl.store(tile_counts_ptr + k * R + r, zero, mask=there)
     if gaussian_ids_ptr is not None:
         tl.store(gaussian_ids_ptr + r, zero, mask=there)
 
@@ -102,8 +103,8 @@ def project_fwd_kernel(
     radii_ptr,  # [C, N, 2] out
     rows_ptr,  # [C, N] out
     records_ptr,  # [R, 16] out
-    depth_keys_ptr,  # [R] out
-    tile_counts_ptr,  # [3, R] out
+    depth_keys_ptr,  # [R] out, or None
+    tile_counts_ptr,  # [3, R] out, or None: nobody makes lists of these records
     gaussian_ids_ptr,  # [R] out or None
     workspace_ptr,  # in and out
     N,
@@ -276,9 +277,10 @@ def project_fwd_kernel(
     stored = (has_row != 0) & (row < R)
     depth = tl.where(visible, distance, 0.0)
     t2 = tl.where(visible, t2, 0.0)
-    tiles_x = (width + TILE - 1) // TILE
-    tiles_y = (height + TILE - 1) // TILE
-    n_tiles, n_bins, widths = count_tiles(visible, mx, my, A, B, C, t2, tiles_x, tiles_y)
+    if tile_counts_ptr is not None:
+        tiles_x = (width + TILE - 1) // TILE
+        tiles_y = (height + TILE - 1) // TILE
+        n_tiles, n_bins, widths = count_tiles(visible, mx, my, A, B, C, t2, tiles_x, tiles_y)
     log_o = tl.where(visible, lo, 0.0)
     red = tl.where(visible, color.x, 0.0)
     green = tl.where(visible, color.y, 0.0)
@@ -292,11 +294,12 @@ def project_fwd_kernel(
     radius_y = tl.where(visible, tl.minimum(extent_y, 1073741824.0), 0.0).to(tl.int32)
     tl.store(radii_ptr + pair, tl.join(radius_x, radius_y), mask=inside[:, None])
     tl.store(rows_ptr + gaussian, tl.where(visible & stored, row, -1), mask=inside)
-    key = tl.where(visible, depth.to(tl.int32, bitcast=True), CULLED_KEY)
-    tl.store(depth_keys_ptr + row, key, mask=stored)
-    tl.store(tile_counts_ptr + row, tl.where(visible, n_tiles, 0), mask=stored)
-    tl.store(tile_counts_ptr + R + row, tl.where(visible, n_bins, 0), mask=stored)
-    tl.store(tile_counts_ptr + 2 * R + row, widths, mask=stored)
+    if tile_counts_ptr is not None:
+        key = tl.where(visible, depth.to(tl.int32, bitcast=True), CULLED_KEY)
+        tl.store(depth_keys_ptr + row, key, mask=stored)
+        tl.store(tile_counts_ptr + row, tl.where(visible, n_tiles, 0), mask=stored)
+        tl.store(tile_counts_ptr + R + row, tl.where(visible, n_bins, 0), mask=stored)
+        tl.store(tile_counts_ptr + 2 * R + row, widths, mask=stored)
     if gaussian_ids_ptr is not None:
         tl.store(gaussian_ids_ptr + row, gaussian.to(tl.int32), mask=stored)
     _count_nonfinite(workspace_ptr, inside, finite, c)

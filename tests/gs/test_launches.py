@@ -167,7 +167,9 @@ def main(rehearses: bool) -> None:
 
 
 def report_of(what: str, cache: Path) -> dict[str, tuple[int, list[str]]]:
-    environment = os.environ | {"PYTHONPATH": str(REPO), "TRITON_CACHE_DIR": str(cache)}
+    paths = [str(REPO), *filter(None, [os.environ.get("PYTHONPATH")])]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths)}
+    environment |= {"TRITON_CACHE_DIR": str(cache)}
     environment.pop("TRITON_INTERPRET", None)
     done = subprocess.run(
         [sys.executable, __file__, what], env=environment, capture_output=True, text=True

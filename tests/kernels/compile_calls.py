@@ -1,6 +1,47 @@
-"""Calls for test_compile.py: anchors, masks, light, poses, depths, lenses that bend lines."""
+"""Calls for test_compile.py: exchanges, sorts, anchors, masks, light, poses, depths, lenses."""
 
 from typing import Any
+
+
+def inputs(**extra: Any) -> dict[str, Any]:
+    """A scene of nothing: kernels are not run, so only shapes matter."""
+    import torch
+
+    leaf = lambda *shape: torch.zeros(*shape, requires_grad=True)  # noqa: E731
+    return {
+        "means": leaf(128, 3), "quats": leaf(128, 4), "scales": leaf(128, 3),
+        "opacities": leaf(128), "colors": leaf(128, 16, 3), "viewmats": torch.zeros(1, 4, 4),
+        "Ks": torch.zeros(1, 3, 3), "width": 80, "height": 56, "sh_degree": 3,
+    } | extra  # fmt: skip
+
+
+def exchange_records() -> None:
+    import torch
+
+    from kernels import RasterInputs, RenderSettings, exchange
+
+    x = inputs(colors_rest=None)
+    settings = RenderSettings(x.pop("width"), x.pop("height"), sh_degree=x.pop("sh_degree"))
+    made = exchange.project_records(RasterInputs(**x), settings, backend="triton")
+    buffer, table = torch.zeros(2, 65, 12), torch.zeros(1, 5, dtype=torch.int32)
+    _, sent = exchange.pack_records(made, table.new_zeros(128), table, buffer[0], backend="triton")
+    values, _ = exchange.unpack_records(buffer, backend="triton")
+    exchange.pack_gradients(values, buffer, backend="triton")
+    exchange.unpack_gradients(buffer[0], sent, made)
+
+
+def sort_everywhere() -> None:
+    import torch
+
+    from kernels.binning.sorting import plan_sort
+
+    keys, count = torch.zeros(5000, dtype=torch.int32), torch.zeros(1, dtype=torch.int32)
+    for exchange in ("global", "shared"):
+        plan_sort(keys, None, 16, count, exchange=exchange).run()
+    plan_sort(keys, keys, 16).run()
+    keys = torch.zeros(200_000, dtype=torch.int32)
+    plan_sort(keys, None, 16).run()
+    plan_sort(keys, keys, 11, count).run()
 
 
 def draw_masks() -> None:
@@ -144,6 +185,7 @@ def compare_depths() -> None:
 
 
 MORE_CALLS = (
+    exchange_records,
     compare_masked_images,
     light_colors,
     draw_masks,

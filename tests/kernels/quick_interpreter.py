@@ -241,23 +241,73 @@ def _overflow(check: Function) -> Function:
 
 
 def _operands(convert: Function) -> Function:
-    """Operands of one type need no conversion, whatever the operation."""
+    """Operands of one type need no conversion, whatever the operation; a number becomes a block."""
     names = {"fp32", "fp64", "int32", "int64", "uint32", "uint64", "int1"}
+    known: dict[Any, Any] = {}
+
+    def constant(self: Any, x: int | float, like: Any) -> Any:
+        kind = like.type
+        key = x, type(x), like.dtype.name, *(kind.shape.values if kind.is_block() else ())
+        found = known.get(key)
+        if found is None:
+            found = self.scalar_constant(x, like.dtype)
+            if kind.is_block():
+                found = self.splat(found, kind.shape)
+            found.handle.data.flags.writeable = False  # as it is given out again
+            known[key] = found
+        return found
 
     def operands(self: Any, lhs: Any, rhs: Any, *rules: bool, **named: bool) -> tuple[Any, Any]:
-        if type(lhs) is core.tensor and type(rhs) is core.tensor:
-            if lhs.dtype.name == rhs.dtype.name and lhs.dtype.name in names:
-                return self.broadcast_impl_value(lhs, rhs)
+        if type(lhs) is core.tensor:
+            if type(rhs) is core.tensor:
+                if lhs.dtype.name == rhs.dtype.name and lhs.dtype.name in names:
+                    return self.broadcast_impl_value(lhs, rhs)
+            elif rules[2:] == () and "arithmetic_check" not in named and _takes(lhs.dtype, rhs):
+                return lhs, constant(self, rhs, lhs)
+        elif type(rhs) is core.tensor and rules[2:] == () and "arithmetic_check" not in named:
+            if _takes(rhs.dtype, lhs):
+                return constant(self, lhs, rhs), rhs
         return convert(self, lhs, rhs, *rules, **named)
 
     return operands
 
 
+def _takes(kind: Any, x: Any) -> bool:
+    """Whether a number beside a tensor gets the tensor's type, without further questions."""
+    if type(x) is float:
+        return kind.name in ("fp32", "fp64")
+    if type(x) is int and -(2**31) <= x < 2**31:
+        return kind.name in ("fp32", "fp64", "int32", "int64")
+    return False
+
+
 def _broadcasts(broadcast: Function) -> Function:
+    joint: dict[Any, list[int] | None] = {}  # shapes of two blocks: of one rank, which fit
+
+    def joined(a: list[int], b: list[int]) -> list[int] | None:
+        if len(a) != len(b) or any(x != y and 1 not in (x, y) for x, y in zip(a, b, strict=True)):
+            return None
+        return [y if x == 1 else x for x, y in zip(a, b, strict=True)]
+
+    def widened(self: Any, x: Any, shape: list[int]) -> Any:
+        if x.type.shape.values == shape:
+            return x
+        kind = core.block_type(x.dtype, shape)
+        return core.tensor(self.builder.create_broadcast(x.handle, shape), kind)
+
     def broadcast_impl_value(self: Any, lhs: Any, rhs: Any) -> tuple[Any, Any]:
         a, b = lhs.type, rhs.type
-        if a.is_block() and b.is_block() and a.shape.values == b.shape.values:
+        if not a.is_block() or not b.is_block():
+            return broadcast(self, lhs, rhs)
+        m, n = a.shape.values, b.shape.values
+        if m == n:
             return lhs, rhs
-        return broadcast(self, lhs, rhs)
+        key = *m, None, *n
+        if key not in joint:
+            joint[key] = joined(m, n)
+        shape = joint[key]
+        if shape is None:
+            return broadcast(self, lhs, rhs)
+        return widened(self, lhs, shape), widened(self, rhs, shape)
 
     return broadcast_impl_value

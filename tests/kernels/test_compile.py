@@ -23,7 +23,7 @@ from typing import Any
 
 import pytest
 import torch
-from compile_calls import MORE_CALLS
+from compile_calls import MORE_CALLS, inputs, sort_everywhere
 
 REPO = Path(__file__).resolve().parents[2]
 CAPABILITIES = (80, 90)
@@ -48,18 +48,6 @@ SPILLS_ALLOWED: dict[str, int] = {
     # three products in place of one, which no training takes, by sm_80's compiler
     r"kernels.decoder.backward.*PRECISION=tf32x3": 544,
 }
-
-
-def inputs(**extra: Any) -> dict[str, Any]:
-    """A scene of nothing: kernels are not run, so only shapes matter."""
-    import torch
-
-    leaf = lambda *shape: torch.zeros(*shape, requires_grad=True)  # noqa: E731
-    return {
-        "means": leaf(128, 3), "quats": leaf(128, 4), "scales": leaf(128, 3),
-        "opacities": leaf(128), "colors": leaf(128, 16, 3), "viewmats": torch.zeros(1, 4, 4),
-        "Ks": torch.zeros(1, 3, 3), "width": 80, "height": 56, "sh_degree": 3,
-    } | extra  # fmt: skip
 
 
 def render(**options: Any) -> None:
@@ -137,31 +125,6 @@ def bin_received() -> None:
         bin_tiles(Records(torch.zeros(128, 16), None, n_rows, 1, 128, 80, 56))
 
 
-def exchange_records() -> None:
-    from kernels import RasterInputs, RenderSettings, exchange
-
-    x = inputs(colors_rest=None)
-    settings = RenderSettings(x.pop("width"), x.pop("height"), sh_degree=x.pop("sh_degree"))
-    made = exchange.project_records(RasterInputs(**x), settings, backend="triton")
-    buffer, table = torch.zeros(2, 65, 12), torch.zeros(1, 5, dtype=torch.int32)
-    _, sent = exchange.pack_records(made, table.new_zeros(128), table, buffer[0], backend="triton")
-    values, _ = exchange.unpack_records(buffer, backend="triton")
-    exchange.pack_gradients(values, buffer, backend="triton")
-    exchange.unpack_gradients(buffer[0], sent, made)
-
-
-def sort_everywhere() -> None:
-    from kernels.binning.sorting import plan_sort
-
-    keys, count = torch.zeros(5000, dtype=torch.int32), torch.zeros(1, dtype=torch.int32)
-    for exchange in ("global", "shared"):
-        plan_sort(keys, None, 16, count, exchange=exchange).run()
-    plan_sort(keys, keys, 16).run()
-    keys = torch.zeros(200_000, dtype=torch.int32)
-    plan_sort(keys, None, 16).run()
-    plan_sort(keys, keys, 11, count).run()
-
-
 def sort_in_launches() -> None:
     """What is one launch where many programs run at once, and else several."""
     from kernels import caches
@@ -234,7 +197,6 @@ CALLS: list[Callable[[], None]] = [
     project_covariances,
     project_cameras,
     bin_received,
-    exchange_records,
     sort_in_launches,
     step_adam,
     add_statistics,

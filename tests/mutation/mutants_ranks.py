@@ -3,6 +3,7 @@
 from mutant import Mutant
 
 SAME, RUNS = ("test_same_model.py::test_gradients",), ("test_runs.py",)
+GRAPHS = ("test_phase_graphs.py",)
 TASKS, OWNERS, PACKING = ("test_tasks.py",), ("test_ownership.py",), ("test_packing.py",)
 
 RANKS = [
@@ -48,5 +49,23 @@ RANKS = [
         'self.stepper.planner.costs.load_state_dict(start.get("costs") or {})',
         "pass",
         RUNS,
+    ),
+    Mutant(
+        "graphs of other buffers are replayed",
+        'if plan == "replay" and self._captured[key].key != layout:',
+        'if plan == "replay" and self._captured[key].key is None:',
+        GRAPHS,
+    ),
+    Mutant(
+        "a step that graphs have left out is counted",
+        "captured.count(-1)",
+        "captured.count(0)",
+        GRAPHS,
+    ),
+    Mutant(
+        "a guess of capacities is kept",
+        "if not before:  # what was guessed has no need to be kept",
+        "if False:",
+        TASKS,
     ),
 ]

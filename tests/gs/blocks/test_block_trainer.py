@@ -37,16 +37,17 @@ def assert_equal(a: dict[str, Tensor], b: dict[str, Tensor]) -> None:
 @pytest.fixture(scope="module")
 def finished(
     tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest
-) -> Callable[[Make], Path]:
-    """A run of three blocks in three waves or fewer, made once."""
-    done: list[Path] = []
+) -> Callable[..., Path]:
+    """A run of three blocks in three waves or fewer, made once; with waves="one", in one."""
+    done: dict[str, Path] = {}
 
-    def run(make: Make) -> Path:
-        if not done:
-            folder = tmp_path_factory.mktemp("runs") / "one"
-            assert make(folder, {"blocks": 3}, test_iterations=(20,)).fit() is None
-            done.append(folder)
-        return done[0]
+    def run(make: Make, waves: str = "coloured") -> Path:
+        if waves not in done:
+            folder = tmp_path_factory.mktemp("runs") / waves
+            blocks = {"blocks": 3, "waves": waves}
+            assert make(folder, blocks, test_iterations=(20,)).fit() is None
+            done[waves] = folder
+        return done[waves]
 
     return run
 
@@ -54,13 +55,10 @@ def finished(
 @pytest.mark.parametrize("size", [2, 3])
 @pytest.mark.parametrize("waves", ["coloured", "one"])
 def test_ranks_change_nothing(
-    tmp_path: Path, block_trainer: Make, finished: Callable[[Make], Path], size: int, waves: str
+    tmp_path: Path, block_trainer: Make, finished: Callable[..., Path], size: int, waves: str
 ) -> None:
     blocks = {"blocks": 3, "waves": waves}
-    one = finished(block_trainer)
-    if waves == "one":
-        one = tmp_path / "alone"
-        block_trainer(one, blocks).fit()
+    one = finished(block_trainer, waves)
     many = tmp_path / "many"
     simulate(size, lambda ranks: block_trainer(many, blocks, ranks=ranks).fit())
     assert_equal(whole_of(many), whole_of(one))

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+import train
 from gs.blocks.decoder_file import load_decoder
 from gs.blocks.manifest import FOLDER, decoder_file, load_block, read_manifest
 from gs.data.city_scene import CityConfig, write_city_scene
@@ -26,13 +27,13 @@ def city(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def run(repo: Path, city: Path, out: Path, n_ranks: int, *more: str) -> None:
-    launch = [sys.executable]
-    if n_ranks > 1:
-        launch += ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={n_ranks}"]
-    words = ["-s", str(city), "-m", str(out), "--device", "cpu"]
-    flags = f"{FLAGS} {SHAPE} {GROWTH}".split()
+    words = ["-s", str(city), "-m", str(out), "--device", "cpu", *more]
+    words += f"{FLAGS} {SHAPE} {GROWTH}".split()
+    if n_ranks == 1:  # here, as no launcher is needed
+        return train.main(words)
+    launch = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={n_ranks}"]
     done = subprocess.run(
-        [*launch, str(repo / "train.py"), *words, *flags, *more],
+        [sys.executable, *launch, str(repo / "train.py"), *words],
         capture_output=True,
         text=True,
         env=os.environ | {"OMP_NUM_THREADS": "1"},
@@ -42,7 +43,7 @@ def run(repo: Path, city: Path, out: Path, n_ranks: int, *more: str) -> None:
 
 
 def test_processes_come_to_the_same_blocks_and_decoder(
-    repo: Path, city: Path, tmp_path: Path
+    repo: Path, city: Path, tmp_path: Path, one_thread: None
 ) -> None:
     one = tmp_path / "1"
     run(repo, city, one, 1)

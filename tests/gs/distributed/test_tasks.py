@@ -4,6 +4,8 @@ import numpy as np
 import pytest
 import torch
 
+from gs.data.camera import Camera
+from gs.distributed.exchange import GUESS, LEAST, SLACK, Planner
 from gs.distributed.tasks import HALO, STRIP, CostTable, cut_batch, n_strips
 from kernels import photometric_gradient, photometric_rows
 
@@ -53,6 +55,41 @@ def test_a_cut_beside_an_edge_moves_onto_it() -> None:
     equal[0][0] = 1.5  # the middle is within the second image's first strip
     tasks = cut_batch(equal, 2)
     assert [(task.image, task.first, task.last) for task in tasks] == [(0, 0, 50), (1, 0, 50)]
+
+
+def test_even_images_are_not_cut() -> None:
+    costs = [np.ones(5), 1.2 * np.ones(5), np.ones(5), 1.1 * np.ones(5)]
+    found = [(task.image, task.first, task.last, task.rank) for task in cut_batch(costs, 2)]
+    assert found == [(0, 0, 5, 0), (1, 0, 5, 0), (2, 0, 5, 1), (3, 0, 5, 1)]
+    costs[0] *= 9.0
+    assert len(cut_batch(costs, 2)) > 4 and len(cut_batch(costs, 3)) > 4
+
+
+def test_whole_images_keep_capacities_that_suffice() -> None:
+    camera = Camera("0.png", None, 64, 48, torch.eye(4), torch.eye(3), 64, 48)
+    planner = Planner([camera] * 4, 2)
+    planner.resized(1000)
+
+    def room(counts: list[int]) -> int:
+        """Of the plan after a step in which ranks have sent so many rows to the tasks."""
+        plan = planner.plan([0, 3])
+        table = np.array([counts, counts], dtype=np.float64)
+        planner.learn(plan, table, np.zeros(sum(plan.strips)), np.array([0.1]), {})
+        plan = planner.plan([0, 3])
+        assert plan.is_whole and len({*plan.capacities}) == 1
+        assert planner.plan([1, 2]).key == plan.key  # cameras that nobody has visited
+        return plan.capacities[0]
+
+    def of(n: float) -> int:
+        return LEAST + int(np.ceil(SLACK * n))
+
+    assert planner.plan([0, 3]).capacities == [of(GUESS * 1000)] * 2
+    assert room([100, 90]) == of(100)  # what was guessed is not kept
+    assert room([102, 90]) == of(100) and room([40, 30]) == of(100)
+    assert room([90, 140]) == of(140)
+    planner.resized(2000)
+    assert planner.plan([0, 3]).capacities == [of(280)] * 2
+    assert planner.plan([0, 1, 2]).key is None  # three images for two ranks are cut
 
 
 def test_a_new_camera_costs_what_others_do() -> None:

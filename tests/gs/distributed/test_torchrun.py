@@ -46,7 +46,7 @@ def workers(launcher: int) -> list[int]:
 @pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="needs /proc")
 def test_a_killed_rank_costs_an_interval(repo: Path, demo: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    options = ("--iterations", "120", "--batch", "4", "--checkpoint_interval", "20")
+    options = ("--iterations", "60", "--batch", "4", "--checkpoint_interval", "10")
     process = start(repo, demo, out, *options, "--rank_timeout", "30", restarts=1)
     deadline = time.monotonic() + 120
     while not any(out.glob("chkpnt*/manifest.json")):
@@ -58,8 +58,8 @@ def test_a_killed_rank_costs_an_interval(repo: Path, demo: Path, tmp_path: Path)
     sentences = [line for line in told.splitlines() if line.startswith("error:")]
     assert len(sentences) == 1 and "rank 1 has ended at iteration" in sentences[0]
     assert "--start_checkpoint" in sentences[0]
-    assert "iteration 120: saved" in (out / "train.log").read_text()
-    assert max(saved_checkpoints(out)) == 120 and not [*out.rglob("*.tmp")]
+    assert "iteration 60: saved" in (out / "train.log").read_text()
+    assert max(saved_checkpoints(out)) == 60 and not [*out.rglob("*.tmp")]
 
 
 @pytest.mark.parametrize(

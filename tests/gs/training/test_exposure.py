@@ -60,21 +60,33 @@ def light_rows(trainer: Trainer) -> torch.Tensor:
     return light.rows.detach()
 
 
+def long_trained(scene: Scene, out: Path, *strategies: Strategy) -> Trainer:
+    length = 300
+    config = TrainConfig(out, iterations=length, sh_degree=0, quiet=True, device="cpu")
+    optim = OptimConfig().scaled(length / 30_000)
+    trainer = Trainer(config, scene, strategies=strategies, optim=optim)
+    trainer.fit()
+    return trainer
+
+
+@pytest.fixture(scope="module")
+def changed(
+    scene: Scene, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Scene, dict[str, np.ndarray], float]:
+    """The scene in varied light, what each image has of it, and the loss of training on it."""
+    folder = tmp_path_factory.mktemp("varied")
+    varied_scene, gains = varied(scene, folder / "images")
+    plain = long_trained(varied_scene, folder / "without")
+    assert not (folder / "without/point_cloud/iteration_300" / FILE).exists()
+    return varied_scene, gains, plain.tracker.history["loss"][-1]
+
+
 @pytest.mark.parametrize("kind", ["affine", "ppisp"])
-def test_it_finds_what_was_done_to_images(kind: Kind, scene: Scene, tmp_path: Path) -> None:
-    changed, gains = varied(scene, tmp_path / "images")
-
-    def trained(out: str, *strategies: Strategy) -> Trainer:
-        length = 300
-        config = TrainConfig(
-            tmp_path / out, iterations=length, sh_degree=0, quiet=True, device="cpu"
-        )
-        optim = OptimConfig().scaled(length / 30_000)
-        trainer = Trainer(config, changed, strategies=strategies, optim=optim)
-        trainer.fit()
-        return trainer
-
-    trainer = trained("with", Exposure(kind, changed.train))
+def test_it_finds_what_was_done_to_images(
+    kind: Kind, changed: tuple[Scene, dict[str, np.ndarray], float], tmp_path: Path
+) -> None:
+    varied_scene, gains, plain_loss = changed
+    trainer = long_trained(varied_scene, tmp_path, Exposure(kind, varied_scene.train))
     light = light_of(trainer.gaussians)
     assert light is not None
     measured = light.gains()
@@ -84,11 +96,8 @@ def test_it_finds_what_was_done_to_images(kind: Kind, scene: Scene, tmp_path: Pa
     brightness = [x.mean(1) - x.mean() for x in (found, want)]
     # of six numbers; vignetting and colours of PPISP take some of it
     assert np.corrcoef(*brightness)[0, 1] > 0.8
-    plain = trained("without")
-    losses = [x.tracker.history["loss"][-1] for x in (trainer, plain)]
-    assert losses[0] < 0.8 * losses[1]
-    assert (tmp_path / "with/point_cloud/iteration_300" / FILE).is_file()
-    assert not (tmp_path / "without/point_cloud/iteration_300" / FILE).exists()
+    assert trainer.tracker.history["loss"][-1] < 0.8 * plain_loss
+    assert (tmp_path / "point_cloud/iteration_300" / FILE).is_file()
 
 
 @pytest.mark.parametrize("kind", ["affine", "ppisp"])

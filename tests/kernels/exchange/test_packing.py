@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from kernels import RasterInputs, RenderSettings, exchange, rasterization
+from kernels import RasterInputs, RenderSettings, exchange, projection, rasterization
 from kernels.exchange import packing
 from kernels.reference import exchange as reference
 
@@ -202,3 +202,20 @@ def test_windows_of_kernels_are_parts_of_the_image(assert_close: Callable[..., N
     torch.testing.assert_close(image.double(), want, rtol=0.0, atol=2e-5)
     for got, expected in zip(gradients, want_gradients, strict=True):
         assert_close("gradient", got, expected, 1e-3)
+
+
+@pytest.mark.usefixtures("interpreted" if DEVICE == "cpu" else "poisoned")
+def test_records_that_travel_have_no_counts_of_tiles() -> None:
+    inputs, settings = scene()
+    given = {k: x.to(DEVICE) for k, x in inputs._asdict().items() if isinstance(x, Tensor)}
+    inputs = inputs._replace(**given)
+    want, got = (projection.project(inputs, settings, for_lists=x) for x in (True, False))
+    assert want.n_rows is not None and got.n_rows is not None
+    assert want.gaussian_ids is not None and got.gaussian_ids is not None
+    n = int(want.n_rows)
+    assert n > 0 and torch.equal(got.n_rows, want.n_rows)
+    assert torch.equal(got.values[:n], want.values[:n])
+    assert torch.equal(got.gaussian_ids[:n], want.gaussian_ids[:n])
+    for name in ("radii", "rows", "means2d"):
+        assert torch.equal(getattr(got, name), getattr(want, name))
+    assert got.tile_counts.numel() == got.depth_keys.numel() == 0 < want.tile_counts.numel()
