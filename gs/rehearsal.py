@@ -107,9 +107,8 @@ def rehearse_training(
         for kind, steps in kinds.items():
             stage.take(kind, steps)
             end_turn()
-            if (
-                max(turns.values(), default=-1) == 0
-            ):  # the first images and the model may be of any size
+            # the first images and the model may be of any size
+            if max(turns.values(), default=-1) == 0:
                 for n_keys in (*others, first):
                     rehearsal.n_keys = n_keys
                     stage.take(usual[0], usual[1][:1])

@@ -55,11 +55,6 @@ def add3(a, b):
 
 
 @triton.jit
-def sub3(a, b):
-    return Vec3(a.x - b.x, a.y - b.y, a.z - b.z)
-
-
-@triton.jit
 def combine3(s, a, t, b):
     """s a + t b."""
     return Vec3(s * a.x + t * b.x, s * a.y + t * b.y, s * a.z + t * b.z)

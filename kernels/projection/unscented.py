@@ -66,7 +66,7 @@ def _sigma_point(t, axes, p):
     """Point p: t, then t + delta W_k and t - delta W_k by turns; and where it belongs and how.
 
     Points go by in a loop: unrolled, all of a lens stands seven times in the code, and compiling
-    takes five times as long.
+    takes twice as long.
     """
     place, sign = (p + 1) // 2, 2 * (p % 2) - 1
     length, zero = sign * DELTA, tl.zeros_like(t.x)

@@ -1,4 +1,4 @@
-"""A headless Chromium, driven over two pipes; operations for which a host would wait."""
+"""A small survey; a headless Chromium, driven over two pipes; what a host would wait for."""
 
 import base64
 import io
@@ -17,6 +17,8 @@ import pytest
 import torch
 from numpy.typing import NDArray
 from PIL import Image
+
+from gs.data.city_scene import CityConfig, write_city_scene
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 FLAGS = (
@@ -167,6 +169,15 @@ class Browser:
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
+
+
+@pytest.fixture(scope="session")
+def city(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small survey from above, which nobody changes."""
+    folder = tmp_path_factory.mktemp("scenes") / "city"
+    size = {"views": 24, "width": 32, "height": 24, "points": 300}
+    write_city_scene(folder, CityConfig(blocks_x=2, blocks_y=2, **size))
+    return folder
 
 
 @pytest.fixture(scope="module")

@@ -12,20 +12,11 @@ import pytest
 import torch
 
 from gs.blocks.manifest import read_manifest
-from gs.data.city_scene import CityConfig, write_city_scene
 from gs.model.ply import load_ply
 from gs.run_record import model_file
 
 FLAGS = "--eval --blocks 2 --block_interval 12 --iterations 60 --method 3dgs --quiet"
 PATIENCE = 120.0  # seconds; a busy machine
-
-
-@pytest.fixture(scope="module")
-def city(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("scenes") / "city"
-    size = {"views": 24, "width": 32, "height": 24, "points": 300}
-    write_city_scene(folder, CityConfig(blocks_x=2, blocks_y=2, **size))
-    return folder
 
 
 @pytest.fixture

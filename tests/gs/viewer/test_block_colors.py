@@ -9,7 +9,6 @@ import torch
 from gs.blocks.look import main as look
 from gs.blocks.seams import save_owners
 from gs.config import TrainConfig
-from gs.data.city_scene import CityConfig, write_city_scene
 from gs.data.scene import load_scene
 from gs.errors import SplatrimError
 from gs.model.renderer import render
@@ -19,14 +18,6 @@ from gs.viewer.block_colors import block_colors, from_above, tinted
 from gs.viewer.run_model import in_block_colors, load_shown
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-
-
-@pytest.fixture(scope="module")
-def city(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("scenes") / "city"
-    size = {"views": 24, "width": 32, "height": 24, "points": 300}
-    write_city_scene(folder, CityConfig(blocks_x=2, blocks_y=2, **size))
-    return folder
 
 
 def test_a_view_from_above_shows_the_halves_in_their_colours(city: Path, tmp_path: Path) -> None:
