@@ -54,7 +54,7 @@ def decode(
         center: Of the camera, in the world. [3]
         off: Offsets whose opacity is 0. [N, k]
         view_input: "all" nets see the direction of view, or that of "color" alone.
-        precision: "default" (products in TF32) or "exact" to float32 rounding, of the kernels.
+        precision: "default" (products in float16) or "exact" to float32 rounding, of the kernels.
         backend: "triton" (CUDA), "reference" (PyTorch, anywhere) or "auto"; the kernels take 16, 32
             or 64 features and up to 16 offsets, and "auto" takes the reference for others.
 

@@ -1,121 +1,58 @@
-r"""Anchors decoded into Gaussians: forward in one launch, backward in three.
+r"""Anchors decoded into Gaussians: forward in one launch, backward in two, and a sum.
 
-kernels/reference/decoder.py has the equations. A program owns BLOCK anchors; a matrix [BLOCK, 16]
-holds one number of each of their offsets (a column is an offset, up to 16), so that a net is
+kernels/reference/decoder.py has the equations. A program takes some anchors after others, with the
+weights in shared memory. A matrix has a row per anchor; its columns are the numbers of all offsets
+as they lie in memory, 3 j + c or 4 j + c for number c of offset j, up to a power of two. A net is
 
     hidden   relu(features W1f + aug W1a)     aug = (d, 1, 0, ..): direction and bias as 16 columns
-    output   hidden W2_c + b2_c               for each number c of an offset, a product [H, 16]
+    output   hidden W2 + aug b2               of the rows of W2 that the columns name
 
-and nothing between the parameters and the Gaussians goes through memory. Products are in TF32, with
-float32 sums; in exact mode, and for the hidden layer always, in three TF32 products each, which is
-float32 to rounding: whether a relu passes must not hang on it.
+and nothing between the parameters and the Gaussians goes through memory, but what the backward
+needs of it: hidden layers, aug, and 1 / the lengths of quaternions.
 
-Backward computes the hidden layer again. PROGRAMS programs walk through the anchors, and each adds
-the gradients of the weights to a row of its own, which stays in the L2 cache; then the rows are
-added in order: equal calls have equal gradients. In registers these sums spill, 1.3 KB a thread: as
-matrices [64, H] of four numbers per offset, in two launches, the whole took two thirds of the time,
-but compiles in half a minute and spills 18 KB in exact mode, as chained products have one layout.
-A launch takes one net: that of scale and rotation first, with positions, then opacity, then colour,
-each adding to the features' gradient. An anchor belongs to one program, so that its own gradients
-need no atomics.
+Products are of operands rounded to float16, with float32 sums: twice as precise as TF32 where that
+cuts off, in half the space, and in a layout that can be transposed. In exact mode they are three
+TF32 products each, which is float32 to rounding, and so is the hidden layer always: whether a relu
+passes must not hang on rounding. Gradients are divided by a unit first, a power of two that grows
+with the largest so far: what is below 2^-20 of that loses digits, and below 2^-30 is nothing.
+
+The backward is of two launches, as registers have room for the sums of one or two nets: that of
+shapes, with positions, then those of opacity and colour, which adds to the features' gradient. In
+each, programs walk through the anchors with the sums for the weights in registers, and write a row
+of them in the end; the rows are added in order, so that equal calls have equal gradients. Sums for
+two layers are side by side, as an operand of 64 rows is read from shared memory, and one of fewer
+from registers. An anchor belongs to one program of each, so that its own gradients need no atomics.
 """
 
-from typing import Any, cast
+from collections.abc import Callable
+from typing import Any, NamedTuple, cast
 
 import torch
-import triton
-import triton.language as tl
 from torch import Tensor
 
 from ..reference.decoder import HEADS, MIN_LENGTH, Decoded, n_weights
 from ..runtime.autograd import apply, once_differentiable
 from ..runtime.launch import empty, launch, zeros
-from .backward import PROGRAMS, decode_look_bwd_kernel, decode_shape_bwd_kernel
-from .nets import direction_columns, hidden_layer, output, place_of
-
-BLOCK = 64  # anchors per program
-BACKWARD_BLOCK = 32  # with 64 the operands of transposed products spill
-BACKWARD_WARPS = 4
+from .backward import decode_look_bwd_kernel, decode_shape_bwd_kernel
+from .forward import decode_fwd_kernel
 
 
-@triton.jit(do_not_specialize=["V"])
-def decode_fwd_kernel(
-    anchors_ptr,  # [N, 3]
-    features_ptr,  # [N, H]
-    offsets_ptr,  # [N, K, 3]
-    scales_ptr,  # [N, 6]
-    weights_ptr,  # [P]
-    rows_ptr,  # [V]
-    center_ptr,  # [3]
-    off_ptr,  # [N, K] or None
-    means_ptr,  # [V K, 3] out
-    quats_ptr,  # [V K, 4] out
-    sizes_ptr,  # [V K, 3] out
-    opacities_ptr,  # [V K] out
-    colors_ptr,  # [V K, 3] out
-    V,
-    SEES: tl.constexpr,
-    H: tl.constexpr,
-    K: tl.constexpr,
-    HEAD1: tl.constexpr,
-    HEAD2: tl.constexpr,
-    MIN_LENGTH: tl.constexpr,
-    BLOCK: tl.constexpr,
-    PRECISION: tl.constexpr,
-):
-    v = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    row, full = place_of(rows_ptr, v, V)
-    features = tl.load(
-        features_ptr + row[:, None] * H + tl.arange(0, H)[None, :], mask=full[:, None], other=0.0
-    )
-    aug = direction_columns(anchors_ptr, center_ptr, row, full, True, BLOCK)
-    blind = aug
-    if not SEES:
-        blind = direction_columns(anchors_ptr, center_ptr, row, full, False, BLOCK)
-    j = tl.arange(0, 16)[None, :]
-    inside = (v < V)[:, None] & (j < K)
-    live = full[:, None] & (j < K)
-    out = v[:, None] * K + j
-    offset_ptr = offsets_ptr + (row[:, None] * K + j) * 3
-    scale_ptr = scales_ptr + row * 6
+class Tiling(NamedTuple):
+    """How launches are cut; it does not change with the GPU, and so neither do sums.
 
-    hidden = hidden_layer(features, blind, weights_ptr, H)
-    hidden = tl.maximum(hidden, 0.0)
-    opacity = output(hidden, weights_ptr, 0, 1, H, K, PRECISION)
-    opacity = 2.0 / (1.0 + tl.exp(-2.0 * opacity)) - 1.0  # tanh
-    opacity = tl.where(full[:, None], opacity, 0.0)
-    if off_ptr is not None:
-        gone = tl.load(off_ptr + row[:, None] * K + j, mask=live, other=0)
-        opacity = tl.where(gone != 0, 0.0, opacity)
-    tl.store(opacities_ptr + out, opacity, mask=inside)
+    Each is anchors at a time, warps, and registers per thread at most.
+    """
 
-    hidden = hidden_layer(features, blind, weights_ptr + HEAD1, H)
-    hidden = tl.maximum(hidden, 0.0)
-    for c in tl.static_range(3):
-        x = tl.load(anchors_ptr + row * 3 + c, mask=full, other=0.0)
-        stretch = tl.exp(tl.load(scale_ptr + c, mask=full, other=0.0))
-        o = tl.load(offset_ptr + c, mask=live, other=0.0)
-        tl.store(means_ptr + out * 3 + c, x[:, None] + o * stretch[:, None], mask=inside)
-        g = output(hidden, weights_ptr + HEAD1, c, 7, H, K, PRECISION)
-        size = tl.exp(tl.load(scale_ptr + 3 + c, mask=full, other=0.0))
-        tl.store(sizes_ptr + out * 3 + c, size[:, None] / (1.0 + tl.exp(-g)), mask=inside)
-    qw = output(hidden, weights_ptr + HEAD1, 3, 7, H, K, PRECISION)
-    qx = output(hidden, weights_ptr + HEAD1, 4, 7, H, K, PRECISION)
-    qy = output(hidden, weights_ptr + HEAD1, 5, 7, H, K, PRECISION)
-    qz = output(hidden, weights_ptr + HEAD1, 6, 7, H, K, PRECISION)
-    length = tl.sqrt(qw * qw + qx * qx + qy * qy + qz * qz)
-    inverse = 1.0 / tl.maximum(length, MIN_LENGTH)
-    # empty places are turned by nothing, as no zero quaternion may be
-    tl.store(quats_ptr + out * 4, tl.where(full[:, None], qw * inverse, 1.0), mask=inside)
-    tl.store(quats_ptr + out * 4 + 1, qx * inverse, mask=inside)
-    tl.store(quats_ptr + out * 4 + 2, qy * inverse, mask=inside)
-    tl.store(quats_ptr + out * 4 + 3, qz * inverse, mask=inside)
+    forward: tuple[int, int, int | None]
+    shape: tuple[int, int, int | None]
+    look: tuple[int, int, int | None]
+    forward_programs: int
+    backward_programs: int
 
-    hidden = hidden_layer(features, aug, weights_ptr + HEAD2, H)
-    hidden = tl.maximum(hidden, 0.0)
-    for c in tl.static_range(3):
-        b = output(hidden, weights_ptr + HEAD2, c, 3, H, K, PRECISION)
-        tl.store(colors_ptr + out * 3 + c, 1.0 / (1.0 + tl.exp(-b)), mask=inside)
+
+FAST = Tiling((64, 4, None), (64, 8, None), (64, 4, None), 528, 264)
+# exact, or of large matrices, which leave no registers for more anchors
+SMALL = Tiling((16, 4, None), (16, 4, None), (16, 4, None), 528, 264)
 
 
 class _Decode(torch.autograd.Function):
@@ -134,86 +71,113 @@ class _Decode(torch.autograd.Function):
         exact: bool,
     ) -> tuple[Tensor, ...]:
         n_places, (_, k, _) = len(rows), offsets.shape
-        places = n_places * k
+        places, n_features = n_places * k, features.shape[1]
         device = anchors.device
         out = [empty((places, n), torch.float32, device) for n in (3, 4, 3, 1, 3)]
         out[3] = out[3].view(places)
+        inverses = empty((places,), torch.float32, device)
+        width, dtype = 3 * n_features + 8, torch.float32 if exact else torch.float16
+        kept = empty((n_places, width), dtype, device)
         tensors = (anchors, features, offsets, scales, weights, rows, center, off)
-        kinds = _constants(features.shape[1], k, sees, exact)
-        grid = (-(-n_places // BLOCK),)
-        launch(decode_fwd_kernel, grid, *tensors, *out, n_places, **kinds(BLOCK))
+        tiling = SMALL if exact or k > 10 or n_features > 32 else FAST
+        constants = _constants(n_features, k, sees, exact)
+        n_programs = _programs(tiling.forward[0], tiling.forward_programs, n_places)
+        launch(
+            decode_fwd_kernel,
+            (n_programs,),
+            *tensors,
+            *out,
+            inverses,
+            kept,
+            n_places,
+            n_programs,
+            **constants(tiling.forward),
+            MIN_LENGTH=MIN_LENGTH,
+        )
         _, quats, sizes, opacities, colors = out
-        ctx.save_for_backward(*tensors[:7], quats, sizes, opacities, colors)
-        ctx.off, ctx.kinds = off, kinds
+        made = quats, sizes, opacities, colors, inverses, kept
+        ctx.save_for_backward(features, offsets, scales, weights, rows, *made)
+        ctx.off, ctx.constants, ctx.tiling = off, constants, tiling
+        ctx.exact = exact
         return tuple(out)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *v_out: Tensor) -> tuple[Tensor | None, ...]:
-        inputs, (quats, sizes, opacities, colors) = ctx.saved_tensors[:7], ctx.saved_tensors[7:]
-        _, features, offsets, scales, weights, rows, _ = inputs
+        inputs, made = ctx.saved_tensors[:5], ctx.saved_tensors[5:]
+        features, offsets, scales, weights, rows = inputs
+        quats, sizes, opacities, colors, inverses, kept = made
         v_means, v_quats, v_sizes, v_opacities, v_colors = (x.contiguous() for x in v_out)
-        device, n_places = features.device, len(rows)
-        v_features, v_offsets, v_scales = (
-            zeros(x.shape, torch.float32, device) for x in (features, offsets, scales)
-        )
-        n_programs = max(min(-(-n_places // BACKWARD_BLOCK), PROGRAMS), 1)
-        partial = zeros((n_programs, len(weights)), torch.float32, device)
-        grid, kinds = (n_programs,), ctx.kinds(BACKWARD_BLOCK)
-        ends = partial, n_places, n_programs, 3
+        own = [zeros(x.shape, torch.float32, features.device) for x in (features, offsets, scales)]
+        tiling, n_places = ctx.tiling, len(rows)
+        # columns of a hidden layer, and of three numbers per offset: what are side by side
+        wide = 32 if offsets.shape[1] <= 10 and features.shape[1] <= 32 else 64
+        n_programs = _programs(tiling.shape[0], tiling.backward_programs, n_places)
+        partial = empty((n_programs, len(weights)), torch.float32, features.device)
         launch(
             decode_shape_bwd_kernel,
-            grid,
+            (n_programs,),
             *inputs,
             quats,
             sizes,
+            inverses,
+            kept,
             v_means,
             v_quats,
             v_sizes,
-            v_features,
-            v_offsets,
-            v_scales,
-            *ends,
-            num_warps=BACKWARD_WARPS,
-            **kinds,
+            *own,
+            partial,
+            n_places,
+            n_programs,
+            **ctx.constants(tiling.shape),
+            WIDE=wide,
+            SUMS="tf32x3" if ctx.exact else "tf32",
         )
-        for values, v_values, off, own in (
-            (opacities, v_opacities, ctx.off, {"START": 0, "C": 1}),
-            (colors, v_colors, None, {"START": kinds["HEAD2"], "C": 3, "SEES": True}),
-        ):
-            ends = partial, n_places, n_programs, own["C"]
-            launch(
-                decode_look_bwd_kernel,
-                grid,
-                *inputs,
-                values,
-                v_values,
-                v_features,
-                off,
-                *ends,
-                num_warps=BACKWARD_WARPS,
-                **{"START": 0, "C": 1} | kinds | own,
-            )
-        v_weights = partial.sum(0)
-        return None, v_features, v_offsets, v_scales, v_weights, *[None] * 5
+        launch(
+            decode_look_bwd_kernel,
+            (n_programs,),
+            features,
+            weights,
+            rows,
+            opacities,
+            colors,
+            kept,
+            ctx.off,
+            v_opacities,
+            v_colors,
+            own[0],
+            partial,
+            n_places,
+            n_programs,
+            **ctx.constants(tiling.look),
+            WIDE=wide,
+        )
+        return None, *own, partial.sum(0), *[None] * 5
 
 
-def _constants(n_features: int, k: int, sees: bool, exact: bool) -> Any:
+def _programs(block: int, most: int, n_places: int) -> int:
+    return max(min(-(-n_places // block), most), 1)
+
+
+def _constants(n_features: int, k: int, sees: bool, exact: bool) -> Callable[..., dict[str, Any]]:
+    """What a launch is told by name, by how it is cut."""
     first, second, _ = n_weights(n_features, k)
 
-    def at(block: int) -> dict[str, object]:
+    def of(cut: tuple[int, int, int | None]) -> dict[str, Any]:
+        block, warps, registers = cut
         return {
+            "num_warps": warps,
+            "maxnreg": registers,
             "SEES": sees,
             "H": n_features,
             "K": k,
             "HEAD1": first,
             "HEAD2": first + second,
-            "MIN_LENGTH": MIN_LENGTH,
             "BLOCK": block,
-            "PRECISION": "tf32x3" if exact else "tf32",
+            "PRECISION": "tf32x3" if exact else "fp16",
         }
 
-    return at
+    return of
 
 
 def decode(
@@ -230,7 +194,8 @@ def decode(
 ) -> Decoded:
     """As kernels.decode; `sees` says whether all nets see the direction."""
     assert HEADS == (1, 7, 3)  # what the kernels are written for
-    if max(len(anchors), len(rows)) * max(features.shape[1], 4 * offsets.shape[1]) >= 2**31:
+    width = max(3 * features.shape[1] + 8, 4 * offsets.shape[1])
+    if max(len(anchors), len(rows)) * width >= 2**31:
         raise ValueError(f"anchors: {len(anchors)} are too many for offsets of 32 bits")
     tensors = (x.contiguous() for x in (features, offsets, scales, weights, rows, center))
     off = None if off is None else off.contiguous()

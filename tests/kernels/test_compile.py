@@ -43,9 +43,10 @@ SPILLS_ALLOWED: dict[str, int] = {
     "kernels.binning.sort_passes.sweep_kernel": 48,
     # sm_80's compiler will have it so
     "kernels.binning.depth_order._order_kernel": 48,
-    "kernels.decoder.backward.decode_shape_bwd_kernel": 72,
-    # three products in place of one, which no training takes
-    r"kernels.decoder.backward.*PRECISION=tf32x3": 304,
+    # a few values, for two programs per scheduler
+    "kernels.decoder.forward.decode_fwd_kernel": 24,
+    # three products in place of one, which no training takes, by sm_80's compiler
+    r"kernels.decoder.backward.*PRECISION=tf32x3": 544,
 }
 
 

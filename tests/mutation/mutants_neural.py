@@ -7,17 +7,32 @@ ANCHORS, FILES, BAKING = ("test_anchors.py",), ("neural/test_files.py",), ("test
 GROWTH, RUNS = ("test_growth.py",), ("neural/test_runs.py",)
 
 NEURAL = [
-    Mutant("tanh forgets its slope", "g *= 1.0 - x * x", "g *= 1.0 - x", DECODER),
+    Mutant("tanh forgets its slope", "* (1.0 - y * y)", "* (1.0 - y)", DECODER),
     Mutant(
         "a turn's length has a gradient",
-        "g = (g - q * along) * inverse",
-        "g = g * inverse",
+        "u = (u - q * tl.sum(q * u, axis=2)[:, :, None]) * length",
+        "u = u * length",
         DECODER,
     ),
     Mutant(
         "the bias of the first layer is left out of its sums",
-        "_add(sums_ptr + place, v_a, (a < 4) & (o < H))",
-        "_add(sums_ptr + place, v_a, (a < 3) & (o < H))",
+        "tl.store(sums_ptr + place, v_aug, mask=live[:, None] & (a < 4))",
+        "tl.store(sums_ptr + place, v_aug, mask=live[:, None] & (a < 3))",
+        DECODER,
+    ),
+    Mutant(
+        "sums stay in the unit before",
+        "v_w1, v_b1, v_b2 = v_w1 * less, v_b1 * less, v_b2 * less",
+        "v_b1, v_b2 = v_b1 * less, v_b2 * less",
+        DECODER,
+    ),
+    Mutant(
+        "gradients have no unit", "return tl.maximum(unit, (", "return tl.minimum(unit, (", DECODER
+    ),
+    Mutant(
+        "two nets' sums change places",
+        "return tl.reshape(tl.join(x, y), [M, 2 * N])",
+        "return tl.reshape(tl.join(y, x), [M, 2 * N])",
         DECODER,
     ),
     Mutant(

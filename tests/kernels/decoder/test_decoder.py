@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from kernels import Decoded, decode, n_weights, seen_anchors
-from kernels.decoder import ViewInput
+from kernels.decoder import ViewInput, kernel
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 Close = Callable[[str, Tensor, Tensor, float], None]
@@ -79,13 +79,19 @@ def test_the_reference_has_the_gradient_of_finite_differences() -> None:
     assert torch.autograd.gradcheck(run, leaves, atol=1e-6)
 
 
-def gradients(t: dict[str, Any], **options: Any) -> tuple[Decoded, dict[str, Tensor]]:
+def gradients(
+    t: dict[str, Any], sizes: Callable[[int], Tensor] | None = None, **options: Any
+) -> tuple[Decoded, dict[str, Tensor]]:
+    """What is decoded, and gradients of it times noise: of size 1, or sizes(how many)."""
     t = {k: x.detach().requires_grad_(k in LEARNT) for k, x in t.items()}
     out = decode(**t, **options)
     g = torch.Generator().manual_seed(5)
-    total = sum(
-        (x * torch.randn(x.shape, generator=g, dtype=torch.float64).to(x)).sum() for x in out
-    )  # also of places that are empty
+    total = 0
+    for x in out:  # also of places that are empty
+        noise = torch.randn(x.shape, generator=g, dtype=torch.float64)
+        if sizes is not None:
+            noise *= sizes(len(x)).view(-1, *[1] * (x.dim() - 1))
+        total += (x * noise.to(x)).sum()
     assert isinstance(total, Tensor)
     found = torch.autograd.grad(total, [t[k] for k in LEARNT])
     return out, dict(zip(LEARNT, found, strict=True))
@@ -96,13 +102,16 @@ def to_device(t: dict[str, Any]) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("view_input", ["all", "color"])
-@pytest.mark.parametrize(("n", "k", "n_features"), [(1, 10, 32), (150, 10, 32), (75, 3, 16)])
+@pytest.mark.parametrize(
+    ("n", "k", "n_features"),
+    [(1, 10, 32), (150, 10, 32), (75, 3, 16), (40, 16, 32), (40, 16, 16), (40, 4, 64)],
+)
 def test_kernels_against_float64(
     n: int, k: int, n_features: int, view_input: ViewInput, assert_close: Close
 ) -> None:
     t = inputs(n, k, n_features)
     want, v_want = gradients(t, view_input=view_input)
-    # three TF32 products are float32 to rounding; one has operands of 11 bits
+    # three TF32 products are float32 to rounding; float16 has 11 bits
     for precision, limit in (("exact", 1e-5), ("default", 2e-3)):
         options: dict[str, Any] = {"view_input": view_input, "precision": precision}
         got, v_got = gradients(to_device(t), backend="triton", **options)
@@ -112,6 +121,48 @@ def test_kernels_against_float64(
         assert got.opacities[-k:].tolist() == [0.0] * k
         for name in LEARNT:
             assert_close(f"v_{name}", v_got[name], v_want[name], limit)
+
+
+def steep(n: int) -> Tensor:
+    """From 1e-9 to 1e6."""
+    return torch.logspace(-9, 6, n, dtype=torch.float64)
+
+
+@pytest.mark.parametrize(
+    "sizes",
+    [
+        lambda n: torch.full((n,), 1e-12),
+        lambda n: torch.full((n,), 1e12),
+        steep,
+        lambda n: steep(n).flip(0),
+    ],
+    ids=["tiny", "huge", "growing", "falling"],
+)
+def test_gradients_of_any_size(
+    sizes: Callable[[int], Tensor], assert_close: Close, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Though products are in float16; several blocks per program, and more programs than one."""
+    few = kernel.FAST._replace(forward_programs=2, backward_programs=2)
+    monkeypatch.setattr(kernel, "FAST", few)
+    t = inputs(700)
+    want, v_want = gradients(t, sizes)
+    got, v_got = gradients(to_device(t), sizes, backend="triton")
+    for name in Decoded._fields:
+        assert_close(name, getattr(got, name)[:-10], getattr(want, name)[:-10], 2e-3)
+    for name in LEARNT:
+        assert_close(
+            f"v_{name}",
+            v_got[name] / v_want[name].abs().max(),
+            v_want[name] / v_want[name].abs().max(),
+            2e-3,
+        )
+
+
+def test_what_float16_cannot_hold_stays_finite() -> None:
+    t = to_device(inputs(9))
+    t["features"] *= 1e6
+    out, found = gradients(t, backend="triton")
+    assert all(bool(x.isfinite().all()) for x in (*out, *found.values()))
 
 
 @pytest.mark.parametrize("backend", ["triton", "reference"])
