@@ -29,6 +29,7 @@ from .update import (
     add_gradient_norms,
     add_langevin_noise,
     add_regularizer_gradients,
+    count_row_steps,
     sampled_in_any,
     step_poses,
 )
@@ -86,6 +87,7 @@ __all__ = [
     "caches",
     "compile_variants",
     "corrected",
+    "count_row_steps",
     "decode",
     "depth_loss",
     "exchange",

@@ -14,6 +14,7 @@ from ..reference import gradient_norms as reference_norms
 from ..reference import langevin as reference_langevin
 from ..reference import masks as reference_masks
 from ..reference import poses as reference_poses
+from ..reference import row_rates as reference_row_rates
 from ..validation import check
 
 
@@ -158,6 +159,46 @@ def add_regularizer_gradients(
     _backend(backend, opacities).add_regularizer_gradients(
         opacities, scales, v_opacities, v_scales, lambda_opacity, lambda_scale, shares
     )
+
+
+@torch.no_grad()
+def count_row_steps(
+    steps: Tensor,  # [N]
+    observations: Tensor,  # [N, P]
+    *,
+    betas: tuple[float, float],
+    skip: Tensor | None = None,  # [1] or []
+    backend: str = "auto",
+) -> Tensor:  # [N, 2]
+    """Count a step of Adam for the rows that are observed, and give the `rows` of `FusedAdam`.
+
+    Nothing waits for the device, and CUDA graphs can capture it.
+
+    Args:
+        steps: Numbers of steps so far, int32, changed in place. [N]
+        observations: How often each of P parts of a row is seen, float32; a row is if one is.
+            [N, P]
+        betas: Decay of the moments.
+        skip: int32 on the device; if it is not 0, no row is seen.
+        backend: "triton" (CUDA), "reference" (PyTorch, anywhere) or "auto".
+
+    Returns:
+        1 / (1 - beta1^t) and sqrt(1 - beta2^t) of a row's steps t where it is seen, 0 and 0
+        elsewhere, float32. [N, 2]
+
+    Raises:
+        ValueError: shapes or types are not as above.
+    """
+    check(steps=(steps, "N"), observations=(observations, "N P"))
+    _check_floats(backend, observations, observations=observations)
+    if steps.dtype != torch.int32 or not steps.is_contiguous():
+        raise ValueError(f"steps: expected contiguous int32, got {steps.dtype}")
+    if skip is not None and (skip.numel() != 1 or skip.dtype != torch.int32):
+        raise ValueError(f"skip: expected one int32, got {list(skip.shape)} {skip.dtype}")
+    run: ModuleType = reference_row_rates
+    if uses_triton(backend, steps):
+        from . import row_rates as run
+    return run.count_row_steps(steps, observations, betas, skip)
 
 
 def _check_floats(backend: str, like: Tensor, **tensors: Tensor) -> None:

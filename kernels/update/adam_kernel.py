@@ -28,8 +28,10 @@ def _pick(k, x0, x1, x2, x3, x4, x5, x6):
 
 
 @triton.jit
-def _update(p, g, m, v, step_size, root_bias, weight1, beta2, weight2, eps):
+def _update(p, g, m, v, rates, weights):
     """Parameter and moments after a step."""
+    step_size, root_bias = rates
+    weight1, beta2, weight2, eps = weights
     m = tl.fma(weight1, g - m, m)
     v = tl.fma(weight2, g * g, beta2 * v)
     change = tl.div_rn(m, tl.div_rn(tl.sqrt_rn(v), root_bias) + eps)
@@ -37,74 +39,60 @@ def _update(p, g, m, v, step_size, root_bias, weight1, beta2, weight2, eps):
 
 
 @triton.jit
-def _step_block(
-    p_ptr, g_ptr, m_ptr, v_ptr, base, n_valid, step_size, root_bias, weight1, beta2, weight2, eps,
-    FULL: tl.constexpr, BLOCK: tl.constexpr,
-):  # fmt: skip
-    """Update n_valid elements from `base`."""
+def _step_all(at, n_valid, rates, weights, FULL: tl.constexpr, BLOCK: tl.constexpr):
+    """Update the first n_valid elements at four pointers."""
+    p_ptr, g_ptr, m_ptr, v_ptr = at
     i = tl.arange(0, BLOCK)
     mask = None if FULL else i < n_valid
-    p = tl.load(p_ptr + base + i, mask=mask)
-    g = tl.load(g_ptr + base + i, mask=mask)
-    m = tl.load(m_ptr + base + i, mask=mask)
-    v = tl.load(v_ptr + base + i, mask=mask)
-    p, m, v = _update(p, g, m, v, step_size, root_bias, weight1, beta2, weight2, eps)
-    tl.store(p_ptr + base + i, p, mask=mask)
-    tl.store(m_ptr + base + i, m, mask=mask)
-    tl.store(v_ptr + base + i, v, mask=mask)
+    p = tl.load(p_ptr + i, mask=mask)
+    g = tl.load(g_ptr + i, mask=mask)
+    m = tl.load(m_ptr + i, mask=mask)
+    v = tl.load(v_ptr + i, mask=mask)
+    p, m, v = _update(p, g, m, v, rates, weights)
+    tl.store(p_ptr + i, p, mask=mask)
+    tl.store(m_ptr + i, m, mask=mask)
+    tl.store(v_ptr + i, v, mask=mask)
 
 
 @triton.jit
-def _step_rows(
-    p_ptr, g_ptr, m_ptr, v_ptr, rows_ptr, width, base, n_valid, step_size, root_bias, weight1,
-    beta2, weight2, eps, FULL: tl.constexpr, BLOCK: tl.constexpr,
-):  # fmt: skip
-    """Update those of n_valid elements from `base` whose rows have a factor."""
-    first = base // width  # 64 bits once, 32 per element
-    skipped = (base - first * width).to(tl.int32)
-    rows = rows_ptr + 2 * first
+def _step_rows(at, first, n_valid, rates, weights, FULL: tl.constexpr, BLOCK: tl.constexpr):
+    """Update those whose rows have a factor; the first is element `first[1]` of its row."""
+    p_ptr, g_ptr, m_ptr, v_ptr = at
+    rows_ptr, before, width = first
     k = tl.arange(0, BLOCK)
-    ahead = tl.load(rows + 2 * k, mask=k * width < skipped + n_valid, other=0.0)
-    if tl.max(ahead, 0) > 0.0:
+    factors = tl.load(rows_ptr + 2 * k, mask=k * width < before + n_valid, other=0.0)
+    if tl.max(factors, 0) > 0.0:
         i = tl.arange(0, BLOCK // 4)[:, None] * 4 + tl.arange(0, 4)[None, :]
-        row = (skipped + i) // width
-        gain = tl.load(rows + 2 * row, mask=i < n_valid, other=0.0)
+        row = (before + i) // width
+        gain = tl.load(rows_ptr + 2 * row, mask=i < n_valid, other=0.0)
         seen = gain > 0.0
         # the same for four neighbours, so that they move together
         some = tl.max(gain, 1)[:, None] > 0.0
         mask = some + tl.zeros([1, 4], tl.int1) if FULL else some & (i < n_valid)
-        root = root_bias * tl.load(rows + 2 * row + 1, mask=seen, other=1.0)
-        old_p = tl.load(p_ptr + base + i, mask=mask)
-        old_m = tl.load(m_ptr + base + i, mask=mask)
-        old_v = tl.load(v_ptr + base + i, mask=mask)
-        g = tl.load(g_ptr + base + i, mask=mask)
-        size = step_size * gain
-        p, m, v = _update(old_p, g, old_m, old_v, size, root, weight1, beta2, weight2, eps)
-        tl.store(p_ptr + base + i, tl.where(seen, p, old_p), mask=mask)
-        tl.store(m_ptr + base + i, tl.where(seen, m, old_m), mask=mask)
-        tl.store(v_ptr + base + i, tl.where(seen, v, old_v), mask=mask)
+        root = tl.load(rows_ptr + 2 * row + 1, mask=seen, other=1.0)
+        old_p = tl.load(p_ptr + i, mask=mask)
+        old_m = tl.load(m_ptr + i, mask=mask)
+        old_v = tl.load(v_ptr + i, mask=mask)
+        g = tl.load(g_ptr + i, mask=mask)
+        own = rates[0] * gain, rates[1] * root
+        p, m, v = _update(old_p, g, old_m, old_v, own, weights)
+        tl.store(p_ptr + i, tl.where(seen, p, old_p), mask=mask)
+        tl.store(m_ptr + i, tl.where(seen, m, old_m), mask=mask)
+        tl.store(v_ptr + i, tl.where(seen, v, old_v), mask=mask)
 
 
 @triton.jit
 def _step(
-    p_ptr, g_ptr, m_ptr, v_ptr, rows_ptr, width, base, n_valid, step_size, root_bias, weight1,
-    beta2, weight2, eps, FULL: tl.constexpr, BLOCK: tl.constexpr,
-):  # fmt: skip
+    at, rows_ptr, width, base, n_valid, rates, weights, FULL: tl.constexpr, BLOCK: tl.constexpr
+):
     if rows_ptr is None:
-        _step_block(
-            p_ptr, g_ptr, m_ptr, v_ptr, base, n_valid, step_size, root_bias, weight1, beta2,
-            weight2, eps, FULL, BLOCK,
-        )  # fmt: skip
+        _step_all(at, n_valid, rates, weights, FULL, BLOCK)
     elif width == 0:
-        _step_block(
-            p_ptr, g_ptr, m_ptr, v_ptr, base, n_valid, step_size, root_bias, weight1, beta2,
-            weight2, eps, FULL, BLOCK,
-        )  # fmt: skip
+        _step_all(at, n_valid, rates, weights, FULL, BLOCK)
     else:
-        _step_rows(
-            p_ptr, g_ptr, m_ptr, v_ptr, rows_ptr, width, base, n_valid, step_size, root_bias,
-            weight1, beta2, weight2, eps, FULL, BLOCK,
-        )  # fmt: skip
+        row = base // width  # 64 bits once, 32 per element
+        first = rows_ptr + 2 * row, (base - row * width).to(tl.int32), width
+        _step_rows(at, first, n_valid, rates, weights, FULL, BLOCK)
 
 
 _INTEGERS = [f"{name}{k}" for name in ("end", "tail", "width") for k in range(PARAMS)]
@@ -137,23 +125,20 @@ def adam_kernel(
     n_valid = tl.where(
         pid == end - 1, _pick(k, tail0, tail1, tail2, tail3, tail4, tail5, tail6), BLOCK
     )
-    p_ptr = _pick(k, p0, p1, p2, p3, p4, p5, p6)
-    g_ptr = _pick(k, g0, g1, g2, g3, g4, g5, g6)
-    m_ptr = _pick(k, m0, m1, m2, m3, m4, m5, m6)
-    v_ptr = _pick(k, v0, v1, v2, v3, v4, v5, v6)
-    step_size = tl.load(rates_ptr + (first_rate + k) * 2)
-    root_bias = tl.load(rates_ptr + (first_rate + k) * 2 + 1)
     base = (pid - start).to(tl.int64) * BLOCK
+    at = (
+        _pick(k, p0, p1, p2, p3, p4, p5, p6) + base,
+        _pick(k, g0, g1, g2, g3, g4, g5, g6) + base,
+        _pick(k, m0, m1, m2, m3, m4, m5, m6) + base,
+        _pick(k, v0, v1, v2, v3, v4, v5, v6) + base,
+    )
+    rate_ptr = rates_ptr + (first_rate + k) * 2
+    rates = tl.load(rate_ptr), tl.load(rate_ptr + 1)
+    weights = weight1, beta2, weight2, eps
     width = _pick(k, width0, width1, width2, width3, width4, width5, width6)
     if skip_ptr is not None:
         n_valid = tl.where(tl.load(skip_ptr) == 0, n_valid, 0)
     if n_valid == BLOCK:
-        _step(
-            p_ptr, g_ptr, m_ptr, v_ptr, rows_ptr, width, base, n_valid, step_size, root_bias,
-            weight1, beta2, weight2, eps, True, BLOCK,
-        )  # fmt: skip
+        _step(at, rows_ptr, width, base, n_valid, rates, weights, True, BLOCK)
     elif n_valid > 0:
-        _step(
-            p_ptr, g_ptr, m_ptr, v_ptr, rows_ptr, width, base, n_valid, step_size, root_bias,
-            weight1, beta2, weight2, eps, False, BLOCK,
-        )  # fmt: skip
+        _step(at, rows_ptr, width, base, n_valid, rates, weights, False, BLOCK)

@@ -139,14 +139,16 @@ def sort_in_launches() -> None:
 
 
 def step_adam() -> None:
-    from kernels import FusedAdam
+    from kernels import FusedAdam, count_row_steps
 
     params = [torch.zeros(128, n, requires_grad=True) for n in (3, 45, 1)]
     for p in params:
         p.grad = torch.zeros_like(p)
     optimizer, rates = FusedAdam(params), torch.zeros(3, 2)
+    steps, seen = torch.zeros(128, dtype=torch.int32), torch.zeros(128, 1)
     for skip in (None, torch.zeros(1, dtype=torch.int32)):
         optimizer.apply(rates, skip=skip)
+        count_row_steps(steps, seen, betas=(0.9, 0.999), skip=skip, backend="triton")
     optimizer.param_groups[0]["by_row"], optimizer.rows = True, torch.zeros(128, 2)
     optimizer.apply(rates, skip=skip)
 
