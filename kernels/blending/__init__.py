@@ -45,6 +45,7 @@ from .backward import blend_bwd_kernel, sum_rows_kernel
 from .forward import blend_fwd_kernel
 
 GROUP = 4  # channels per launch
+PARTS = 2
 
 
 class BlendSettings(NamedTuple):
@@ -194,7 +195,7 @@ def blend_bwd(
             ALPHA_GRADIENT=v_alphas is not None and first == 0, MASK_GRADIENT=s.mask_gradient,
             ABSGRAD=absgrad_only or (s.absgrad and not wide_absgrad),
             ABSGRAD_ONLY=absgrad_only, DETERMINISTIC=s.deterministic,
-            PRODUCT=s.colors_only, SPLIT=s.exact, num_warps=1,
+            PRODUCT=s.colors_only, SPLIT=s.exact, PARTS=PARTS, num_warps=1,
         )  # fmt: skip
         if s.deterministic:
             assert lists.depth is not None

@@ -36,12 +36,12 @@ LOG2E = tl.constexpr(1.4426950408889634)
 
 
 @triton.jit
-def tile_pixels(tile, W, H, tiles_x, tiles_y):
-    """Camera, pixel coordinates and validity of a tile's 64 pixels."""
+def tile_pixels(tile, W, H, tiles_x, tiles_y, PART: tl.constexpr = 0, PARTS: tl.constexpr = 1):
+    """Camera, pixel coordinates and validity of a tile's 64 pixels, or of a part of its rows."""
     per_camera = tiles_x * tiles_y
     camera = tile // per_camera
     t = tile - camera * per_camera
-    p = tl.arange(0, PIXELS)
+    p = tl.arange(0, PIXELS // PARTS) + PART * (PIXELS // PARTS)
     x = (t % tiles_x) * TILE + p % TILE
     y = (t // tiles_x) * TILE + p // TILE
     inside = (x < W) & (y < H)
@@ -52,23 +52,39 @@ def tile_pixels(tile, W, H, tiles_x, tiles_y):
 @triton.jit
 def tile_axes(tile, tiles_x, tiles_y):
     """The centre of a tile, and its pixels as seen from there, x [1, 8, 1] and y [8, 1, 1]."""
+    centre_x, centre_y = tile_centre(tile, tiles_x, tiles_y)
+    x, y = offsets_of_part(0, 1)
+    return centre_x, centre_y, x, y
+
+
+@triton.jit
+def tile_centre(tile, tiles_x, tiles_y):
     t = tile % (tiles_x * tiles_y)
     centre_x = ((t % tiles_x) * TILE).to(tl.float32) + TILE / 2
     centre_y = ((t // tiles_x) * TILE).to(tl.float32) + TILE / 2
-    offsets = tl.arange(0, TILE).to(tl.float32) - (TILE / 2 - 0.5)
-    return centre_x, centre_y, offsets[None, :, None], offsets[:, None, None]
+    return centre_x, centre_y
+
+
+@triton.jit
+def offsets_of_part(PART: tl.constexpr, PARTS: tl.constexpr):
+    """Pixels of a part of a tile as seen from its centre, x [1, 8, 1] and y [8 / PARTS, 1, 1]."""
+    x = tl.arange(0, TILE).to(tl.float32) - (TILE / 2 - 0.5)
+    rows: tl.constexpr = TILE // PARTS
+    y = (tl.arange(0, rows) + PART * rows).to(tl.float32) - (TILE / 2 - 0.5)
+    return x[None, :, None], y[:, None, None]
 
 
 @triton.jit
 def per_quad(v):
     """A value per pixel [64] for each of the four lanes that share it: [8, 8, 4]."""
-    return tl.reshape(v, [TILE, TILE])[:, :, None] + tl.zeros([TILE, TILE, 4], v.dtype)
+    rows: tl.constexpr = v.shape[0] // TILE
+    return tl.reshape(v, [rows, TILE])[:, :, None] + tl.zeros([rows, TILE, 4], v.dtype)
 
 
 @triton.jit
 def block_max(v):
     """The largest of all v [8, 8, 4] >= 0, by one instruction for integers."""
-    bits = tl.reshape(v, [PIXELS * 4]).to(tl.int32, bitcast=True)
+    bits = tl.reshape(v, [v.shape[0] * TILE * 4]).to(tl.int32, bitcast=True)
     return tl.max(bits, 0).to(tl.float32, bitcast=True)
 
 
@@ -117,7 +133,7 @@ def columns(v):
 @triton.jit
 def block_to_quads(m):
     """A [64, 16] block as four [8, 8, 4]; nothing moves between lanes."""
-    m = tl.permute(tl.reshape(m, [TILE, TILE, 2, 4, 2]), [0, 1, 3, 2, 4])
+    m = tl.permute(tl.reshape(m, [m.shape[0] // TILE, TILE, 2, 4, 2]), [0, 1, 3, 2, 4])
     even, odd = tl.split(m)
     a, c = tl.split(even)
     b, d = tl.split(odd)
@@ -128,13 +144,13 @@ def block_to_quads(m):
 def quads_to_block(v):
     """The inverse of block_to_quads."""
     m = tl.join(tl.join(v[0], v[1]), tl.join(v[2], v[3]))
-    return tl.reshape(tl.permute(m, [0, 1, 4, 2, 3]), [PIXELS, CHUNK])
+    return tl.reshape(tl.permute(m, [0, 1, 4, 2, 3]), [v[0].shape[0] * TILE, CHUNK])
 
 
 @triton.jit
 def products_before(p):
     """Of p [8, 8, 4] along the last axis: the product of what stands before, and of all four."""
-    q = tl.arange(0, 4)[None, None, :] + tl.zeros([TILE, TILE, 1], tl.int32)
+    q = tl.arange(0, 4)[None, None, :] + tl.zeros([p.shape[0], TILE, 1], tl.int32)
     other = tl.gather(p, q ^ 1, 2)
     before = tl.where(q % 2 == 1, other, 1.0)
     p *= other
@@ -145,7 +161,7 @@ def products_before(p):
 @triton.jit
 def sums_before(v):
     """The same of sums."""
-    q = tl.arange(0, 4)[None, None, :] + tl.zeros([TILE, TILE, 1], tl.int32)
+    q = tl.arange(0, 4)[None, None, :] + tl.zeros([v.shape[0], TILE, 1], tl.int32)
     other = tl.gather(v, q ^ 1, 2)
     before = tl.where(q % 2 == 1, other, 0.0)
     v += other
@@ -211,12 +227,9 @@ def _alpha_and_rest(c, cx, cy, cxx, cxy, cyy, m, x, y):
 
 
 @triton.jit
-def chunk_alphas(mx, my, A, B, C, lo, m, centre_x, centre_y, x, y):
-    """o exp(-sigma) / ALPHA_MAX, 0 below ALPHA_MIN, and 1 - m alpha, both as quads.
-
-    log2(o exp(-sigma)) is taken as a polynomial about the tile's centre, so that all eight pixels
-    of a lane, which differ in y by constants, share its coefficients. In units of ALPHA_MAX alpha
-    is clamped at 1, which is free.
+def chunk_polynomials(mx, my, A, B, C, lo, m, centre_x, centre_y):
+    """Of log2(o exp(-sigma) / ALPHA_MAX) about the tile's centre, six coefficients and m ALPHA_MAX
+    of each entry, as quads; all pixels of a tile share them.
     """
     ox = mx - centre_x
     oy = my - centre_y
@@ -228,11 +241,29 @@ def chunk_alphas(mx, my, A, B, C, lo, m, centre_x, centre_y, x, y):
     c = (lo - LOG2_ALPHA_MAX) - along * ox - across * oy
     c, cx, cy, cxx = quads_of_four(c, 2.0 * along + xy * oy, across + yy * oy, xx)
     cxy, cyy, m, _ = quads_of_four(xy, yy, m * ALPHA_MAX, m)
+    return c, cx, cy, cxx, cxy, cyy, m
+
+
+@triton.jit
+def alphas_at(polynomials, x, y):
+    """o exp(-sigma) / ALPHA_MAX, 0 below ALPHA_MIN, and 1 - m alpha, both as quads.
+
+    The pixels of a lane differ in y by constants, and share what goes by x. In units of ALPHA_MAX
+    alpha is clamped at 1, which is free.
+    """
+    c, cx, cy, cxx, cxy, cyy, m = polynomials
     a0, r0 = _alpha_and_rest(c[0], cx[0], cy[0], cxx[0], cxy[0], cyy[0], m[0], x, y)
     a1, r1 = _alpha_and_rest(c[1], cx[1], cy[1], cxx[1], cxy[1], cyy[1], m[1], x, y)
     a2, r2 = _alpha_and_rest(c[2], cx[2], cy[2], cxx[2], cxy[2], cyy[2], m[2], x, y)
     a3, r3 = _alpha_and_rest(c[3], cx[3], cy[3], cxx[3], cxy[3], cyy[3], m[3], x, y)
     return (a0, a1, a2, a3), (r0, r1, r2, r3)
+
+
+@triton.jit
+def chunk_alphas(mx, my, A, B, C, lo, m, centre_x, centre_y, x, y):
+    """`alphas_at` of a chunk."""
+    polynomials = chunk_polynomials(mx, my, A, B, C, lo, m, centre_x, centre_y)
+    return alphas_at(polynomials, x, y)
 
 
 @triton.jit
