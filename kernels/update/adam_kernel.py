@@ -70,10 +70,11 @@ def _step_rows(at, first, n_valid, rates, weights, FULL: tl.constexpr, BLOCK: tl
         some = tl.max(gain, 1)[:, None] > 0.0
         mask = some + tl.zeros([1, 4], tl.int1) if FULL else some & (i < n_valid)
         root = tl.load(rows_ptr + 2 * row + 1, mask=seen, other=1.0)
-        old_p = tl.load(p_ptr + i, mask=mask)
-        old_m = tl.load(m_ptr + i, mask=mask)
-        old_v = tl.load(v_ptr + i, mask=mask)
-        g = tl.load(g_ptr + i, mask=mask)
+        # ones where nothing is read: exact divisions of zeros take ten times as long
+        old_p = tl.load(p_ptr + i, mask=mask, other=1.0)
+        old_m = tl.load(m_ptr + i, mask=mask, other=1.0)
+        old_v = tl.load(v_ptr + i, mask=mask, other=1.0)
+        g = tl.load(g_ptr + i, mask=mask, other=1.0)
         own = rates[0] * gain, rates[1] * root
         p, m, v = _update(old_p, g, old_m, old_v, own, weights)
         tl.store(p_ptr + i, tl.where(seen, p, old_p), mask=mask)
