@@ -23,7 +23,7 @@ import triton.language as tl
 from .. import constants
 from ..device.intrinsics import ex2, mul_rounded, mul_sat, step
 from ..device.transpose import join4, split4
-from ..projection.record import COLOR, CONIC, HALVES, MASK, MEAN, RECORD_SIZE
+from ..projection.record import COLOR, CONIC, HALVES, MEAN, RECORD_SIZE
 
 TILE = tl.constexpr(constants.TILE_SIZE)
 PIXELS = tl.constexpr(constants.TILE_SIZE * constants.TILE_SIZE)
@@ -170,15 +170,6 @@ def sums_before(v):
 
 
 @triton.jit
-def load_pair(row_ptr, COLUMN: tl.constexpr, there):
-    """An even column of rows and the one behind it, by one load."""
-    v = tl.load(row_ptr.to(tl.pointer_type(tl.int64)) + COLUMN // 2, mask=there, other=0)
-    low = v.to(tl.int32).to(tl.float32, bitcast=True)
-    high = (v >> 32).to(tl.int32).to(tl.float32, bitcast=True)
-    return low, high
-
-
-@triton.jit
 def load_ids(flatten_ids_ptr, i, hi):
     """Rows of the CHUNK entries from i on by column, [16]; row 0 past the end of the list."""
     entry = i + column_order()
@@ -194,15 +185,14 @@ def load_chunk(records_ptr, ids, i, hi, COLORS: tl.constexpr):
     """
     there = i + column_order() < hi
     rows = ids.to(tl.int64)
-    row_ptr = records_ptr + rows * RECORD_SIZE
-    mx, my = load_pair(row_ptr, MEAN, there)
-    A, B = load_pair(row_ptr, CONIC, there)
-    C, lo = load_pair(row_ptr, CONIC + 2, there)
-    m = tl.load(row_ptr + MASK, mask=there, other=0.0)
+    # four columns at a time: every load asks the cache for as many lines as there are rows
+    at = records_ptr + rows[:, None] * RECORD_SIZE + tl.arange(0, 4)[None, :]
+    mask = there[:, None]
+    mx, my, A, B = split4(tl.load(at + MEAN, mask=mask, other=0.0))
+    C, lo, m, _ = split4(tl.load(at + (CONIC + 2), mask=mask, other=0.0))
     lo = tl.where(there, lo, -1.0e4)
     if COLORS:
-        red, green = load_pair(row_ptr, COLOR, there)
-        blue = tl.load(row_ptr + COLOR + 2, mask=there, other=0.0)
+        red, green, blue, _ = split4(tl.load(at + COLOR, mask=mask, other=0.0))
         return rows, there, mx, my, A, B, C, lo, m, (red, green, blue)
     else:
         return rows, there, mx, my, A, B, C, lo, m, (m, m, m)
