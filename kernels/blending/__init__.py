@@ -46,6 +46,7 @@ from .forward import blend_fwd_kernel
 
 GROUP = 4  # channels per launch
 PARTS = 2
+HALVED = 512
 
 
 class BlendSettings(NamedTuple):
@@ -171,7 +172,7 @@ def blend_bwd(
     v_alphas: Tensor | None,
 ) -> tuple[Tensor, Tensor | None]:
     """Gradients of the records, MEAN and ABSGRAD included, and of the features."""
-    C, N, W, H, D = s.n_cameras, s.n_gaussians, s.width, s.height, s.n_features
+    N, W, H, D = s.n_gaussians, s.width, s.height, s.n_features
     tiles_x, tiles_y = lists.layout.tiles_x, lists.layout.tiles_y
     v_values = zeros(values.shape, torch.float32, values.device)
     v_features = None if features is None else torch.zeros_like(features.values)
@@ -186,11 +187,12 @@ def blend_bwd(
         if s.deterministic:
             entries = torch.zeros(len(lists.flatten_ids), RECORD_SIZE.value, device=values.device)
         channels = 1 if absgrad_only else min(GROUP, D - first)
+        n_halved = 0 if s.deterministic else min(HALVED, lists.layout.n_tiles)
         launch(
-            blend_bwd_kernel, (C * tiles_x * tiles_y,),
+            blend_bwd_kernel, (lists.layout.n_tiles + n_halved,),
             values, table, ids, lists.flatten_ids, lists.slots, lists.offsets,
             lists.tile_order, *images, v_colors, v_alphas, entries,
-            W, H, tiles_x, tiles_y, N, stride, D, first,
+            W, H, tiles_x, tiles_y, N, stride, D, first, n_halved,
             COLUMN=s.first_column or COLOR.value, CHANNELS=channels, SHARED=s.shared,
             ALPHA_GRADIENT=v_alphas is not None and first == 0, MASK_GRADIENT=s.mask_gradient,
             ABSGRAD=absgrad_only or (s.absgrad and not wide_absgrad),

@@ -102,7 +102,9 @@ def _pairs(a, rest, u, run, remainder):
     return (h0, h1, h2, h3), w, run, remainder - total
 
 
-@triton.jit(do_not_specialize=["W", "H", "tiles_x", "tiles_y", "N", "stride", "D", "first"])
+@triton.jit(
+    do_not_specialize=["W", "H", "tiles_x", "tiles_y", "N", "stride", "D", "first", "n_halved"]
+)
 def blend_bwd_kernel(
     records_ptr,  # [R, 16]
     features_ptr,  # [R, stride], [C, N, stride] or [N, stride]
@@ -124,6 +126,7 @@ def blend_bwd_kernel(
     stride,
     D,
     first,
+    n_halved,  # tiles at the front of the order of which two programs take a part each
     COLUMN: tl.constexpr,  # of v_rows where the gradients of the features begin
     CHANNELS: tl.constexpr,
     SHARED: tl.constexpr,
@@ -136,7 +139,9 @@ def blend_bwd_kernel(
     SPLIT: tl.constexpr,
     PARTS: tl.constexpr,  # of a tile, one after the other: fewer registers
 ):
-    tile = tl.load(tile_order_ptr + tl.program_id(0))
+    pid = tl.program_id(0)
+    halved = pid < 2 * n_halved
+    tile = tl.load(tile_order_ptr + tl.where(halved, pid // 2, pid - n_halved))
     i = tl.load(offsets_ptr + tile)
     hi = tl.load(offsets_ptr + tile + 1)
     where = tile, W, H, tiles_x, tiles_y
@@ -147,6 +152,9 @@ def blend_bwd_kernel(
     unscale = rcp(scale) * UNIT
     centre_x, centre_y = tile_centre(tile, tiles_x, tiles_y)
     alive = tl.where(top > 0.0, 1.0 / UNIT, 0.0)
+    lives = ()  # the largest transmittance of each part
+    for part in tl.static_range(PARTS):
+        lives = lives + (tl.where(halved & (pid % 2 != part), 0.0, alive),)
     ids = load_ids(flatten_ids_ptr, i, hi)
     ahead = load_chunk(records_ptr, ids, i, hi, False)
     ids = load_ids(flatten_ids_ptr, i + CHUNK, hi)
@@ -167,66 +175,70 @@ def blend_bwd_kernel(
         alive = 0.0
         runs_behind = ()
         remainders_behind = ()
+        lives_behind = ()
         for part in tl.static_range(PARTS):
             basis, g_both, g_split, g, inside, pixel = operands[part]
-            x, y = offsets_of_part(part, PARTS)
-            if PRODUCT:
-                u = block_to_quads(tl.dot(g_split, halves))
-            else:
-                zero = tl.zeros([TILE // PARTS, TILE, 4], tl.float32)
-                u = (zero, zero, zero, zero)
-                u = _add_outer(u, g[0], feature(features_ptr, at, there, stride, D, 0, first))
-                if CHANNELS > 1:
-                    u = _add_outer(u, g[1], feature(features_ptr, at, there, stride, D, 1, first))
-                if CHANNELS > 2:
-                    u = _add_outer(u, g[2], feature(features_ptr, at, there, stride, D, 2, first))
-                if CHANNELS > 3:
-                    u = _add_outer(u, g[3], feature(features_ptr, at, there, stride, D, 3, first))
-                if ABSGRAD_ONLY:
-                    for channel in range(1, D):
-                        gc, _ = load_gradient(
-                            v_colors_ptr, colors_ptr, pixel, inside, D, channel, 0
-                        )
-                        f = feature(features_ptr, at, there, stride, D, 0, channel)
-                        u = _add_outer(u, per_quad(gc * (scale * ALPHA_MAX)), f)
-            a, rest = alphas_at(polynomials, x, y)
-            h, w, run, remainder = _pairs(a, rest, u, runs[part], remainders[part])
+            run = runs[part]
+            remainder = remainders[part]
+            life = lives[part]
+            if life >= T_MIN / UNIT:
+                x, y = offsets_of_part(part, PARTS)
+                if PRODUCT:
+                    u = block_to_quads(tl.dot(g_split, halves))
+                else:
+                    zero = tl.zeros([TILE // PARTS, TILE, 4], tl.float32)
+                    u = (zero, zero, zero, zero)
+                    for k in tl.static_range(CHANNELS):
+                        f = feature(features_ptr, at, there, stride, D, k, first)
+                        u = _add_outer(u, g[k], f)
+                    if ABSGRAD_ONLY:
+                        for channel in range(1, D):
+                            gc, _ = load_gradient(
+                                v_colors_ptr, colors_ptr, pixel, inside, D, channel, 0
+                            )
+                            f = feature(features_ptr, at, there, stride, D, 0, channel)
+                            u = _add_outer(u, per_quad(gc * (scale * ALPHA_MAX)), f)
+                a, rest = alphas_at(polynomials, x, y)
+                h, w, run, remainder = _pairs(a, rest, u, run, remainder)
+                life = block_max(run)
+                if MASK_GRADIENT and SPLIT:
+                    if tl.max(lo, 0) > LOG2_ALPHA_MAX:
+                        # the mask sees the clamped alpha
+                        c0 = _clipped(h[0], a[0])
+                        c1 = _clipped(h[1], a[1])
+                        c2 = _clipped(h[2], a[2])
+                        c3 = _clipped(h[3], a[3])
+                        clipped += columns((c0, c1, c2, c3))
+                if ABSGRAD:
+                    dx = quads(mx - centre_x)
+                    dy = quads(my - centre_y)
+                    A4 = quads(m * A)
+                    B4 = quads(m * B)
+                    C4 = quads(m * C)
+                    x0, y0 = _absolute(h[0], x - dx[0], y - dy[0], A4[0], B4[0], C4[0])
+                    x1, y1 = _absolute(h[1], x - dx[1], y - dy[1], A4[1], B4[1], C4[1])
+                    x2, y2 = _absolute(h[2], x - dx[2], y - dy[2], A4[2], B4[2], C4[2])
+                    x3, y3 = _absolute(h[3], x - dx[3], y - dy[3], A4[3], B4[3], C4[3])
+                    ax += columns((x0, x1, x2, x3))
+                    ay += columns((y0, y1, y2, y3))
+                h = quads_to_block(h)
+                w = quads_to_block(w)
+                h_high = h.to(tl.float16)
+                w_high = w.to(tl.float16)
+                sums = tl.dot(tl.trans(h_high), basis, sums)
+                v_both = tl.dot(tl.trans(w_high), g_both, v_both)
+                if SPLIT:
+                    h_low = (h - h_high.to(tl.float32)).to(tl.float16)
+                    w_low = (w - w_high.to(tl.float32)).to(tl.float16)
+                    sums = tl.dot(tl.trans(h_low), basis, sums)
+                    v_both = tl.dot(tl.trans(w_low), g_both, v_both)
             runs_behind = runs_behind + (run,)
             remainders_behind = remainders_behind + (remainder,)
-            alive = tl.maximum(alive, block_max(run))
-            if MASK_GRADIENT and SPLIT:
-                if tl.max(lo, 0) > LOG2_ALPHA_MAX:
-                    # the mask sees the clamped alpha
-                    c0 = _clipped(h[0], a[0])
-                    c1 = _clipped(h[1], a[1])
-                    c2 = _clipped(h[2], a[2])
-                    c3 = _clipped(h[3], a[3])
-                    clipped += columns((c0, c1, c2, c3))
-            if ABSGRAD:
-                dx = quads(mx - centre_x)
-                dy = quads(my - centre_y)
-                A4 = quads(m * A)
-                B4 = quads(m * B)
-                C4 = quads(m * C)
-                x0, y0 = _absolute(h[0], x - dx[0], y - dy[0], A4[0], B4[0], C4[0])
-                x1, y1 = _absolute(h[1], x - dx[1], y - dy[1], A4[1], B4[1], C4[1])
-                x2, y2 = _absolute(h[2], x - dx[2], y - dy[2], A4[2], B4[2], C4[2])
-                x3, y3 = _absolute(h[3], x - dx[3], y - dy[3], A4[3], B4[3], C4[3])
-                ax += columns((x0, x1, x2, x3))
-                ay += columns((y0, y1, y2, y3))
-            h = quads_to_block(h)
-            w = quads_to_block(w)
-            h_high = h.to(tl.float16)
-            w_high = w.to(tl.float16)
-            sums = tl.dot(tl.trans(h_high), basis, sums)
-            v_both = tl.dot(tl.trans(w_high), g_both, v_both)
-            if SPLIT:
-                h_low = (h - h_high.to(tl.float32)).to(tl.float16)
-                w_low = (w - w_high.to(tl.float32)).to(tl.float16)
-                sums = tl.dot(tl.trans(h_low), basis, sums)
-                v_both = tl.dot(tl.trans(w_low), g_both, v_both)
+            lives_behind = lives_behind + (life,)
+            alive = tl.maximum(alive, life)
         runs = runs_behind
         remainders = remainders_behind
+        lives = lives_behind
         v_high, v_low = tl.split(tl.permute(tl.reshape(v_both, [CHUNK, 2, 4]), [0, 2, 1]))
         v_features = (v_high + v_low) * unscale
         s0, s1, s2, s3, s4, s5, _, _ = split8(sums * unscale)
