@@ -25,6 +25,7 @@ from torch import Tensor
 
 from ..arguments import RenderSettings
 from ..binning import DepthOrder, ListsLayout, TileLists
+from ..device.intrinsics import INTERPRET
 from ..projection.record import (
     ABSGRAD,
     COLOR,
@@ -45,8 +46,9 @@ from .backward import blend_bwd_kernel, sum_rows_kernel
 from .forward import blend_fwd_kernel
 
 GROUP = 4  # channels per launch
-PARTS = 2
-HALVED = 512
+PARTS = 1 if INTERPRET.value else 2  # of a tile, one after the other
+HALVED = 0 if INTERPRET.value else 512  # tiles of which two programs take a part each
+REGISTERS = 128  # per thread: four warps per scheduler
 
 
 class BlendSettings(NamedTuple):
@@ -150,13 +152,15 @@ def blend_fwd(
     alphas = empty((C, H, W, 1), torch.float32, values.device)
     table, stride = _table(values, features, s)
     ids = None if features is None else features.gaussian_ids
+    n_halved = min(HALVED, lists.layout.n_tiles)
     for first in range(0, D, GROUP):
         launch(
-            blend_fwd_kernel, (C * tiles_x * tiles_y,),
+            blend_fwd_kernel, (lists.layout.n_tiles + n_halved,),
             values, table, ids, lists.flatten_ids, lists.offsets, lists.tile_order,
-            backgrounds, colors, alphas, W, H, tiles_x, tiles_y, N, stride, D, first,
+            backgrounds, colors, alphas, W, H, tiles_x, tiles_y, N, stride, D, first, n_halved,
             CHANNELS=min(GROUP, D - first), SHARED=s.shared, BACKGROUND=backgrounds is not None,
-            IN_RECORDS=s.colors_only, num_warps=1,
+            IN_RECORDS=s.colors_only, PARTS=PARTS, num_warps=1,
+            maxnreg=REGISTERS if s.colors_only else None,
         )  # fmt: skip
     return colors, alphas
 
@@ -198,6 +202,7 @@ def blend_bwd(
             ABSGRAD=absgrad_only or (s.absgrad and not wide_absgrad),
             ABSGRAD_ONLY=absgrad_only, DETERMINISTIC=s.deterministic,
             PRODUCT=s.colors_only, SPLIT=s.exact, PARTS=PARTS, num_warps=1,
+            maxnreg=REGISTERS if s.colors_only and not (s.absgrad or s.exact) else None,
         )  # fmt: skip
         if s.deterministic:
             assert lists.depth is not None

@@ -48,11 +48,13 @@ from .pairs import (
     columns,
     feature,
     feature_rows,
+    has_part,
     load_chunk,
     load_halves,
     load_ids,
     offsets_of_part,
     per_quad,
+    program_tile,
     quads,
     quads_to_block,
     sums_before,
@@ -126,7 +128,7 @@ def blend_bwd_kernel(
     stride,
     D,
     first,
-    n_halved,  # tiles at the front of the order of which two programs take a part each
+    n_halved,  # of program_tile
     COLUMN: tl.constexpr,  # of v_rows where the gradients of the features begin
     CHANNELS: tl.constexpr,
     SHARED: tl.constexpr,
@@ -139,9 +141,7 @@ def blend_bwd_kernel(
     SPLIT: tl.constexpr,
     PARTS: tl.constexpr,  # of a tile, one after the other: fewer registers
 ):
-    pid = tl.program_id(0)
-    halved = pid < 2 * n_halved
-    tile = tl.load(tile_order_ptr + tl.where(halved, pid // 2, pid - n_halved))
+    tile, parts = program_tile(tile_order_ptr, n_halved)
     i = tl.load(offsets_ptr + tile)
     hi = tl.load(offsets_ptr + tile + 1)
     where = tile, W, H, tiles_x, tiles_y
@@ -154,7 +154,7 @@ def blend_bwd_kernel(
     alive = tl.where(top > 0.0, 1.0 / UNIT, 0.0)
     lives = ()  # the largest transmittance of each part
     for part in tl.static_range(PARTS):
-        lives = lives + (tl.where(halved & (pid % 2 != part), 0.0, alive),)
+        lives = lives + (tl.where(has_part(parts, part), alive, 0.0),)
     ids = load_ids(flatten_ids_ptr, i, hi)
     ahead = load_chunk(records_ptr, ids, i, hi, False)
     ids = load_ids(flatten_ids_ptr, i + CHUNK, hi)

@@ -27,9 +27,15 @@ def _reciprocal_power_of_two(x):
 
 @triton.jit
 def _load_gradients(
-    images, pixel, inside, D, first,
-    CHANNELS: tl.constexpr, ALPHA_GRADIENT: tl.constexpr, ABSGRAD_ONLY: tl.constexpr,
-):  # fmt: skip
+    images,
+    pixel,
+    inside,
+    D,
+    first,
+    CHANNELS: tl.constexpr,
+    ALPHA_GRADIENT: tl.constexpr,
+    ABSGRAD_ONLY: tl.constexpr,
+):
     """Of pixels: gradients of four channels, the remainder behind nothing, the largest gradient."""
     v_colors_ptr, colors_ptr, v_alphas_ptr, alphas_ptr = images
     g0, remainder = load_gradient(v_colors_ptr, colors_ptr, pixel, inside, D, first, 0)
@@ -92,10 +98,16 @@ def _gradient_operands(g):
 
 @triton.jit
 def begin(
-    where, images, D, first,
-    CHANNELS: tl.constexpr, ALPHA_GRADIENT: tl.constexpr, ABSGRAD_ONLY: tl.constexpr,
-    PRODUCT: tl.constexpr, PARTS: tl.constexpr,
-):  # fmt: skip
+    where,
+    images,
+    D,
+    first,
+    CHANNELS: tl.constexpr,
+    ALPHA_GRADIENT: tl.constexpr,
+    ABSGRAD_ONLY: tl.constexpr,
+    PRODUCT: tl.constexpr,
+    PARTS: tl.constexpr,
+):
     """Of every part: operands, transmittance and remainder in front; the largest gradient of the
     tile, and what all are multiplied by."""
     top = 0.0
@@ -103,9 +115,15 @@ def begin(
     for part in tl.static_range(PARTS):
         _, _, _, inside, pixel = tile_pixels(*where, part, PARTS)
         g, remainder, largest = _load_gradients(
-            images, pixel, inside, D, first,
-            CHANNELS, ALPHA_GRADIENT, ABSGRAD_ONLY,
-        )  # fmt: skip
+            images,
+            pixel,
+            inside,
+            D,
+            first,
+            CHANNELS,
+            ALPHA_GRADIENT,
+            ABSGRAD_ONLY,
+        )
         top = tl.maximum(top, tl.max(largest, 0))
         loaded = loaded + ((g, remainder, inside, pixel),)
     scale = _reciprocal_power_of_two(top)

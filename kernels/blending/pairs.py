@@ -36,6 +36,24 @@ LOG2E = tl.constexpr(1.4426950408889634)
 
 
 @triton.jit
+def program_tile(tile_order_ptr, n_halved):
+    """The tile of a program, and which part of it is the program's, -1 for all.
+
+    Of the first n_halved tiles of the order, which have the longest lists, two programs take a
+    part each, so that not all wait for a few.
+    """
+    pid = tl.program_id(0)
+    halved = pid < 2 * n_halved
+    tile = tl.load(tile_order_ptr + tl.where(halved, pid // 2, pid - n_halved))
+    return tile, tl.where(halved, pid % 2, -1)
+
+
+@triton.jit
+def has_part(parts, part: tl.constexpr):
+    return (parts < 0) | (parts == part)
+
+
+@triton.jit
 def tile_pixels(tile, W, H, tiles_x, tiles_y, PART: tl.constexpr = 0, PARTS: tl.constexpr = 1):
     """Camera, pixel coordinates and validity of a tile's 64 pixels, or of a part of its rows."""
     per_camera = tiles_x * tiles_y
