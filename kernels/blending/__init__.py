@@ -7,7 +7,10 @@ For the Gaussians i of a pixel, front to back, with d = pixel - mean and mask m:
     color = sum_i T_i e_i c_i + T_end background,    alpha = 1 - T_end
 
 One program of one warp blends one 8x8 tile in chunks of 16 Gaussians; blending/pairs.py says how
-their pairs lie in its lanes. The weights are differences, T_i e_i = T_i - T_{i+1}: no division, and
+their pairs lie in its lanes. It takes the upper and the lower half of the tile one after the other,
+so that half of the pairs needs registers, and leaves out a half whose pixels are all done. Where
+lists are long, half of the image's time would be that of few tiles: of these, two programs take a
+half each. The weights are differences, T_i e_i = T_i - T_{i+1}: no division, and
 what they sum to is exact. They meet the colours in float32. Features wider than four channels run
 as several launches of four, in the backward (blending/backward.py) too: every gradient is a sum
 over channels.

@@ -52,7 +52,7 @@ from .pairs import (
     load_chunk,
     load_halves,
     load_ids,
-    offsets_of_part,
+    part_axes,
     per_quad,
     program_tile,
     quads,
@@ -182,7 +182,7 @@ def blend_bwd_kernel(
             remainder = remainders[part]
             life = lives[part]
             if life >= T_MIN / UNIT:
-                x, y = offsets_of_part(part, PARTS)
+                x, y = part_axes(part, PARTS)
                 if PRODUCT:
                     u = block_to_quads(tl.dot(g_split, halves))
                 else:

@@ -15,12 +15,12 @@ from .pairs import (
     has_part,
     load_chunk,
     load_ids,
-    offsets_of_part,
+    part_axes,
+    part_pixels,
     per_quad,
     program_tile,
     quads,
     tile_centre,
-    tile_pixels,
     transmittances,
 )
 
@@ -74,7 +74,7 @@ def blend_fwd_kernel(
     sums = ()  # of weights, and of weights times features
     lives = ()  # the largest transmittance of each part
     for part in tl.static_range(PARTS):
-        inside = tile_pixels(tile, W, H, tiles_x, tiles_y, part, PARTS)[3]
+        inside = part_pixels(tile, W, H, tiles_x, tiles_y, part, PARTS)[3]
         runs = runs + (per_quad(tl.where(inside, 1.0, 0.0)),)
         zero = tl.zeros([TILE // PARTS, TILE, 4], tl.float32)
         sums = sums + ((zero, zero, zero, zero, zero),)
@@ -107,7 +107,7 @@ def blend_fwd_kernel(
             life = lives[part]
             opaque, c0, c1, c2, c3 = sums[part]
             if life >= T_MIN:
-                x, y = offsets_of_part(part, PARTS)
+                x, y = part_axes(part, PARTS)
                 seen = transmittances(alphas_at(polynomials, x, y)[1], run, T_MIN)
                 w = seen[0]
                 run = seen[2]
@@ -129,7 +129,7 @@ def blend_fwd_kernel(
         lives = lives_behind
         i += CHUNK
     for part in tl.static_range(PARTS):
-        camera, px, py, within, pixel = tile_pixels(tile, W, H, tiles_x, tiles_y, part, PARTS)
+        camera, px, py, within, pixel = part_pixels(tile, W, H, tiles_x, tiles_y, part, PARTS)
         within &= has_part(parts, part)
         total = _pixels(sums[part][0])
         for k in tl.static_range(CHANNELS):

@@ -6,13 +6,16 @@ A tile is taken in PARTS of its rows, one after the other, which need the fewer 
 import triton
 import triton.language as tl
 
-from .pairs import ALPHA_MAX, PIXELS, TILE, per_quad, tile_pixels
+from .pairs import ALPHA_MAX, PIXELS, TILE, part_pixels, per_quad
 
-UNIT = tl.constexpr(1.0 / 8.0)  # of transmittance
+# Of transmittance. |h| <= T <|v_color|, difference of colours>, each |v_color| < 2: in this unit h
+# overflows fp16 where three colours differ by more than 1300.
+UNIT = tl.constexpr(1.0 / 8.0)
 
 
 @triton.jit
 def load_gradient(v_colors_ptr, colors_ptr, pixel, inside, D, first, k: tl.constexpr):
+    """The gradient of a channel, and its product with the colour."""
     g = tl.load(v_colors_ptr + pixel * D + first + k, mask=inside, other=0.0)
     return g, g * tl.load(colors_ptr + pixel * D + first + k, mask=inside, other=0.0)
 
@@ -80,8 +83,11 @@ def _basis(PART: tl.constexpr, PARTS: tl.constexpr):
 
 @triton.jit
 def _gradient_operands(g):
-    """Of v_color: high and low half in columns 0..3 and 4..7; and, in units of ALPHA_MAX, against
-    the halves of a record, the high half in columns 0..7 and the low one behind it."""
+    """High and low half of v_color, as right and as left side of products.
+
+    [n, 8]: high halves in columns 0..3, low ones in 4..7. [n, 16], against the halves of records
+    and in units of ALPHA_MAX, as alphas are: high halves in columns 0..7, low ones behind.
+    """
     k = tl.arange(0, 8)[None, :]
     c = k % 4
     v = tl.where(c == 0, g[0][:, None], tl.where(c == 1, g[1][:, None], 0.0))
@@ -108,12 +114,13 @@ def begin(
     PRODUCT: tl.constexpr,
     PARTS: tl.constexpr,
 ):
-    """Of every part: operands, transmittance and remainder in front; the largest gradient of the
-    tile, and what all are multiplied by."""
+    """Of every part: operands, transmittances and remainders in front; of the tile: the largest
+    gradient, and what gradients are multiplied by.
+    """
     top = 0.0
     loaded = ()
     for part in tl.static_range(PARTS):
-        _, _, _, inside, pixel = tile_pixels(*where, part, PARTS)
+        _, _, _, inside, pixel = part_pixels(*where, part, PARTS)
         g, remainder, largest = _load_gradients(
             images,
             pixel,
@@ -127,8 +134,6 @@ def begin(
         top = tl.maximum(top, tl.max(largest, 0))
         loaded = loaded + ((g, remainder, inside, pixel),)
     scale = _reciprocal_power_of_two(top)
-    # |h| <= T <|v_color|, difference of colours>, each |v_color| < 2: with this unit h overflows
-    # fp16 where three colours differ by more than 1300.
     operands = ()
     runs = ()
     remainders = ()

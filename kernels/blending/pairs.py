@@ -49,13 +49,20 @@ def program_tile(tile_order_ptr, n_halved):
 
 
 @triton.jit
-def has_part(parts, part: tl.constexpr):
-    return (parts < 0) | (parts == part)
+def has_part(parts, PART: tl.constexpr):
+    """Whether a part is among those of `program_tile`."""
+    return (parts < 0) | (parts == PART)
 
 
 @triton.jit
-def tile_pixels(tile, W, H, tiles_x, tiles_y, PART: tl.constexpr = 0, PARTS: tl.constexpr = 1):
-    """Camera, pixel coordinates and validity of a tile's 64 pixels, or of a part of its rows."""
+def tile_pixels(tile, W, H, tiles_x, tiles_y):
+    """Camera, pixel coordinates and validity of a tile's 64 pixels."""
+    return part_pixels(tile, W, H, tiles_x, tiles_y, 0, 1)
+
+
+@triton.jit
+def part_pixels(tile, W, H, tiles_x, tiles_y, PART: tl.constexpr, PARTS: tl.constexpr):
+    """The same of one of PARTS of a tile's rows."""
     per_camera = tiles_x * tiles_y
     camera = tile // per_camera
     t = tile - camera * per_camera
@@ -71,12 +78,13 @@ def tile_pixels(tile, W, H, tiles_x, tiles_y, PART: tl.constexpr = 0, PARTS: tl.
 def tile_axes(tile, tiles_x, tiles_y):
     """The centre of a tile, and its pixels as seen from there, x [1, 8, 1] and y [8, 1, 1]."""
     centre_x, centre_y = tile_centre(tile, tiles_x, tiles_y)
-    x, y = offsets_of_part(0, 1)
+    x, y = part_axes(0, 1)
     return centre_x, centre_y, x, y
 
 
 @triton.jit
 def tile_centre(tile, tiles_x, tiles_y):
+    """In pixels."""
     t = tile % (tiles_x * tiles_y)
     centre_x = ((t % tiles_x) * TILE).to(tl.float32) + TILE / 2
     centre_y = ((t // tiles_x) * TILE).to(tl.float32) + TILE / 2
@@ -84,8 +92,8 @@ def tile_centre(tile, tiles_x, tiles_y):
 
 
 @triton.jit
-def offsets_of_part(PART: tl.constexpr, PARTS: tl.constexpr):
-    """Pixels of a part of a tile as seen from its centre, x [1, 8, 1] and y [8 / PARTS, 1, 1]."""
+def part_axes(PART: tl.constexpr, PARTS: tl.constexpr):
+    """Pixels of a part as seen from the tile's centre, x [1, 8, 1] and y [8 / PARTS, 1, 1]."""
     x = tl.arange(0, TILE).to(tl.float32) - (TILE / 2 - 0.5)
     rows: tl.constexpr = TILE // PARTS
     y = (tl.arange(0, rows) + PART * rows).to(tl.float32) - (TILE / 2 - 0.5)

@@ -250,6 +250,30 @@ KERNELS = [
         "change = tl.div_rn(m, tl.sqrt_rn(v) + eps)",
         ("test_adam.py::test_a_step_is_the_formula",),
     ),
+    Mutant(
+        "neighbours of a seen row step with it",
+        "tl.store(p_ptr + i, tl.where(seen, p, old_p), mask=mask)",
+        "tl.store(p_ptr + i, p, mask=mask)",
+        ("test_adam.py::test_a_row_steps_by_its_own_count",),
+    ),
+    Mutant(
+        "kernels' rows age unseen",
+        "t = tl.load(steps_ptr + n, mask=inside, other=0) + seen.to(tl.int32)",
+        "t = tl.load(steps_ptr + n, mask=inside, other=0) + 1",
+        ("test_row_rates.py",),
+    ),
+    Mutant(
+        "both programs of a tile blend all of it",
+        "return (parts < 0) | (parts == PART)",
+        "return (parts < 0) | (parts >= 0)",
+        ("test_blending.py::test_tiles_in_parts",),
+    ),
+    Mutant(
+        "halves of a tile lie on each other",
+        "y = (tl.arange(0, rows) + PART * rows).to(tl.float32)",
+        "y = tl.arange(0, rows).to(tl.float32)",
+        ("test_blending.py::test_tiles_in_parts",),
+    ),
     # Inria's classes
     Mutant(
         "channels are reversed",
