@@ -242,7 +242,8 @@ def test_tiles_in_parts(exact: bool, monkeypatch: pytest.MonkeyPatch, assert_clo
     assert (want[1][0, :4, :8] > 0.999).all() and (want[1][0, 4:8, :8] < 0.999).any()
     for halved in (0, 3):
         got = run(2, halved)
-        assert torch.equal(got[0], want[0]) and torch.equal(got[1], want[1])
+        for k, name in enumerate(("colors", "alphas")):  # a GPU may fuse other operations
+            assert_close(name, got[k], want[k], 1e-6)
         assert_close("v_records", got[2], want[2], 1e-6 if exact else 1e-4)
 
 
