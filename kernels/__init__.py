@@ -28,8 +28,10 @@ from .surrounded import rasterization_among
 from .update import (
     add_gradient_norms,
     add_langevin_noise,
+    add_losses,
     add_regularizer_gradients,
     count_row_steps,
+    report_step,
     sampled_in_any,
     step_poses,
 )
@@ -81,6 +83,7 @@ __all__ = [
     "ViewInput",
     "add_gradient_norms",
     "add_langevin_noise",
+    "add_losses",
     "add_regularizer_gradients",
     "bin_tiles",
     "blend",
@@ -107,6 +110,7 @@ __all__ = [
     "rasterization",
     "rasterization_among",
     "rehearsing",
+    "report_step",
     "sample_masks",
     "sampled_in_any",
     "seen_anchors",

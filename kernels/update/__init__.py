@@ -15,6 +15,7 @@ from ..reference import langevin as reference_langevin
 from ..reference import masks as reference_masks
 from ..reference import poses as reference_poses
 from ..reference import row_rates as reference_row_rates
+from ..reference import step_report as reference_step_report
 from ..validation import check
 
 
@@ -199,6 +200,59 @@ def count_row_steps(
     if uses_triton(backend, steps):
         from . import row_rates as run
     return run.count_row_steps(steps, observations, betas, skip)
+
+
+@torch.no_grad()
+def report_step(
+    counts: Tensor,  # [2]
+    limits: Tensor,  # [2]
+    serial: Tensor,  # [1]
+    *,
+    missing: Tensor | None = None,  # [1]
+    backend: str = "auto",
+) -> tuple[Tensor, Tensor]:  # [4], [1]
+    """Whether a step fits its buffers; nothing waits for the device. All are int32.
+
+    Args:
+        counts: Rows and entries that it has. [2]
+        limits: Those that there is room for. [2]
+        serial: Its number. [1]
+        missing: What else found no room. [1]
+        backend: "triton" (CUDA), "reference" (PyTorch, anywhere) or "auto".
+
+    Returns:
+        Rows, entries, what is missing and the number [4]; 1 where not all fits, else 0 [1].
+    """
+    run: ModuleType = reference_step_report
+    if uses_triton(backend, counts):
+        from . import step_report as run
+    return run.report_step(counts, limits, missing, serial)
+
+
+@torch.no_grad()
+def add_losses(
+    sums: Tensor,  # [4]
+    loss: Tensor,  # [1]
+    others: Tensor,  # [2]
+    n_images: int,
+    *,
+    skip: Tensor | None = None,  # [1]
+    backend: str = "auto",
+) -> None:
+    """Add a step's losses, and how many images it had, to sums in place; float32.
+
+    Args:
+        sums: Of the loss, of the two others, of images. [4]
+        loss: Of the step. [1]
+        others: Two more figures of it. [2]
+        n_images: How many images it had.
+        skip: int32 on the device; if it is not 0, nothing is added. [1]
+        backend: "triton" (CUDA), "reference" (PyTorch, anywhere) or "auto".
+    """
+    run: ModuleType = reference_step_report
+    if uses_triton(backend, sums):
+        from . import step_report as run
+    run.add_losses(sums, loss, others, n_images, skip)
 
 
 def _check_floats(backend: str, like: Tensor, **tensors: Tensor) -> None:

@@ -164,6 +164,16 @@ def add_statistics() -> None:
         add_gradient_norms(v, radii, *out, width=80, height=56, skip=skip, backend="triton")
 
 
+def report() -> None:
+    from kernels import add_losses, report_step
+
+    counts, sums = torch.zeros(4, dtype=torch.int32), torch.zeros(8)
+    for missing in (None, counts[:1]):
+        report_step(counts[:2], counts[:2], counts[1:2], missing=missing, backend="triton")
+    for skip in (None, counts[:1]):
+        add_losses(sums[:4], sums[:1], sums[3:5], 2, skip=skip, backend="triton")
+
+
 def explore() -> None:
     from kernels import add_langevin_noise, add_regularizer_gradients
 
@@ -203,6 +213,7 @@ CALLS: list[Callable[[], None]] = [
     sort_in_launches,
     step_adam,
     add_statistics,
+    report,
     explore,
     compare_images,
     *MORE_CALLS,
