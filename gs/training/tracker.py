@@ -137,6 +137,7 @@ class Tracker:
         if arrived is not None:
             arrived.synchronize()
         loss, l1, mse, count, *rest = values.tolist()
+        count = max(count, 1.0)  # a rehearsal adds nothing up
         loss, l1, mse = loss / count, l1 / count, mse / count
         shown = dict(zip(names, rest, strict=True))
         psnr = -10.0 * math.log10(max(mse, 1e-12)) if math.isfinite(mse) else math.nan
