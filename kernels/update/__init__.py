@@ -64,6 +64,25 @@ def add_gradient_norms(
     run.add_gradient_norms(v_means2d, radii, gradients, views, width, height, skip)
 
 
+def count_views(radii: Tensor, *, backend: str = "auto") -> Tensor:  # [C, N, 2] -> [N]
+    """How many of C cameras see each Gaussian, float32: those where both its radii are positive.
+
+    Args:
+        radii: Half extents of every Gaussian in pixels, int32. [C, N, 2]
+        backend: "triton" (CUDA), "reference" (PyTorch, anywhere) or "auto".
+
+    Raises:
+        ValueError: the shape or type is not as above.
+    """
+    check(radii=(radii, "C N 2"))
+    if radii.dtype != torch.int32:
+        raise ValueError(f"radii: expected int32, got {radii.dtype}")
+    run: ModuleType = reference_norms
+    if uses_triton(backend, radii):
+        from . import gradient_norms as run
+    return run.count_views(radii)
+
+
 @torch.no_grad()
 def add_langevin_noise(
     means: Tensor,  # [N, 3]

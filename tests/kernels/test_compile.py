@@ -156,12 +156,13 @@ def step_adam() -> None:
 
 
 def add_statistics() -> None:
-    from kernels import add_gradient_norms
+    from kernels import add_gradient_norms, count_views
 
     v, radii, sums = torch.zeros(2, 128, 2), torch.zeros(2, 128, 2).int(), torch.zeros(128)
     for skip in (None, torch.zeros(1, dtype=torch.int32)):
         out = sums, sums.clone()
         add_gradient_norms(v, radii, *out, width=80, height=56, skip=skip, backend="triton")
+    count_views(radii, backend="triton")
 
 
 def report() -> None:
