@@ -252,8 +252,8 @@ KERNELS = [
     ),
     Mutant(
         "neighbours of a seen row step with it",
-        "tl.store(p_ptr + i, tl.where(seen, p, old_p), mask=mask)",
-        "tl.store(p_ptr + i, p, mask=mask)",
+        "tl.store(m_ptr + i, tl.where(seen, m, old_m), mask=mask)",
+        "tl.store(m_ptr + i, m, mask=mask)",
         ("test_adam.py::test_a_row_steps_by_its_own_count",),
     ),
     Mutant(
