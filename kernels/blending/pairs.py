@@ -9,8 +9,8 @@ therefore kept as four blocks [8 y, 8 x, 4 q], the "quads" of the names below: b
 lanes, and matrix products take and give such blocks without moving them.
 
 Blending is bound by how many instructions it starts and by the latency of the few warps that
-registers leave room for, on long lists most of all. On sm_90 a pair takes 20 instructions forward
-and 32 backward. Alphas and stops are selected by multiply-adds that clamp to [0, 1]: a GPU starts
+registers leave room for, on long lists most of all. On sm_90 a pair takes 21 instructions forward
+and 34 backward. Alphas and stops are selected by multiply-adds that clamp to [0, 1]: a GPU starts
 twice as many of these as of comparisons and selections. Records are loaded a chunk ahead and lie
 one per lane until their coefficients are known.
 """
