@@ -7,10 +7,7 @@ For the Gaussians i of a pixel, front to back, with d = pixel - mean and mask m:
     color = sum_i T_i e_i c_i + T_end background,    alpha = 1 - T_end
 
 One program of one warp blends one 8x8 tile in chunks of 16 Gaussians; blending/pairs.py says how
-their pairs lie in its lanes. It takes the upper and the lower half of the tile one after the other,
-so that half of the pairs needs registers, and leaves out a half whose pixels are all done. Where
-lists are long, half of the image's time would be that of few tiles: of these, two programs take a
-half each. The weights are differences, T_i e_i = T_i - T_{i+1}: no division, and
+their pairs lie in its lanes. The weights are differences, T_i e_i = T_i - T_{i+1}: no division, and
 what they sum to is exact. They meet the colours in float32. Features wider than four channels run
 as several launches of four, in the backward (blending/backward.py) too: every gradient is a sum
 over channels.
@@ -28,7 +25,6 @@ from torch import Tensor
 
 from ..arguments import RenderSettings
 from ..binning import DepthOrder, ListsLayout, TileLists
-from ..device.intrinsics import INTERPRET
 from ..projection.record import (
     ABSGRAD,
     COLOR,
@@ -49,9 +45,6 @@ from .backward import blend_bwd_kernel, sum_rows_kernel
 from .forward import blend_fwd_kernel
 
 GROUP = 4  # channels per launch
-PARTS = 1 if INTERPRET.value else 2  # of a tile, one after the other
-HALVED = 0 if INTERPRET.value else 512  # tiles of which two programs take a part each
-REGISTERS = 128  # per thread: four warps per scheduler
 
 
 class BlendSettings(NamedTuple):
@@ -155,15 +148,13 @@ def blend_fwd(
     alphas = empty((C, H, W, 1), torch.float32, values.device)
     table, stride = _table(values, features, s)
     ids = None if features is None else features.gaussian_ids
-    n_halved = min(HALVED, lists.layout.n_tiles)
     for first in range(0, D, GROUP):
         launch(
-            blend_fwd_kernel, (lists.layout.n_tiles + n_halved,),
+            blend_fwd_kernel, (C * tiles_x * tiles_y,),
             values, table, ids, lists.flatten_ids, lists.offsets, lists.tile_order,
-            backgrounds, colors, alphas, W, H, tiles_x, tiles_y, N, stride, D, first, n_halved,
+            backgrounds, colors, alphas, W, H, tiles_x, tiles_y, N, stride, D, first,
             CHANNELS=min(GROUP, D - first), SHARED=s.shared, BACKGROUND=backgrounds is not None,
-            IN_RECORDS=s.colors_only, PARTS=PARTS, num_warps=1,
-            maxnreg=REGISTERS if s.colors_only else None,
+            IN_RECORDS=s.colors_only, num_warps=1,
         )  # fmt: skip
     return colors, alphas
 
@@ -179,7 +170,7 @@ def blend_bwd(
     v_alphas: Tensor | None,
 ) -> tuple[Tensor, Tensor | None]:
     """Gradients of the records, MEAN and ABSGRAD included, and of the features."""
-    N, W, H, D = s.n_gaussians, s.width, s.height, s.n_features
+    C, N, W, H, D = s.n_cameras, s.n_gaussians, s.width, s.height, s.n_features
     tiles_x, tiles_y = lists.layout.tiles_x, lists.layout.tiles_y
     v_values = zeros(values.shape, torch.float32, values.device)
     v_features = None if features is None else torch.zeros_like(features.values)
@@ -194,18 +185,16 @@ def blend_bwd(
         if s.deterministic:
             entries = torch.zeros(len(lists.flatten_ids), RECORD_SIZE.value, device=values.device)
         channels = 1 if absgrad_only else min(GROUP, D - first)
-        n_halved = 0 if s.deterministic else min(HALVED, lists.layout.n_tiles)
         launch(
-            blend_bwd_kernel, (lists.layout.n_tiles + n_halved,),
+            blend_bwd_kernel, (C * tiles_x * tiles_y,),
             values, table, ids, lists.flatten_ids, lists.slots, lists.offsets,
             lists.tile_order, *images, v_colors, v_alphas, entries,
-            W, H, tiles_x, tiles_y, N, stride, D, first, n_halved,
+            W, H, tiles_x, tiles_y, N, stride, D, first,
             COLUMN=s.first_column or COLOR.value, CHANNELS=channels, SHARED=s.shared,
             ALPHA_GRADIENT=v_alphas is not None and first == 0, MASK_GRADIENT=s.mask_gradient,
             ABSGRAD=absgrad_only or (s.absgrad and not wide_absgrad),
             ABSGRAD_ONLY=absgrad_only, DETERMINISTIC=s.deterministic,
-            PRODUCT=s.colors_only, SPLIT=s.exact, PARTS=PARTS, num_warps=1,
-            maxnreg=REGISTERS if s.colors_only and not (s.absgrad or s.exact) else None,
+            PRODUCT=s.colors_only, SPLIT=s.exact, num_warps=1,
         )  # fmt: skip
         if s.deterministic:
             assert lists.depth is not None

@@ -33,34 +33,47 @@ from ..device.transpose import join8, split8
 from ..projection.ellipse import LN2
 from ..projection.record import ABSGRAD as ABSGRAD_COLUMN
 from ..projection.record import RECORD_SIZE
-from .gradients import UNIT, begin, load_gradient
 from .pairs import (
     ALPHA_MAX,
     CHUNK,
     LOG2_ALPHA_MAX,
+    PIXELS,
     T_MIN,
     TILE,
-    alphas_at,
     block_max,
     block_to_quads,
-    chunk_polynomials,
+    chunk_alphas,
     column_order,
     columns,
     feature,
     feature_rows,
-    has_part,
     load_chunk,
     load_halves,
     load_ids,
-    part_axes,
     per_quad,
-    program_tile,
     quads,
     quads_to_block,
     sums_before,
-    tile_centre,
+    tile_axes,
+    tile_pixels,
     transmittances,
 )
+
+UNIT = tl.constexpr(1.0 / 8.0)  # of transmittance
+
+
+@triton.jit
+def _load_gradient(v_colors_ptr, colors_ptr, pixel, inside, D, first, k: tl.constexpr):
+    g = tl.load(v_colors_ptr + pixel * D + first + k, mask=inside, other=0.0)
+    return g, g * tl.load(colors_ptr + pixel * D + first + k, mask=inside, other=0.0)
+
+
+@triton.jit
+def _reciprocal_power_of_two(x):
+    """1 / 2^floor(log2 x) for positive normal x, exact."""
+    exponent = x.to(tl.int32, bitcast=True) >> 23
+    exponent = tl.minimum(tl.maximum(exponent, 1), 253)
+    return ((254 - exponent) << 23).to(tl.float32, bitcast=True)
 
 
 @triton.jit
@@ -84,29 +97,7 @@ def _absolute(h, dx, dy, A, B, C):
     return tl.sum(tl.sum(ax, 0), 0), tl.sum(tl.sum(ay, 0), 0)
 
 
-@triton.jit
-def _pairs(a, rest, u, run, remainder):
-    """h and weights of all pairs, and transmittance and remainder behind the chunk."""
-    w, after, run, go = transmittances(rest, run, T_MIN / UNIT)
-    v = w[0] * u[0] + w[1] * u[1]
-    v += w[2] * u[2]
-    v += w[3] * u[3]
-    before, total = sums_before(v)
-    # v_e (1 - e) = T_{i+1} u - R, R the remainder behind this Gaussian
-    s0 = (before - remainder) + w[0] * u[0]
-    s1 = s0 + w[1] * u[1]
-    s2 = s1 + w[2] * u[2]
-    s3 = s2 + w[3] * u[3]
-    h0 = a[0] * rcp(rest[0]) * go[0] * (after[0] * u[0] + s0)
-    h1 = a[1] * rcp(rest[1]) * go[1] * (after[1] * u[1] + s1)
-    h2 = a[2] * rcp(rest[2]) * go[2] * (after[2] * u[2] + s2)
-    h3 = a[3] * rcp(rest[3]) * go[3] * (after[3] * u[3] + s3)
-    return (h0, h1, h2, h3), w, run, remainder - total
-
-
-@triton.jit(
-    do_not_specialize=["W", "H", "tiles_x", "tiles_y", "N", "stride", "D", "first", "n_halved"]
-)
+@triton.jit(do_not_specialize=["W", "H", "tiles_x", "tiles_y", "N", "stride", "D", "first"])
 def blend_bwd_kernel(
     records_ptr,  # [R, 16]
     features_ptr,  # [R, stride], [C, N, stride] or [N, stride]
@@ -128,7 +119,6 @@ def blend_bwd_kernel(
     stride,
     D,
     first,
-    n_halved,  # of program_tile
     COLUMN: tl.constexpr,  # of v_rows where the gradients of the features begin
     CHANNELS: tl.constexpr,
     SHARED: tl.constexpr,
@@ -139,22 +129,82 @@ def blend_bwd_kernel(
     DETERMINISTIC: tl.constexpr,
     PRODUCT: tl.constexpr,
     SPLIT: tl.constexpr,
-    PARTS: tl.constexpr,  # of a tile, one after the other: fewer registers
 ):
-    tile, parts = program_tile(tile_order_ptr, n_halved)
+    tile = tl.load(tile_order_ptr + tl.program_id(0))
+    camera, xi, yi, inside, pixel = tile_pixels(tile, W, H, tiles_x, tiles_y)
     i = tl.load(offsets_ptr + tile)
     hi = tl.load(offsets_ptr + tile + 1)
-    where = tile, W, H, tiles_x, tiles_y
-    images = v_colors_ptr, colors_ptr, v_alphas_ptr, alphas_ptr
-    operands, runs, remainders, top, scale = begin(
-        where, images, D, first, CHANNELS, ALPHA_GRADIENT, ABSGRAD_ONLY, PRODUCT, PARTS
-    )
+
+    g0, remainder = _load_gradient(v_colors_ptr, colors_ptr, pixel, inside, D, first, 0)
+    g1 = tl.zeros([PIXELS], tl.float32)
+    g2 = g1
+    g3 = g1
+    largest = tl.abs(g0)
+    if ABSGRAD_ONLY:
+        for channel in range(1, D):
+            gc, r = _load_gradient(v_colors_ptr, colors_ptr, pixel, inside, D, channel, 0)
+            remainder += r
+            largest = tl.maximum(largest, tl.abs(gc))
+    if CHANNELS > 1:
+        g1, r = _load_gradient(v_colors_ptr, colors_ptr, pixel, inside, D, first, 1)
+        remainder += r
+    if CHANNELS > 2:
+        g2, r = _load_gradient(v_colors_ptr, colors_ptr, pixel, inside, D, first, 2)
+        remainder += r
+    if CHANNELS > 3:
+        g3, r = _load_gradient(v_colors_ptr, colors_ptr, pixel, inside, D, first, 3)
+        remainder += r
+    largest = tl.maximum(tl.maximum(largest, tl.abs(g1)), tl.maximum(tl.abs(g2), tl.abs(g3)))
+    if ALPHA_GRADIENT:
+        ga = tl.load(v_alphas_ptr + pixel, mask=inside, other=0.0)
+        remainder += ga * (tl.load(alphas_ptr + pixel, mask=inside, other=0.0) - 1.0)
+        largest = tl.maximum(largest, tl.abs(ga))
+    top = tl.max(largest, 0)
+    scale = _reciprocal_power_of_two(top)
+    # |h| <= T <|v_color|, difference of colours>, each |v_color| < 2: with this unit h overflows
+    # fp16 where three colours differ by more than 1300.
     unscale = rcp(scale) * UNIT
-    centre_x, centre_y = tile_centre(tile, tiles_x, tiles_y)
+    remainder *= scale * (ALPHA_MAX / UNIT)
+    g0 *= scale
+    g1 *= scale
+    g2 *= scale
+    g3 *= scale
+
+    # columns 0..5: basis of the moments
+    k = tl.arange(0, 8)[None, :]
+    bx = ((tl.arange(0, PIXELS) % TILE).to(tl.float32) - (TILE / 2 - 0.5))[:, None]
+    by = ((tl.arange(0, PIXELS) // TILE).to(tl.float32) - (TILE / 2 - 0.5))[:, None]
+    basis = tl.where(k == 0, 1.0, tl.where(k == 1, bx, tl.where(k == 2, by, 0.0)))
+    basis = tl.where(k == 3, bx * bx, tl.where(k == 4, bx * by, tl.where(k == 5, by * by, basis)))
+    basis = basis.to(tl.float16)
+    # columns 0..3 and 4..7: high and low half of v_color
+    c = k % 4
+    g = tl.where(c == 0, g0[:, None], tl.where(c == 1, g1[:, None], 0.0))
+    g = tl.where(c == 2, g2[:, None], tl.where(c == 3, g3[:, None], g))
+    g_high = g.to(tl.float16)
+    g_both = tl.where(k < 4, g_high, (g - g_high.to(tl.float32)).to(tl.float16))
+    # alphas come in units of ALPHA_MAX, so what they are multiplied by takes that in
+    g0 *= ALPHA_MAX
+    g1 *= ALPHA_MAX
+    g2 *= ALPHA_MAX
+    g3 *= ALPHA_MAX
+    # against the halves of a record: high half of v_color, then its low half
+    k = tl.arange(0, 16)[None, :]
+    c = (k % 8) // 2
+    gs = tl.where(c == 1, g0[:, None], tl.where(c == 2, g1[:, None], 0.0))
+    gs = tl.where(c == 3, g2[:, None], gs)
+    gs_high = gs.to(tl.float16)
+    g_split = tl.where(k < 8, gs_high, (gs - gs_high.to(tl.float32)).to(tl.float16))
+
+    centre_x, centre_y, x, y = tile_axes(tile, tiles_x, tiles_y)
+    if not PRODUCT:
+        g0 = per_quad(g0)
+        g1 = per_quad(g1)
+        g2 = per_quad(g2)
+        g3 = per_quad(g3)
+    remainder = per_quad(remainder)
+    run = per_quad(tl.where(inside, 1.0 / UNIT, 0.0))
     alive = tl.where(top > 0.0, 1.0 / UNIT, 0.0)
-    lives = ()  # the largest transmittance of each part
-    for part in tl.static_range(PARTS):
-        lives = lives + (tl.where(has_part(parts, part), alive, 0.0),)
     ids = load_ids(flatten_ids_ptr, i, hi)
     ahead = load_chunk(records_ptr, ids, i, hi, False)
     ids = load_ids(flatten_ids_ptr, i + CHUNK, hi)
@@ -163,82 +213,59 @@ def blend_bwd_kernel(
         ahead = load_chunk(records_ptr, ids, i + CHUNK, hi, False)
         ids = load_ids(flatten_ids_ptr, i + 2 * CHUNK, hi)
         if PRODUCT:
-            halves = load_halves(records_ptr, rows)
+            u = block_to_quads(tl.dot(g_split, load_halves(records_ptr, rows)))
         else:
             at = feature_rows(gaussian_ids_ptr, rows, there, N, SHARED)
-        polynomials = chunk_polynomials(mx, my, A, B, C, lo, m, centre_x, centre_y)
-        sums = tl.zeros([CHUNK, 8], tl.float32)
-        v_both = tl.zeros([CHUNK, 8], tl.float32)
+            zero = tl.zeros([TILE, TILE, 4], tl.float32)
+            u = (zero, zero, zero, zero)
+            u = _add_outer(u, g0, feature(features_ptr, at, there, stride, D, 0, first))
+            if CHANNELS > 1:
+                u = _add_outer(u, g1, feature(features_ptr, at, there, stride, D, 1, first))
+            if CHANNELS > 2:
+                u = _add_outer(u, g2, feature(features_ptr, at, there, stride, D, 2, first))
+            if CHANNELS > 3:
+                u = _add_outer(u, g3, feature(features_ptr, at, there, stride, D, 3, first))
+            if ABSGRAD_ONLY:
+                for channel in range(1, D):
+                    gc, _ = _load_gradient(v_colors_ptr, colors_ptr, pixel, inside, D, channel, 0)
+                    f = feature(features_ptr, at, there, stride, D, 0, channel)
+                    u = _add_outer(u, per_quad(gc * (scale * ALPHA_MAX)), f)
+        a, rest = chunk_alphas(mx, my, A, B, C, lo, m, centre_x, centre_y, x, y)
+        w, after, run, go = transmittances(rest, run, T_MIN / UNIT)
+        v = w[0] * u[0] + w[1] * u[1]
+        v += w[2] * u[2]
+        v += w[3] * u[3]
+        before, total = sums_before(v)
+        # v_e (1 - e) = T_{i+1} u - R, R the remainder behind this Gaussian
+        s0 = (before - remainder) + w[0] * u[0]
+        s1 = s0 + w[1] * u[1]
+        s2 = s1 + w[2] * u[2]
+        s3 = s2 + w[3] * u[3]
+        remainder -= total
+        h0 = a[0] * rcp(rest[0]) * go[0] * (after[0] * u[0] + s0)
+        h1 = a[1] * rcp(rest[1]) * go[1] * (after[1] * u[1] + s1)
+        h2 = a[2] * rcp(rest[2]) * go[2] * (after[2] * u[2] + s2)
+        h3 = a[3] * rcp(rest[3]) * go[3] * (after[3] * u[3] + s3)
+        alive = block_max(run)
+
+        h = quads_to_block((h0, h1, h2, h3))
+        w = quads_to_block(w)
+        h_high = h.to(tl.float16)
+        w_high = w.to(tl.float16)
+        sums = tl.dot(tl.trans(h_high), basis)
+        v_both = tl.dot(tl.trans(w_high), g_both)
+        if SPLIT:
+            sums = tl.dot(tl.trans((h - h_high.to(tl.float32)).to(tl.float16)), basis, sums)
+            v_both = tl.dot(tl.trans((w - w_high.to(tl.float32)).to(tl.float16)), g_both, v_both)
         clipped = tl.zeros([CHUNK], tl.float32)
-        ax = clipped
-        ay = clipped
-        alive = 0.0
-        runs_behind = ()
-        remainders_behind = ()
-        lives_behind = ()
-        for part in tl.static_range(PARTS):
-            basis, g_both, g_split, g, inside, pixel = operands[part]
-            run = runs[part]
-            remainder = remainders[part]
-            life = lives[part]
-            if life >= T_MIN / UNIT:
-                x, y = part_axes(part, PARTS)
-                if PRODUCT:
-                    u = block_to_quads(tl.dot(g_split, halves))
-                else:
-                    zero = tl.zeros([TILE // PARTS, TILE, 4], tl.float32)
-                    u = (zero, zero, zero, zero)
-                    for k in tl.static_range(CHANNELS):
-                        f = feature(features_ptr, at, there, stride, D, k, first)
-                        u = _add_outer(u, g[k], f)
-                    if ABSGRAD_ONLY:
-                        for channel in range(1, D):
-                            gc, _ = load_gradient(
-                                v_colors_ptr, colors_ptr, pixel, inside, D, channel, 0
-                            )
-                            f = feature(features_ptr, at, there, stride, D, 0, channel)
-                            u = _add_outer(u, per_quad(gc * (scale * ALPHA_MAX)), f)
-                a, rest = alphas_at(polynomials, x, y)
-                h, w, run, remainder = _pairs(a, rest, u, run, remainder)
-                life = block_max(run)
-                if MASK_GRADIENT and SPLIT:
-                    if tl.max(lo, 0) > LOG2_ALPHA_MAX:
-                        # the mask sees the clamped alpha
-                        c0 = _clipped(h[0], a[0])
-                        c1 = _clipped(h[1], a[1])
-                        c2 = _clipped(h[2], a[2])
-                        c3 = _clipped(h[3], a[3])
-                        clipped += columns((c0, c1, c2, c3))
-                if ABSGRAD:
-                    dx = quads(mx - centre_x)
-                    dy = quads(my - centre_y)
-                    A4 = quads(m * A)
-                    B4 = quads(m * B)
-                    C4 = quads(m * C)
-                    x0, y0 = _absolute(h[0], x - dx[0], y - dy[0], A4[0], B4[0], C4[0])
-                    x1, y1 = _absolute(h[1], x - dx[1], y - dy[1], A4[1], B4[1], C4[1])
-                    x2, y2 = _absolute(h[2], x - dx[2], y - dy[2], A4[2], B4[2], C4[2])
-                    x3, y3 = _absolute(h[3], x - dx[3], y - dy[3], A4[3], B4[3], C4[3])
-                    ax += columns((x0, x1, x2, x3))
-                    ay += columns((y0, y1, y2, y3))
-                h = quads_to_block(h)
-                w = quads_to_block(w)
-                h_high = h.to(tl.float16)
-                w_high = w.to(tl.float16)
-                sums = tl.dot(tl.trans(h_high), basis, sums)
-                v_both = tl.dot(tl.trans(w_high), g_both, v_both)
-                if SPLIT:
-                    h_low = (h - h_high.to(tl.float32)).to(tl.float16)
-                    w_low = (w - w_high.to(tl.float32)).to(tl.float16)
-                    sums = tl.dot(tl.trans(h_low), basis, sums)
-                    v_both = tl.dot(tl.trans(w_low), g_both, v_both)
-            runs_behind = runs_behind + (run,)
-            remainders_behind = remainders_behind + (remainder,)
-            lives_behind = lives_behind + (life,)
-            alive = tl.maximum(alive, life)
-        runs = runs_behind
-        remainders = remainders_behind
-        lives = lives_behind
+        if MASK_GRADIENT and SPLIT:
+            if tl.max(lo, 0) > LOG2_ALPHA_MAX:
+                # the mask sees the clamped alpha
+                c0 = _clipped(h0, a[0])
+                c1 = _clipped(h1, a[1])
+                c2 = _clipped(h2, a[2])
+                c3 = _clipped(h3, a[3])
+                clipped = columns((c0, c1, c2, c3))
         v_high, v_low = tl.split(tl.permute(tl.reshape(v_both, [CHUNK, 2, 4]), [0, 2, 1]))
         v_features = (v_high + v_low) * unscale
         s0, s1, s2, s3, s4, s5, _, _ = split8(sums * unscale)
@@ -283,8 +310,17 @@ def blend_bwd_kernel(
                 sem="relaxed",
             )
         if ABSGRAD:
-            ax *= unscale
-            ay *= unscale
+            dx = quads(mx - centre_x)
+            dy = quads(my - centre_y)
+            A4 = quads(m * A)
+            B4 = quads(m * B)
+            C4 = quads(m * C)
+            x0, y0 = _absolute(h0, x - dx[0], y - dy[0], A4[0], B4[0], C4[0])
+            x1, y1 = _absolute(h1, x - dx[1], y - dy[1], A4[1], B4[1], C4[1])
+            x2, y2 = _absolute(h2, x - dx[2], y - dy[2], A4[2], B4[2], C4[2])
+            x3, y3 = _absolute(h3, x - dx[3], y - dy[3], A4[3], B4[3], C4[3])
+            ax = columns((x0, x1, x2, x3)) * unscale
+            ay = columns((y0, y1, y2, y3)) * unscale
             if DETERMINISTIC:
                 slot = tl.load(slots_ptr + i + column_order(), mask=there, other=0).to(tl.int64)
                 out = v_rows_ptr + slot * RECORD_SIZE + ABSGRAD_COLUMN

@@ -9,8 +9,8 @@ therefore kept as four blocks [8 y, 8 x, 4 q], the "quads" of the names below: b
 lanes, and matrix products take and give such blocks without moving them.
 
 Blending is bound by how many instructions it starts and by the latency of the few warps that
-registers leave room for, on long lists most of all. On sm_90 a pair takes 21 instructions forward
-and 34 backward. Alphas and stops are selected by multiply-adds that clamp to [0, 1]: a GPU starts
+registers leave room for, on long lists most of all. On sm_90 a pair takes 20 instructions forward
+and 32 backward. Alphas and stops are selected by multiply-adds that clamp to [0, 1]: a GPU starts
 twice as many of these as of comparisons and selections. Records are loaded a chunk ahead and lie
 one per lane until their coefficients are known.
 """
@@ -23,7 +23,7 @@ import triton.language as tl
 from .. import constants
 from ..device.intrinsics import ex2, mul_rounded, mul_sat, step
 from ..device.transpose import join4, split4
-from ..projection.record import COLOR, CONIC, HALVES, MEAN, RECORD_SIZE
+from ..projection.record import COLOR, CONIC, HALVES, MASK, MEAN, RECORD_SIZE
 
 TILE = tl.constexpr(constants.TILE_SIZE)
 PIXELS = tl.constexpr(constants.TILE_SIZE * constants.TILE_SIZE)
@@ -36,37 +36,12 @@ LOG2E = tl.constexpr(1.4426950408889634)
 
 
 @triton.jit
-def program_tile(tile_order_ptr, n_halved):
-    """The tile of a program, and which part of it is the program's, -1 for all.
-
-    Of the first n_halved tiles of the order, which have the longest lists, two programs take a
-    part each, so that not all wait for a few.
-    """
-    pid = tl.program_id(0)
-    halved = pid < 2 * n_halved
-    tile = tl.load(tile_order_ptr + tl.where(halved, pid // 2, pid - n_halved))
-    return tile, tl.where(halved, pid % 2, -1)
-
-
-@triton.jit
-def has_part(parts, PART: tl.constexpr):
-    """Whether a part is among those of `program_tile`."""
-    return (parts < 0) | (parts == PART)
-
-
-@triton.jit
 def tile_pixels(tile, W, H, tiles_x, tiles_y):
     """Camera, pixel coordinates and validity of a tile's 64 pixels."""
-    return part_pixels(tile, W, H, tiles_x, tiles_y, 0, 1)
-
-
-@triton.jit
-def part_pixels(tile, W, H, tiles_x, tiles_y, PART: tl.constexpr, PARTS: tl.constexpr):
-    """The same of one of PARTS of a tile's rows."""
     per_camera = tiles_x * tiles_y
     camera = tile // per_camera
     t = tile - camera * per_camera
-    p = tl.arange(0, PIXELS // PARTS) + PART * (PIXELS // PARTS)
+    p = tl.arange(0, PIXELS)
     x = (t % tiles_x) * TILE + p % TILE
     y = (t // tiles_x) * TILE + p // TILE
     inside = (x < W) & (y < H)
@@ -77,40 +52,23 @@ def part_pixels(tile, W, H, tiles_x, tiles_y, PART: tl.constexpr, PARTS: tl.cons
 @triton.jit
 def tile_axes(tile, tiles_x, tiles_y):
     """The centre of a tile, and its pixels as seen from there, x [1, 8, 1] and y [8, 1, 1]."""
-    centre_x, centre_y = tile_centre(tile, tiles_x, tiles_y)
-    x, y = part_axes(0, 1)
-    return centre_x, centre_y, x, y
-
-
-@triton.jit
-def tile_centre(tile, tiles_x, tiles_y):
-    """In pixels."""
     t = tile % (tiles_x * tiles_y)
     centre_x = ((t % tiles_x) * TILE).to(tl.float32) + TILE / 2
     centre_y = ((t // tiles_x) * TILE).to(tl.float32) + TILE / 2
-    return centre_x, centre_y
-
-
-@triton.jit
-def part_axes(PART: tl.constexpr, PARTS: tl.constexpr):
-    """Pixels of a part as seen from the tile's centre, x [1, 8, 1] and y [8 / PARTS, 1, 1]."""
-    x = tl.arange(0, TILE).to(tl.float32) - (TILE / 2 - 0.5)
-    rows: tl.constexpr = TILE // PARTS
-    y = (tl.arange(0, rows) + PART * rows).to(tl.float32) - (TILE / 2 - 0.5)
-    return x[None, :, None], y[:, None, None]
+    offsets = tl.arange(0, TILE).to(tl.float32) - (TILE / 2 - 0.5)
+    return centre_x, centre_y, offsets[None, :, None], offsets[:, None, None]
 
 
 @triton.jit
 def per_quad(v):
     """A value per pixel [64] for each of the four lanes that share it: [8, 8, 4]."""
-    rows: tl.constexpr = v.shape[0] // TILE
-    return tl.reshape(v, [rows, TILE])[:, :, None] + tl.zeros([rows, TILE, 4], v.dtype)
+    return tl.reshape(v, [TILE, TILE])[:, :, None] + tl.zeros([TILE, TILE, 4], v.dtype)
 
 
 @triton.jit
 def block_max(v):
     """The largest of all v [8, 8, 4] >= 0, by one instruction for integers."""
-    bits = tl.reshape(v, [v.shape[0] * TILE * 4]).to(tl.int32, bitcast=True)
+    bits = tl.reshape(v, [PIXELS * 4]).to(tl.int32, bitcast=True)
     return tl.max(bits, 0).to(tl.float32, bitcast=True)
 
 
@@ -159,7 +117,7 @@ def columns(v):
 @triton.jit
 def block_to_quads(m):
     """A [64, 16] block as four [8, 8, 4]; nothing moves between lanes."""
-    m = tl.permute(tl.reshape(m, [m.shape[0] // TILE, TILE, 2, 4, 2]), [0, 1, 3, 2, 4])
+    m = tl.permute(tl.reshape(m, [TILE, TILE, 2, 4, 2]), [0, 1, 3, 2, 4])
     even, odd = tl.split(m)
     a, c = tl.split(even)
     b, d = tl.split(odd)
@@ -170,13 +128,13 @@ def block_to_quads(m):
 def quads_to_block(v):
     """The inverse of block_to_quads."""
     m = tl.join(tl.join(v[0], v[1]), tl.join(v[2], v[3]))
-    return tl.reshape(tl.permute(m, [0, 1, 4, 2, 3]), [v[0].shape[0] * TILE, CHUNK])
+    return tl.reshape(tl.permute(m, [0, 1, 4, 2, 3]), [PIXELS, CHUNK])
 
 
 @triton.jit
 def products_before(p):
     """Of p [8, 8, 4] along the last axis: the product of what stands before, and of all four."""
-    q = tl.arange(0, 4)[None, None, :] + tl.zeros([p.shape[0], TILE, 1], tl.int32)
+    q = tl.arange(0, 4)[None, None, :] + tl.zeros([TILE, TILE, 1], tl.int32)
     other = tl.gather(p, q ^ 1, 2)
     before = tl.where(q % 2 == 1, other, 1.0)
     p *= other
@@ -187,12 +145,21 @@ def products_before(p):
 @triton.jit
 def sums_before(v):
     """The same of sums."""
-    q = tl.arange(0, 4)[None, None, :] + tl.zeros([v.shape[0], TILE, 1], tl.int32)
+    q = tl.arange(0, 4)[None, None, :] + tl.zeros([TILE, TILE, 1], tl.int32)
     other = tl.gather(v, q ^ 1, 2)
     before = tl.where(q % 2 == 1, other, 0.0)
     v += other
     other = tl.gather(v, q ^ 2, 2)
     return tl.where(q >= 2, before + other, before), v + other
+
+
+@triton.jit
+def load_pair(row_ptr, COLUMN: tl.constexpr, there):
+    """An even column of rows and the one behind it, by one load."""
+    v = tl.load(row_ptr.to(tl.pointer_type(tl.int64)) + COLUMN // 2, mask=there, other=0)
+    low = v.to(tl.int32).to(tl.float32, bitcast=True)
+    high = (v >> 32).to(tl.int32).to(tl.float32, bitcast=True)
+    return low, high
 
 
 @triton.jit
@@ -211,14 +178,15 @@ def load_chunk(records_ptr, ids, i, hi, COLORS: tl.constexpr):
     """
     there = i + column_order() < hi
     rows = ids.to(tl.int64)
-    # four columns at a time: every load asks the cache for as many lines as there are rows
-    at = records_ptr + rows[:, None] * RECORD_SIZE + tl.arange(0, 4)[None, :]
-    mask = there[:, None]
-    mx, my, A, B = split4(tl.load(at + MEAN, mask=mask, other=0.0))
-    C, lo, m, _ = split4(tl.load(at + (CONIC + 2), mask=mask, other=0.0))
+    row_ptr = records_ptr + rows * RECORD_SIZE
+    mx, my = load_pair(row_ptr, MEAN, there)
+    A, B = load_pair(row_ptr, CONIC, there)
+    C, lo = load_pair(row_ptr, CONIC + 2, there)
+    m = tl.load(row_ptr + MASK, mask=there, other=0.0)
     lo = tl.where(there, lo, -1.0e4)
     if COLORS:
-        red, green, blue, _ = split4(tl.load(at + COLOR, mask=mask, other=0.0))
+        red, green = load_pair(row_ptr, COLOR, there)
+        blue = tl.load(row_ptr + COLOR + 2, mask=there, other=0.0)
         return rows, there, mx, my, A, B, C, lo, m, (red, green, blue)
     else:
         return rows, there, mx, my, A, B, C, lo, m, (m, m, m)
@@ -243,9 +211,12 @@ def _alpha_and_rest(c, cx, cy, cxx, cxy, cyy, m, x, y):
 
 
 @triton.jit
-def chunk_polynomials(mx, my, A, B, C, lo, m, centre_x, centre_y):
-    """Of log2(o exp(-sigma) / ALPHA_MAX) about the tile's centre, six coefficients and m ALPHA_MAX
-    of each entry, as quads; all pixels of a tile share them.
+def chunk_alphas(mx, my, A, B, C, lo, m, centre_x, centre_y, x, y):
+    """o exp(-sigma) / ALPHA_MAX, 0 below ALPHA_MIN, and 1 - m alpha, both as quads.
+
+    log2(o exp(-sigma)) is taken as a polynomial about the tile's centre, so that all eight pixels
+    of a lane, which differ in y by constants, share its coefficients. In units of ALPHA_MAX alpha
+    is clamped at 1, which is free.
     """
     ox = mx - centre_x
     oy = my - centre_y
@@ -257,29 +228,11 @@ def chunk_polynomials(mx, my, A, B, C, lo, m, centre_x, centre_y):
     c = (lo - LOG2_ALPHA_MAX) - along * ox - across * oy
     c, cx, cy, cxx = quads_of_four(c, 2.0 * along + xy * oy, across + yy * oy, xx)
     cxy, cyy, m, _ = quads_of_four(xy, yy, m * ALPHA_MAX, m)
-    return c, cx, cy, cxx, cxy, cyy, m
-
-
-@triton.jit
-def alphas_at(polynomials, x, y):
-    """o exp(-sigma) / ALPHA_MAX, 0 below ALPHA_MIN, and 1 - m alpha, both as quads.
-
-    The pixels of a lane differ in y by constants, and share what goes by x. In units of ALPHA_MAX
-    alpha is clamped at 1, which is free.
-    """
-    c, cx, cy, cxx, cxy, cyy, m = polynomials
     a0, r0 = _alpha_and_rest(c[0], cx[0], cy[0], cxx[0], cxy[0], cyy[0], m[0], x, y)
     a1, r1 = _alpha_and_rest(c[1], cx[1], cy[1], cxx[1], cxy[1], cyy[1], m[1], x, y)
     a2, r2 = _alpha_and_rest(c[2], cx[2], cy[2], cxx[2], cxy[2], cyy[2], m[2], x, y)
     a3, r3 = _alpha_and_rest(c[3], cx[3], cy[3], cxx[3], cxy[3], cyy[3], m[3], x, y)
     return (a0, a1, a2, a3), (r0, r1, r2, r3)
-
-
-@triton.jit
-def chunk_alphas(mx, my, A, B, C, lo, m, centre_x, centre_y, x, y):
-    """`alphas_at` of a chunk."""
-    polynomials = chunk_polynomials(mx, my, A, B, C, lo, m, centre_x, centre_y)
-    return alphas_at(polynomials, x, y)
 
 
 @triton.jit

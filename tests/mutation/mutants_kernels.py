@@ -262,18 +262,6 @@ KERNELS = [
         "t = tl.load(steps_ptr + n, mask=inside, other=0) + 1",
         ("test_row_rates.py",),
     ),
-    Mutant(
-        "both programs of a tile blend all of it",
-        "return (parts < 0) | (parts == PART)",
-        "return (parts < 0) | (parts >= 0)",
-        ("test_blending.py::test_tiles_in_parts",),
-    ),
-    Mutant(
-        "halves of a tile lie on each other",
-        "y = (tl.arange(0, rows) + PART * rows).to(tl.float32)",
-        "y = tl.arange(0, rows).to(tl.float32)",
-        ("test_blending.py::test_tiles_in_parts",),
-    ),
     # Inria's classes
     Mutant(
         "channels are reversed",

@@ -6,7 +6,6 @@ import pytest
 import torch
 from torch import Tensor
 
-import kernels.blending
 from kernels import Records, RenderSettings, TileLists, bin_tiles, blend
 from kernels.blending import (
     BlendSettings,
@@ -215,36 +214,6 @@ def test_blend(case, N, width, height, C, assert_close):
     if settings.has_depth:
         depths = record_depths(got_v) + got_v[..., DEPTH_FEATURE.value]
         assert_close("v_depths", depths, record_depths(want_v), limit)
-
-
-@pytest.mark.parametrize("exact", [False, True])
-def test_tiles_in_parts(exact: bool, monkeypatch: pytest.MonkeyPatch, assert_close: Any) -> None:
-    """Halves of tiles one after the other, or by two programs, of which one is done early."""
-    scene = make_scene(90, 17, 16)
-    records = scene.records
-    records[..., MASK.value] = 1.0
-    # the nearer ones fill the upper half of the first row of tiles
-    near = (record_depths(records) < 50.0)[..., None]
-    shape = records.new_tensor([0.2, 0.0, 2.0, 0.0]).expand(1, 90, 4)  # opacity 1
-    upper = torch.cat([records[..., 1:2] % 4.0, shape], -1)
-    records[..., 1:6] = torch.where(near, upper, records[..., 1:6])
-
-    def run(parts: int, n_halved: int) -> tuple[Tensor, Tensor, Tensor]:
-        monkeypatch.setattr(kernels.blending, "PARTS", parts)
-        monkeypatch.setattr(kernels.blending, "HALVED", n_halved)
-        values = records.clone().requires_grad_()
-        received = scene.received(values)
-        colors, alphas = blend(received, bin_tiles(received), RenderSettings(17, 16, exact=exact))
-        (colors * torch.linspace(-1.0, 1.0, 17, device=DEVICE)[:, None]).sum().backward()
-        return colors, alphas, grad_of(values)
-
-    want = run(1, 0)
-    assert (want[1][0, :4, :8] > 0.999).all() and (want[1][0, 4:8, :8] < 0.999).any()
-    for halved in (0, 3):
-        got = run(2, halved)
-        for k, name in enumerate(("colors", "alphas")):  # a GPU may fuse other operations
-            assert_close(name, got[k], want[k], 1e-6)
-        assert_close("v_records", got[2], want[2], 1e-6 if exact else 1e-4)
 
 
 @pytest.mark.parametrize("place", ["shared", "camera", "row"])
