@@ -3,13 +3,16 @@
 python -m bench.bench_adam [--json FILE] [--peak TB/s]   a table, results checked
 pytest bench/bench_adam.py    its smaller rows through pytest-benchmark
 
+"seen" is a step of some rows alone: all, or three in ten, which lie in runs of 1,000 as in a model
+that is ordered along a curve, or at random; a rate is that of all rows' bytes.
+
 A Gaussian has 61 parameters (SH of degree 3, mask logits), and each moves 28 bytes: value and both
 moments are read and written, the gradient is read. The peak is that of an H200 unless told.
 """
 
 import argparse
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,9 +39,26 @@ def leaves(n: int) -> list[Tensor]:
     return params
 
 
+SHARE, RUN = 0.3, 1000  # of rows that are seen
+SEEN = ("all rows", "runs of rows", "single rows")
+
+
+def row_rates(design: str, n: int) -> Tensor:
+    """What `FusedAdam.rows` has in steps of the rows that a design sees. [N, 2]"""
+    g = torch.Generator().manual_seed(n)
+    run = RUN if "runs" in design else 1
+    seen = torch.rand(-(-n // run), generator=g) < (1.0 if "all" in design else SHARE)
+    return seen.repeat_interleave(run)[:n, None].float().expand(n, 2).contiguous().cuda()
+
+
 def build(design: str, params: list[Tensor]) -> torch.optim.Adam:
     if design.startswith("kernel"):
-        return FusedAdam(params, lr=1e-3, betas=BETAS, eps=EPS)
+        optimizer = FusedAdam(params, lr=1e-3, betas=BETAS, eps=EPS)
+        if design.endswith(SEEN):
+            optimizer.rows = row_rates(design, len(params[0]))
+            for group in optimizer.param_groups:
+                group["by_row"] = True
+        return optimizer
     return torch.optim.Adam(params, lr=1e-3, betas=BETAS, eps=EPS, **{design.split()[-1]: True})
 
 
@@ -64,6 +84,7 @@ def step_of(design: str, params: list[Tensor]) -> Callable[[], Any]:
 
 
 DESIGNS = ("torch foreach", "torch fused", "kernel", "kernel, graph")
+DESIGNS += tuple(f"kernel, graph, seen {rows}" for rows in SEEN)
 
 
 def milliseconds(f: Callable[[], object]) -> float:
@@ -92,18 +113,18 @@ def is_right(n: int = 10_000, steps: int = 3) -> bool:
     return all(torch.equal(x, y) for x, y in zip(got, want, strict=True))
 
 
-def table(peak: float) -> list[dict[str, Any]]:
+def table(peak: float, sizes: Sequence[int], designs: Sequence[str]) -> list[dict[str, Any]]:
     """Print the table and return its rows."""
     results: list[dict[str, Any]] = []
     print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}, triton {triton.__version__}")
     print(f"kernel equals torch foreach bit for bit: {is_right()}")
-    print(f"{'design':24} {'n':>9} {'ms':>9} {'GB/s':>7} {'of peak':>8}")
-    for n in SIZES:
-        for design in DESIGNS:
+    print(f"{'design':34} {'n':>9} {'ms':>9} {'GB/s':>7} {'of peak':>8}")
+    for n in sizes:
+        for design in designs:
             params = leaves(n)
             ms = milliseconds(step_of(design, params))
             rate = n * BYTES / ms * 1e-6
-            print(f"{design:24} {n:9} {ms:9.4f} {rate:7.0f} {rate / peak / 10:7.1f}%", flush=True)
+            print(f"{design:34} {n:9} {ms:9.4f} {rate:7.0f} {rate / peak / 10:7.1f}%", flush=True)
             results.append({"design": design, "n": n, "ms": ms, "gb_per_s": rate})
             del params
             torch.cuda.empty_cache()
@@ -121,9 +142,11 @@ def test_adam(timed: Callable[..., Any], n: int, design: str) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--json", type=Path, help="also write the rows to this file")
+    parser.add_argument("--sizes", type=int, nargs="+", default=SIZES, help="numbers of Gaussians")
+    parser.add_argument("--designs", nargs="+", default=DESIGNS)
     parser.add_argument("--peak", type=float, default=PEAK, help="memory bandwidth in TB/s")
     arguments = parser.parse_args()
-    results = table(arguments.peak)
+    results = table(arguments.peak, arguments.sizes, arguments.designs)
     if arguments.json is not None:
         arguments.json.write_text(json.dumps(results, indent=1))
 

@@ -1,7 +1,7 @@
 """Where the milliseconds of a training iteration go, beside an estimate of the limit.
 
     python -m bench.train_step [--workloads garden-x1 garden-3x3 garden-7x7] [--batch 8]
-        [--out FOLDER]
+        [--adam_rows seen] [--out FOLDER]
 
 Iterations are those of gs.training.trainer (bench/training.py says which). FOLDER gets
 train_step.json, .md and .png. Three figures per workload:
@@ -76,7 +76,7 @@ STAGES = {
     "loss": r"ssim|photometric|_loss|_light_|_depth_|conv_|convolve|depthwise",
     "blend backward": r"blend_bwd_kernel|sum_rows_kernel",
     "projection backward": r"project_bwd_kernel|_spread_kernel",
-    "optimizer": r"[Aa]dam|_poses_kernel",
+    "optimizer": r"[Aa]dam|_poses_kernel|_row_rates_kernel",
     "statistics": r"_gradient_norms_kernel|_contributions_kernel|_sampled_in_any_kernel"
     r"|_langevin_kernel|_regularizer_",
     "copies, fills": r"^Mem(cpy|set)|FillFunctor|[Cc]opy|_zero_kernel",
@@ -211,6 +211,7 @@ def measure(name: str, machine: Machine | None, arguments: argparse.Namespace) -
             graphs=not arguments.no_graph,
             densifying=arguments.densifying,
             batch=arguments.batch,
+            adam_rows=arguments.adam_rows,
         )
         steps, n_images = arguments.steps, arguments.steps * arguments.batch
         try:
@@ -330,6 +331,7 @@ def main(args: Sequence[str] | None = None) -> None:
     parser.add_argument("--device", default="auto")
     parser.add_argument("--steps", type=int, default=STEPS, help="iterations per span")
     parser.add_argument("--batch", type=int, default=1, help="images per iteration")
+    parser.add_argument("--adam_rows", choices=("all", "seen"), default="all", help="who steps")
     parser.add_argument("--no_graph", action="store_true", help="launch kernels one by one")
     parser.add_argument(
         "--densifying", action="store_true", help="iterations that densify, not later ones"
@@ -338,6 +340,7 @@ def main(args: Sequence[str] | None = None) -> None:
     device = resolve_device(arguments.device)
     command = "python -m bench.train_step"
     command += f" --batch {arguments.batch}" if arguments.batch > 1 else ""
+    command += f" --adam_rows {arguments.adam_rows}" if arguments.adam_rows != "all" else ""
     about = about_machine(device, command)
     machine = None
     if device.type == "cuda":

@@ -109,9 +109,7 @@ class Bounds(NamedTuple):
             counts: Of rows and entries.
             missing: What the model had no room for.
         """
-        self.buffer.report(counts, missing)
-        fits_not = (counts > self.limits).any().view(1)
-        return (fits_not if missing is None else fits_not | (missing > 0)).int()
+        return self.buffer.report(counts, self.limits, missing)
 
 
 class StepGraphs:

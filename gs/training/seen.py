@@ -18,6 +18,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from kernels import count_row_steps
+
 from ..model.model import Model
 from ..schedule import multiple_in
 from .observer import Observer, Run
@@ -49,15 +51,11 @@ def mark_rows(gaussians: Model, optimizer: FusedAdam | RowAdam, context: StepCon
     optimizer.rows = None
     if all(parameter.grad is None for parameter in gaussians.params.values()):
         return
-    counts = gaussians.rows[STEPS]
-    seen = rows_seen(context)
-    if context.skip is not None:
-        seen = seen & (context.skip == 0)
-    counts += seen
-    beta1, beta2 = optimizer.param_groups[0]["betas"]
-    t = counts.double()
-    rates = torch.stack([1.0 / (1.0 - beta1**t), (1.0 - beta2**t).sqrt()], -1)
-    optimizer.rows = torch.where(seen[:, None], rates, 0.0).float()
+    observations = context.observations.view(-1, context.gaussians.parts)
+    betas = optimizer.param_groups[0]["betas"]
+    optimizer.rows = count_row_steps(
+        gaussians.rows[STEPS], observations, betas=betas, skip=context.skip
+    )
 
 
 def rows_seen(context: StepContext[M]) -> Tensor:  # [N] bool

@@ -108,7 +108,7 @@ class ShardedStepper(Stepper[M]):
             if not self._read(report):
                 context.skip = None
                 losses, n_images = self._recorded
-                self.tracker.record(losses, n_images=n_images)
+                self.tracker.record(losses[:1], losses[1:], n_images=n_images)
                 return context
             self.optimizer.zero_grad(set_to_none=True)
 
@@ -150,7 +150,7 @@ class ShardedStepper(Stepper[M]):
         report, self._report = self._report, None
         assert report is not None
         losses, n_images = self._recorded
-        self.tracker.record(losses, context.skip, n_images)
+        self.tracker.record(losses[:1], losses[1:], context.skip, n_images)
         self.update(step, context, rates)
         self._pending = _Pending(step, indices, rates, report, None)
         return True
@@ -243,7 +243,7 @@ class ShardedStepper(Stepper[M]):
             made, captured.made = captured.made, None
             assert made is not None
             context, losses = self._finish(step, indices, layout, buffers, made, inputs)
-            self.tracker.record(losses, context.skip, len(indices))
+            self.tracker.record(losses[:1], losses[1:], context.skip, len(indices))
             captured.context = context
 
         def update() -> None:

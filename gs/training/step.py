@@ -243,7 +243,7 @@ class Stepper(Generic[M]):
         terms += [x for x in own if x is not None]
         loss = total(values[0], v_images, images, *terms)
         loss.backward()
-        self.tracker.record(torch.cat([loss.detach().view(1), values[3:]]), skip, n_images)
+        self.tracker.record(loss.detach().view(1), values[3:], skip, n_images)
         return context
 
     def _compare(

@@ -23,7 +23,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from kernels import LensKind, lenses
+from kernels import LensKind, lenses, report_step
 
 from ..model.view import VIEW_WORDS, View, unpack_view
 
@@ -31,7 +31,6 @@ PATIENCE = 10.0  # seconds until a silent GPU is asked for errors
 
 ALIGNED = 4  # words
 BACKGROUND, SERIAL, MEANS_LR, INTEGERS = (ALIGNED * k for k in range(4))  # after the views
-ZERO = BACKGROUND + 3  # between two pieces
 SEED = "step_seed"  # the first of the integers
 
 
@@ -157,13 +156,19 @@ class InputBuffer:
         floats[self._rates :] = rates.numpy().ravel()
         self._buffer.copy_(self._staging, non_blocking=True)
 
-    def report(self, counts: Tensor, missing: Tensor | None = None) -> None:  # [2], [1] int32
-        """Record into the graph that `counts`, and what is missing, go to the host."""
-        words, place = self._buffer.view(torch.int32), self._head + SERIAL
-        serial = words[place : place + 1]
-        if missing is None:
-            missing = words[self._head + ZERO : self._head + ZERO + 1]
-        self._report.copy_(torch.cat([counts, missing, serial]), non_blocking=True)
+    def report(
+        self, counts: Tensor, limits: Tensor, missing: Tensor | None = None
+    ) -> Tensor:  # [2] and [1] int32 -> [1] int32
+        """Record into the graph that `counts`, and what is missing, go to the host.
+
+        Returns:
+            1 where counts are above limits or something is missing.
+        """
+        place = self._head + SERIAL
+        serial = self._buffer.view(torch.int32)[place : place + 1]
+        report, skip = report_step(counts, limits, serial, missing=missing)
+        self._report.copy_(report, non_blocking=True)
+        return skip
 
     def wait(self) -> tuple[int, int, int]:
         """The counts of the last step, and what was missing: waits until its report is there."""

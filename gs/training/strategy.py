@@ -36,6 +36,8 @@ import torch
 from torch import Tensor
 from typing_extensions import TypeVar
 
+from kernels import count_views
+
 from ..model.gaussians import Gaussians
 from ..model.model import Model
 from .optimizer import learning_rate
@@ -121,10 +123,10 @@ class StepContext(Generic[M]):
         first, *others = (self._seen_in(out) for out in self.renderings)
         for counts in others:
             first = first + counts
-        return first.float()
+        return first
 
-    def _seen_in(self, out: RenderOutput) -> Tensor:  # [N * parts] int64
-        counts = (out.info["radii"] > 0).all(-1).sum(0)
+    def _seen_in(self, out: RenderOutput) -> Tensor:  # [N * parts] float32
+        counts = count_views(out.info["radii"])
         return counts if out.splats is None else out.splats.scatter(counts, len(self.gaussians))
 
     @cached_property

@@ -16,6 +16,8 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from kernels import add_losses
+
 from ..errors import SplatrimError
 from ..files import write_json
 from ..logs import LogFile
@@ -84,18 +86,20 @@ class Tracker:
         self._started += seconds
         self._last_log += seconds
 
-    def record(self, losses: Tensor, skip: Tensor | None = None, n_images: int = 1) -> None:
+    def record(
+        self, loss: Tensor, others: Tensor, skip: Tensor | None = None, n_images: int = 1
+    ) -> None:
         """Add a step's loss, L1 and mean squared error. A CUDA graph can capture it.
 
         Args:
-            losses: Sums over its images, on the training device. [3]
+            loss: Sum over its images, float32, on the training device. [1]
+            others: Sums of the two others. [2]
             skip: The step does not count where this is not 0. [1] int32
             n_images: How many images it had.
         """
-        row = torch.cat([losses, torch.full_like(losses[:1], n_images)])
         if self._sums is None:
-            self._sums = torch.zeros_like(row)
-        self._sums += row if skip is None else torch.where(skip == 0, row, 0.0)
+            self._sums = loss.new_zeros(4)
+        add_losses(self._sums, loss, others, n_images, skip=skip)
 
     def is_due(self, step: int) -> bool:
         due = multiple_in(step, LOG_INTERVAL, self.n_images) is not None
@@ -133,6 +137,7 @@ class Tracker:
         if arrived is not None:
             arrived.synchronize()
         loss, l1, mse, count, *rest = values.tolist()
+        count = max(count, 1.0)  # a rehearsal adds nothing up
         loss, l1, mse = loss / count, l1 / count, mse / count
         shown = dict(zip(names, rest, strict=True))
         psnr = -10.0 * math.log10(max(mse, 1e-12)) if math.isfinite(mse) else math.nan

@@ -4,6 +4,10 @@ import torch
 from torch import Tensor
 
 
+def count_views(radii: Tensor) -> Tensor:  # [C, N, 2] -> [N] float32
+    return (radii > 0).all(-1).sum(0).float()
+
+
 def add_gradient_norms(
     v_means2d: Tensor,  # [C, N, 2]
     radii: Tensor,  # [C, N, 2]

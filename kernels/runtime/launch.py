@@ -113,8 +113,12 @@ def _zero_kernel(
     n,
     BLOCK: tl.constexpr,
 ):
-    i = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    tl.store(x_ptr + i, tl.zeros([BLOCK], tl.int32), mask=i < n)
+    base = tl.program_id(0).to(tl.int64) * BLOCK
+    i = tl.arange(0, BLOCK)
+    if base + BLOCK <= n:  # without a mask a lane writes 16 bytes
+        tl.store(x_ptr + base + i, tl.zeros([BLOCK], tl.int32))
+    else:
+        tl.store(x_ptr + base + i, tl.zeros([BLOCK], tl.int32), mask=base + i < n)
 
 
 def launch(

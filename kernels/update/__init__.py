@@ -14,6 +14,8 @@ from ..reference import gradient_norms as reference_norms
 from ..reference import langevin as reference_langevin
 from ..reference import masks as reference_masks
 from ..reference import poses as reference_poses
+from ..reference import row_rates as reference_row_rates
+from ..reference import step_report as reference_step_report
 from ..validation import check
 
 
@@ -60,6 +62,25 @@ def add_gradient_norms(
     if uses_triton(backend, v_means2d):
         from . import gradient_norms as run
     run.add_gradient_norms(v_means2d, radii, gradients, views, width, height, skip)
+
+
+def count_views(radii: Tensor, *, backend: str = "auto") -> Tensor:  # [C, N, 2] -> [N]
+    """How many of C cameras see each Gaussian, float32: those where both its radii are positive.
+
+    Args:
+        radii: Half extents of every Gaussian in pixels, int32. [C, N, 2]
+        backend: "triton" (CUDA), "reference" (PyTorch, anywhere) or "auto".
+
+    Raises:
+        ValueError: the shape or type is not as above.
+    """
+    check(radii=(radii, "C N 2"))
+    if radii.dtype != torch.int32:
+        raise ValueError(f"radii: expected int32, got {radii.dtype}")
+    run: ModuleType = reference_norms
+    if uses_triton(backend, radii):
+        from . import gradient_norms as run
+    return run.count_views(radii)
 
 
 @torch.no_grad()
@@ -158,6 +179,99 @@ def add_regularizer_gradients(
     _backend(backend, opacities).add_regularizer_gradients(
         opacities, scales, v_opacities, v_scales, lambda_opacity, lambda_scale, shares
     )
+
+
+@torch.no_grad()
+def count_row_steps(
+    steps: Tensor,  # [N]
+    observations: Tensor,  # [N, P]
+    *,
+    betas: tuple[float, float],
+    skip: Tensor | None = None,  # [1] or []
+    backend: str = "auto",
+) -> Tensor:  # [N, 2]
+    """Count a step of Adam for the rows that are observed, and give the `rows` of `FusedAdam`.
+
+    Nothing waits for the device, and CUDA graphs can capture it.
+
+    Args:
+        steps: Numbers of steps so far, int32, changed in place. [N]
+        observations: How often each of P parts of a row is seen, float32; a row is if one is.
+            [N, P]
+        betas: Decay of the moments.
+        skip: int32 on the device; if it is not 0, no row is seen.
+        backend: "triton" (CUDA), "reference" (PyTorch, anywhere) or "auto".
+
+    Returns:
+        1 / (1 - beta1^t) and sqrt(1 - beta2^t) of a row's steps t where it is seen, 0 and 0
+        elsewhere, float32. [N, 2]
+
+    Raises:
+        ValueError: shapes or types are not as above.
+    """
+    check(steps=(steps, "N"), observations=(observations, "N P"))
+    _check_floats(backend, observations, observations=observations)
+    if steps.dtype != torch.int32 or not steps.is_contiguous():
+        raise ValueError(f"steps: expected contiguous int32, got {steps.dtype}")
+    if skip is not None and (skip.numel() != 1 or skip.dtype != torch.int32):
+        raise ValueError(f"skip: expected one int32, got {list(skip.shape)} {skip.dtype}")
+    run: ModuleType = reference_row_rates
+    if uses_triton(backend, steps):
+        from . import row_rates as run
+    return run.count_row_steps(steps, observations, betas, skip)
+
+
+@torch.no_grad()
+def report_step(
+    counts: Tensor,  # [2]
+    limits: Tensor,  # [2]
+    serial: Tensor,  # [1]
+    *,
+    missing: Tensor | None = None,  # [1]
+    backend: str = "auto",
+) -> tuple[Tensor, Tensor]:  # [4], [1]
+    """Whether a step fits its buffers; nothing waits for the device. All are int32.
+
+    Args:
+        counts: Rows and entries that it has. [2]
+        limits: Those that there is room for. [2]
+        serial: Its number. [1]
+        missing: What else found no room. [1]
+        backend: "triton" (CUDA), "reference" (PyTorch, anywhere) or "auto".
+
+    Returns:
+        Rows, entries, what is missing and the number [4]; 1 where not all fits, else 0 [1].
+    """
+    run: ModuleType = reference_step_report
+    if uses_triton(backend, counts):
+        from . import step_report as run
+    return run.report_step(counts, limits, missing, serial)
+
+
+@torch.no_grad()
+def add_losses(
+    sums: Tensor,  # [4]
+    loss: Tensor,  # [1]
+    others: Tensor,  # [2]
+    n_images: int,
+    *,
+    skip: Tensor | None = None,  # [1]
+    backend: str = "auto",
+) -> None:
+    """Add a step's losses, and how many images it had, to sums in place; float32.
+
+    Args:
+        sums: Of the loss, of the two others, of images. [4]
+        loss: Of the step. [1]
+        others: Two more figures of it. [2]
+        n_images: How many images it had.
+        skip: int32 on the device; if it is not 0, nothing is added. [1]
+        backend: "triton" (CUDA), "reference" (PyTorch, anywhere) or "auto".
+    """
+    run: ModuleType = reference_step_report
+    if uses_triton(backend, sums):
+        from . import step_report as run
+    run.add_losses(sums, loss, others, n_images, skip)
 
 
 def _check_floats(backend: str, like: Tensor, **tensors: Tensor) -> None:

@@ -10,169 +10,20 @@ in this order of operations, which is that of torch.optim.Adam with foreach=True
 multiply-adds that its CUDA kernels contain, so that on a GPU the results are the same bits (the
 tests demand it there). On a CPU, torch fuses in the vectorised part of a tensor and not in its
 tail, and Triton's interpreter does not fuse: one rounding, 6e-8 relative, per operation. A step may
-also be of some rows alone, each with a count t of its own: `adam_step` says how.
-
-Every element moves 28 bytes and needs few instructions, so all that matters is that memory is read
-16 bytes per lane. A program owns BLOCK elements of one parameter, which it finds by comparing its
-number with where the parameters end. Learning rate and step count arrive as numbers on the device,
-so that a CUDA graph can be replayed with others.
+also be of some rows alone, each with a count t of its own: `adam_step` says how. The kernel is in
+adam_kernel.py. Learning rate and step count arrive as numbers on the device, so that a CUDA graph
+can be replayed with others.
 """
 
 import inspect
 from collections.abc import Callable, Sequence
 
 import torch
-import triton
-import triton.language as tl
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
 from ..runtime.launch import launch
-
-PARAMS = 7  # of one launch: as many as a model of Gaussians has
-BLOCK = 1024  # elements per program
-
-
-@triton.jit
-def _pick(k, x0, x1, x2, x3, x4, x5, x6):
-    """The k-th of seven scalars or pointers."""
-    x = tl.where(k == 1, x1, x0)
-    x = tl.where(k == 2, x2, x)
-    x = tl.where(k == 3, x3, x)
-    x = tl.where(k == 4, x4, x)
-    x = tl.where(k == 5, x5, x)
-    return tl.where(k == 6, x6, x)
-
-
-@triton.jit
-def _update(p, g, m, v, step_size, root_bias, weight1, beta2, weight2, eps):
-    """Parameter and moments after a step."""
-    m = tl.fma(weight1, g - m, m)
-    v = tl.fma(weight2, g * g, beta2 * v)
-    change = tl.div_rn(m, tl.div_rn(tl.sqrt_rn(v), root_bias) + eps)
-    return tl.fma(-step_size, change, p), m, v
-
-
-@triton.jit
-def _step_block(
-    p_ptr,
-    g_ptr,
-    m_ptr,
-    v_ptr,
-    rows_ptr,
-    width,
-    base,
-    n_valid,
-    step_size,
-    root_bias,
-    weight1,
-    beta2,
-    weight2,
-    eps,
-    FULL: tl.constexpr,
-    BLOCK: tl.constexpr,
-):
-    """Update n_valid elements from `base`."""
-    i = tl.arange(0, BLOCK)
-    mask = None if FULL else i < n_valid
-    if rows_ptr is not None:
-        inside = i < n_valid
-        by_row = inside & (width > 0)
-        width = tl.maximum(width, 1)
-        first = base // width  # 64 bits once, 32 per element
-        row = first + ((base - first * width).to(tl.int32) + i) // width
-        gain = tl.load(rows_ptr + 2 * row, mask=by_row, other=1.0)
-        root_bias *= tl.load(rows_ptr + 2 * row + 1, mask=by_row, other=1.0)
-        step_size *= gain
-        mask = inside & (gain > 0.0)
-    p = tl.load(p_ptr + base + i, mask=mask)
-    g = tl.load(g_ptr + base + i, mask=mask)
-    m = tl.load(m_ptr + base + i, mask=mask)
-    v = tl.load(v_ptr + base + i, mask=mask)
-    p, m, v = _update(p, g, m, v, step_size, root_bias, weight1, beta2, weight2, eps)
-    tl.store(p_ptr + base + i, p, mask=mask)
-    tl.store(m_ptr + base + i, m, mask=mask)
-    tl.store(v_ptr + base + i, v, mask=mask)
-
-
-_INTEGERS = [f"{name}{k}" for name in ("end", "tail", "width") for k in range(PARAMS)]
-_INTEGERS += ["first_rate"]
-
-
-@triton.jit(do_not_specialize=_INTEGERS)
-def _adam_kernel(
-    # of every parameter: values (in and out), gradients, moments (in and out)
-    p0, p1, p2, p3, p4, p5, p6,
-    g0, g1, g2, g3, g4, g5, g6,
-    m0, m1, m2, m3, m4, m5, m6,
-    v0, v1, v2, v3, v4, v5, v6,
-    rates_ptr,  # [P, 2]
-    rows_ptr,  # [N, 2] or None
-    skip_ptr,  # [1] or None
-    # the program after its last one, elements of that one
-    end0, end1, end2, end3, end4, end5, end6,
-    tail0, tail1, tail2, tail3, tail4, tail5, tail6,
-    # elements per row where the step is by row, else 0
-    width0, width1, width2, width3, width4, width5, width6,
-    first_rate, weight1, beta2, weight2, eps,
-    BLOCK: tl.constexpr,
-):  # fmt: skip
-    pid = tl.program_id(0)
-    k = (pid >= end0).to(tl.int32) + (pid >= end1).to(tl.int32) + (pid >= end2).to(tl.int32)
-    k += (pid >= end3).to(tl.int32) + (pid >= end4).to(tl.int32) + (pid >= end5).to(tl.int32)
-    start = tl.where(k == 0, 0, _pick(k, end0, end0, end1, end2, end3, end4, end5))
-    end = _pick(k, end0, end1, end2, end3, end4, end5, end6)
-    n_valid = tl.where(
-        pid == end - 1, _pick(k, tail0, tail1, tail2, tail3, tail4, tail5, tail6), BLOCK
-    )
-    p_ptr = _pick(k, p0, p1, p2, p3, p4, p5, p6)
-    g_ptr = _pick(k, g0, g1, g2, g3, g4, g5, g6)
-    m_ptr = _pick(k, m0, m1, m2, m3, m4, m5, m6)
-    v_ptr = _pick(k, v0, v1, v2, v3, v4, v5, v6)
-    step_size = tl.load(rates_ptr + (first_rate + k) * 2)
-    root_bias = tl.load(rates_ptr + (first_rate + k) * 2 + 1)
-    base = (pid - start).to(tl.int64) * BLOCK
-    width = _pick(k, width0, width1, width2, width3, width4, width5, width6)
-    if skip_ptr is not None:
-        n_valid = tl.where(tl.load(skip_ptr) == 0, n_valid, 0)
-    if n_valid == BLOCK:
-        _step_block(
-            p_ptr,
-            g_ptr,
-            m_ptr,
-            v_ptr,
-            rows_ptr,
-            width,
-            base,
-            n_valid,
-            step_size,
-            root_bias,
-            weight1,
-            beta2,
-            weight2,
-            eps,
-            True,
-            BLOCK,
-        )
-    elif n_valid > 0:
-        _step_block(
-            p_ptr,
-            g_ptr,
-            m_ptr,
-            v_ptr,
-            rows_ptr,
-            width,
-            base,
-            n_valid,
-            step_size,
-            root_bias,
-            weight1,
-            beta2,
-            weight2,
-            eps,
-            False,
-            BLOCK,
-        )
+from .adam_kernel import BLOCK, PARAMS, adam_kernel
 
 
 def adam_step(
@@ -230,7 +81,7 @@ def adam_step(
             widths.append(params[k].numel() // max(len(params[k]), 1) if apart else 0)
         tensors = [x for column in zip(*addresses, strict=True) for x in column]
         numbers = (*ends, *tails, *widths, first, *weights, eps)
-        launch(_adam_kernel, (end,), *tensors, rates, rows, skip, *numbers, BLOCK=BLOCK)
+        launch(adam_kernel, (end,), *tensors, rates, rows, skip, *numbers, BLOCK=BLOCK)
 
 
 def _check_rows(params: Sequence[Tensor], rows: Tensor | None, by_row: Sequence[bool]) -> None:

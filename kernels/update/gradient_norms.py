@@ -11,11 +11,12 @@ image position in pixels, which W/2 and H/2 turn into NDC (Kerbl et al. 2023, se
 A lane owns a Gaussian and walks through the cameras. Where `skip` is not 0, nothing is added.
 """
 
+import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..runtime.launch import launch
+from ..runtime.launch import empty, launch
 
 BLOCK = 256  # Gaussians per program
 
@@ -58,6 +59,32 @@ def _gradient_norms_kernel(
     tl.store(gradients_ptr + n, old + total, mask=seen)
     old = tl.load(views_ptr + n, mask=seen, other=0.0)
     tl.store(views_ptr + n, old + count, mask=seen)
+
+
+@triton.jit(do_not_specialize=["C", "N"])
+def _count_views_kernel(
+    radii_ptr,  # [C, N, 2]
+    views_ptr,  # [N] out
+    C,
+    N,
+    BLOCK: tl.constexpr,
+):
+    n = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    inside = n < N
+    count = tl.zeros([BLOCK], tl.float32)
+    for c in range(C):
+        row = c * N.to(tl.int64) + n
+        rx = tl.load(radii_ptr + 2 * row, mask=inside, other=0)
+        ry = tl.load(radii_ptr + 2 * row + 1, mask=inside, other=0)
+        count += tl.where((rx > 0) & (ry > 0), 1.0, 0.0)
+    tl.store(views_ptr + n, count, mask=inside)
+
+
+def count_views(radii: Tensor) -> Tensor:
+    C, N, _ = radii.shape
+    views = empty((N,), torch.float32, radii.device)
+    launch(_count_views_kernel, (-(-N // BLOCK),), radii.contiguous(), views, C, N, BLOCK=BLOCK)
+    return views
 
 
 def add_gradient_norms(

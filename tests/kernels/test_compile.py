@@ -140,25 +140,38 @@ def sort_in_launches() -> None:
 
 
 def step_adam() -> None:
-    from kernels import FusedAdam
+    from kernels import FusedAdam, count_row_steps
 
     params = [torch.zeros(128, n, requires_grad=True) for n in (3, 45, 1)]
     for p in params:
         p.grad = torch.zeros_like(p)
     optimizer, rates = FusedAdam(params), torch.zeros(3, 2)
+    steps, seen = torch.zeros(128, dtype=torch.int32), torch.zeros(128, 1)
     for skip in (None, torch.zeros(1, dtype=torch.int32)):
         optimizer.apply(rates, skip=skip)
+        count_row_steps(steps, seen, betas=(0.9, 0.999), skip=skip, backend="triton")
     optimizer.param_groups[0]["by_row"], optimizer.rows = True, torch.zeros(128, 2)
     optimizer.apply(rates, skip=skip)
 
 
 def add_statistics() -> None:
-    from kernels import add_gradient_norms
+    from kernels import add_gradient_norms, count_views
 
     v, radii, sums = torch.zeros(2, 128, 2), torch.zeros(2, 128, 2).int(), torch.zeros(128)
     for skip in (None, torch.zeros(1, dtype=torch.int32)):
         out = sums, sums.clone()
         add_gradient_norms(v, radii, *out, width=80, height=56, skip=skip, backend="triton")
+    count_views(radii, backend="triton")
+
+
+def report() -> None:
+    from kernels import add_losses, report_step
+
+    counts, sums = torch.zeros(4, dtype=torch.int32), torch.zeros(8)
+    for missing in (None, counts[:1]):
+        report_step(counts[:2], counts[:2], counts[1:2], missing=missing, backend="triton")
+    for skip in (None, counts[:1]):
+        add_losses(sums[:4], sums[:1], sums[3:5], 2, skip=skip, backend="triton")
 
 
 def explore() -> None:
@@ -200,6 +213,7 @@ CALLS: list[Callable[[], None]] = [
     sort_in_launches,
     step_adam,
     add_statistics,
+    report,
     explore,
     compare_images,
     *MORE_CALLS,

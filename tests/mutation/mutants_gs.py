@@ -85,8 +85,8 @@ GS = [
         BATCH,
     ),
     # what a step sees
-    Mutant("skipped rows age", "counts += seen", "counts += 1", SEEN),
-    Mutant("rows have the model's age", "t = counts.double()", "t = counts.double() * 0 + 1", SEEN),
+    Mutant("skipped rows age", "steps += seen", "steps += 1", SEEN),
+    Mutant("rows have the model's age", "t = steps.double()", "t = steps.double() * 0 + 1", SEEN),
     Mutant(
         "regularisers by who is seen, not how often",
         'out.info["observations"] = context.observations',

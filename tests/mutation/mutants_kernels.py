@@ -250,6 +250,18 @@ KERNELS = [
         "change = tl.div_rn(m, tl.sqrt_rn(v) + eps)",
         ("test_adam.py::test_a_step_is_the_formula",),
     ),
+    Mutant(
+        "neighbours of a seen row step with it",
+        "tl.store(m_ptr + i, tl.where(seen, m, old_m), mask=mask)",
+        "tl.store(m_ptr + i, m, mask=mask)",
+        ("test_adam.py::test_a_row_steps_by_its_own_count",),
+    ),
+    Mutant(
+        "kernels' rows age unseen",
+        "t = tl.load(steps_ptr + n, mask=inside, other=0) + seen.to(tl.int32)",
+        "t = tl.load(steps_ptr + n, mask=inside, other=0) + 1",
+        ("test_row_rates.py",),
+    ),
     # Inria's classes
     Mutant(
         "channels are reversed",

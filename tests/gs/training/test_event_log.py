@@ -98,7 +98,7 @@ def test_the_bar_of_post_training_counts_what_is_to_be_done(
 ) -> None:
     with Tracker(30_020, quiet=False, begin=30_000) as tracker:
         tracker.open(tmp_path, 30_011)
-        tracker.record(torch.full((3,), 0.5))
+        tracker.record(torch.full((1,), 0.5), torch.full((2,), 0.5))
         tracker.log(30_020, 1, {})
     shown = capfd.readouterr().err
     assert "10/20" in shown and "20/20" in shown

@@ -263,7 +263,7 @@ def test_observations_elsewhere_count(parts: list[int]) -> None:
 
 
 def test_observations_add_up_renderings() -> None:
-    radii = torch.tensor([[[3, 2], [0, 1], [1, 1]], [[1, 1], [0, 0], [0, 0]]])
+    radii = torch.tensor([[[3, 2], [0, 1], [1, 1]], [[1, 1], [0, 0], [0, 0]]]).int()
     first: Any = type("Out", (), {"info": {"radii": radii}, "splats": None})
     other: Any = type("Out", (), {"info": {"radii": radii[:1]}, "splats": None})
     none: Any = None

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from kernels import add_gradient_norms
+from kernels import add_gradient_norms, count_views
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 SIZE: dict[str, Any] = {"width": 40, "height": 30}
@@ -43,6 +43,7 @@ def test_add_gradient_norms(c: int, n: int, backend: str) -> None:
     add_gradient_norms(storage[..., 2:5:2], radii.to(DEVICE), *got, backend=backend, **SIZE)
     for x, y in zip(got, want, strict=True):
         torch.testing.assert_close(x.double().cpu(), y, rtol=1e-6, atol=0.0)
+    assert torch.equal(count_views(radii.to(DEVICE), backend=backend).cpu(), want[1].float() - 1.0)
 
 
 @pytest.mark.parametrize("backend", ["triton", "reference"])
