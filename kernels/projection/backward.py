@@ -160,13 +160,18 @@ def project_bwd_kernel(
     i = pid.to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     inside = i < N
     zero = tl.zeros([BLOCK], tl.float32)
-    seen = tl.zeros([BLOCK], tl.int32)
+    n_seen = 0  # cameras that see any of the program's Gaussians
     for c in range(C if SEVERAL else 1):
         row = tl.load(rows_ptr + i + c * N.to(tl.int64), mask=inside, other=-1)
-        seen |= (row >= 0).to(tl.int32)
+        is_seen = (tl.max(row, 0) >= 0).to(tl.int32)
+        n_seen += is_seen
+        if v_viewmats_ptr is not None:
+            k = tl.arange(0, 16)
+            out = v_viewmats_ptr + (pid.to(tl.int64) * C + c) * 12
+            tl.store(out + k, tl.zeros([16], tl.float32), mask=(k < 12) & (is_seen == 0))
     start = pid.to(tl.int64) * BLOCK
     full = start + BLOCK <= N  # all but the last program
-    if (tl.max(seen, 0) == 0) & full:
+    if (n_seen == 0) & full:
         _store_zeros(v_means_ptr, start, 3, BLOCK)
         if v_quats_ptr is not None:
             _store_zeros(v_quats_ptr, start, 4, BLOCK)
@@ -179,11 +184,6 @@ def project_bwd_kernel(
             _store_zeros(v_sh0_ptr, start, WIDTH0, BLOCK)
         if v_shN_ptr is not None:
             _store_zeros(v_shN_ptr, start, WIDTHN, BLOCK)
-        if v_viewmats_ptr is not None:
-            k = tl.arange(0, 16)
-            for c in range(C if SEVERAL else 1):
-                out = v_viewmats_ptr + (pid.to(tl.int64) * C + c) * 12
-                tl.store(out + k, tl.zeros([16], tl.float32), mask=k < 12)
         _store_v_masks(
             v_mask_inputs_ptr, v_masks_ptr, mask_logits_ptr, mask_ids_ptr, seed_ptr, seed_low,
             seed_high, i, inside, zero, LOGITS,
@@ -196,9 +196,17 @@ def project_bwd_kernel(
     v_diagonal, v_off = none, none  # of the covariance: xx yy zz and xy xz yz
     v_opacity = zero
     v_mask = zero
-    for c in range(C if SEVERAL else 1):
+    c = -1
+    # Gradients of harmonics are summed in memory: cameras that see nothing here are passed over.
+    for k in range(tl.maximum(n_seen, 1) if SEVERAL else 1):
+        c += 1
+        row = tl.load(rows_ptr + i + c * N.to(tl.int64), mask=inside, other=-1)
+        if SEVERAL:
+            while (tl.max(row, 0) < 0) & (c < C - 1):
+                c += 1
+                row = tl.load(rows_ptr + i + c * N.to(tl.int64), mask=inside, other=-1)
         gaussian = i + c * N.to(tl.int64)
-        row = tl.load(rows_ptr + gaussian, mask=inside, other=-1).to(tl.int64)
+        row = row.to(tl.int64)
         visible = row >= 0
         # Lanes that are not visible go through with harmless numbers and zero gradients.
         mean = load3(means_ptr + i * 3, visible)
@@ -354,12 +362,12 @@ def project_bwd_kernel(
             v_flat = flat_color(v_color)
             if full:
                 store_v_sh(
-                    v_sh0_ptr, v_shN_ptr, start, BLOCK, c > 0, basis, v_flat,
+                    v_sh0_ptr, v_shN_ptr, start, BLOCK, k > 0, basis, v_flat,
                     WIDTH0, WIDTHN, True, BLOCK,
                 )  # fmt: skip
             else:
                 store_v_sh(
-                    v_sh0_ptr, v_shN_ptr, start, N - start, c > 0, basis, v_flat,
+                    v_sh0_ptr, v_shN_ptr, start, N - start, k > 0, basis, v_flat,
                     WIDTH0, WIDTHN, False, BLOCK,
                 )  # fmt: skip
 
