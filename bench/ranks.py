@@ -21,6 +21,7 @@ from gs.distributed.ranks import Ranks
 from gs.distributed.simulated import simulate
 from gs.model.gaussians import Gaussians
 from gs.model.renderer import render
+from gs.model.view import views_of
 from gs.training.optimizer import build_optimizer, learning_rates
 from gs.training.sharded_step import ShardedStepper
 from gs.training.step import Stepper
@@ -57,10 +58,9 @@ class Images:
         if index not in self._made:
             camera = self.cameras[index]
             g = torch.Generator(self.device).manual_seed(index)
-            shape, kind = (camera.height, camera.width, 3), {"dtype": torch.uint8}
-            self._made[index] = torch.randint(
-                0, 256, shape, generator=g, device=self.device, **kind
-            )
+            shape = camera.height, camera.width, 3
+            image = torch.randint(0, 256, shape, generator=g, device=self.device)
+            self._made[index] = image.to(torch.uint8)
         return self._made[index]
 
 
@@ -283,11 +283,10 @@ class Pictures:
         model, strategy = stepper.gaussians, stepper.strategies[0]
         keywords: dict[str, Any] = dict(strategy.device_inputs(step))
         keywords |= strategy.before_render(step, model)
-        worst, masks = 0.0, None
-        for camera, got in zip(case.cameras, self.images, strict=True):
-            background = torch.zeros(3, device=case.device)
-            out = render(model, camera, background=background, **keywords)
-            worst = max(worst, float((out.colors.cpu() - got).abs().max()))
-            masks = out.info["masks"]
-        assert masks is not None
+        view = views_of(case.cameras, case.device, range(len(case.cameras)))
+        background = torch.zeros(3, device=case.device)
+        out = render(model, view, background=background, **keywords)
+        pairs = zip(out.colors, self.images, strict=True)
+        worst = max(float((found.cpu() - got).abs().max()) for found, got in pairs)
+        masks = out.info["masks"]
         return worst, torch.equal(masks.cpu(), self.masks)

@@ -20,7 +20,6 @@ from ..device.linalg import (
     store3,
     sym2_inverse_vjp,
 )
-from ..device.masks import hard_mask_vjp, load_seed, logistic_noise
 from ..device.transpose import join4
 from .cameras.lens import add_depth_vjp, load_lens
 from .cameras.pinhole import (
@@ -37,14 +36,13 @@ from .ewa import (
     columns_times,
     compensation_vjp,
     load_covariance,
-    load_ids,
-    load_logit,
     load_quat,
     load_sh_tiles,
     split_sh,
     times3,
     times_columns,
 )
+from .masks import add_v_mask, store_v_masks
 from .record import load_gradient, split_gradient
 from .spherical_harmonics import (
     flat_basis,
@@ -83,28 +81,6 @@ def _store_zeros(ptr, first, WIDTH: tl.constexpr, BLOCK: tl.constexpr):
             SHORT: tl.constexpr = triton.next_power_of_2(BLOCK * WIDTH - begin)
             k = begin + tl.arange(0, SHORT)
             tl.store(at + k, tl.zeros([SHORT], tl.float32), mask=k < BLOCK * WIDTH)
-
-
-@triton.jit
-def _store_v_masks(
-    v_mask_inputs_ptr, v_masks_ptr, mask_logits_ptr, mask_ids_ptr, seed_ptr, seed_low, seed_high,
-    i, inside, v_mask, LOGITS: tl.constexpr,
-):  # fmt: skip
-    """Gradients of given masks or of logits, from those of blending and of the masks themselves."""
-    if v_mask_inputs_ptr is not None:
-        if v_masks_ptr is not None:
-            v_mask += tl.load(v_masks_ptr + i, mask=inside, other=0.0)
-        if LOGITS == 0:
-            tl.store(v_mask_inputs_ptr + i, v_mask, mask=inside)
-        else:
-            logit = load_logit(mask_logits_ptr, i, inside, LOGITS)
-            ids = load_ids(mask_ids_ptr, i, inside)
-            low, high = load_seed(seed_ptr, seed_low, seed_high)
-            v = hard_mask_vjp(logit + logistic_noise(low, high, ids), v_mask)
-            v = tl.where(0.0 * logit == 0.0, v, 0.0)
-            tl.store(v_mask_inputs_ptr + i * LOGITS, v, mask=inside)
-            if LOGITS == 2:
-                tl.store(v_mask_inputs_ptr + i * 2 + 1, -v, mask=inside)
 
 
 @triton.jit(do_not_specialize=["N", "width", "height", "seed_low", "seed_high", "C"])
@@ -150,6 +126,7 @@ def project_bwd_kernel(
     WIDTHN: tl.constexpr,
     DEGREE: tl.constexpr,
     LOGITS: tl.constexpr,
+    BY_CAMERA: tl.constexpr,  # masks
     RAW: tl.constexpr,
     ANTIALIASED: tl.constexpr,
     NORMALIZE: tl.constexpr,
@@ -184,9 +161,9 @@ def project_bwd_kernel(
             _store_zeros(v_sh0_ptr, start, WIDTH0, BLOCK)
         if v_shN_ptr is not None:
             _store_zeros(v_shN_ptr, start, WIDTHN, BLOCK)
-        _store_v_masks(
+        store_v_masks(
             v_mask_inputs_ptr, v_masks_ptr, mask_logits_ptr, mask_ids_ptr, seed_ptr, seed_low,
-            seed_high, i, inside, zero, LOGITS,
+            seed_high, i, inside, zero, C, LOGITS, BY_CAMERA,
         )  # fmt: skip
         return
     none = Vec3(zero, zero, zero)
@@ -225,7 +202,22 @@ def project_bwd_kernel(
             v_mean2d_ptr = v_means2d_ptr + gaussian * stride_v_means2d
             v_mx = tl.load(v_mean2d_ptr, mask=visible, other=0.0)
             v_my = tl.load(v_mean2d_ptr + 1, mask=visible, other=0.0)
-        v_mask += v_record.mask
+        if BY_CAMERA and v_mask_inputs_ptr is not None:
+            v_mask = add_v_mask(
+                v_mask,
+                v_record.mask,
+                mask_logits_ptr,
+                mask_ids_ptr,
+                seed_ptr,
+                seed_low,
+                seed_high,
+                c,
+                i,
+                inside,
+                LOGITS,
+            )
+        else:
+            v_mask += v_record.mask
         v_log_o = v_record.log2_opacity * (1.0 / LN2)
 
         camera = load_camera(viewmats_ptr, Ks_ptr, c, width, height)
@@ -393,7 +385,7 @@ def project_bwd_kernel(
         store3(out + 3, Vec3(v_off.x, v_diagonal.y, v_off.z), inside)
         store3(out + 6, Vec3(v_off.y, v_off.z, v_diagonal.z), inside)
     tl.store(v_opacities_ptr + i, v_opacity, mask=inside)
-    _store_v_masks(
+    store_v_masks(
         v_mask_inputs_ptr, v_masks_ptr, mask_logits_ptr, mask_ids_ptr, seed_ptr, seed_low,
-        seed_high, i, inside, v_mask, LOGITS,
+        seed_high, i, inside, v_mask, C, LOGITS, BY_CAMERA,
     )  # fmt: skip
