@@ -76,6 +76,11 @@ def test_psnr(out: Path) -> float:
     return float(tests[-1]["psnr"])
 
 
+def say(began: float, text: str) -> None:
+    """A line at once, with the seconds that have passed."""
+    print(f"{time.perf_counter() - began:5.0f} s: {text}", flush=True)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--iterations", type=int, default=600)
@@ -95,9 +100,11 @@ def main() -> None:
         first = start(scene, whole, 3, *options)
         second = start(scene, broken, 3, *options)
         last = kill_one(second, broken, 3 * every)
+        say(began, f"a rank is dead; the last checkpoint is that of iteration {last}")
         checkpoint = str(saved_checkpoints(broken)[last])
         third = start(scene, broken, 2, *options, "--start_checkpoint", checkpoint)
         wait(third, broken.with_suffix(".2.txt"))
+        say(began, "two ranks have come to the end")
         wait(first, whole.with_suffix(".3.txt"))
         want, got = test_psnr(whole), test_psnr(broken)
     holds = abs(got - want) <= LIMIT

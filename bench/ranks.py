@@ -21,6 +21,7 @@ from gs.distributed.ranks import Ranks
 from gs.distributed.simulated import simulate
 from gs.model.gaussians import Gaussians
 from gs.model.renderer import render
+from gs.model.view import views_of
 from gs.training.optimizer import build_optimizer, learning_rates
 from gs.training.sharded_step import ShardedStepper
 from gs.training.step import Stepper
@@ -55,9 +56,11 @@ class Images:
 
     def __getitem__(self, index: int) -> Tensor:
         if index not in self._made:
-            camera, g = self.cameras[index], torch.Generator().manual_seed(index)
-            image = torch.randint(0, 256, (camera.height, camera.width, 3), generator=g)
-            self._made[index] = image.to(self.device, torch.uint8)
+            camera = self.cameras[index]
+            g = torch.Generator(self.device).manual_seed(index)
+            shape = camera.height, camera.width, 3
+            image = torch.randint(0, 256, shape, generator=g, device=self.device)
+            self._made[index] = image.to(torch.uint8)
         return self._made[index]
 
 
@@ -124,10 +127,11 @@ def make_case(
     else:
         n = round(millions * 1e6)
         repeats = math.ceil(math.sqrt(n / PER_PLACE) - 0.05)
-        w = garden(f"garden-{millions}M", repeats, width, height, width / GRID_WIDTH)
+        focal = width / GRID_WIDTH
+        w = garden(f"garden-{millions}M", repeats, width, height, focal, device)
         if len(w.means) > n:
-            g = torch.Generator().manual_seed(1)
-            keep = torch.randperm(len(w.means), generator=g)[:n].sort().values
+            g = torch.Generator(device).manual_seed(1)
+            keep = torch.randperm(len(w.means), generator=g, device=device)[:n].sort().values
             w = w._replace(
                 means=w.means[keep],
                 quats=w.quats[keep],
@@ -154,7 +158,7 @@ def make_case(
 def build_stepper(case: Case, ranks: Ranks | None, folder: Path) -> Stepper:
     """Who takes a rank's part of steps, or all of them."""
     w, device = case.workload, case.device
-    ids = torch.arange(len(w.means), dtype=torch.int32)
+    ids = torch.arange(len(w.means), dtype=torch.int32, device=w.means.device)
     tensors = raw_parameters(w)
     if ranks is not None:
         rows = (owner(ids, ranks.size) == ranks.rank).nonzero()[:, 0]
@@ -214,9 +218,11 @@ def take(stepper: Stepper, step: int) -> None:
 
 def time_one(case: Case, folder: Path) -> tuple[float, float]:
     """Seconds of a step that one rank takes alone, and gigabytes."""
-    if case.device.type == "cuda":
+    gpu, before = case.device.type == "cuda", 0
+    if gpu:
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
     stepper, batch = build_stepper(case, None, folder), len(case.cameras)
     with stepper.running():
         for k in range(WARM_UP):
@@ -229,8 +235,8 @@ def time_one(case: Case, folder: Path) -> tuple[float, float]:
                 take(stepper, batch * (WARM_UP + 1 + k))
             synchronize(case.device)
             spans.append((time.perf_counter() - began) / STEPS)
-    gpu = case.device.type == "cuda"
-    return statistics.median(spans), torch.cuda.max_memory_allocated() / 1e9 if gpu else 0.0
+    most = torch.cuda.max_memory_allocated() - before if gpu else 0
+    return statistics.median(spans), most / 1e9
 
 
 def kernels_of(case: Case, size: int, folder: Path) -> list[tuple[float, float, str]]:
@@ -277,11 +283,10 @@ class Pictures:
         model, strategy = stepper.gaussians, stepper.strategies[0]
         keywords: dict[str, Any] = dict(strategy.device_inputs(step))
         keywords |= strategy.before_render(step, model)
-        worst, masks = 0.0, None
-        for camera, got in zip(case.cameras, self.images, strict=True):
-            background = torch.zeros(3, device=case.device)
-            out = render(model, camera, background=background, **keywords)
-            worst = max(worst, float((out.colors.cpu() - got).abs().max()))
-            masks = out.info["masks"]
-        assert masks is not None
+        view = views_of(case.cameras, case.device, range(len(case.cameras)))
+        background = torch.zeros(3, device=case.device)
+        out = render(model, view, background=background, **keywords)
+        pairs = zip(out.colors, self.images, strict=True)
+        worst = max(float((found.cpu() - got).abs().max()) for found, got in pairs)
+        masks = out.info["masks"]
         return worst, torch.equal(masks.cpu(), self.masks)

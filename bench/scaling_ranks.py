@@ -170,9 +170,9 @@ def simulated(
     device = resolve_device(args.device)
     case = make_case(millions, size, args.batch, device, graphs=not args.no_graphs)
     folder = Path(args.out or ".")
-    one, one_gb = time_one(case, folder)
     n_images = len(case.cameras)
     say(f"\n{len(case.workload.means):,} Gaussians, {size}, batch {n_images}")
+    one, one_gb = time_one(case, folder)
     say(
         f"   1 rank   {1e3 * one:8.2f} ms per step, {1e3 * one / n_images:.2f} per image,"
         f" {one_gb:.2f} GB"

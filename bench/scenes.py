@@ -60,24 +60,34 @@ def load(name: str, device: str = "cuda") -> Workload:
     return made._replace(**{k: x.to(device) for k, x in fields if isinstance(x, Tensor)})
 
 
-def garden(name: str, repeats: int, width: int, height: int, factor: float) -> Workload:
-    """The points on a grid of `repeats` x `repeats`; `factor` multiplies the focal lengths."""
+def garden(
+    name: str,
+    repeats: int,
+    width: int,
+    height: int,
+    factor: float,
+    device: torch.device | str = "cpu",
+) -> Workload:
+    """The points on a grid of `repeats` x `repeats`; `factor` multiplies the focal lengths.
+
+    Numbers are drawn on `device`, each of which has its own.
+    """
     data = np.load(data_root() / "data" / "garden_points.npz")
-    points = torch.from_numpy(data["means3d"])
-    colors = torch.from_numpy(data["colors"]).float() / 255.0
+    points = torch.from_numpy(data["means3d"]).to(device)
+    colors = torch.from_numpy(data["colors"]).to(device).float() / 255.0
     near = (points.abs() <= 2.0).all(1)
     points, colors = points[near], colors[near]
-    reach = torch.arange(repeats) - repeats // 2
+    reach = torch.arange(repeats, device=device) - repeats // 2
     grid = torch.stack(torch.meshgrid(reach, reach, indexing="xy"), -1).reshape(-1, 2) * 4.0
-    shifts = torch.cat([grid, torch.zeros(len(grid), 1)], 1)
+    shifts = torch.cat([grid, grid.new_zeros(len(grid), 1)], 1)
     means = (points[None] + shifts[:, None]).reshape(-1, 3)
     colors = colors.repeat(len(grid), 1)
     N = len(means)
     torch.manual_seed(0)
-    scales = torch.rand(N, 3) * 0.02
-    quats = torch.nn.functional.normalize(torch.randn(N, 4), dim=-1)
-    opacities = torch.rand(N)
-    sh = torch.randn(N, 16, 3) * 0.05
+    scales = torch.rand(N, 3, device=device) * 0.02
+    quats = torch.nn.functional.normalize(torch.randn(N, 4, device=device), dim=-1)
+    opacities = torch.rand(N, device=device)
+    sh = torch.randn(N, 16, 3, device=device) * 0.05
     sh[:, 0] = (colors - 0.5) / SH_C0
     K = torch.from_numpy(data["Ks"][0]).clone()
     K[0, 0] *= factor

@@ -48,6 +48,8 @@ class RenderSettings(NamedTuple):
     """Gradients to float32 rounding, with twice the matrix products in the backward."""
     lens: LensKind = PINHOLE
     """Of all cameras; depth is the distance where its family is fisheye or equirectangular."""
+    masks_by_camera: bool = False
+    """Masks of `mask_logits` are drawn for each camera; `masks` are then means over cameras."""
 
     @property
     def has_colors(self) -> bool:

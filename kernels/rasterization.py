@@ -69,6 +69,7 @@ def rasterization(
     mask_logits: Tensor | None = None,  # [N], [N, 1] or [N, 2]
     mask_seed: int | Tensor = 0,  # or [2] int32
     mask_ids: Tensor | None = None,  # [N] int32
+    masks_by_camera: bool = False,
     contributions: bool = False,
     deterministic: bool = False,
     precision: str = "default",
@@ -131,6 +132,8 @@ def rasterization(
             number) in a tensor [2] int32 on the device, which a captured CUDA graph reads anew.
         mask_ids: Names the Gaussians in the draw, so that it does not depend on their order;
             default the row.
+        masks_by_camera: Draw masks for each camera, the first of which has the draw that all have
+            otherwise; info["masks"] are then their means.
         contributions: Also return contrib_max, contrib_sum, contrib_count and contrib_top.
         deterministic: Gradients do not depend on the order in which threads run.
         precision: "default" gradients (RMS error about 2e-4 per tensor), or "exact" to float32
@@ -189,7 +192,7 @@ def rasterization(
     settings = RenderSettings(
         width, height, float(near_plane), float(far_plane), float(eps2d), sh_degree, render_mode,
         rasterize_mode == "antialiased", raw, True, absgrad, contributions, deterministic,
-        precision == "exact", PINHOLE if lenses is None else lenses.kind,
+        precision == "exact", PINHOLE if lenses is None else lenses.kind, masks_by_camera,
     )  # fmt: skip
     if covars is not None:
         quats = scales = None

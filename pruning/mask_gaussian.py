@@ -11,6 +11,10 @@ with the mean over all N Gaussians, seen or not, also where others have a part o
 absent from each of ten fresh samples goes, inside every densification and at multiples of
 mask_prune_iter after it.
 
+A step of several images draws anew for each of those of one size, and has b terms, of the mean of
+the draws. Images that share a draw have the noise of their gradients in common, and it is most of
+the noise there is: the root of b, by which rates grow, would fall short, and masks fall too slowly.
+
 The published post-training of a finished model (30000 to 35000) writes its mask loss inside the
 bracket that the share of D-SSIM, 0.2, multiplies: its lambda_mask of 0.1 weighs 0.02 as counted
 here (lambda_mask_factor). It removes nothing before the end. The preset "post" does, so that
@@ -215,7 +219,8 @@ class MaskGaussian(Strategy):
         gaussians.add_parameter(spec, torch.tensor(INITIAL_LOGITS).expand(n, *tail))
 
     def before_render(self, step: int, gaussians: Model) -> dict[str, Any]:
-        return {"mask_logits": logits_of(gaussians), "mask_ids": gaussians.part_ids()}
+        ids = gaussians.part_ids()
+        return {"mask_logits": logits_of(gaussians), "mask_ids": ids, "masks_by_camera": True}
 
     def device_inputs(self, step: int) -> dict[str, int]:
         return {"mask_seed": derive_seed(self.seed, "mask", step)}

@@ -353,10 +353,11 @@ class ShardedStep:
     def _settings(
         self, width: int, height: int, view: View, keywords: Mapping[str, Any], s: Splats
     ) -> RenderSettings:
-        unknown = keywords.keys() - MASK_KEYWORDS - {"deterministic"}
+        unknown = keywords.keys() - MASK_KEYWORDS - {"deterministic", "masks_by_camera"}
         if unknown:
             raise ValueError(f"a rendering on several ranks has no {', '.join(sorted(unknown))}")
         own = {"sh_degree": s.sh_degree, "raw": s.raw, "antialiased": s.antialiased}
+        own["masks_by_camera"] = keywords.get("masks_by_camera", False)
         return RenderSettings(width, height, view.near, lens=view.lens, **own)
 
 

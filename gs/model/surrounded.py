@@ -17,7 +17,7 @@ from .splats import Frozen, Splats
 from .view import View
 
 _INPUTS = {"masks", "mask_logits", "mask_ids"}
-_SETTINGS = {"render_mode", "contributions", "deterministic"}
+_SETTINGS = {"render_mode", "contributions", "deterministic", "masks_by_camera"}
 _KNOWN = {*_INPUTS, *_SETTINGS, "mask_seed", "capacity", "precision"}
 _GIVEN = {
     "near_plane",

@@ -103,9 +103,9 @@ def project_fwd(
         N, R, n_blocks, C * n_blocks,
         s.width, s.height, s.near_plane, s.far_plane, s.eps2d, x.seed_low, x.seed_high,
         stride0=row_stride(f.sh0), strideN=row_stride(f.shN), DEGREE=_degree(s),
-        LOGITS=logits, RAW=s.raw, ANTIALIASED=s.antialiased, NORMALIZE=s.normalize_quats,
-        LENS=s.lens.code, TILE=TILE_SIZE, BLOCK=FWD_BLOCK, TAIL_BLOCK=TAIL_BLOCK,
-        num_warps=FWD_WARPS, maxnreg=FWD_REGISTERS,
+        LOGITS=logits, BY_CAMERA=_by_camera(x, s), RAW=s.raw, ANTIALIASED=s.antialiased,
+        NORMALIZE=s.normalize_quats, LENS=s.lens.code, TILE=TILE_SIZE, BLOCK=FWD_BLOCK,
+        TAIL_BLOCK=TAIL_BLOCK, num_warps=FWD_WARPS, maxnreg=FWD_REGISTERS,
     )  # fmt: skip
     return Projected(
         values, gaussian_ids, workspace[:1], C, N, s.width, s.height, means2d, masks, radii, rows,
@@ -116,6 +116,11 @@ def project_fwd(
 def _degree(s: RenderSettings) -> int:
     """Of spherical harmonics; -1: none."""
     return -1 if s.sh_degree is None else s.sh_degree
+
+
+def _by_camera(x: ProjectionInputs, s: RenderSettings) -> bool:
+    """Whether cameras draw masks of their own; the only one has the one draw."""
+    return s.masks_by_camera and x.n_cameras > 1 and x.floats.mask_logits is not None
 
 
 def _project_bwd(
@@ -154,8 +159,8 @@ def _project_bwd(
         stride_v_means2d=stride_v_means2d, WIDTH0=0 if f.sh0 is None else 3 * f.sh0.shape[1],
         WIDTHN=0 if f.shN is None else 3 * f.shN.shape[1],
         DEGREE=_degree(s), LOGITS=0 if f.mask_logits is None else f.mask_logits.dim(),
-        RAW=s.raw, ANTIALIASED=s.antialiased, NORMALIZE=s.normalize_quats,
-        LENS=s.lens.code, BLOCK=BWD_BLOCK, num_warps=BWD_WARPS,
+        BY_CAMERA=_by_camera(x, s), RAW=s.raw, ANTIALIASED=s.antialiased,
+        NORMALIZE=s.normalize_quats, LENS=s.lens.code, BLOCK=BWD_BLOCK, num_warps=BWD_WARPS,
     )  # fmt: skip
     v_viewmats = None
     if partials is not None:

@@ -20,7 +20,6 @@ from ..device.linalg import (
     store3,
     sym2_inverse_vjp,
 )
-from ..device.masks import hard_mask_vjp, load_seed, logistic_noise
 from ..device.transpose import join4
 from .cameras.lens import add_depth_vjp, load_lens
 from .cameras.pinhole import (
@@ -37,14 +36,13 @@ from .ewa import (
     columns_times,
     compensation_vjp,
     load_covariance,
-    load_ids,
-    load_logit,
     load_quat,
     load_sh_tiles,
     split_sh,
     times3,
     times_columns,
 )
+from .masks import add_v_mask, store_v_masks
 from .record import load_gradient, split_gradient
 from .spherical_harmonics import (
     flat_basis,
@@ -83,28 +81,6 @@ def _store_zeros(ptr, first, WIDTH: tl.constexpr, BLOCK: tl.constexpr):
             SHORT: tl.constexpr = triton.next_power_of_2(BLOCK * WIDTH - begin)
             k = begin + tl.arange(0, SHORT)
             tl.store(at + k, tl.zeros([SHORT], tl.float32), mask=k < BLOCK * WIDTH)
-
-
-@triton.jit
-def _store_v_masks(
-    v_mask_inputs_ptr, v_masks_ptr, mask_logits_ptr, mask_ids_ptr, seed_ptr, seed_low, seed_high,
-    i, inside, v_mask, LOGITS: tl.constexpr,
-):  # fmt: skip
-    """Gradients of given masks or of logits, from those of blending and of the masks themselves."""
-    if v_mask_inputs_ptr is not None:
-        if v_masks_ptr is not None:
-            v_mask += tl.load(v_masks_ptr + i, mask=inside, other=0.0)
-        if LOGITS == 0:
-            tl.store(v_mask_inputs_ptr + i, v_mask, mask=inside)
-        else:
-            logit = load_logit(mask_logits_ptr, i, inside, LOGITS)
-            ids = load_ids(mask_ids_ptr, i, inside)
-            low, high = load_seed(seed_ptr, seed_low, seed_high)
-            v = hard_mask_vjp(logit + logistic_noise(low, high, ids), v_mask)
-            v = tl.where(0.0 * logit == 0.0, v, 0.0)
-            tl.store(v_mask_inputs_ptr + i * LOGITS, v, mask=inside)
-            if LOGITS == 2:
-                tl.store(v_mask_inputs_ptr + i * 2 + 1, -v, mask=inside)
 
 
 @triton.jit(do_not_specialize=["N", "width", "height", "seed_low", "seed_high", "C"])
@@ -150,6 +126,7 @@ def project_bwd_kernel(
     WIDTHN: tl.constexpr,
     DEGREE: tl.constexpr,
     LOGITS: tl.constexpr,
+    BY_CAMERA: tl.constexpr,  # masks
     RAW: tl.constexpr,
     ANTIALIASED: tl.constexpr,
     NORMALIZE: tl.constexpr,
@@ -160,13 +137,18 @@ def project_bwd_kernel(
     i = pid.to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     inside = i < N
     zero = tl.zeros([BLOCK], tl.float32)
-    seen = tl.zeros([BLOCK], tl.int32)
+    n_seen = 0  # cameras that see any of the program's Gaussians
     for c in range(C if SEVERAL else 1):
         row = tl.load(rows_ptr + i + c * N.to(tl.int64), mask=inside, other=-1)
-        seen |= (row >= 0).to(tl.int32)
+        is_seen = (tl.max(row, 0) >= 0).to(tl.int32)
+        n_seen += is_seen
+        if v_viewmats_ptr is not None:
+            k = tl.arange(0, 16)
+            out = v_viewmats_ptr + (pid.to(tl.int64) * C + c) * 12
+            tl.store(out + k, tl.zeros([16], tl.float32), mask=(k < 12) & (is_seen == 0))
     start = pid.to(tl.int64) * BLOCK
     full = start + BLOCK <= N  # all but the last program
-    if (tl.max(seen, 0) == 0) & full:
+    if (n_seen == 0) & full:
         _store_zeros(v_means_ptr, start, 3, BLOCK)
         if v_quats_ptr is not None:
             _store_zeros(v_quats_ptr, start, 4, BLOCK)
@@ -179,14 +161,9 @@ def project_bwd_kernel(
             _store_zeros(v_sh0_ptr, start, WIDTH0, BLOCK)
         if v_shN_ptr is not None:
             _store_zeros(v_shN_ptr, start, WIDTHN, BLOCK)
-        if v_viewmats_ptr is not None:
-            k = tl.arange(0, 16)
-            for c in range(C if SEVERAL else 1):
-                out = v_viewmats_ptr + (pid.to(tl.int64) * C + c) * 12
-                tl.store(out + k, tl.zeros([16], tl.float32), mask=k < 12)
-        _store_v_masks(
+        store_v_masks(
             v_mask_inputs_ptr, v_masks_ptr, mask_logits_ptr, mask_ids_ptr, seed_ptr, seed_low,
-            seed_high, i, inside, zero, LOGITS,
+            seed_high, i, inside, zero, C, LOGITS, BY_CAMERA,
         )  # fmt: skip
         return
     none = Vec3(zero, zero, zero)
@@ -196,9 +173,17 @@ def project_bwd_kernel(
     v_diagonal, v_off = none, none  # of the covariance: xx yy zz and xy xz yz
     v_opacity = zero
     v_mask = zero
-    for c in range(C if SEVERAL else 1):
+    c = -1
+    # Gradients of harmonics are summed in memory: cameras that see nothing here are passed over.
+    for k in range(tl.maximum(n_seen, 1) if SEVERAL else 1):
+        c += 1
+        row = tl.load(rows_ptr + i + c * N.to(tl.int64), mask=inside, other=-1)
+        if SEVERAL:
+            while (tl.max(row, 0) < 0) & (c < C - 1):
+                c += 1
+                row = tl.load(rows_ptr + i + c * N.to(tl.int64), mask=inside, other=-1)
         gaussian = i + c * N.to(tl.int64)
-        row = tl.load(rows_ptr + gaussian, mask=inside, other=-1).to(tl.int64)
+        row = row.to(tl.int64)
         visible = row >= 0
         # Lanes that are not visible go through with harmless numbers and zero gradients.
         mean = load3(means_ptr + i * 3, visible)
@@ -217,7 +202,22 @@ def project_bwd_kernel(
             v_mean2d_ptr = v_means2d_ptr + gaussian * stride_v_means2d
             v_mx = tl.load(v_mean2d_ptr, mask=visible, other=0.0)
             v_my = tl.load(v_mean2d_ptr + 1, mask=visible, other=0.0)
-        v_mask += v_record.mask
+        if BY_CAMERA and v_mask_inputs_ptr is not None:
+            v_mask = add_v_mask(
+                v_mask,
+                v_record.mask,
+                mask_logits_ptr,
+                mask_ids_ptr,
+                seed_ptr,
+                seed_low,
+                seed_high,
+                c,
+                i,
+                inside,
+                LOGITS,
+            )
+        else:
+            v_mask += v_record.mask
         v_log_o = v_record.log2_opacity * (1.0 / LN2)
 
         camera = load_camera(viewmats_ptr, Ks_ptr, c, width, height)
@@ -354,12 +354,12 @@ def project_bwd_kernel(
             v_flat = flat_color(v_color)
             if full:
                 store_v_sh(
-                    v_sh0_ptr, v_shN_ptr, start, BLOCK, c > 0, basis, v_flat,
+                    v_sh0_ptr, v_shN_ptr, start, BLOCK, k > 0, basis, v_flat,
                     WIDTH0, WIDTHN, True, BLOCK,
                 )  # fmt: skip
             else:
                 store_v_sh(
-                    v_sh0_ptr, v_shN_ptr, start, N - start, c > 0, basis, v_flat,
+                    v_sh0_ptr, v_shN_ptr, start, N - start, k > 0, basis, v_flat,
                     WIDTH0, WIDTHN, False, BLOCK,
                 )  # fmt: skip
 
@@ -385,7 +385,7 @@ def project_bwd_kernel(
         store3(out + 3, Vec3(v_off.x, v_diagonal.y, v_off.z), inside)
         store3(out + 6, Vec3(v_off.y, v_off.z, v_diagonal.z), inside)
     tl.store(v_opacities_ptr + i, v_opacity, mask=inside)
-    _store_v_masks(
+    store_v_masks(
         v_mask_inputs_ptr, v_masks_ptr, mask_logits_ptr, mask_ids_ptr, seed_ptr, seed_low,
-        seed_high, i, inside, v_mask, LOGITS,
+        seed_high, i, inside, v_mask, C, LOGITS, BY_CAMERA,
     )  # fmt: skip

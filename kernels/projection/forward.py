@@ -22,6 +22,7 @@ from .ewa import (
     split_sh,
     times_columns,
 )
+from .masks import store_mean_mask
 from .record import store_record
 from .spherical_harmonics import sh_color
 from .unscented import moments, sigma_columns, to_camera_axes
@@ -122,6 +123,7 @@ def project_fwd_kernel(
     strideN: tl.constexpr,
     DEGREE: tl.constexpr,
     LOGITS: tl.constexpr,
+    BY_CAMERA: tl.constexpr,  # masks
     RAW: tl.constexpr,
     ANTIALIASED: tl.constexpr,
     NORMALIZE: tl.constexpr,
@@ -153,8 +155,14 @@ def project_fwd_kernel(
         probe += 0.0 * logit
         ids = load_ids(mask_ids_ptr, i, inside)
         low, high = load_seed(seed_ptr, seed_low, seed_high)
-        mask = hard_mask(logit + logistic_noise(low, high, ids))
-        tl.store(masks_ptr + i, mask, mask=inside & (c == 0))
+        if BY_CAMERA:
+            mask = hard_mask(logit + logistic_noise(low, high ^ c, ids))
+            if c == 0:
+                n_cameras = n_programs // n_blocks
+                store_mean_mask(masks_ptr, i, inside, logit, low, high, ids, n_cameras)
+        else:
+            mask = hard_mask(logit + logistic_noise(low, high, ids))
+            tl.store(masks_ptr + i, mask, mask=inside & (c == 0))
     elif masks_ptr is not None:
         mask = tl.load(masks_ptr + i, mask=inside, other=0.0)
         probe += 0.0 * mask

@@ -232,11 +232,14 @@ def project(x: RasterInputs, settings: RenderSettings) -> Records:
     if x.covars is not None:
         scales, quats = x.means.new_zeros(len(x.means), 3), x.means.new_zeros(len(x.means), 4)
     assert quats is not None and scales is not None
-    masks = x.masks
+    masks, draws = x.masks, [x.masks]
     if x.mask_logits is not None:
         lost = _nonfinite_rows([x.mask_logits])
         logits = _without_rows(x.mask_logits, lost)
-        masks = _without_rows(sample_masks(logits, _seed(x), x.mask_ids), lost)
+        n_draws = len(x.viewmats) if settings.masks_by_camera else 1
+        seeds = [_seed(x) ^ (c << 32) for c in range(n_draws)]
+        draws = [_without_rows(sample_masks(logits, seed, x.mask_ids), lost) for seed in seeds]
+        masks = torch.stack(draws).sum(0) / n_draws
     per_camera_colors = settings.sh_degree is None and colors.dim() == 3
     if per_camera_colors:
         colors = colors.transpose(0, 1)  # [N, C, D]
@@ -248,7 +251,7 @@ def project(x: RasterInputs, settings: RenderSettings) -> Records:
     if not broken.is_cuda and broken.any():
         _warn_once("some Gaussians have NaN or infinite parameters and are not drawn")
     means, quats, scales, opacities, colors = (_without_rows(t, broken) for t in tensors)
-    used_masks = None if masks is None else _without_rows(masks, broken)
+    used_masks = [None if m is None else _without_rows(m, broken) for m in draws]
     covars = None if x.covars is None else _without_rows(x.covars, broken)
     geometry = _Geometry(means, quats, scales, opacities, covars)
 
@@ -265,7 +268,8 @@ def project(x: RasterInputs, settings: RenderSettings) -> Records:
         elif settings.has_colors and settings.sh_degree is not None:
             degree = settings.sh_degree
             seen_colors = _sh_colors(degree, means, colors, x.viewmats[c], view.ids)
-        seen_masks = None if used_masks is None else used_masks.index_select(0, view.ids)
+        own = used_masks[c % len(used_masks)]
+        seen_masks = None if own is None else own.index_select(0, view.ids)
         views[c] = view._replace(colors=seen_colors, masks=seen_masks)
     return Records(views, means2d, masks, broken, settings.width, settings.height)
 

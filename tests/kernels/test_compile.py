@@ -114,7 +114,9 @@ def project_covariances() -> None:
 
 def project_cameras() -> None:
     viewmats = torch.zeros(2, 4, 4, requires_grad=True)
-    project_gaussians(viewmats=viewmats, Ks=torch.zeros(2, 3, 3), antialiased=True)
+    for by_camera in (False, True):
+        options = {"antialiased": True, "masks_by_camera": by_camera}
+        project_gaussians(viewmats=viewmats, Ks=torch.zeros(2, 3, 3), **options)
 
 
 def bin_received() -> None:

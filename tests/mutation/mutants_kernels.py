@@ -7,6 +7,7 @@ EDGES = ("test_edges.py",)
 NUMBERS = ("test_constants.py",)
 PROJECT = ("test_projection.py::test_sizes", "-k 63")
 DRAWS = ("device/test_masks.py",)
+OWN_DRAWS = ("test_mask_draws.py",)
 
 KERNELS = [
     # what both share
@@ -225,6 +226,24 @@ KERNELS = [
         "share = tl.where(same & (c > own), 1.0, 0.0)",
         "share = 0.0",
         ("test_poses.py::test_kernel_is_the_reference",),
+    ),
+    Mutant(
+        "cameras share a draw",
+        "seeds = [_seed(x) ^ (c << 32) for c in range(n_draws)]",
+        "seeds = [_seed(x) for _ in range(n_draws)]",
+        OWN_DRAWS,
+    ),
+    Mutant(
+        "kernels' cameras have another's gradient",
+        "return v_logit + hard_mask_vjp(logit + logistic_noise(low, high ^ c, ids), v_mask)",
+        "return v_logit + hard_mask_vjp(logit + logistic_noise(low, high, ids), v_mask)",
+        OWN_DRAWS,
+    ),
+    Mutant(
+        "kernels' projection passes over cameras that see something",
+        "n_seen += is_seen",
+        "n_seen = tl.maximum(n_seen, is_seen)",
+        ("test_projection.py::test_programs_that_see_nothing",),
     ),
     Mutant(
         "kernels' depths are not shares of alpha",

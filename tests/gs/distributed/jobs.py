@@ -159,6 +159,8 @@ def resume(ranks: Ranks, scene: str, out: str, path: str | None, steps: int) -> 
         found: dict[str, Any] = shard(made)
         found |= {"next_id": made.gaussians.next_id, "n": made.stepper.n_gaussians}
         found["loss"] = made.tracker.state_dict()["sums"]
+        assert isinstance(made.stepper, ShardedStepper)
+        found["costs"] = made.stepper.planner.costs.state_dict()
         found["path"] = str(made.checkpoint(steps))
     return found
 

@@ -147,26 +147,28 @@ def test_one_call_has_the_sum_of_single_gradients(scene: Scene) -> None:
         torch.testing.assert_close(got, sum(want), rtol=1e-12, atol=1e-15, msg=name)
 
 
-def test_a_step_adds_its_images_and_counts_their_views(sizes: Scene, tmp_path: Path) -> None:
-    """Two sizes in one step; the mask loss counts once per image."""
+def test_a_step_adds_its_images_and_counts_their_views(
+    sizes: Scene, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two sizes in one step; every image of a size has a draw of masks of its own."""
     indices, step = [0, 1, 2, 3], 10
+    masks = [dataclasses.replace(MASKS, lambda_mask=0.0).build(densify_until=60) for _ in range(2)]
     whole, single = (
-        make(
-            sizes,
-            tmp_path / str(batch),
-            DENSIFY.build(),
-            MASKS.build(densify_until=60),
-            batch=batch,
-        )
-        for batch in (4, 1)
+        make(sizes, tmp_path / str(batch), DENSIFY.build(), strategy, batch=batch)
+        for batch, strategy in zip((4, 1), masks, strict=True)
     )
+    seed = masks[0].device_inputs(step)["mask_seed"]
     for trainer in (whole, single):
         trainer.gaussians.active_sh_degree = 3
     ctx = whole.stepper.forward_backward(step, indices)
     assert len(ctx.renderings) == 2
     whole.strategies[0].after_backward(step, ctx)
     gradients: dict[str, Tensor] = {}
-    for index in indices:
+    order, views = grouped(sizes.train, indices, torch.device("cpu"), together=True)
+    draws = [c for view in views for c in range(view.n_cameras)]
+    for index, draw in zip(order, draws, strict=True):
+        own = {"mask_seed": seed ^ (draw << 32)}
+        monkeypatch.setattr(masks[1], "device_inputs", lambda step, own=own: own)
         one = single.stepper.forward_backward(step, [index])
         single.strategies[0].after_backward(step, one)
         for name, parameter in single.gaussians.params.items():
@@ -253,7 +255,8 @@ def test_resuming_equals_not_stopping(
 
     def strategies() -> list[Strategy]:
         if kind == "masks":
-            return [DENSIFY.build(), MASKS.build(densify_until=60)]
+            masks = dataclasses.replace(MASKS, mask_lr=0.2)
+            return [DENSIFY.build(), masks.build(densify_until=60)]
         if kind == "lp":
             lp = LP3DGSConfig(mask_from_iter=30, mask_until_iter=61, score_interval=7)
             return [DENSIFY.build(), lp.build(densify_until=60)]

@@ -78,8 +78,8 @@ def by_hand(
         leaves = {name: x.clone().requires_grad_() for name, x in params.items()}
         model = Gaussians.from_tensors({k: x for k, x in params.items() if k != "mask_logits"})
         model.active_sh_degree = 0
-        loss, counts, masks = torch.zeros(()), torch.zeros(n), None
-        for index in indices:
+        loss, counts, masks = torch.zeros(()), torch.zeros(n), []
+        for c, index in enumerate(indices):
             view = view_of(scene.train[index], torch.device("cpu"))
             splats = model.splats(view)._replace(
                 means=leaves["means"],
@@ -91,19 +91,18 @@ def by_hand(
             )
             drawn: dict[str, Any] = {}
             if not mcmc:
-                seed = derive_seed(0, "mask", step)
+                seed = derive_seed(0, "mask", step) ^ (c << 32)
                 drawn = {"mask_logits": leaves["mask_logits"], "mask_ids": ids, "mask_seed": seed}
             out = render(splats, view, background=torch.zeros(3), **drawn)
             loss = loss + photometric_loss(out.colors, trainer.images[index], 0.2)
             counts += (out.info["radii"][0] > 0).all(-1)
-            masks = out.info["masks"]
+            masks.append(out.info["masks"])
         share = counts / counts.sum()
         if mcmc:
             o, s = leaves["opacities"].sigmoid(), leaves["scales"].exp().mean(-1)
             loss = loss + b * (0.4 * (share * o).sum() + 0.3 * (share * s).sum())
         else:
-            assert masks is not None
-            loss = loss + b * 2.0 * (share * masks).sum().square()
+            loss = loss + b * 2.0 * (share * torch.stack(masks).mean(0)).sum().square()
         loss.backward()
         for name, leaf in leaves.items():
             assert leaf.grad is not None
