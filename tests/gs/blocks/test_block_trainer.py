@@ -81,13 +81,20 @@ class StopAfter:
             self.trainer._request_stop()
 
 
-@pytest.mark.parametrize("n", [3, 25, 50])
-@pytest.mark.parametrize("size", [1, 2])
+@pytest.mark.parametrize(
+    ("n", "size", "waves"),
+    [(3, 1, "coloured"), (25, 2, "coloured"), (50, 1, "coloured"), (10, 1, "one"), (31, 2, "one")],
+)
 def test_a_stopped_run_goes_on_as_if_it_had_not(
-    tmp_path: Path, block_trainer: Make, finished: Callable[[Make], Path], n: int, size: int
+    tmp_path: Path,
+    block_trainer: Make,
+    finished: Callable[..., Path],
+    n: int,
+    size: int,
+    waves: str,
 ) -> None:
-    folder = tmp_path / "out"
-    trainer = block_trainer(folder, {"blocks": 3})
+    folder, blocks = tmp_path / "out", {"blocks": 3, "waves": waves}
+    trainer = block_trainer(folder, blocks)
     StopAfter(trainer, n)
     assert trainer.fit() == folder / "blocks"
     manifest = read_manifest(folder)
@@ -97,10 +104,10 @@ def test_a_stopped_run_goes_on_as_if_it_had_not(
     ]
     assert sum(steps) <= n and not (folder / "point_cloud").exists()
     if size == 1:
-        block_trainer(folder, {"blocks": 3}, start=folder).fit()
+        block_trainer(folder, blocks, start=folder).fit()
     else:
-        simulate(size, lambda r: block_trainer(folder, {"blocks": 3}, start=folder, ranks=r).fit())
-    assert_equal(whole_of(folder), whole_of(finished(block_trainer)))
+        simulate(size, lambda r: block_trainer(folder, blocks, start=folder, ranks=r).fit())
+    assert_equal(whole_of(folder), whole_of(finished(block_trainer, waves)))
 
 
 def test_the_saved_model_is_that_of_gs_merge(
