@@ -187,12 +187,13 @@ class BlockTrainer:
 
     def _train_block(self, block: int, rounds: int) -> None:
         until = self.schedule.until(block, rounds + 1)
-        if block not in self.store.states:  # it has no Gaussian
+        state = self.store.states.get(block)
+        if state is None or state.plain["step"] >= until:  # no Gaussian, or no step that is due
             return
         plan, watch, progress = self.plans[block], Stopwatch(), self.progress
-        state = self.store.states[block].to_device(self.device)
-        live = LiveBlock(plan, state, self.images, self.device, self.shared)
-        del state
+        on_device = state.to_device(self.device)
+        live = LiveBlock(plan, on_device, self.images, self.device, self.shared)
+        del on_device
         self._settle_device()
         progress.swap_seconds += watch.lap()
         self._surround(live, block, until)

@@ -57,9 +57,21 @@ BLOCKS = [
     ),
     Mutant(
         "rounding is lost from round to round",
-        "return [until(n, round_index + 1) - until(n, round_index) for n in n_cameras]",
-        "return [until(n, 1) for n in n_cameras]",
-        WAVES,
+        "return int(self.fraction(rounds) * self.steps(block) + 0.5)",
+        "return rounds * int(self.fraction(1) * self.steps(block) + 0.5)",
+        ("test_block_trainer.py",),
+    ),
+    Mutant(
+        "a block moves as far in a step as one piece does",
+        '1.0 / share if run.train.adam_rows == "all" else 1.0,',
+        "1.0,",
+        ("test_live.py",),
+    ),
+    Mutant(
+        "rounds are of equal length",
+        "return min(rounds / self.n_rounds, 1.0) ** GROWTH",
+        "return min(rounds / self.n_rounds, 1.0)",
+        ("test_block_trainer.py",),
     ),
     Mutant(
         "a state of an older generation is read",

@@ -320,7 +320,7 @@ def test_another_scene_or_other_settings_are_refused(nadir: Scene, tmp_path: Pat
         ('"high": 1', '"high": 0', "is broken: cells.tree: expected each block once"),
         ('"axis": 0', '"axis": 7', "is broken: cells.tree.axis: expected"),
         ('"kind": "kd"', '"kind": "grid"', "is broken: cells.aabb is missing"),
-        ('"camera_share": 0.05', '"camera_share": 7', "is broken: --camera_share must be"),
+        ('"camera_share": 0.02', '"camera_share": 7', "is broken: --camera_share must be"),
         ('"points"', '"spots"', "is broken: blocks.*points is missing"),
     ],
 )
