@@ -350,7 +350,7 @@ def test_a_real_survey(data_root: Path, shares: Callable[[Scene, int], float]) -
     ups = torch.stack([-camera.viewmat[1, :3] for camera in scene.train]).mean(dim=0)
     assert ups.norm() < 0.2 and frame.found_by == "viewing direction"
     # blocks per camera, measured once: a finer cut makes a small survey mostly border
-    assert shares(scene, 2) < 1.6 < shares(scene, 4) < 2.6 < shares(scene, 7) < 3.4
+    assert shares(scene, 2) < 1.6 < shares(scene, 4) < 2.6 < shares(scene, 7) < 3.8
 
 
 @pytest.fixture
