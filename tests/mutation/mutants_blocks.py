@@ -112,8 +112,8 @@ BLOCKS = [
     ),
     Mutant(
         "outside its box an image has a loss",
-        "shown = torch.where(inside, image.detach(), to_float(target[..., :3], image.dtype))",
-        "shown = image.detach()",
+        "mask = counts.to(torch.uint8) * 255",
+        "mask = torch.full_like(counts, 255, dtype=torch.uint8)",
         (SURROUNDINGS,),
     ),
     Mutant(
