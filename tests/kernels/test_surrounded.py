@@ -136,7 +136,10 @@ def test_a_box_is_right_without_what_does_not_reach_it(
         radii.append(info["frozen_radii"])
     assert entries[1] < entries[0] and not torch.equal(*images)
     there = [(x > 0).all(-1) for x in radii]
-    assert not (there[1] & ~there[0]).any() and 0 < there[1].sum() < there[0].sum()
+    at = (x.means[1::2] + x.viewmats[:, None, :3, 3]) @ x.Ks.transpose(1, 2)  # no view is turned
+    at, reach, box = at[..., :2] / at[..., 2:], radii[0], boxes[:, None]
+    meets = ((at + reach > box[..., :2]) & (at - reach < box[..., 2:])).all(-1)
+    assert torch.equal(there[1], there[0] & meets) and 0 < there[1].sum() < there[0].sum()
     for c, (left, top, right, bottom) in enumerate(boxes.tolist()):
         inside = [image[c, top:bottom, left:right] for image in images]
         assert torch.equal(*inside)

@@ -105,6 +105,24 @@ BLOCKS = [
         ("test_surrounded.py", SURROUNDINGS),
     ),
     Mutant(
+        "frozen Gaussians take the rows of the own",
+        "row = n_taken + first + tl.cumsum(has_row, 0) - has_row",
+        "row = first + tl.cumsum(has_row, 0) - has_row",
+        ("test_surrounded.py",),
+    ),
+    Mutant(
+        "frozen Gaussians beside a box take rows",
+        "visible = visible & (mx + extent_x > left) & (mx - extent_x < right)",
+        "visible = visible & (mx + extent_x > left)",
+        ("test_surrounded.py",),
+    ),
+    Mutant(
+        "ids of the frozen begin at 0",
+        "0 if behind is None else behind.n_gaussians, N if n_ids is None else n_ids,",
+        "0, N if n_ids is None else n_ids,",
+        ("test_surrounded.py",),
+    ),
+    Mutant(
         "boxes are as narrow as what is reached",
         "low = ((low / TILE).floor() * TILE - MARGIN).clamp_min(0)",
         "low = (low / TILE).floor() * TILE",
