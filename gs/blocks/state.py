@@ -78,14 +78,15 @@ class HostArena:
             self._slab.fill_(CANARY)
 
     def take(self, n_bytes: int) -> Tensor:  # [n_bytes] uint8
-        """Empty it and hand out the first bytes; the slab at least doubles where it is too small.
+        """Empty it and hand out the first bytes; a slab that is too small grows to a power of two.
 
         Raises:
             SplatrimError: the host has no such memory left.
         """
         self.empty()
         if n_bytes > len(self._slab):
-            size = max(n_bytes, 2 * len(self._slab))
+            # to a power of two, as torch would: it hands on what others have outgrown
+            size = 1 << (n_bytes - 1).bit_length()
             # both at once would be too much
             self._slab = torch.empty(0, dtype=torch.uint8)
             try:

@@ -201,13 +201,15 @@ def test_a_state_of_another_generation_raises() -> None:
     assert (views["rows/ids"] == -1).all()
 
 
-def test_an_arena_grows_by_doubling_and_keeps_what_it_has() -> None:
+def test_an_arena_grows_to_powers_of_two_and_keeps_what_it_has() -> None:
     arena = HostArena(pinned=False)
-    sizes = []
-    for n in (100, 140, 90, 190, 500):
-        BlockState.to_host(Block(start(n), "cpu").state(0), arena)
+    sizes, needed = [], []
+    for n in (100, 105, 90, 190, 500):
+        needed.append(BlockState.to_host(Block(start(n), "cpu").state(0), arena).n_bytes)
         sizes.append(arena.n_bytes)
-    assert sizes[1] == 2 * sizes[0] == sizes[2] == sizes[3] and sizes[4] > 2 * sizes[0]
+    assert all(size & (size - 1) == 0 for size in sizes)
+    assert all(n <= size < 2 * n for n, size in zip(needed, sizes, strict=True) if n > needed[2])
+    assert sizes[0] == sizes[1] == sizes[2] < sizes[3] < sizes[4]
 
 
 def test_no_rows_and_no_dimension(resident: dict[str, Any]) -> None:
