@@ -79,7 +79,18 @@ BLOCKS = [
         "if generation > self.generation:",
         STATE,
     ),
-    Mutant("a state comes back without a copy", "copied = slab.clone()", "copied = slab", STATE),
+    Mutant(
+        "the state that has come is anybody's",
+        "if coming is not None and coming[0] is state:",
+        "if coming is not None:",
+        STATE,
+    ),
+    Mutant(
+        "a state comes back without a copy",
+        "return Arriving(self, slab.clone(), None)",
+        "return Arriving(self, slab, None)",
+        STATE,
+    ),
     Mutant(
         "a merged model is in the order of blocks",
         "order = ids.argsort()\n    order = order[kept",

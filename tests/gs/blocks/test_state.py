@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from gs.blocks.prefetch import Prefetcher, next_in_turn
 from gs.blocks.state import CANARY, BlockState, HostArena, StaleState
 from gs.errors import SplatrimError
 from gs.model.gaussians import Gaussians
@@ -183,6 +184,23 @@ def flat_tensors(value: Any) -> list[Tensor]:
     if not isinstance(value, (list, tuple)):
         return []
     return [x for item in value for x in flat_tensors(item)]
+
+
+def test_the_next_state_comes_beforehand_and_no_other_is_taken_for_it() -> None:
+    states = [BlockState.to_host(Block(start(n), "cpu").state(0), HostArena()) for n in (40, 50)]
+    wanted = [state.to_device("cpu") for state in states]
+    prefetcher = Prefetcher(torch.device("cpu"))
+    prefetcher.begin(states[0])
+    prefetcher.begin(states[1])  # one at a time
+    slab = states[0].arena.bytes_of(states[0].generation)
+    slab.fill_(CANARY)  # it is there already
+    assert same(prefetcher.take(states[0]), wanted[0])
+    prefetcher.begin(states[0])
+    assert same(prefetcher.take(states[1]), wanted[1])
+    states[0].arena.empty()
+    with pytest.raises(StaleState):
+        prefetcher.take(states[0])
+    assert [next_in_turn([2, 0, 1], block) for block in (2, 0, 1)] == [0, 1, None]
 
 
 def test_a_state_of_another_generation_raises() -> None:
