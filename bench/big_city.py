@@ -40,19 +40,24 @@ from gs.training.memory import keep_freed_memory, peak_memory
 from gs.training.trainer import Trainer
 from pruning import METHODS
 
+MOST_SHOTS = 64  # views, about, that points are taken of
+
 
 def make_scene(args: argparse.Namespace) -> Scene:
     """The district with points for all Gaussians; written and read again."""
     folder = args.out / "scene"
     size = {"views": args.views, "width": args.width, "height": args.height}
     config = CityConfig(**size, blocks_x=args.side, blocks_y=args.side, points=100_000)
+    started = time.perf_counter()
     if not folder.is_dir():
         write_city_scene(folder, config, args.device if args.device != "auto" else None)
+        print(f"{args.views} views in {time.perf_counter() - started:.0f} s", flush=True)
     path = args.out / f"points_{args.gaussians}.npz"
     if not path.is_file():
         points, colors = surface_points(config, args.gaussians, resolve_device(args.device))
         with atomic_write(path) as file:
             np.savez(file, points=points, colors=colors)
+        print(f"{args.gaussians:,} points by {time.perf_counter() - started:.0f} s", flush=True)
     scene = load_scene(folder, eval=True)
     with np.load(path) as known:
         points = torch.from_numpy(known["points"])
@@ -63,13 +68,14 @@ def make_scene(args: argparse.Namespace) -> Scene:
 def surface_points(
     config: CityConfig, n: int, device: torch.device
 ) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:  # [n, 3] float32, uint8
-    """Points on what the views see, evenly over their pixels, with their colours."""
+    """Points on what some of the views see, evenly over their pixels, with their colours."""
     district = make_district(config.blocks_x, config.blocks_y, config.seed)
     tensors = (district.kinds, district.centres, district.halves, district.materials)
     kinds, centres, halves, materials = (x.to(device) for x in tensors)
     district = District(kinds, centres, halves, materials, district.cell, district.top)
     rng = np.random.default_rng(config.seed)
     poses = survey(config.views, district.size, rng)
+    poses = poses[:: max(len(poses) // MOST_SHOTS, 1)]
     focal = config.width / (2 * math.tan(math.radians(FIELD_OF_VIEW) / 2))
     spread = 0.5 * config.width / focal  # of a pixel's neighbours, at depth 1 and width 1
     xyz, rgb = [], []
@@ -104,9 +110,13 @@ def train_blocks(args: argparse.Namespace, scene: Scene, device: torch.device) -
         torch.cuda.set_per_process_memory_fraction(min(args.gpu_memory * 1e9 / total, 1.0), device)
     run = run_settings(config)
     run = dataclasses.replace(run, described={**run.described, **scene.record})
+    started = time.perf_counter()
     partition = make_partition(scene, config.blocks.cut())
+    owned, seen = partition.n_points, [round(x, 2) for x in partition.outside]
+    print(f"cut in {time.perf_counter() - started:.0f} s: points {owned}, outside over own {seen}")
     trainer = BlockTrainer(run, scene, partition, device)
     trainer.fit()
+    print(f"trained and saved by {time.perf_counter() - started:.0f} s", flush=True)
     saved = np.load(find_model(config.train.model_path)[1].with_name("blocks.npy"))
     if len(saved) != len(scene.points):
         raise SplatrimError(f"{len(saved)} of {len(scene.points)} Gaussians were merged")

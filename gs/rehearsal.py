@@ -25,12 +25,14 @@ from PIL import Image
 
 from kernels import Launch, Rehearsal, Target, rehearsing, structural_similarity
 
+from .blocks.rehearsed import set_degree, surround
 from .cli import Config, Method
 from .data.camera import Camera, camera_extent
 from .data.scene import Scene
 from .data.tracks import Tracks
 from .errors import SplatrimError
 from .evaluation.views import evaluate_views, mean_scores
+from .model.gaussians import Gaussians
 from .neural.anchors import first_anchors
 from .neural.config import NeuralConfig
 from .program import strategies_in, strategies_of
@@ -169,6 +171,9 @@ class _Stage:
         )
         if train.cuda_graphs:
             trainer.stepper.graphs = StepGraphs(Captured)
+        blocks = config.blocks
+        if blocks.n_blocks > 1 and blocks.surroundings == "live" and model is None:
+            surround(trainer)
         return trainer
 
     def kinds(self) -> dict[_Kind, list[int]]:
@@ -212,7 +217,7 @@ class _Stage:
             if n > MOST_POINTS or (n < N_POINTS // 2 and self.trainer.gaussians.parts == 1):
                 self.trainer = self._build()
             trainer, stepper = self.trainer, self.trainer.stepper
-            trainer.gaussians.active_sh_degree = kind.degree
+            set_degree(trainer, kind.degree)
             first = size * self._most_images
             if n_others > 0:
                 first += self._most_images - kind.n_images + n_others
@@ -236,6 +241,8 @@ class _Stage:
     def look(self) -> None:
         """Evaluate and measure views, at the degrees that `kinds` has found."""
         trainer = self.trainer
+        if isinstance(trainer.gaussians, Gaussians):
+            trainer.gaussians.frozen = None
         views = trainer.cameras, trainer.images, torch.zeros(3)
         sizes = range(0, self._most_images * len(SIZES), self._most_images)
         for degree in sorted(self._looked_at):

@@ -1,14 +1,14 @@
 """A rendering of Gaussians among frozen others, which get no gradient.
 
-    project (own)  + project (frozen)  ->  records, one after the other  ->  bin_tiles  ->  blend
+    project (own)  ->  project_behind (frozen), in the rows that are left  ->  bin_tiles  ->  blend
 
 The image is that of all of them, and the gradient of the own is that in the whole. Frozen records
 that reach no pixel of a camera's box are left out, so that who needs a part of an image pays for
 that part: there the image is exact, elsewhere it is not. Boxes are read on the device, and nothing
 waits for it where a capacity is given: a CUDA graph can hold the call.
 
-A capacity's rows are those of the own; of M frozen among N own there is room for M / N times as
-many. `info["counts"]` says what both would have needed.
+A capacity is that of all, own and frozen, and so is what `info["counts"]` says would have been
+needed: whose Gaussians an image shows differs from view to view, how many it shows less so.
 """
 
 from typing import Any
@@ -81,47 +81,26 @@ def _triton(
     # Triton is not everywhere, and nothing else needs it.
     from .binning import ListsLayout, list_tiles
     from .binning.depth_order import MEMBER_SHARE
-    from .binning.row_keys import RowKeys
     from .blending import blend, blend_settings
     from .blending.contributions import contributions
-    from .device.running_sum import scan_programs
-    from .projection import ENTRIES, N_COUNTS, NONFINITE, ROWS
+    from .projection import ENTRIES, NONFINITE, ROWS, project, project_behind
     from .projection.record import record_depths, spread
     from .projection.records import Records
-    from .runtime.launch import empty, zeros
 
     N, M, C = len(own.means), len(frozen.means), len(own.viewmats)
-    rows = None if capacity is None else capacity.rows
-    mine = _project(own, settings, rows)
-    with torch.no_grad():
-        rows = None if rows is None else -(-rows * M // N)
-        theirs = _project(frozen, frozen_settings, rows)
-    counted = theirs.tile_counts
-    assert mine.gaussian_ids is not None and theirs.gaussian_ids is not None
-    if boxes is not None:
-        counted = torch.where(_meets(theirs, boxes), counted, 0)
-    values = torch.cat([mine.values, theirs.values])
-    ids = torch.cat(
-        [
-            mine.gaussian_ids + mine.gaussian_ids // N * M,
-            theirs.gaussian_ids + (theirs.gaussian_ids // M + 1) * N,
-        ]
-    )
-    size = settings.width, settings.height
-    records = Records(values, ids, None, C, N + M, *size)
-
-    R = len(values)
-    workspace = zeros((N_COUNTS + 2 * scan_programs(R),), torch.int32, values.device)
-    found, more = mine.workspace, theirs.workspace
-    scaled = (more[ROWS].long() * N + (M - 1)) // M
-    workspace[ROWS] = torch.maximum(found[ROWS], scaled.int())
-    workspace[NONFINITE] = found[NONFINITE] + more[NONFINITE]
-    keys = RowKeys(
-        torch.cat([mine.depth_keys, theirs.depth_keys]),
-        torch.cat([mine.tile_counts, counted], 1),
-        workspace,
-        empty((N_COUNTS,), torch.int32, values.device),
-    )
+    most = C * (N + M)
+    R = most // GUESS + 1024 if capacity is None else capacity.rows
+    while True:
+        R = min(max(R, 1), most)
+        mine = project(own, settings, Capacity(R, 0), n_ids=N + M)
+        theirs = project_behind(mine, frozen, frozen_settings, boxes)
+        needed = R if capacity is not None else int(theirs.workspace[ROWS])
+        if needed <= R:
+            break
+        R = needed
+    values, ids, keys = mine.values, mine.gaussian_ids, theirs
+    assert ids is not None
+    records = Records(values, ids, None, C, N + M, settings.width, settings.height)
     if capacity is None:
         entries, members = keys.tile_counts[:2].sum(1).tolist()
         n_entries = max(entries, MEMBER_SHARE.value * members, 1)
@@ -153,31 +132,6 @@ def _triton(
         info |= {name: x[:N] for name, x in scores.items()}
         info["depths"] = spread(record_depths(mine.values), mine.rows)
     return image, alphas, info
-
-
-def _project(inputs: RasterInputs, settings: RenderSettings, rows: int | None) -> Any:
-    """Records in so many rows, or where that is None in as many as there are, which waits."""
-    from .projection import ROWS, project
-
-    most = len(inputs.viewmats) * len(inputs.means)
-    if rows is not None:
-        return project(inputs, settings, Capacity(min(max(rows, 1), most), 0))
-    rows = min(most // GUESS + 1024, most)
-    while True:
-        made = project(inputs, settings, Capacity(rows, 0))
-        needed = int(made.workspace[ROWS])
-        if needed <= rows:
-            return made
-        rows = needed
-
-
-def _meets(projected: Any, boxes: Tensor) -> Tensor:  # [C, 4] -> [R] bool
-    """Which records reach a pixel of their camera's box; any where there is no record."""
-    radii = projected.radii
-    ids = projected.gaussian_ids.long()
-    box = boxes if len(boxes) == 1 else boxes[ids // radii.shape[1]]
-    means, reach = projected.values[:, :2], radii.view(-1, 2)[ids]
-    return ((means + reach > box[:, :2]) & (means - reach < box[:, 2:])).all(-1)
 
 
 def _reference(

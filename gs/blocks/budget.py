@@ -2,7 +2,8 @@
 
 A Gaussian that is trained takes 1,034 bytes at the peak (parameters, gradients, Adam's moments, row
 buffers, a step's records; estimated for SH degree 3), a frozen one of the surroundings 244
-(parameters, id, mask). A block trains its share of all Gaussians among those that its cameras see.
+(parameters, id, mask). A block trains its share of all Gaussians among those that its cameras see,
+while the state of the next block comes, 730 bytes per Gaussian (gs.blocks.prefetch).
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from .partition import LEAST_CAMERAS, Partition, PartitionConfig, make_partition
 
 OWN_BYTES = 1034
 FROZEN_BYTES = 244
+COMING_BYTES = 730
 GROWTH = 5  # Gaussians at the end per starting point, where nobody knows better
 USABLE = 0.9  # of a GPU's memory: the rest is the driver's, images' and what is between tensors
 WIDEN = 1.15  # from one number of blocks that is tried to the next
@@ -25,12 +27,12 @@ def block_gaussians(partition: Partition, n_gaussians: float) -> list[float]:
 
 def block_memory(partition: Partition, n_gaussians: float) -> list[float]:
     """Bytes on the GPU while each block is trained, for so many Gaussians in all."""
-    return [
-        own * (OWN_BYTES + outside * FROZEN_BYTES)
-        for own, outside in zip(
-            block_gaussians(partition, n_gaussians), partition.outside, strict=True
-        )
-    ]
+    owned = block_gaussians(partition, n_gaussians)
+    needed = []
+    for block, (own, outside) in enumerate(zip(owned, partition.outside, strict=True)):
+        coming = max([n for other, n in enumerate(owned) if other != block], default=0.0)
+        needed.append(own * (OWN_BYTES + outside * FROZEN_BYTES) + coming * COMING_BYTES)
+    return needed
 
 
 def most_gaussians(memory: float) -> float:

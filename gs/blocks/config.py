@@ -16,7 +16,7 @@ class BlocksConfig(PartitionConfig):
 
     block_interval: Annotated[int, COUNT] = 0
     """Iterations of a block, of as many cameras as blocks have on average, until the next one's
-    turn; 0: 500, or fewer so that there are 20 turns."""
+    turn; 0: few at first and more later, 500 at most, in 40 turns or more."""
     block_steps: Literal["share", "all"] = "share"
     """share: of --iterations a block takes the part that it has of the cameras, so that all are
     seen as often as in one piece. all: every block takes all, as is usually done."""

@@ -79,6 +79,8 @@ class BlockPlan:
     """Which of all training cameras."""
     term_weight: float
     """C / C_b, or 1."""
+    worth: float
+    """Steps of one piece that a step stands for (gs.blocks.schedule)."""
     last_id: int
     """Ids up to here are the block's."""
     method: str
@@ -132,7 +134,7 @@ class LiveBlock:
             self.gaussians,
             plan.optim,
             extent=plan.scene.extent,
-            n_images=self.config.batch,
+            n_images=self.config.batch * plan.worth,
             by_row=by_row,
         )
         if by_row:

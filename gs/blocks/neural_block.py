@@ -66,7 +66,7 @@ class NeuralBlock:
             self.gaussians,
             plan.optim,
             extent=plan.scene.extent,
-            n_images=self.config.batch,
+            n_images=self.config.batch * plan.worth,
             which="rows",
         )
         self.sampler, self.tracker = restore(known, plan, self.optimizer, self.strategies, device)

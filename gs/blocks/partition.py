@@ -47,7 +47,7 @@ class PartitionConfig:
     """Box x0 y0 z0 x1 y1 z1, in the scene's coordinates, that becomes the grid's inner half."""
     up: tuple[float, float, float] | None = None
     """The up axis; default: found from cameras and points."""
-    camera_share: Annotated[float, SHARE] = 0.05
+    camera_share: Annotated[float, SHARE] = 0.02
     """A camera belongs to a block with more than this share of the points that it sees."""
 
     def __post_init__(self) -> None:

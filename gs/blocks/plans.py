@@ -88,6 +88,7 @@ def make_plans(
                 dataclasses.replace(scene, train=[scene.train[i] for i in cameras], test=[]),
                 cameras,
                 1.0 / share if weighted else 1.0,
+                1.0 / share if run.train.adam_rows == "all" else 1.0,
                 first_id(scene, block, n_blocks, run.blocks) + ids_per_block(scene, n_blocks),
                 run.method,
                 run.described,

@@ -78,14 +78,15 @@ class HostArena:
             self._slab.fill_(CANARY)
 
     def take(self, n_bytes: int) -> Tensor:  # [n_bytes] uint8
-        """Empty it and hand out the first bytes; the slab at least doubles where it is too small.
+        """Empty it and hand out the first bytes; a slab that is too small grows to a power of two.
 
         Raises:
             SplatrimError: the host has no such memory left.
         """
         self.empty()
         if n_bytes > len(self._slab):
-            size = max(n_bytes, 2 * len(self._slab))
+            # to a power of two, as torch would: it hands on what others have outgrown
+            size = 1 << (n_bytes - 1).bit_length()
             # both at once would be too much
             self._slab = torch.empty(0, dtype=torch.uint8)
             try:
@@ -191,19 +192,41 @@ class BlockState:
         Raises:
             StaleState: the arena has been emptied or filled anew.
         """
+        return self.begin_to_device(device, stream).arrived()
+
+    def begin_to_device(
+        self, device: torch.device | str, stream: torch.cuda.Stream | None = None
+    ) -> Arriving:
+        """As `to_device`, where nothing waits for the copies before `arrived`."""
         device, slab = torch.device(device), self.arena.bytes_of(self.generation)[: self.n_bytes]
         if device.type != "cuda":
-            copied = slab.clone()
-        else:
-            current = torch.cuda.current_stream(device)
-            copies = stream or current
-            with torch.cuda.stream(copies):
-                copied = torch.empty(self.n_bytes, dtype=torch.uint8, device=device)
-                copied.copy_(slab, non_blocking=True)
-            current.wait_stream(copies)
-            copied.record_stream(current)
-            self.arena.record(copies)
-        return _filled(self.plain, {path: slot.of(copied) for path, slot in self.slots.items()})
+            return Arriving(self, slab.clone(), None)
+        copies = stream or torch.cuda.current_stream(device)
+        with torch.cuda.stream(copies):
+            copied = torch.empty(self.n_bytes, dtype=torch.uint8, device=device)
+            copied.copy_(slab, non_blocking=True)
+        self.arena.record(copies)
+        return Arriving(self, copied, copies)
+
+
+@dataclass(frozen=True)
+class Arriving:
+    """A state that is copied to a device."""
+
+    state: BlockState
+    copied: Tensor
+    """The arena's bytes. [n_bytes] uint8"""
+    stream: torch.cuda.Stream | None
+    """That copies; None where it is done."""
+
+    def arrived(self) -> dict[str, Any]:
+        """The state; what the current stream is given next waits for it."""
+        if self.stream is not None:
+            current = torch.cuda.current_stream(self.copied.device)
+            current.wait_stream(self.stream)
+            self.copied.record_stream(current)
+        tensors = {path: slot.of(self.copied) for path, slot in self.state.slots.items()}
+        return _filled(self.state.plain, tensors)
 
 
 def _layout(tensors: Iterable[tuple[str, Tensor]]) -> tuple[dict[str, _Slot], int]:

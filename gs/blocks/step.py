@@ -14,7 +14,6 @@ from torch import Tensor
 
 from kernels import photometric_gradient
 
-from ..losses import to_float
 from ..model.splats import Frozen
 from ..training.step import Stepper
 from ..training.strategy import M, Population, StepContext
@@ -56,11 +55,11 @@ class BlockStepper(Stepper[M]):
 
 def compare_within(
     image: Tensor,  # [H, W, 3]
-    target: Tensor,  # [H, W, 3] uint8
+    target: Tensor,  # [H, W, 3 or 4] uint8
     box: Tensor,  # [4] int32
     lambda_dssim: float,
 ) -> tuple[Tensor, Tensor]:  # [5], [H, W, 3]
-    """As `kernels.photometric_gradient`, of an image that is the target outside a box.
+    """As `kernels.photometric_gradient`, of an image that only counts within a box.
 
     Args:
         image: A rendering.
@@ -75,14 +74,15 @@ def compare_within(
     left, top, right, bottom = box.unbind()
     x = torch.arange(width, device=image.device)
     y = torch.arange(height, device=image.device)
-    inside = ((y >= top) & (y < bottom))[:, None] & ((x >= left) & (x < right))
-    inside = inside[..., None]
-    shown = torch.where(inside, image.detach(), to_float(target[..., :3], image.dtype))
-    values, v_colors = photometric_gradient(shown, target, lambda_dssim)
+    counts = ((y >= top) & (y < bottom))[:, None] & ((x >= left) & (x < right))
+    mask = counts.to(torch.uint8) * 255
+    if target.shape[-1] == 4:
+        mask = torch.minimum(mask, target[..., 3])
+    target = torch.cat([target[..., :3], mask[..., None]], -1)
+    values, v_colors = photometric_gradient(image.detach(), target, lambda_dssim)
     share = height * width / ((right - left) * (bottom - top)).clamp_min(1)
-    loss, l1, ssim, l1_clamped, squares = values.unbind()
-    scaled = (share * loss, share * l1, 1 - share * (1 - ssim), share * l1_clamped, share * squares)
-    return torch.stack(scaled), torch.where(inside, v_colors, 0.0)
+    loss, l1, ssim, *clamped = values.unbind()
+    return torch.stack([share * loss, share * l1, 1 - share * (1 - ssim), *clamped]), v_colors
 
 
 def _observed(population: Population, context: StepContext[Any]) -> Population:

@@ -141,22 +141,25 @@ def find_surroundings(
         device: Where the copies are to be.
         sh_degree: Highest degree that any block uses by now.
     """
-    found: dict[str, list[Tensor]] = {}
-    others = list(others)
+    others = [tensors for tensors in others if len(tensors["ids"])]
+    if not others:
+        return None
     has_factors = any(FACTORS in tensors for tensors in others)
-    for tensors in others:
-        if not len(tensors["ids"]):
-            continue
-        places = {name: tensors[name].to(device) for name in ("means", "scales")}
-        seen = seen_rows(cameras, places["means"], places["scales"], boxes)
-        rows = seen.nonzero()[:, 0]
+    names = ("means", "scales")
+    places = [{name: tensors[name].to(device) for name in names} for tensors in others]
+    means, scales = (torch.cat([place[name] for place in places]) for name in names)
+    seen = seen_rows(cameras, means, scales, boxes)
+    counts = [len(tensors["ids"]) for tensors in others]
+    found: dict[str, list[Tensor]] = {}
+    for tensors, place, part in zip(others, places, seen.split(counts), strict=True):
+        rows = part.nonzero()[:, 0]
         if not len(rows):
             continue
         for name in (*PUBLISHED, *_FURTHER):
             if name == FACTORS and has_factors and name not in tensors:
                 found.setdefault(name, []).append(torch.ones(len(rows), device=device))
             elif name in tensors:
-                whole = places.get(name, tensors[name])
+                whole = place.get(name, tensors[name])
                 found.setdefault(name, []).append(whole.to(device)[rows])
     if not found:
         return None

@@ -38,6 +38,7 @@ from .partition import Partition
 from .partition_file import save_partition
 from .plan_view import save_plan
 from .plans import RunSettings, first_states, make_plans
+from .prefetch import Prefetcher, next_in_turn
 from .progress import BlocksProgress, Stopwatch, latest_of
 from .saved import SavedBlocks, load_states
 from .schedule import schedule_of
@@ -102,7 +103,8 @@ class BlockTrainer:
         quiet = run.train.quiet or not self.team.is_first
         self.progress = BlocksProgress(self.schedule, quiet=quiet)
         self.tracker = self.progress.tracker
-        self.shared = Shared(device)
+        self.shared, self.prefetcher = Shared(device), Prefetcher(device)
+        self._turns = [b for shares in self.shares for b in shares[self.rank]]
         self.stop_requested = False
         self.start = start
         self._since_saved = 0
@@ -187,19 +189,27 @@ class BlockTrainer:
 
     def _train_block(self, block: int, rounds: int) -> None:
         until = self.schedule.until(block, rounds + 1)
-        if block not in self.store.states:  # it has no Gaussian
+        state = self.store.states.get(block)
+        if state is None or state.plain["step"] >= until:  # no Gaussian, or no step that is due
             return
         plan, watch, progress = self.plans[block], Stopwatch(), self.progress
-        state = self.store.states[block].to_device(self.device)
-        live = LiveBlock(plan, state, self.images, self.device, self.shared)
-        del state
+        on_device = self.prefetcher.take(state)
+        live = LiveBlock(plan, on_device, self.images, self.device, self.shared)
+        del on_device
         self._settle_device()
         progress.swap_seconds += watch.lap()
         self._surround(live, block, until)
         self._settle_device()
         progress.surroundings_seconds += watch.lap()
         progress.begin(rounds, block, len(live.gaussians))
-        if live.run(until, self._on_step):
+        following = next_in_turn(self._turns, block)
+
+        def on_step(n_images: int) -> bool:
+            if following in self.store.states:
+                self.prefetcher.begin(self.store.states[following])
+            return self._on_step(n_images)
+
+        if live.run(until, on_step):
             self._settle_device()
             watch.lap()
             self.store.put(block, live.state())

@@ -105,26 +105,3 @@ def shares_of(wave: Sequence[int], costs: Sequence[float], n_ranks: int) -> list
     for group in assign(wave, costs, n_ranks):
         shares[group.ranks[0]] += group.blocks
     return shares
-
-
-def interval_steps(
-    interval: int,
-    n_cameras: Sequence[int],  # [B]
-    round_index: int,
-) -> list[int]:
-    """Steps of every block in a round, so that all pass the same fraction of their schedules.
-
-    Block b with C_b cameras takes interval C_b / mean C steps per round, rounded so that after any
-    number of rounds it has taken the nearest whole number to its share. [B]
-
-    Args:
-        interval: Steps of a block with as many cameras as blocks have on average.
-        n_cameras: Cameras of each block.
-        round_index: From 0 on.
-    """
-    mean = sum(n_cameras) / len(n_cameras)
-
-    def until(n: int, rounds: int) -> int:
-        return int(rounds * interval * n / mean + 0.5)
-
-    return [until(n, round_index + 1) - until(n, round_index) for n in n_cameras]

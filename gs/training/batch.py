@@ -31,8 +31,11 @@ class AdamSettings(NamedTuple):
     eps: float
 
 
-def batched(betas: tuple[float, float], eps: float, n_images: int) -> AdamSettings:
-    """Settings for the sum of `n_images` gradients in place of a single one."""
+def batched(betas: tuple[float, float], eps: float, n_images: float) -> AdamSettings:
+    """Settings for the sum of `n_images` gradients in place of a single one.
+
+    Of so many, all but some may be zero: steps that a block leaves out (gs.blocks.schedule).
+    """
     gain = math.sqrt(n_images)
     return AdamSettings(gain, (betas[0] ** n_images, betas[1] ** n_images), eps * gain)
 

@@ -28,7 +28,7 @@ def build_optimizer(
     config: OptimConfig,
     *,
     extent: float,
-    n_images: int = 1,
+    n_images: float = 1,
     by_row: bool = False,
     which: Literal["all", "rows", "shared"] = "all",
 ) -> torch.optim.Adam:

@@ -75,22 +75,38 @@ def integers_layout(C: int, N: int, R: int) -> Layout:
 
 
 def project_fwd(
-    x: ProjectionInputs, s: RenderSettings, R: int, with_ids: bool, for_lists: bool = True
+    x: ProjectionInputs,
+    s: RenderSettings,
+    R: int,
+    with_ids: bool,
+    for_lists: bool = True,
+    *,
+    n_ids: int | None = None,
+    behind: Projected | None = None,
+    boxes: Tensor | None = None,  # [C, 4] int32
 ) -> Projected:
-    """R rows of records, which carry no gradient; `project` documents arguments and results."""
+    """R rows of records, which carry no gradient; `project` documents arguments and results.
+
+    Others' records may come `behind` those of a projection, in the rows of it that are left:
+    then their ids follow its own, `n_ids` in all.
+    """
     N, C, device, f = x.n_gaussians, x.n_cameras, x.Ks.device, x.floats
     n_blocks = -(-N // FWD_BLOCK)
     # The first kernel starts at once: the GPU need not wait for what follows.
     n_words = N_COUNTS + 2 * (C * n_blocks + scan_programs(R))
     workspace = zeros((n_words,), torch.int32, device)
-    layout = integers_layout(C, N, R if for_lists else 0)
+    layout = integers_layout(C, N, R if for_lists and behind is None else 0)
     integers = layout.make(device)
     radii, tile_counts, counts = (layout.part(integers, k) for k in range(3))
     means2d = empty((C, N, 2), torch.float32, device)
     rows = empty((C, N), torch.int32, device)
-    values = empty((R, RECORD_SIZE.value), torch.float32, device)
-    depth_keys = empty((R if for_lists else 0,), torch.int32, device)
-    gaussian_ids = empty((R,), torch.int32, device) if with_ids else None
+    if behind is None:
+        values = empty((R, RECORD_SIZE.value), torch.float32, device)
+        depth_keys = empty((R if for_lists else 0,), torch.int32, device)
+        gaussian_ids = empty((R,), torch.int32, device) if with_ids else None
+    else:
+        values, depth_keys = behind.values.detach(), behind.depth_keys
+        gaussian_ids, tile_counts = behind.gaussian_ids, behind.tile_counts
     masks, logits = f.masks, 0
     if f.mask_logits is not None:
         masks, logits = empty((N,), torch.float32, device), f.mask_logits.dim()
@@ -100,8 +116,10 @@ def project_fwd(
         x.lenses, masks, f.mask_logits, x.mask_ids, x.seed,
         means2d, radii, rows, values, depth_keys if for_lists else None,
         tile_counts if for_lists else None, gaussian_ids, workspace,
+        None if behind is None else behind.workspace, boxes,
         N, R, n_blocks, C * n_blocks,
         s.width, s.height, s.near_plane, s.far_plane, s.eps2d, x.seed_low, x.seed_high,
+        0 if behind is None else behind.n_gaussians, N if n_ids is None else n_ids,
         stride0=row_stride(f.sh0), strideN=row_stride(f.shN), DEGREE=_degree(s),
         LOGITS=logits, BY_CAMERA=_by_camera(x, s), RAW=s.raw, ANTIALIASED=s.antialiased,
         NORMALIZE=s.normalize_quats, LENS=s.lens.code, TILE=TILE_SIZE, BLOCK=FWD_BLOCK,
@@ -275,6 +293,7 @@ def project(
     capacity: Capacity | None = None,
     *,
     for_lists: bool = True,
+    n_ids: int | None = None,
 ) -> Projected:
     """Project Gaussians into every camera: the first stage of a rendering.
 
@@ -286,6 +305,8 @@ def project(
         settings: Sizes, planes, activations; render_mode counts in blending alone.
         capacity: Of rows: R; None: C N. Rows beyond it are counted and not written.
         for_lists: Whether `bin_tiles` is to follow; else depth_keys and tile_counts are empty.
+        n_ids: What a camera's number counts in gaussian_ids, where others' records share the rows
+            (`project_behind`); None: N.
 
     Returns:
         Records for `bin_tiles` and `blend`. A gradient that comes to the columns MEAN of
@@ -293,10 +314,38 @@ def project(
     """
     x = gather_inputs(inputs, settings)
     R = max(x.n_cameras * x.n_gaussians, 1) if capacity is None else capacity.rows
-    made = project_fwd(x, settings, R, True, for_lists)
+    made = project_fwd(x, settings, R, True, for_lists, n_ids=n_ids)
     drawn = None if inputs.mask_logits is None else made.masks
     means2d, values, drawn = differentiable_projection(
         x, settings, made.means2d, made.values, drawn, made.rows, mean_in_records=True
     )
     masks = inputs.masks if inputs.mask_logits is None else drawn
     return replace(made, means2d=means2d, values=values, masks=masks)
+
+
+@torch.no_grad()
+def project_behind(
+    first: Projected,
+    inputs: RasterInputs,
+    settings: RenderSettings,
+    boxes: Tensor | None = None,  # [C, 4]
+) -> Projected:
+    """Project M further Gaussians into the rows that a projection of N has left; no gradients.
+
+    Args:
+        first: Of `project` in the same cameras, with N + M as `n_ids`; its rows are filled up.
+        inputs: Others. Their number in gaussian_ids follows the N.
+        settings: Of the same size.
+        boxes: Left, top, right, bottom of the pixels that have to be reached; who reaches none is
+            culled. None: all. [C, 4] int32
+
+    Returns:
+        `values`, `gaussian_ids` and what binning needs are of all; `workspace`[0] says how many
+        rows all need; means2d, masks, radii and rows are of the further.
+    """
+    x = gather_inputs(inputs, settings)
+    n_ids = first.n_gaussians + x.n_gaussians
+    R = len(first.values)
+    made = project_fwd(x, settings, R, True, n_ids=n_ids, behind=first, boxes=boxes)
+    made.workspace[NONFINITE] += first.workspace[NONFINITE]
+    return made

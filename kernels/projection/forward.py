@@ -36,7 +36,16 @@ ANCHOR = tl.constexpr(128)  # of so many programs one at least knows its running
 
 @triton.jit
 def _finish_unseen(
-    words_ptr, workspace_ptr, means2d_ptr, radii_ptr, rows_ptr, pid, n_programs, gaussian, inside
+    words_ptr,
+    workspace_ptr,
+    means2d_ptr,
+    radii_ptr,
+    rows_ptr,
+    pid,
+    n_programs,
+    gaussian,
+    inside,
+    n_taken,
 ):
     """What a program without a visible Gaussian leaves."""
     publish(words_ptr, pid, tl.full([], 0, tl.int64), OWN)
@@ -50,7 +59,7 @@ def _finish_unseen(
         first = sum_before(words_ptr, pid, PROJECTION_WINDOW).to(tl.int32)
         publish(words_ptr, pid, first, RUNNING)
         if pid == n_programs - 1:
-            tl.store(workspace_ptr, first)
+            tl.store(workspace_ptr, n_taken + first)
 
 
 @triton.jit
@@ -83,6 +92,8 @@ def _write_tail(depth_keys_ptr, tile_counts_ptr, gaussian_ids_ptr, r, R, there):
         "height",
         "seed_low",
         "seed_high",
+        "first_id",
+        "n_ids",
     ]
 )
 def project_fwd_kernel(
@@ -108,6 +119,8 @@ def project_fwd_kernel(
     tile_counts_ptr,  # [3, R] out, or None: nobody makes lists of these records
     gaussian_ids_ptr,  # [R] out or None
     workspace_ptr,  # in and out
+    n_taken_ptr,  # [1]: rows that others have, or None
+    boxes_ptr,  # [C, 4] of pixels that have to be reached, or None
     N,
     R,
     n_blocks,  # programs per camera
@@ -119,6 +132,8 @@ def project_fwd_kernel(
     eps2d,
     seed_low,
     seed_high,
+    first_id,
+    n_ids,  # of all who have rows
     stride0: tl.constexpr,
     strideN: tl.constexpr,
     DEGREE: tl.constexpr,
@@ -134,8 +149,11 @@ def project_fwd_kernel(
 ):
     pid = tl.program_id(0)
     words_ptr = workspace_ptr.to(tl.pointer_type(tl.int64)) + 2
+    n_taken = 0
+    if n_taken_ptr is not None:
+        n_taken = tl.load(n_taken_ptr)
     if pid >= n_programs:
-        n_rows = sum_before(words_ptr, n_programs, PROJECTION_WINDOW).to(tl.int32)
+        n_rows = n_taken + sum_before(words_ptr, n_programs, PROJECTION_WINDOW).to(tl.int32)
         r = (pid - n_programs) * TAIL_BLOCK + tl.arange(0, TAIL_BLOCK)
         there = (r >= n_rows) & (r < R)
         _write_tail(depth_keys_ptr, tile_counts_ptr, gaussian_ids_ptr, r, R, there)
@@ -235,6 +253,11 @@ def project_fwd_kernel(
     visible = visible & (det_blurred > 0.0) & (xx > 0.0) & (yy > 0.0) & (opacity >= ALPHA_MIN)
     visible = visible & (mx + extent_x > 0.0) & (mx - extent_x < width)
     visible = visible & (my + extent_y > 0.0) & (my - extent_y < height)
+    if boxes_ptr is not None:
+        left, top = tl.load(boxes_ptr + c * 4), tl.load(boxes_ptr + c * 4 + 1)
+        right, bottom = tl.load(boxes_ptr + c * 4 + 2), tl.load(boxes_ptr + c * 4 + 3)
+        visible = visible & (mx + extent_x > left) & (mx - extent_x < right)
+        visible = visible & (my + extent_y > top) & (my - extent_y < bottom)
     visible = visible & (0.0 * (conic.xx + conic.xy + conic.yy + extent_x + extent_y) == 0.0)
 
     mx = tl.where(visible, mx, 0.0)
@@ -256,6 +279,7 @@ def project_fwd_kernel(
             n_programs,
             gaussian,
             inside,
+            n_taken,
         )
         _count_nonfinite(workspace_ptr, inside, finite, c)
         return
@@ -280,8 +304,8 @@ def project_fwd_kernel(
     first = sum_before(words_ptr, pid, PROJECTION_WINDOW).to(tl.int32)
     publish(words_ptr, pid, first + n_rows, RUNNING)
     if pid == n_programs - 1:
-        tl.store(workspace_ptr, first + n_rows)
-    row = first + tl.cumsum(has_row, 0) - has_row
+        tl.store(workspace_ptr, n_taken + first + n_rows)
+    row = n_taken + first + tl.cumsum(has_row, 0) - has_row
     stored = (has_row != 0) & (row < R)
     depth = tl.where(visible, distance, 0.0)
     t2 = tl.where(visible, t2, 0.0)
@@ -309,5 +333,6 @@ def project_fwd_kernel(
         tl.store(tile_counts_ptr + R + row, tl.where(visible, n_bins, 0), mask=stored)
         tl.store(tile_counts_ptr + 2 * R + row, widths, mask=stored)
     if gaussian_ids_ptr is not None:
-        tl.store(gaussian_ids_ptr + row, gaussian.to(tl.int32), mask=stored)
+        name = (c.to(tl.int64) * n_ids + first_id + i).to(tl.int32)
+        tl.store(gaussian_ids_ptr + row, name, mask=stored)
     _count_nonfinite(workspace_ptr, inside, finite, c)

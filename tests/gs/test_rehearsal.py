@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable
 from functools import partial
 from importlib import import_module
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from gs.rehearsal import Captured, rehearse_training
 from gs.training.captured_steps import StepGraphs
 from gs.training.trainer import Trainer
 from kernels import Rehearsal, Target, backend, caches, rehearsing
+from kernels.projection.forward import project_fwd_kernel
 from kernels.rehearsal import label
 from kernels.runtime import launch as launches
 from pruning import METHODS
@@ -125,3 +127,17 @@ def test_a_rehearsal_leaves_nothing_behind(tmp_path: Path) -> None:
     with rehearsing(Rehearsal(H200)):
         assert torch.equal(torch.empty_like(x), torch.ones(3)) and backend.on_gpu(x)
     assert not backend.on_gpu(x)
+
+
+def test_blocks_are_rehearsed_among_their_surroundings(tmp_path: Path) -> None:
+    words = ["--blocks", "2", "--method", "3dgs"]
+    found = rehearse_training(config_of(tmp_path, *words), METHODS, H200).launches
+    names = [*signature(project_fwd_kernel.fn).parameters]
+    n_taken, boxes = names.index("n_taken_ptr"), names.index("boxes_ptr")
+    projections = [name for name in found if "project_fwd" in name]
+    for degree in range(4):
+        named = [name for name in projections if f"DEGREE={degree}" in name]
+        behind = [name for name in named if f"{n_taken}=None" not in name]
+        assert len(behind) == 1 < len(named) and f"{boxes}=None" not in behind[0]
+    losses = [name for name in found if "_ssim_gradient_kernel" in name and "GRADIENT=True" in name]
+    assert losses and all("MASKED=True" in name for name in losses)

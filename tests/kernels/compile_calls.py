@@ -30,6 +30,24 @@ def exchange_records() -> None:
     exchange.unpack_gradients(buffer[0], sent, made)
 
 
+def project_others() -> None:
+    """Behind a projection, in the rows that it has left."""
+    import torch
+
+    from kernels import Capacity, RasterInputs, RenderSettings
+    from kernels.projection import project, project_behind
+
+    leaf = lambda *shape: torch.zeros(*shape, requires_grad=True)  # noqa: E731
+    x = inputs(colors=leaf(128, 1, 3), colors_rest=leaf(128, 15, 3), mask_logits=leaf(128, 2))
+    settings = RenderSettings(x.pop("width"), x.pop("height"), sh_degree=x.pop("sh_degree"))
+    settings = settings._replace(raw=True)
+    first = project(RasterInputs(**x), settings, Capacity(200, 0), n_ids=256)
+    boxes = torch.zeros(1, 4, dtype=torch.int32)
+    for logits in (x["mask_logits"], None):
+        others = RasterInputs(**{**x, "mask_logits": logits})
+        project_behind(first, others, settings, boxes)
+
+
 def sort_everywhere() -> None:
     import torch
 
@@ -186,6 +204,7 @@ def compare_depths() -> None:
 
 MORE_CALLS = (
     exchange_records,
+    project_others,
     compare_masked_images,
     light_colors,
     draw_masks,

@@ -57,9 +57,21 @@ BLOCKS = [
     ),
     Mutant(
         "rounding is lost from round to round",
-        "return [until(n, round_index + 1) - until(n, round_index) for n in n_cameras]",
-        "return [until(n, 1) for n in n_cameras]",
-        WAVES,
+        "return int(self.fraction(rounds) * self.steps(block) + 0.5)",
+        "return rounds * int(self.fraction(1) * self.steps(block) + 0.5)",
+        ("test_block_trainer.py",),
+    ),
+    Mutant(
+        "a block moves as far in a step as one piece does",
+        '1.0 / share if run.train.adam_rows == "all" else 1.0,',
+        "1.0,",
+        ("test_live.py",),
+    ),
+    Mutant(
+        "rounds are of equal length",
+        "return min(rounds / self.n_rounds, 1.0) ** GROWTH",
+        "return min(rounds / self.n_rounds, 1.0)",
+        ("test_block_trainer.py",),
     ),
     Mutant(
         "a state of an older generation is read",
@@ -67,7 +79,18 @@ BLOCKS = [
         "if generation > self.generation:",
         STATE,
     ),
-    Mutant("a state comes back without a copy", "copied = slab.clone()", "copied = slab", STATE),
+    Mutant(
+        "the state that has come is anybody's",
+        "if coming is not None and coming[0] is state:",
+        "if coming is not None:",
+        STATE,
+    ),
+    Mutant(
+        "a state comes back without a copy",
+        "return Arriving(self, slab.clone(), None)",
+        "return Arriving(self, slab, None)",
+        STATE,
+    ),
     Mutant(
         "a merged model is in the order of blocks",
         "order = ids.argsort()\n    order = order[kept",
@@ -93,6 +116,24 @@ BLOCKS = [
         ("test_surrounded.py", SURROUNDINGS),
     ),
     Mutant(
+        "frozen Gaussians take the rows of the own",
+        "row = n_taken + first + tl.cumsum(has_row, 0) - has_row",
+        "row = first + tl.cumsum(has_row, 0) - has_row",
+        ("test_surrounded.py",),
+    ),
+    Mutant(
+        "frozen Gaussians beside a box take rows",
+        "visible = visible & (mx + extent_x > left) & (mx - extent_x < right)",
+        "visible = visible & (mx + extent_x > left)",
+        ("test_surrounded.py",),
+    ),
+    Mutant(
+        "ids of the frozen begin at 0",
+        "0 if behind is None else behind.n_gaussians, N if n_ids is None else n_ids,",
+        "0, N if n_ids is None else n_ids,",
+        ("test_surrounded.py",),
+    ),
+    Mutant(
         "boxes are as narrow as what is reached",
         "low = ((low / TILE).floor() * TILE - MARGIN).clamp_min(0)",
         "low = (low / TILE).floor() * TILE",
@@ -100,8 +141,8 @@ BLOCKS = [
     ),
     Mutant(
         "outside its box an image has a loss",
-        "shown = torch.where(inside, image.detach(), to_float(target[..., :3], image.dtype))",
-        "shown = image.detach()",
+        "mask = counts.to(torch.uint8) * 255",
+        "mask = torch.full_like(counts, 255, dtype=torch.uint8)",
         (SURROUNDINGS,),
     ),
     Mutant(

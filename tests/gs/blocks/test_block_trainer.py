@@ -81,13 +81,20 @@ class StopAfter:
             self.trainer._request_stop()
 
 
-@pytest.mark.parametrize("n", [3, 25, 50])
-@pytest.mark.parametrize("size", [1, 2])
+@pytest.mark.parametrize(
+    ("n", "size", "waves"),
+    [(3, 1, "coloured"), (25, 2, "coloured"), (50, 1, "coloured"), (10, 1, "one"), (31, 2, "one")],
+)
 def test_a_stopped_run_goes_on_as_if_it_had_not(
-    tmp_path: Path, block_trainer: Make, finished: Callable[[Make], Path], n: int, size: int
+    tmp_path: Path,
+    block_trainer: Make,
+    finished: Callable[..., Path],
+    n: int,
+    size: int,
+    waves: str,
 ) -> None:
-    folder = tmp_path / "out"
-    trainer = block_trainer(folder, {"blocks": 3})
+    folder, blocks = tmp_path / "out", {"blocks": 3, "waves": waves}
+    trainer = block_trainer(folder, blocks)
     StopAfter(trainer, n)
     assert trainer.fit() == folder / "blocks"
     manifest = read_manifest(folder)
@@ -97,10 +104,10 @@ def test_a_stopped_run_goes_on_as_if_it_had_not(
     ]
     assert sum(steps) <= n and not (folder / "point_cloud").exists()
     if size == 1:
-        block_trainer(folder, {"blocks": 3}, start=folder).fit()
+        block_trainer(folder, blocks, start=folder).fit()
     else:
-        simulate(size, lambda r: block_trainer(folder, {"blocks": 3}, start=folder, ranks=r).fit())
-    assert_equal(whole_of(folder), whole_of(finished(block_trainer)))
+        simulate(size, lambda r: block_trainer(folder, blocks, start=folder, ranks=r).fit())
+    assert_equal(whole_of(folder), whole_of(finished(block_trainer, waves)))
 
 
 def test_the_saved_model_is_that_of_gs_merge(
@@ -183,4 +190,21 @@ def test_steps_are_shared_out_by_cameras() -> None:
     done[0], done[2] = schedule.until(0, 4), schedule.until(2, 4)
     assert schedule.position(done, list(waves)) == (3, 1)
     assert schedule.position([900, 450, 650], list(waves)) == (14, 0)
-    assert dataclasses.replace(schedule, interval=0).n_rounds == 20
+
+
+def test_rounds_grow_and_all_blocks_pass_equal_fractions() -> None:
+    schedule = Schedule(14_000, 65, (40, 31, 37, 33))
+    n = schedule.n_rounds
+    assert n == 40
+    until = [[schedule.until(b, rounds) for rounds in range(n + 1)] for b in range(4)]
+    for b, steps in enumerate(until):
+        wanted = [schedule.steps(b) * (rounds / n) ** 2 for rounds in range(n + 1)]
+        assert all(abs(x - y) <= 0.5 for x, y in zip(steps, wanted, strict=True))
+    assert 3 <= until[0][1] <= 7 and 300 < until[0][n] - until[0][n - 1] < 500
+    assert schedule.iteration(n // 2) == 3500
+    long = dataclasses.replace(schedule, iterations=60_000)
+    assert (
+        max(long.until(b, long.n_rounds) - long.until(b, long.n_rounds - 1) for b in range(4)) < 600
+    )
+    short = dataclasses.replace(schedule, iterations=12)
+    assert short.n_rounds == 7 and short.until(0, 7) == short.steps(0) == 7

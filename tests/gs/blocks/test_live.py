@@ -158,3 +158,28 @@ def test_what_is_added_to_the_loss_pushes_as_in_one_piece(
     # every mask is there at first: the mean over the block's own is 1
     m, n = (n_own + kept) / (n_own + n_else), n_own + n_else
     assert torch.allclose(pushes[1], pushes[0] * (m / n / share) / (1 / n_own), rtol=1e-5)
+
+
+def test_a_block_s_steps_move_what_they_show_as_far_as_those_of_one_piece(
+    survey: Scene, tmp_path: Path, settings: Callable[..., RunSettings]
+) -> None:
+    """Those of one piece that show other blocks alone move it too, by momentum."""
+    plans, states, images = parts_of(settings(tmp_path), survey)
+    plan, share = plans[0], len(plans[0].cameras) / len(survey.train)
+    live = LiveBlock(plan, states[0], images, CPU, Shared(CPU))
+    block = live.optimizer.param_groups[0]
+    whole = Trainer(dataclasses.replace(plan.config, batch=1), survey).optimizer.param_groups[0]
+    generator = torch.Generator().manual_seed(0)
+    found = []
+    for group, shown in ((whole, share), (block, 1.0)):
+        x = torch.zeros(2000, requires_grad=True)
+        adam = torch.optim.Adam([x], 0.01 * group["gain"], group["betas"], group["eps"])
+        for k in range(round(500 / shown)):
+            x.grad = torch.zeros(2000)
+            if int((k + 1) * shown) > int(k * shown):
+                x.grad = 0.1 + torch.randn(2000, generator=generator)
+            adam.step()
+        found.append(x.detach())
+    # of numbers of steps: with the whole's rates it would be sqrt(0.69) = 0.83
+    assert float(found[1].mean()) == pytest.approx(float(found[0].mean()), rel=0.05)
+    assert float(found[1].std()) == pytest.approx(float(found[0].std()), rel=0.05)

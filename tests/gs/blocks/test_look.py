@@ -62,8 +62,10 @@ def test_memory_of_one_piece_and_of_blocks(scene: Scene) -> None:
     assert most_gaussians(1034e6) == pytest.approx(0.9e6)
     half = make_partition(scene, PartitionConfig(blocks=2))
     by_hand = [
-        1e6 * n / sum(half.n_points) * (1034 + outside * 244)
-        for n, outside in zip(half.n_points, half.outside, strict=True)
+        1e6 / sum(half.n_points) * (n * (1034 + outside * 244) + next_one * 730)
+        for n, outside, next_one in zip(
+            half.n_points, half.outside, half.n_points[::-1], strict=True
+        )
     ]
     assert block_memory(half, 1e6) == pytest.approx(by_hand)
 

@@ -1,6 +1,8 @@
 """Blocks of neural Gaussians: as one piece, in lockstep, swapped, stopped, on several ranks."""
 
 import dataclasses
+import os
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,6 +12,7 @@ import torch
 from torch import Tensor
 
 from gs.blocks.config import BlocksConfig
+from gs.blocks.manifest import Manifest, decoder_file, read_manifest, write_manifest
 from gs.blocks.merge import merge_blocks
 from gs.blocks.neural_trainer import NeuralBlockTrainer
 from gs.blocks.partition import make_partition
@@ -243,6 +246,33 @@ def test_a_stopped_run_goes_on_on_another_number_of_ranks(
     for size in (1, 2):
         for found in simulate(size, go_on):
             assert_equal(found, state_of(whole))
+
+
+def test_a_killed_run_loses_one_interval_of_checkpoints(
+    whole: NeuralBlockTrainer, street: Scene, tmp_path: Path
+) -> None:
+    """kill -9 when blocks and decoder of the second checkpoint are written and do not count"""
+
+    def die(folder: Path, manifest: Manifest) -> None:
+        if manifest.decoder == 2:
+            os.kill(os.getpid(), signal.SIGKILL)
+        write_manifest(folder, manifest)
+
+    process = os.fork()
+    if process == 0:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("gs.blocks.saved.write_manifest", die)
+            make(street, tmp_path, checkpoint_interval=30).fit()
+        os._exit(0)
+    _, status = os.waitpid(process, 0)
+    assert os.waitstatus_to_exitcode(status) == -signal.SIGKILL
+    known = read_manifest(tmp_path)
+    files = {path.name for path in (tmp_path / "blocks").glob("*.pth")}
+    assert known.decoder == 1 and {decoder_file(1), decoder_file(2)} < files
+    again = make(street, tmp_path, start=tmp_path, checkpoint_interval=30)
+    assert 30 <= sum(again._begun) < 60
+    again.fit()
+    assert_equal(state_of(again), state_of(whole))
 
 
 def test_the_decoder_stays_for_all_blocks_in_the_last_share(street: Scene, tmp_path: Path) -> None:

@@ -320,7 +320,7 @@ def test_another_scene_or_other_settings_are_refused(nadir: Scene, tmp_path: Pat
         ('"high": 1', '"high": 0', "is broken: cells.tree: expected each block once"),
         ('"axis": 0', '"axis": 7', "is broken: cells.tree.axis: expected"),
         ('"kind": "kd"', '"kind": "grid"', "is broken: cells.aabb is missing"),
-        ('"camera_share": 0.05', '"camera_share": 7', "is broken: --camera_share must be"),
+        ('"camera_share": 0.02', '"camera_share": 7', "is broken: --camera_share must be"),
         ('"points"', '"spots"', "is broken: blocks.*points is missing"),
     ],
 )
@@ -350,7 +350,7 @@ def test_a_real_survey(data_root: Path, shares: Callable[[Scene, int], float]) -
     ups = torch.stack([-camera.viewmat[1, :3] for camera in scene.train]).mean(dim=0)
     assert ups.norm() < 0.2 and frame.found_by == "viewing direction"
     # blocks per camera, measured once: a finer cut makes a small survey mostly border
-    assert shares(scene, 2) < 1.6 < shares(scene, 4) < 2.6 < shares(scene, 7) < 3.4
+    assert shares(scene, 2) < 1.6 < shares(scene, 4) < 2.6 < shares(scene, 7) < 3.8
 
 
 @pytest.fixture

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from gs.blocks.prefetch import Prefetcher, next_in_turn
 from gs.blocks.state import CANARY, BlockState, HostArena, StaleState
 from gs.errors import SplatrimError
 from gs.model.gaussians import Gaussians
@@ -185,6 +186,23 @@ def flat_tensors(value: Any) -> list[Tensor]:
     return [x for item in value for x in flat_tensors(item)]
 
 
+def test_the_next_state_comes_beforehand_and_no_other_is_taken_for_it() -> None:
+    states = [BlockState.to_host(Block(start(n), "cpu").state(0), HostArena()) for n in (40, 50)]
+    wanted = [state.to_device("cpu") for state in states]
+    prefetcher = Prefetcher(torch.device("cpu"))
+    prefetcher.begin(states[0])
+    prefetcher.begin(states[1])  # one at a time
+    slab = states[0].arena.bytes_of(states[0].generation)
+    slab.fill_(CANARY)  # it is there already
+    assert same(prefetcher.take(states[0]), wanted[0])
+    prefetcher.begin(states[0])
+    assert same(prefetcher.take(states[1]), wanted[1])
+    states[0].arena.empty()
+    with pytest.raises(StaleState):
+        prefetcher.take(states[0])
+    assert [next_in_turn([2, 0, 1], block) for block in (2, 0, 1)] == [0, 1, None]
+
+
 def test_a_state_of_another_generation_raises() -> None:
     arena = HostArena(pinned=False, poisons=True)
     first = BlockState.to_host(Block(start(), "cpu").state(1), arena)
@@ -201,13 +219,15 @@ def test_a_state_of_another_generation_raises() -> None:
     assert (views["rows/ids"] == -1).all()
 
 
-def test_an_arena_grows_by_doubling_and_keeps_what_it_has() -> None:
+def test_an_arena_grows_to_powers_of_two_and_keeps_what_it_has() -> None:
     arena = HostArena(pinned=False)
-    sizes = []
-    for n in (100, 140, 90, 190, 500):
-        BlockState.to_host(Block(start(n), "cpu").state(0), arena)
+    sizes, needed = [], []
+    for n in (100, 105, 90, 190, 500):
+        needed.append(BlockState.to_host(Block(start(n), "cpu").state(0), arena).n_bytes)
         sizes.append(arena.n_bytes)
-    assert sizes[1] == 2 * sizes[0] == sizes[2] == sizes[3] and sizes[4] > 2 * sizes[0]
+    assert all(size & (size - 1) == 0 for size in sizes)
+    assert all(n <= size < 2 * n for n, size in zip(needed, sizes, strict=True) if n > needed[2])
+    assert sizes[0] == sizes[1] == sizes[2] < sizes[3] < sizes[4]
 
 
 def test_no_rows_and_no_dimension(resident: dict[str, Any]) -> None:

@@ -7,7 +7,7 @@ import torch
 
 from gs.blocks.cells import Cells, full_grid, split
 from gs.blocks.frame import Frame
-from gs.blocks.waves import assign, colours, interval_steps, plan_round
+from gs.blocks.waves import assign, colours, plan_round
 
 FLAT = Frame(((1.0, 0.0, 0.0), (0.0, 1.0, 0.0), (0.0, 0.0, 1.0)), (0.0, 0.0, 0.0), "given")
 
@@ -73,14 +73,3 @@ def test_the_dearest_block_comes_first() -> None:
 def test_free_blocks_are_spread() -> None:
     groups = assign([0, 1, 2], [0.0, 0.0, 0.0], 2)
     assert sorted(len(group.blocks) for group in groups) == [1, 2]
-
-
-def test_blocks_pass_equal_fractions() -> None:
-    cameras, interval, rounds = [8, 13, 30, 21], 7, 60
-    taken = [0, 0, 0, 0]
-    for index in range(rounds):
-        steps = interval_steps(interval, cameras, index)
-        taken = [a + b for a, b in zip(taken, steps, strict=True)]
-        share = [(index + 1) * interval * c / 18 for c in cameras]
-        assert all(abs(a - b) <= 0.5 for a, b in zip(taken, share, strict=True))
-    assert sum(taken) == rounds * interval * 4
