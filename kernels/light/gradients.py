@@ -22,6 +22,7 @@ WIDE = tl.constexpr(16)  # columns of a table, and some that are none
 COLUMNS = tl.constexpr(128)
 MEAN, MEAN_BEND = tl.constexpr(reference.MEAN), tl.constexpr(reference.MEAN_BEND)
 PULL, PULL_BEND = tl.constexpr(reference.PULL), tl.constexpr(reference.PULL_BEND)
+COLOR = tl.constexpr(reference.COLOR)
 OFFSET, OFFSET_BEND = tl.constexpr(reference.OFFSET), tl.constexpr(reference.OFFSET_BEND)
 CENTRE, BRIGHTER = tl.constexpr(reference.CENTRE), tl.constexpr(reference.BRIGHTER)
 CHANNELS = tl.constexpr(reference.CHANNELS)
@@ -133,9 +134,8 @@ def _light_gradients_kernel(
             mean += tl.sum(tl.load(at, mask=mask, other=0.0), axis=0)
         v_mean = _of_mean(mean / n_images, PPISP) / n_images
         row = tl.load(rows_ptr + index * NUMBERS + k, mask=k < NUMBERS, other=0.0)
-        pull = _slope(row - _still(PPISP), PULL_BEND) * PULL
-        # of PPISP the exposure alone
-        own += tl.where(k == 0, pull, 0.0) if PPISP else pull
+        unit = tl.where(k == 0, 1.0, COLOR) if PPISP else 1.0
+        own += _slope((row - _still(PPISP)) * unit, PULL_BEND) * (PULL * unit)
     for first in range(0, n_images, COLUMNS):
         image = first + columns[:, None]
         mask = (image < n_images) & (k[None, :] < NUMBERS)
