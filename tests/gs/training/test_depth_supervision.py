@@ -122,7 +122,7 @@ def test_every_pruning_method_takes_depths(tracked: Scene, tmp_path: Path, metho
 
 
 def test_scenes_without_tracks_get_a_sentence(scene: Scene, tracked: Scene) -> None:
-    with pytest.raises(SplatrimError, match="does not say which points its images show"):
+    with pytest.raises(SplatrimError, match="has no reconstructed points"):
         DEPTHS.build(scene)
     nothing = dataclasses.replace(tracked, tracks=Tracks(torch.zeros(0, 3).double(), {}))
     with pytest.raises(SplatrimError, match="shows a point that is well reconstructed"):
