@@ -40,6 +40,7 @@ def step_poses(
     v_viewmats: Tensor,  # [C, 4, 4]
     rate: Tensor,  # [1]
     unit: float,
+    pull: float,
     betas: tuple[float, float],
     eps: float,
     skip: Tensor | None,  # one int32
@@ -51,6 +52,10 @@ def step_poses(
         if not 0 <= row < len(steps):
             continue
         g = sum(gradients[c] for c, place in enumerate(places) if place == row)
+        given = deltas[row]
+        turned = 0.5 * (given[:, :3] - given[:, :3].mT)
+        turned = torch.stack([turned[2, 1], turned[0, 2], turned[1, 0]])
+        g = g + pull * torch.cat([given[:, 3] / unit**2, turned])
         steps[row] += 1.0
         t = float(steps[row])
         exp_avg[row] += (1.0 - betas[0]) * (g - exp_avg[row])

@@ -4,9 +4,11 @@ Image k is rendered from V = D_k V0, its given matrix moved in camera space by a
 
     D_k <- Exp(xi) D_k,   xi = (tau, w):      v_tau = v_t,   v_w = sum_j R_j x v_R,j + t x v_t
 
-at xi = 0, over the columns R_j of V's rotation, and t. As D_k takes the step at once, xi is 0 again
-and the gradient exact in every step. Adam (Kingma and Ba 2015, algorithm 1) makes xi of it, the
-moments and the number t of steps being those of image k alone, which no other image's step touches:
+at xi = 0, over the columns R_j of V's rotation, and t. The pull towards the given pose is added,
+the slope of pull / 2 (|t / unit|^2 + |w|^2) of the translation t and small rotation w of D_k. As
+D_k takes the step at once, xi is 0 again and the gradient exact in every step. Adam (Kingma and Ba
+2015, algorithm 1) makes xi of it, the moments and the number t of steps being those of image k
+alone, which no other image's step touches:
 
     m <- m + (1 - beta1) (g - m),  v <- beta2 v + (1 - beta2) g^2
     xi = - rate m / (1 - beta1^t) / (sqrt(v / (1 - beta2^t)) + eps)       tau in `unit`s
@@ -90,6 +92,7 @@ def _step_poses_kernel(
     n,
     C,
     unit,
+    pull,
     beta1,
     beta2,
     eps,
@@ -114,6 +117,10 @@ def _step_poses_kernel(
     tl.store(steps_ptr + row, t)
     bias1 = 1.0 - tl.exp2(t * tl.log2(beta1))
     bias2 = 1.0 - tl.exp2(t * tl.log2(beta2))
+    D = deltas_ptr + row * 12
+    d0, d1, d2 = load3(D, inside), load3(D + 4, inside), load3(D + 8, inside)
+    v_tau = add3(v_tau, scale3(pull / (unit * unit), _column(D, 3)))
+    v_w = add3(v_w, scale3(0.5 * pull, Vec3(d2.y - d1.z, d0.z - d2.x, d1.x - d0.y)))
     m_ptr, v_ptr = exp_avg_ptr + row * 6, exp_avg_sq_ptr + row * 6
     rate = tl.load(rate_ptr)
     tau = _adam(m_ptr, v_ptr, v_tau, beta1, beta2, bias1, bias2, eps, inside)
@@ -124,8 +131,6 @@ def _step_poses_kernel(
     a = 1.0 - s / 6.0 * (1.0 - s / 20.0 * (1.0 - s / 42.0))
     b = 0.5 - s / 24.0 * (1.0 - s / 30.0 * (1.0 - s / 56.0))
     c = (1.0 - s / 20.0 * (1.0 - s / 42.0 * (1.0 - s / 72.0))) / 6.0
-    D = deltas_ptr + row * 12
-    d0, d1, d2 = load3(D, inside), load3(D + 4, inside), load3(D + 8, inside)
     c0 = _turn(w, a, b, Vec3(d0.x, d1.x, d2.x))
     c1 = _turn(w, a, b, Vec3(d0.y, d1.y, d2.y))
     c2 = _turn(w, a, b, Vec3(d0.z, d1.z, d2.z))
@@ -151,6 +156,7 @@ def step_poses(
     v_viewmats: Tensor,
     rate: Tensor,
     unit: float,
+    pull: float,
     betas: tuple[float, float],
     eps: float,
     skip: Tensor | None,
@@ -158,5 +164,5 @@ def step_poses(
     C = len(rows)
     state = (deltas, exp_avg, exp_avg_sq, steps)
     memory = (*state, rows, viewmats, v_viewmats, rate, skip)
-    numbers = (len(steps), C, unit, *betas, eps)
+    numbers = (len(steps), C, unit, pull, *betas, eps)
     launch(_step_poses_kernel, (C,), *memory, *numbers, stride_rows=rows.stride(0), num_warps=1)
