@@ -39,6 +39,14 @@ KINDS = (
 )
 
 
+OWN = {
+    "--exposure": ("_light_kernel", "_light_bwd_kernel", "_light_gradients_kernel"),
+    "--depth_loss": ("_depth_loss_kernel",),
+    "--pose_refinement": ("_step_poses_kernel",),
+}
+"""Kernels that only these flags launch."""
+
+
 def scene_of(folder: Path) -> Any:
     import numpy as np
     import torch
@@ -184,6 +192,9 @@ def test_trainings_look_for_nothing_that_was_not_rehearsed(tmp_path: Path) -> No
     for words in KINDS:
         steps, names = launched[words]
         assert steps > ITERATIONS / 3 and len(names) > 25, words
+        started = {name.split()[0] for name in names}
+        for flag, own in OWN.items():
+            assert [kernel in started for kernel in own] == [flag in words] * len(own), words
         missing = {*names} - {*rehearsed[words][1]}
         assert not missing, (words, missing)
 
