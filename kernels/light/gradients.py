@@ -6,6 +6,8 @@ partial sums, or the rows of all images, in one order. Then programs of one warp
 other, read those as scalars and write gradients, each of some images and lenses.
 """
 
+from typing import Any
+
 import torch
 import triton
 import triton.language as tl
@@ -21,7 +23,7 @@ AFFINE = tl.constexpr(reference.AFFINE)
 LENS = tl.constexpr(reference.LENS_NUMBERS)
 WIDE = tl.constexpr(16)  # columns of a table, and some that are none
 COLUMNS = tl.constexpr(512)  # partial sums at a time
-ROWS = tl.constexpr(32)  # images, and lenses, per program
+PLACES = 32  # images, and lenses, per program
 MEAN, MEAN_BEND = tl.constexpr(reference.MEAN), tl.constexpr(reference.MEAN_BEND)
 PULL, PULL_BEND = tl.constexpr(reference.PULL), tl.constexpr(reference.PULL_BEND)
 COLOR = tl.constexpr(reference.COLOR)
@@ -119,9 +121,10 @@ def _light_gradients_kernel(
     NUMBERS: tl.constexpr,
     N_SUMS: tl.constexpr,
     REGULARISED: tl.constexpr,
+    PLACES: tl.constexpr,
 ):
     index, k = tl.load(index_ptr), tl.arange(0, WIDE)
-    place = tl.program_id(0) * ROWS + tl.arange(0, ROWS)[:, None]
+    place = tl.program_id(0) * PLACES + tl.arange(0, PLACES)[:, None]
     if PPISP:
         z0, z1, z2, z3, z4, z5, z6, z7 = homography_vjp(
             rows_ptr + index * NUMBERS + 1,
@@ -177,12 +180,12 @@ def light_gradients(
     v_lenses = None if lenses is None else torch.empty_like(lenses)
     n_images, n_numbers = rows.shape
     n_lenses = 0 if lenses is None else len(lenses)
-    options = {"NUMBERS": n_numbers, "N_SUMS": SUMS[n_numbers]}
     n_sums = SUMS[n_numbers] + (n_numbers if regularised else 0)
     sums = torch.empty(n_sums, device=rows.device)
+    options: dict[str, Any] = {"NUMBERS": n_numbers, "N_SUMS": SUMS[n_numbers]}
     launch(_sums_kernel, (n_sums,), partials, rows, sums, partials.shape[1], n_images, **options)
-    options |= {"PPISP": lenses is not None, "REGULARISED": regularised, "num_warps": 1}
     memory = sums, rows, lenses, lens_of, index, v_rows, v_lenses
-    grid = (triton.cdiv(max(n_images, n_lenses), ROWS.value),)
-    launch(_light_gradients_kernel, grid, *memory, n_images, n_lenses, **options)
+    grid = (-(-max(n_images, n_lenses) // PLACES),)
+    options |= {"PPISP": lenses is not None, "REGULARISED": regularised, "PLACES": PLACES}
+    launch(_light_gradients_kernel, grid, *memory, n_images, n_lenses, num_warps=1, **options)
     return v_rows, v_lenses
