@@ -86,6 +86,9 @@ class ImageLoader:
         self._resident: dict[int, Tensor] = {}
         self._device_bytes = 0
         self._pending: dict[int, Future[Tensor]] = {}
+        # pinned memory is freed by the thread that uses it: another one could do so while a graph
+        # is captured, whose stream then gets an event that nobody may ask for
+        self._dropped: list[Tensor] = []
         self._lock = threading.Lock()
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="images")
 
@@ -105,6 +108,8 @@ class ImageLoader:
         image = self._resident.get(index)
         if image is not None:
             return image
+        with self._lock:
+            self._dropped.clear()
         image = self._host_image(index).to(self.device, non_blocking=True)
         if self._device_bytes + image.nbytes <= self.max_device_bytes:
             with self._lock:
@@ -172,6 +177,7 @@ class ImageLoader:
         with self._lock:
             self._pending.clear()
             self._cache.clear()
+            self._dropped.clear()
             self._resident.clear()
             self._bytes = self._device_bytes = 0
 
@@ -248,3 +254,4 @@ class ImageLoader:
         image = self._cache.pop(index, None)
         if image is not None:
             self._bytes -= image.nbytes
+            self._dropped.append(image)

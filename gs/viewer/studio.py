@@ -24,6 +24,7 @@ from .pace import Pace
 from .picture import Look, Subject, beside, fitted
 
 SLACK = 1.3  # capacity over the counts of the picture before
+MAX_PLACES = 8  # sizes of pictures whose memory is kept
 
 
 class Guest(Protocol):
@@ -41,7 +42,9 @@ class Guest(Protocol):
 
     def camera(self, width: int, height: int, near: float) -> Camera: ...
 
-    def show(self, pixels: NDArray[np.uint8]) -> None: ...
+    def show(self, pixels: NDArray[np.uint8]) -> None:
+        """Look at a picture, [H, W, 3], which the next one overwrites."""
+        ...
 
 
 class _Sent(NamedTuple):
@@ -84,6 +87,28 @@ class Costs:
     """Of a processor for the sending thread. What it keeps the interpreter busy for is less."""
 
 
+class Landing:
+    """Where tensors arrive on the host: pinned memory that stays, for one tensor of a size each.
+
+    Were it freed by the thread that sends while the other one captures a graph, the captured stream
+    would get an event that nobody may ask for, and the next allocation, which asks, would fail.
+    """
+
+    def __init__(self) -> None:
+        self._places: dict[tuple[object, ...], Tensor] = {}  # the latest last
+
+    def to_host(self, x: Tensor) -> Tensor:
+        """Queue the copy of a tensor; the next one of its shape and type overwrites it."""
+        key = x.shape, x.dtype
+        place = self._places.pop(key, None)
+        if place is None:
+            if len(self._places) >= MAX_PLACES:
+                del self._places[next(iter(self._places))]
+            place = torch.empty(x.shape, dtype=x.dtype, pin_memory=x.is_cuda)
+        self._places[key] = place
+        return place.copy_(x, non_blocking=True)
+
+
 class Studio:
     """Draws pictures of a subject for guests, and sends them from a thread of its own."""
 
@@ -91,7 +116,7 @@ class Studio:
         self.subject, self.pace = subject, pace
         self._capacity: dict[tuple[object, ...], Capacity] = {}  # by size and look
         self._jobs: queue.Queue[tuple[_Sent, tuple[object, ...]] | None] = queue.Queue(1)
-        self._is_busy, self.costs = False, Costs()
+        self._is_busy, self.costs, self._landing = False, Costs(), Landing()
         self._thread = threading.Thread(target=self._send_all, daemon=True)
         self._thread.start()
 
@@ -133,8 +158,8 @@ class Studio:
         if chosen is not None:
             pixels = beside(picture.pixels, self.subject.images[chosen][..., :3], width, height)
             picture = picture._replace(pixels=pixels)
-        pixels = _to_host(picture.pixels)
-        counts = None if picture.counts is None else _to_host(picture.counts)
+        pixels = self._landing.to_host(picture.pixels)
+        counts = None if picture.counts is None else self._landing.to_host(picture.counts)
         if events is not None:
             events[1].record()
         spent = time.perf_counter() - started
@@ -178,10 +203,6 @@ class Studio:
         else:
             sent.guest.waits = True
         costs.show += time.perf_counter() - arrived
-
-
-def _to_host(x: Tensor) -> Tensor:
-    return x.to("cpu", non_blocking=True)
 
 
 def _rounded(x: float) -> int:

@@ -1,6 +1,7 @@
 """ImageLoader: pixels, memory bound, threads, and failures with the name of the image."""
 
 import threading
+import weakref
 from pathlib import Path
 
 import numpy as np
@@ -108,6 +109,23 @@ def test_memory_bound(cameras: list[Camera], monkeypatch: pytest.MonkeyPatch) ->
         assert torch.equal(loader[0], pixels(cameras[0]))
         assert loader.cached_bytes == 0
     assert decoded == [0], "not decoded ahead where it cannot be kept"
+
+
+def test_dropped_images_are_freed_by_who_asks_for_others(cameras: list[Camera]) -> None:
+    """Never by the thread that decodes: it does not know when graphs are captured."""
+    freed: list[bool] = []
+    asking = threading.current_thread()
+    with ImageLoader(cameras, max_bytes=2 * BYTES + 1, threads=1) as loader:
+        loader.prefetch([0, 1])
+        loader._pool.submit(int).result()
+        for k in (0, 1):
+            note = lambda: freed.append(threading.current_thread() is asking)  # noqa: E731
+            weakref.finalize(loader._cache[k], note)
+        loader.prefetch([2, 3])
+        loader._pool.submit(int).result()
+        assert [*loader._cache] == [2, 3] and not freed
+        loader[2]
+        assert freed == [True, True]
 
 
 def test_prefetch(cameras: list[Camera], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -31,7 +31,7 @@ from gs.viewer import live, window
 from gs.viewer.live import LiveViewer, serve
 from gs.viewer.pace import Pace
 from gs.viewer.picture import Look, Subject, beside, depth_colors, fitted
-from gs.viewer.studio import Studio
+from gs.viewer.studio import MAX_PLACES, Landing, Studio
 from pruning import MaskGaussianConfig
 
 COLORS = 200  # the page without a picture has fewer
@@ -53,7 +53,7 @@ class Guest:
         return fitted(self.own, width, height)
 
     def show(self, pixels: NDArray[np.uint8]) -> None:
-        self.pictures.append(pixels)
+        self.pictures.append(pixels.copy())
 
 
 class Panel:
@@ -123,6 +123,19 @@ def test_pictures_are_the_renderers_own(subject: Subject, scene: Scene) -> None:
     want = render(subject.model(), scene.test[0], background=torch.zeros(3)).colors
     assert np.abs(guest.pictures[0].astype(int) - quantize(want).numpy().astype(int)).max() <= 1
     assert studio.pace.total > 0
+
+
+def test_pictures_land_where_others_of_their_size_did() -> None:
+    landing = Landing()
+    images = [torch.full((k, 2, 3), k, dtype=torch.uint8) for k in range(1, MAX_PLACES + 1)]
+    places = [landing.to_host(image) for image in images]
+    for place, image in zip(places, images, strict=True):
+        assert torch.equal(place, image)
+        assert landing.to_host(image + 1).data_ptr() == place.data_ptr()
+        assert torch.equal(place, image + 1)
+    landing.to_host(torch.zeros(MAX_PLACES + 1, 2, 3))
+    assert len(landing._places) == MAX_PLACES
+    assert landing.to_host(images[1]).data_ptr() == places[1].data_ptr()
 
 
 def test_depth_gaussians_and_a_view_beside_its_image(subject: Subject, scene: Scene) -> None:
