@@ -78,7 +78,7 @@ class PoseTable(nn.Module):
         *,
         rate: Tensor,  # [1]
         unit: float,
-        pull: float = 0.0,
+        centred: bool = False,
         skip: Tensor | None = None,  # [1] int32
     ) -> bool:
         """Step by the gradient that a moved view has got; whether it has one.
@@ -87,7 +87,7 @@ class PoseTable(nn.Module):
             view: As `moved` gave it.
             rate: Of learning, on the device.
             unit: A length of the scene, in which translations are learnt.
-            pull: Towards the poses that are given; as kernels.step_poses.
+            centred: As kernels.step_poses.
             skip: If it is not 0 on the device, nothing is stepped.
         """
         if view.viewmats.grad is None:
@@ -102,7 +102,7 @@ class PoseTable(nn.Module):
             view.viewmats.grad,
             rate=rate,
             unit=unit,
-            pull=pull,
+            centred=centred,
             betas=BETAS,
             skip=skip,
         )

@@ -28,7 +28,7 @@ from ..evaluation.poses_file import write_poses
 from ..evaluation.views import Images
 from ..model.model import Model
 from ..model.poses import PoseTable, motion
-from ..ranges import COUNT, NOT_NEGATIVE, POSITIVE, check_ranges
+from ..ranges import COUNT, POSITIVE, check_ranges
 from .strategy import StepContext, Strategy
 
 RATE = "pose_lr"  # of the numbers on the device
@@ -44,8 +44,6 @@ class PoseConfig:
     """Refine the poses of the training images together with the model."""
     pose_lr: Annotated[float, POSITIVE] = 1e-3
     """Learning rate of poses: radians, and shares of the scene's extent. Falls to a hundredth."""
-    pose_pull: Annotated[float, NOT_NEGATIVE] = 0.0
-    """Slope towards the given poses: loss per radian of a radian, or of the extent."""
     pose_from_iter: Annotated[int, COUNT] = 1000
     """Poses stay as they are up to this iteration."""
     test_poses: Literal["fitted", "aligned", "given"] = "fitted"
@@ -116,7 +114,7 @@ class PoseRefinement(Strategy[Model]):
                 view,
                 rate=ctx.inputs.numbers[RATE],
                 unit=ctx.extent,
-                pull=self.config.pose_pull,
+                centred=True,
                 skip=ctx.skip,
             )
 

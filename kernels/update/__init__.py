@@ -219,7 +219,7 @@ def step_poses(
     *,
     rate: Tensor,  # [1]
     unit: float,
-    pull: float = 0.0,
+    centred: bool = False,
     betas: tuple[float, float] = (0.9, 0.999),
     eps: float = 1e-15,
     skip: Tensor | None = None,  # [1] or []
@@ -240,7 +240,7 @@ def step_poses(
         v_viewmats: Gradients of these. [C, 4, 4]
         rate: Learning rate, radians, on the device. [1]
         unit: Length that counts like a radian, in world units.
-        pull: Slope towards the given pose: loss per radian, of a radian.
+        centred: Whether to take the mean of all motions out of what moves.
         betas: Adam's.
         eps: Adam's.
         skip: int32 on the device; if it is not 0, nothing changes.
@@ -266,5 +266,5 @@ def step_poses(
         from . import poses as run
     run.step_poses(
         deltas, exp_avg, exp_avg_sq, steps, rows, viewmats, v_viewmats, rate, float(unit),
-        float(pull), betas, eps, skip,
+        centred, betas, eps, skip,
     )  # fmt: skip

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from kernels import step_poses
-from kernels.reference.poses import motion_gradient, rigid_exponential
+from kernels.reference.poses import motion_gradient, rigid_exponential, small_motions
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 BACKENDS = ("triton", "reference")
@@ -106,28 +106,26 @@ def test_first_step_is_as_long_as_the_rate(backend: str) -> None:
     assert angle.item() == pytest.approx(3**0.5 * 1e-3, rel=1e-3)
 
 
-def test_a_pull_leads_back_to_the_given_pose() -> None:
-    """Its slope is that of its energy, as the first moment of a first step has it."""
-    s = state(torch.float64)
-    given = s["deltas"][0].cpu().clone()
-    row, rate = torch.zeros(1, dtype=torch.int32), torch.full((1,), 1e-3, dtype=torch.float64)
-    V = viewmats(3, torch.float64)[:1].to(DEVICE)
-    more = {"rows": row.to(DEVICE), "rate": rate.to(DEVICE), "unit": 3.0, "pull": 2.0}
-    step_poses(**s, viewmats=V, v_viewmats=torch.zeros_like(V), **more)
-    g = s["exp_avg"][0].cpu() / 0.1
-
-    def energy(xi: Tensor) -> Tensor:
-        moved = torch.eye(4).double()
-        moved[:3] = given
-        moved = rigid_exponential(xi) @ moved
-        w = 0.5 * (moved[:, :3] - moved[:, :3].mT)
-        return (moved[:, 3] / 3.0).square().sum() + w.square().sum() / 2
-
-    slope = torch.autograd.functional.jacobian(energy, torch.zeros(6).double())
-    assert isinstance(slope, Tensor)
-    # of a rotation by 0.1 radians the sine is not the angle
-    torch.testing.assert_close(g[:3], slope[:3], rtol=1e-9, atol=1e-12)
-    torch.testing.assert_close(g[3:], slope[3:], rtol=0.02, atol=0.002)
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_what_all_share_is_taken_out(backend: str) -> None:
+    """All four images have the same small motion; each loses it, and its own is kept."""
+    shared = torch.tensor([0.02, -0.01, 0.03, 0.001, 0.002, -0.003])
+    own = 1e-3 * torch.tensor([[1.0], [-1.0], [2.0], [-2.0]]).expand(-1, 6)
+    s = {name: torch.zeros_like(x) for name, x in state().items()}
+    s["deltas"] = rigid_exponential(torch.cat([shared + own, torch.zeros(1, 6)])).to(DEVICE)
+    for row in range(4):
+        before = small_motions(s["deltas"][:-1]).mean(0)
+        V = torch.eye(4, device=DEVICE)[None]
+        more = {"rows": torch.tensor([row], dtype=torch.int32, device=DEVICE), "unit": 3.0}
+        more["rate"] = torch.tensor([1e-3], device=DEVICE)
+        was = small_motions(s["deltas"])[row]
+        zero = torch.zeros_like(V)
+        step_poses(**s, viewmats=V, v_viewmats=zero, centred=True, backend=backend, **more)
+        now = small_motions(s["deltas"])[row]
+        # of motions one after the other the second orders are left
+        torch.testing.assert_close(was - now, before, rtol=0, atol=2e-4)
+    left = small_motions(s["deltas"][:-1]).mean(0).cpu().abs()
+    assert (left < 0.4 * shared.abs()).all()
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -155,9 +153,9 @@ def test_skipped_step_changes_nothing(backend: str) -> None:
 def test_kernel_is_the_reference() -> None:
     got, want, exact = state(), state(), state(torch.float64)
     for _ in range(5):
-        take(got, backend="triton", pull=0.7)
-        take(want, backend="reference", pull=0.7)
-        take(exact, backend="reference", pull=0.7)
+        take(got, backend="triton", centred=True)
+        take(want, backend="reference", centred=True)
+        take(exact, backend="reference", centred=True)
     for name, x in got.items():
         # float32 rounding of five steps
         torch.testing.assert_close(x, want[name], rtol=1e-5, atol=2e-6)
