@@ -50,7 +50,7 @@ SPREADS = (
 # Regularisers: weight and bend of mean exposures (all of an affine row), of the image's own, and of
 # mean offsets; weights of lens centres, of brightening, and of differences between channels.
 MEAN, MEAN_BEND = 1.0, 0.1
-PULL, PULL_BEND = 0.02, 0.01
+PULL, PULL_BEND = 0.05, 0.01
 COLOR = 0.05  # an offset of a chromaticity per number of colour, about: the unit of their pull
 OFFSET, OFFSET_BEND = 1.0, 0.005
 CENTRE, BRIGHTER, CHANNELS = 0.02, 0.01, 0.1
