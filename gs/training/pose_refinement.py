@@ -7,7 +7,7 @@ hundredth. Poses begin to move once the scene has taken shape.
 What all cameras share in their own spaces, as a common pitch, is taken out as they move: the scene
 would follow it, and test views be off.
 
-Scene and poses together can drift still: nothing in the images holds their common place, turn and size.
+Scene and poses together can drift still: images hold nothing of their common place, turn and size.
 So test views, whose poses are not learnt, are moved along, by the similarity between the training
 cameras' centres before and after, and by default fitted to their own images with the model frozen
 (gs.evaluation.pose_fit). Results say which it was: fitted poses make every method's PSNR higher.
