@@ -6,8 +6,8 @@
              without and with --pose_refinement, test poses as given, moved along, and fitted
     exact    the same with poses as they are: what refinement then loses
     sparse   bonsai ($SPLATRIM_DATA) with every tenth training image: without and with --depth_loss
-    time     milliseconds of a captured step of garden-x1 and bonsai without either, with each, and
-             with both
+    time     milliseconds of a captured step without either, with each, and with both, on workloads
+             of bench.training or the small Gaussians of bench.photographs, which need no data
 
 FOLDER gets poses.json. Needs a GPU for figures that mean something; --small makes all parts short.
 """
@@ -24,6 +24,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from bench.photographs import SMALL, small_gaussians
 from bench.scenes import data_root
 from bench.training import build_trainer as build_workload
 from bench.training import run_steps, seconds_per_step, workload
@@ -203,9 +204,9 @@ def measure_time(folder: Path, arguments: argparse.Namespace) -> dict[str, Any]:
         return build
 
     found: dict[str, Any] = {}
-    names = ("random-500",) if arguments.small else ("garden-x1", "bonsai")
-    for name in names:
-        w, times = workload(name), dict[str, float]()
+    for name in ("random-500",) if arguments.small else arguments.workloads:
+        w = small_gaussians() if name == SMALL else workload(name)
+        times: dict[str, float] = {}
         for kind, which in (
             ("neither", (False, False)),
             ("poses", (True, False)),
@@ -235,6 +236,7 @@ def main(args: Sequence[str] | None = None) -> None:
     parser.add_argument("--device", default="auto")
     parser.add_argument("--small", action="store_true", help="short runs, to try the bench out")
     parser.add_argument("--out", type=Path, default=Path("output") / "poses")
+    parser.add_argument("--workloads", nargs="+", default=[SMALL], help="of time")
     parser.add_argument("words", nargs="*", help="further flags of the trainings, after --")
     arguments = parser.parse_args(args)
     arguments.out.mkdir(parents=True, exist_ok=True)

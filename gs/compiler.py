@@ -32,7 +32,8 @@ ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("kernels", "gs", "pruning", "splatrim")
 GPUS = Path("/proc/driver/nvidia/gpus")
 NODES = (Path("/dev/nvidiactl"), Path("/dev/dxg"))  # where a driver is: Linux, WSL
-IRRELEVANT = ("-s", "--source_path", "-m", "--model_path", "--seed")  # flags, with a value each
+SCENE = ("-s", "--source_path")
+IRRELEVANT = (*SCENE, "-m", "--model_path", "--seed")  # flags, with a value each
 OFF = ("--no_precompile", "--help_all")
 
 
@@ -79,8 +80,10 @@ def cache_folder() -> Path:
 def note_of(words: Sequence[str]) -> Path:
     """Where the labels of a training's variants are kept."""
     kept = [*words]
+    # drawn through their lenses, images decide about kernels
+    native = _value(words, "--distortion") == "native"
     for name in IRRELEVANT:
-        if name in kept:
+        if name in kept and not (native and name in SCENE):
             k = kept.index(name)
             del kept[k : k + 2]
     texts = [path.read_text(errors="replace") for path in sorted(GPUS.glob("*/information"))]

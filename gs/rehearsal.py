@@ -23,11 +23,13 @@ import numpy as np
 import torch
 from PIL import Image
 
-from kernels import Launch, Rehearsal, Target, rehearsing, structural_similarity
+from kernels import Distortion, Launch, Rehearsal, Target, rehearsing, structural_similarity
 
 from .blocks.rehearsed import set_degree, surround
 from .cli import Config, Method
 from .data.camera import Camera, camera_extent
+from .data.colmap import find_model
+from .data.colmap_files import read_cameras
 from .data.scene import Scene
 from .data.tracks import Tracks
 from .errors import SplatrimError
@@ -89,7 +91,8 @@ def rehearse_training(
     """The launches of a training, of its evaluation and its measured views.
 
     Args:
-        config: All settings of the run. Neither its scene nor what it starts from is read.
+        config: All settings of the run. Neither what it starts from nor its scene is read, but for
+            the lens of images that are drawn through theirs.
         methods: Settings of the pruning methods by name.
         target: The GPU that it is going to run on.
     """
@@ -148,7 +151,8 @@ class _Stage:
         self.config, self.methods = dataclasses.replace(config, train=train), methods
         begin = train.post_start or 0
         most = max(map(train.images_after, range(begin, train.iterations)), default=1)
-        self.scene, self._most_images = _scene(folder, most), most
+        lens = _lens(config.scene.source_path, config.scene.distortion)
+        self.scene, self._most_images = _scene(folder, most, lens), most
         self._shows_all = config.train.viewer  # at any time
         self._looked_at = set[int]()  # degrees at which views are evaluated
         self.trainer = self._build()
@@ -259,9 +263,21 @@ class _Stage:
             structural_similarity(image, image)
 
 
-def _scene(folder: Path, batch: int) -> Scene:
+def _lens(source: Path, distortion: str) -> Distortion | None:
+    """What the images of a COLMAP model are drawn through: the first lens that is no pinhole."""
+    if distortion != "native":
+        return None
+    with contextlib.suppress(SplatrimError, OSError):
+        model = find_model(source)
+        for path in () if model is None else model.glob("cameras.*"):
+            lenses = read_cameras(path).values()
+            return next((lens.distortion for lens in lenses if lens.distortion), None)
+    return None
+
+
+def _scene(folder: Path, batch: int, lens: Distortion | None) -> Scene:
     """A few points before cameras, as many of each size as a step takes."""
-    cameras = list(_cameras(folder, batch))
+    cameras = [dataclasses.replace(x, distortion=lens) for x in _cameras(folder, batch)]
     points = torch.rand(N_POINTS, 3, generator=torch.Generator().manual_seed(0)) - 0.5
     return Scene(
         cameras,

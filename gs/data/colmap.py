@@ -174,7 +174,10 @@ def read(source: Path, model: Path, images: str | None) -> SourceScene:
     words = ["colmap", "image_undistorter", "--image_path", str(folder), "--input_path", str(model)]
     command = shlex.join([*words, "--output_path", f"{source}_undistorted"])
     remedy = f": undistort the images with `{command}`"
-    exact = (points.errors <= MOST_ERROR) & (points.lengths >= FEWEST_VIEWS)
+    # a model without observations has no lengths
+    exact = (points.errors <= MOST_ERROR) & (
+        (points.lengths >= FEWEST_VIEWS) | ~points.lengths.any()
+    )
     return SourceScene(found, None, points.xyz, points.rgb, remedy, exact)
 
 

@@ -103,8 +103,7 @@ def write_video(
     _, ply = find_model(model_path, iteration)
     check_writable(file.parent)
     where = resolve_device(device)
-    offset = read_offset(ply)
-    cameras = _cameras(flight.path, n, settings, model_path, source_path, offset)
+    cameras = _cameras(flight.path, n, settings, model_path, source_path, ply)
     cameras = resized(cameras, flight.width)
     tensors = {name: x.to(where) for name, x in load_ply(ply).items()}
     model = Gaussians.from_tensors(tensors, antialiased=read_antialiased(ply))
@@ -175,13 +174,15 @@ def _cameras(
     settings: dict[str, Any],
     model_path: Path,
     source_path: str | Path | None,
-    offset: tuple[float, float, float],
+    ply: Path,
 ) -> list[Camera]:
     near = near_plane(settings)
     if path not in PATHS:
         return read_path(Path(path), n, near)
     try:
-        scene = load_run_scene(settings, model_path, offset, source_path=source_path)
+        scene = load_run_scene(
+            settings, model_path, read_offset(ply), source_path=source_path, model=ply
+        )
         views = [*scene.train, *scene.test]
     except SplatrimError as error:
         known = model_path / CAMERAS

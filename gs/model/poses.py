@@ -78,6 +78,7 @@ class PoseTable(nn.Module):
         *,
         rate: Tensor,  # [1]
         unit: float,
+        centred: bool = False,
         skip: Tensor | None = None,  # [1] int32
     ) -> bool:
         """Step by the gradient that a moved view has got; whether it has one.
@@ -86,6 +87,7 @@ class PoseTable(nn.Module):
             view: As `moved` gave it.
             rate: Of learning, on the device.
             unit: A length of the scene, in which translations are learnt.
+            centred: As kernels.step_poses.
             skip: If it is not 0 on the device, nothing is stepped.
         """
         if view.viewmats.grad is None:
@@ -100,6 +102,7 @@ class PoseTable(nn.Module):
             view.viewmats.grad,
             rate=rate,
             unit=unit,
+            centred=centred,
             betas=BETAS,
             skip=skip,
         )

@@ -9,11 +9,13 @@ disparities, which noise of a point in the image changes equally wherever it is:
 in iteration t of T (the decay is that of Inria's depth regularisation, hierarchical 3DGS 2024; the
 loss that of DS-NeRF, Deng et al., CVPR 2022, in disparities). Outliers among points cease to matter
 so. Points with an error above 2 pixels, or in fewer than three images, are left out when the scene
-is read.
+is read. Where a reconstruction has lost its observations, what images show follows from what hides
+what (gs.data.tracks).
 """
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Hashable
 from dataclasses import dataclass
@@ -34,6 +36,8 @@ from .strategy import StepContext, Strategy
 WEIGHT = "depth_weight"  # of the numbers on the device
 LEFT = 0.01  # share of the weight at the end
 
+logger = logging.getLogger("splatrim")
+
 
 @dataclass(frozen=True)
 class DepthConfig:
@@ -52,7 +56,7 @@ class DepthConfig:
         """The strategy, or None where depths are not compared.
 
         Raises:
-            SplatrimError: the scene does not say which points its images show.
+            SplatrimError: the scene has no reconstructed points.
         """
         return DepthSupervision(self, scene) if self.depth_loss else None
 
@@ -101,8 +105,8 @@ def _known_depths(scene: Scene) -> SparseDepths:
     """The depths of the training images' points, on the host."""
     if scene.tracks is None:
         raise SplatrimError(
-            f"{scene.source} does not say which points its images show, as a COLMAP model with its"
-            " points3D and observations does: leave --depth_loss out"
+            f"{scene.source} has no reconstructed points, as a COLMAP model with its points3D does:"
+            " leave --depth_loss out"
         )
     found = [depths_of(scene.tracks, camera) for camera in scene.train]
     counts = torch.tensor([0, *(len(pixels) for pixels, _ in found)])
@@ -110,6 +114,11 @@ def _known_depths(scene: Scene) -> SparseDepths:
         raise SplatrimError(
             f"no training image of {scene.source} shows a point that is well reconstructed: leave"
             " --depth_loss out"
+        )
+    if not scene.tracks.rows:
+        logger.info(
+            f"{scene.source} does not say which points its images show: {int(counts.sum())} that no"
+            f" other hides are taken for seen, in {len(found)} images"
         )
     pixels, depths = (torch.cat(parts) for parts in zip(*found, strict=True))
     return SparseDepths(counts.cumsum(0).int(), pixels, 1.0 / depths, int(counts.max()))

@@ -4,7 +4,10 @@ Every training image has a rigid motion of its camera (gs.model.poses), which fo
 of the image's loss by the world-to-camera matrix. The learning rate falls log-linearly to a
 hundredth. Poses begin to move once the scene has taken shape.
 
-Scene and poses together can drift: nothing in the images holds their common place, turn and size.
+What all cameras share in their own spaces, as a common pitch, is taken out as they move: the scene
+would follow it, and test views be off.
+
+Scene and poses together can drift still: images hold nothing of their common place, turn and size.
 So test views, whose poses are not learnt, are moved along, by the similarity between the training
 cameras' centres before and after, and by default fitted to their own images with the model frozen
 (gs.evaluation.pose_fit). Results say which it was: fitted poses make every method's PSNR higher.
@@ -42,7 +45,7 @@ class PoseConfig:
 
     pose_refinement: bool = False
     """Refine the poses of the training images together with the model."""
-    pose_lr: Annotated[float, POSITIVE] = 1e-3
+    pose_lr: Annotated[float, POSITIVE] = 5e-4
     """Learning rate of poses: radians, and shares of the scene's extent. Falls to a hundredth."""
     pose_from_iter: Annotated[int, COUNT] = 1000
     """Poses stay as they are up to this iteration."""
@@ -110,7 +113,13 @@ class PoseRefinement(Strategy[Model]):
             return
         assert ctx.inputs is not None
         for view in ctx.inputs.views:
-            self.table.step(view, rate=ctx.inputs.numbers[RATE], unit=ctx.extent, skip=ctx.skip)
+            self.table.step(
+                view,
+                rate=ctx.inputs.numbers[RATE],
+                unit=ctx.extent,
+                centred=True,
+                skip=ctx.skip,
+            )
 
     def phase(self, step: int) -> Hashable | None:
         return "poses move" if self.moves(step) else "poses stay"

@@ -22,6 +22,8 @@ from .gradients import SUMS, light_gradients
 from .homography import homography
 
 BLOCK = 512  # pixels per program
+# of the backward pass, whose sums need no other warp
+BWD_BLOCK, BWD_WARPS = 256, 1
 AFFINE = tl.constexpr(reference.AFFINE)
 PPISP_NUMBERS = tl.constexpr(reference.PPISP)
 LENS = tl.constexpr(reference.LENS_NUMBERS)
@@ -223,12 +225,12 @@ class _Corrected(torch.autograd.Function):
     ) -> tuple[Tensor | None, ...]:
         colors, rows, lenses, lens_of, index = memory = ctx.saved_tensors
         H, W, _ = colors.shape
-        n, kind = -(-H * W // BLOCK), rows.shape[1]
+        n, kind = -(-H * W // BWD_BLOCK), rows.shape[1]
         v_colors = torch.empty_like(colors)
         partials = torch.empty(SUMS[kind], n, device=colors.device)
-        options = {"PPISP": lenses is not None, "BLOCK": BLOCK}
+        options = {"PPISP": lenses is not None, "BLOCK": BWD_BLOCK}
         both = colors, v_out.contiguous(), *memory[1:], v_colors, partials
-        launch(_light_bwd_kernel, (n,), *both, H, W, n, **options)
+        launch(_light_bwd_kernel, (n,), *both, H, W, n, num_warps=BWD_WARPS, **options)
         tables = rows, lenses, lens_of, index
         v_rows, v_lenses = light_gradients(partials, *tables, regularised=ctx.regularised)
         return v_colors, v_rows, None, v_lenses, None, None

@@ -50,7 +50,8 @@ SPREADS = (
 # Regularisers: weight and bend of mean exposures (all of an affine row), of the image's own, and of
 # mean offsets; weights of lens centres, of brightening, and of differences between channels.
 MEAN, MEAN_BEND = 1.0, 0.1
-PULL, PULL_BEND = 0.005, 0.01
+PULL, PULL_BEND = 0.05, 0.01
+COLOR = 0.05  # an offset of a chromaticity per number of colour, about: the unit of their pull
 OFFSET, OFFSET_BEND = 1.0, 0.005
 CENTRE, BRIGHTER, CHANNELS = 0.02, 0.01, 0.1
 
@@ -127,7 +128,7 @@ def regulariser(index: Tensor, rows: Tensor, lenses: Tensor | None) -> Tensor:  
     zero = torch.zeros_like(mean)
     numbers = lenses.view(-1, 3, 5)
     return (
-        PULL * smooth_l1_loss(row[0], zero[0], beta=PULL_BEND)
+        PULL * smooth_l1_loss(_in_units(row), zero, beta=PULL_BEND, reduction="sum")
         + MEAN * smooth_l1_loss(mean[0], zero[0], beta=MEAN_BEND)
         + OFFSET * smooth_l1_loss(_offsets(mean[1:]), zero[1:], beta=OFFSET_BEND)
         + CENTRE * numbers[..., :2].square().sum(-1).mean()
@@ -139,6 +140,11 @@ def regulariser(index: Tensor, rows: Tensor, lenses: Tensor | None) -> Tensor:  
 def _offsets(z: Tensor) -> Tensor:  # [8] -> [8]
     matrices = z.new_tensor([[[a, b], [b, d]] for a, b, d in SPREADS])
     return (matrices @ z.view(4, 2, 1)).flatten()
+
+
+def _in_units(row: Tensor) -> Tensor:  # [9] -> [9]
+    """Exposure, and about the offsets of colours."""
+    return torch.cat([row[:1], COLOR * row[1:]])
 
 
 def _area(p: Tensor, q: Tensor, r: Tensor) -> Tensor:  # three of [3] -> []

@@ -30,6 +30,13 @@ def motion_gradient(viewmats: Tensor, v_viewmats: Tensor) -> Tensor:  # [C, 4, 4
     return torch.cat([v_viewmats[:, :3, 3], turning], -1)
 
 
+def small_motions(deltas: Tensor) -> Tensor:  # [n, 3, 4] -> [n, 6]
+    """Translations, and rotations by their antisymmetric parts."""
+    turned = 0.5 * (deltas[:, :, :3] - deltas[:, :, :3].mT)
+    w = torch.stack([turned[:, 2, 1], turned[:, 0, 2], turned[:, 1, 0]], -1)
+    return torch.cat([deltas[:, :, 3], w], -1)
+
+
 def step_poses(
     deltas: Tensor,  # [n + 1, 3, 4], in and out
     exp_avg: Tensor,  # [n, 6], in and out
@@ -40,12 +47,14 @@ def step_poses(
     v_viewmats: Tensor,  # [C, 4, 4]
     rate: Tensor,  # [1]
     unit: float,
+    centred: bool,
     betas: tuple[float, float],
     eps: float,
     skip: Tensor | None,  # one int32
 ) -> None:
     if skip is not None and int(skip) != 0:
         return
+    mean = small_motions(deltas[:-1]).mean(0) if centred else 0.0
     gradients, places = motion_gradient(viewmats, v_viewmats), rows.tolist()
     for row in dict.fromkeys(places):
         if not 0 <= row < len(steps):
@@ -58,7 +67,7 @@ def step_poses(
         root = (exp_avg_sq[row] / (1.0 - betas[1] ** t)).sqrt()
         xi = -rate * exp_avg[row] / (1.0 - betas[0] ** t) / (root + eps)
         units = xi.new_tensor([unit] * 3 + [1.0] * 3)
-        E, D = rigid_exponential(xi * units), deltas[row]
+        E, D = rigid_exponential(xi * units - mean), deltas[row]
         turned = E[:, :3] @ D[:, :3]
         x = torch.nn.functional.normalize(turned[0], dim=0)
         y = torch.nn.functional.normalize(turned[1] - (turned[1] @ x) * x, dim=0)

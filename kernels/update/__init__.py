@@ -333,6 +333,7 @@ def step_poses(
     *,
     rate: Tensor,  # [1]
     unit: float,
+    centred: bool = False,
     betas: tuple[float, float] = (0.9, 0.999),
     eps: float = 1e-15,
     skip: Tensor | None = None,  # [1] or []
@@ -353,6 +354,7 @@ def step_poses(
         v_viewmats: Gradients of these. [C, 4, 4]
         rate: Learning rate, radians, on the device. [1]
         unit: Length that counts like a radian, in world units.
+        centred: Whether to take the mean of all motions out of what moves.
         betas: Adam's.
         eps: Adam's.
         skip: int32 on the device; if it is not 0, nothing changes.
@@ -377,6 +379,6 @@ def step_poses(
     if uses_triton(backend, deltas):
         from . import poses as run
     run.step_poses(
-        deltas, exp_avg, exp_avg_sq, steps, rows, viewmats, v_viewmats, rate, float(unit), betas,
-        eps, skip,
+        deltas, exp_avg, exp_avg_sq, steps, rows, viewmats, v_viewmats, rate, float(unit),
+        centred, betas, eps, skip,
     )  # fmt: skip

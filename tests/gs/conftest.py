@@ -5,7 +5,6 @@ import io
 import json
 import os
 import shutil
-import socket
 import subprocess
 import sys
 import time
@@ -18,6 +17,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 from PIL import Image
+from torch.distributed import TCPStore
 
 from gs.data.city_scene import CityConfig, write_city_scene
 
@@ -204,13 +204,13 @@ def processes(repo: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
     def run(n: int, name: str, *args: Any, **options: Any) -> list[Any]:
         nonlocal n_jobs
         n_jobs += 1
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
+        # as torchrun's agent holds it: it outlives whichever rank ends first
+        store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
         files = [folder / f"{n_jobs}_{rank}.pt" for rank in range(n)]
         for rank, (jobs, _) in enumerate(ours[:n]):
             place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": n, "LOCAL_WORLD_SIZE": n}
-            place |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+            place |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": store.port}
+            place["TORCHELASTIC_USE_AGENT_STORE"] = "True"
             job = {"name": name, "args": args, "options": options, "environment": place}
             jobs.write(json.dumps(job | {"result": str(files[rank])}) + "\n")
             jobs.flush()

@@ -74,6 +74,12 @@ def test_a_noted_training_needs_none(started: list[list[str]]) -> None:
     assert cached_labels(90) == {"a", "b"} and cached_labels(80) == set()
 
 
+def test_lenses_are_those_of_a_scene() -> None:
+    native = ["--distortion", "native", "-s"]
+    assert note_of([*native, "a"]) != note_of([*native, "b"])
+    assert note_of([*native, "a", "--seed", "1"]) == note_of([*native, "a", "--seed", "2"])
+
+
 def test_another_gpu_or_other_sources_have_notes_of_their_own(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

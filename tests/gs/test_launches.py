@@ -6,6 +6,7 @@ looks for is noted. Outputs are ones, so trainings learn nothing, and a pruner m
 is left. tests/gs/test_rehearsal.py has fewer kinds whose kernels run.
 """
 
+import dataclasses
 import json
 import os
 import subprocess
@@ -36,18 +37,40 @@ KINDS = (
     "--method opacity --no_cuda_graphs",
     "--batch 4 --exposure ppisp",
     "--representation neural",
+    "--distortion native --sh_degree 0",
 )
+LENS = "1 OPENCV_FISHEYE 80 53 50 50 40 26 0.01 0 0 0\n"
 
 
-def scene_of(folder: Path) -> Any:
+OWN = {
+    "--exposure": ("_light_kernel", "_light_bwd_kernel", "_light_gradients_kernel"),
+    "--depth_loss": ("_depth_loss_kernel",),
+    "--pose_refinement": ("_step_poses_kernel",),
+}
+"""Kernels that only these flags launch."""
+
+
+def write_model(folder: Path) -> None:
+    """What a rehearsal reads of a scene: the lens of its images."""
+    model = folder / "sparse" / "0"
+    model.mkdir(parents=True)
+    (model / "cameras.txt").write_text(LENS)
+    (model / "images.txt").write_text("")
+    (model / "points3D.txt").write_text("")
+
+
+def scene_of(folder: Path, distortion: str) -> Any:
     import numpy as np
     import torch
     from PIL import Image
 
     from gs.data.camera import Camera, camera_extent
+    from gs.data.lens import Lens
     from gs.data.scene import Scene
     from gs.data.tracks import Tracks
 
+    lens = Lens("OPENCV_FISHEYE", 80, 53, (50.0, 50.0, 40.0, 26.0, 0.01, 0.0, 0.0, 0.0))
+    bent = lens.distortion if distortion == "native" else None
     cameras = list[Camera]()
     # a step of several images may have some of each size
     for k, (width, height) in enumerate([*SIZES * 3, *TEST_SIZES]):
@@ -56,7 +79,8 @@ def scene_of(folder: Path) -> Any:
         K = torch.tensor([[50.0, 0, width / 2], [0, 50.0, height / 2], [0, 0, 1]])
         viewmat = torch.eye(4)
         viewmat[0, 3], viewmat[2, 3] = 0.1 * k, 2.0
-        cameras.append(Camera(path.name, path, width, height, viewmat, K, width, height))
+        camera = Camera(path.name, path, width, height, viewmat, K, width, height)
+        cameras.append(dataclasses.replace(camera, distortion=bent))
     train, test = cameras[: -len(TEST_SIZES)], cameras[-len(TEST_SIZES) :]
     points = torch.rand(300, 3, generator=torch.Generator().manual_seed(0)) - 0.5
     seen = {camera.image_name: torch.arange(len(points)) for camera in train}
@@ -151,6 +175,7 @@ def main(rehearses: bool) -> None:
             own = ["-s", str(folder), "-m", str(folder / "out"), "--device", "cpu", "--quiet"]
             own += ["--iterations", str(ITERATIONS), "--test_iterations", str(ITERATIONS // 2)]
             config = parse([*own, *words.split()], METHODS, "")
+            write_model(folder)
             names.clear()
             caches.clear()  # so that each kind names what it launches
             if rehearses:
@@ -160,7 +185,7 @@ def main(rehearses: bool) -> None:
             else:
                 backend.on_gpu, on_gpu = lambda _: True, backend.on_gpu
                 with _Ones():
-                    steps = train(config, scene_of(folder))
+                    steps = train(config, scene_of(folder, config.scene.distortion))
                 backend.on_gpu = on_gpu
             report[words] = steps, sorted(names)
     print(json.dumps(report))
@@ -184,6 +209,9 @@ def test_trainings_look_for_nothing_that_was_not_rehearsed(tmp_path: Path) -> No
     for words in KINDS:
         steps, names = launched[words]
         assert steps > ITERATIONS / 3 and len(names) > 25, words
+        started = {name.split()[0] for name in names}
+        for flag, own in OWN.items():
+            assert [kernel in started for kernel in own] == [flag in words] * len(own), words
         missing = {*names} - {*rehearsed[words][1]}
         assert not missing, (words, missing)
 

@@ -185,7 +185,7 @@ def move_poses() -> None:
         views = torch.zeros(n, 4, 4)
         step_poses(
             deltas, moments, moments.clone(), steps, rows, views, views.clone(),
-            rate=torch.zeros(1), unit=1.0, skip=skip, backend="triton",
+            rate=torch.zeros(1), unit=1.0, centred=n > 1, skip=skip, backend="triton",
         )  # fmt: skip
 
 

@@ -14,6 +14,7 @@ from gs.data.camera import Camera, cameras_json
 from gs.data.colmap_text import _lens
 from gs.data.lens import Lens
 from gs.data.posed import PosedImage, camera_of, make_cameras
+from gs.data.tracks import Tracks, depths_of
 from gs.data.visibility import near_plane, sees
 from gs.errors import SplatrimError
 from gs.model.view import pack_view, unpack_view, view_of
@@ -75,6 +76,10 @@ def test_points_appear_where_colmap_puts_them(tmp_path: Path, model: str) -> Non
     by_distance = "FISHEYE" in model or model == "EQUIRECTANGULAR"
     want = np.linalg.norm(points, axis=1) if by_distance else points[:, 2]
     assert np.allclose(depths.numpy(), want)
+    _, known = depths_of(
+        Tracks(torch.from_numpy(points), {camera.image_name: torch.arange(4)}), camera
+    )
+    assert np.allclose(np.sort(known.numpy()), np.sort(want))
 
 
 def test_images_of_another_size_keep_their_coefficients(tmp_path: Path) -> None:

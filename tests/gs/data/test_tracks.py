@@ -73,12 +73,31 @@ def test_a_scene_knows_the_exact_points_that_images_show(tmp_path: Path) -> None
     assert shown == {"a.png": [[0, 0, 4], [-1, 1, 6]], "b.png": [[1, 0.5, 6], [-1, -1, 5]]}
 
 
-def test_a_scene_of_points_without_tracks_has_none(tmp_path: Path) -> None:
+def test_without_observations_every_image_may_show_every_exact_point(tmp_path: Path) -> None:
     write_text_scene(tmp_path)
-    path = tmp_path / "sparse" / "0" / "images.txt"
-    path.write_text("1 1 0 0 0 0 0 0 1 a.png\n\n2 1 0 0 0 0 0 1 1 b.png\n\n")
-    assert load_scene(tmp_path).tracks is None
+    sparse = tmp_path / "sparse" / "0"
+    (sparse / "images.txt").write_text("1 1 0 0 0 0 0 0 1 a.png\n\n2 1 0 0 0 0 0 1 1 b.png\n\n")
+    lines = (sparse / "points3D.txt").read_text().splitlines()
+    (sparse / "points3D.txt").write_text("\n".join(" ".join(x.split()[:8]) for x in lines))
+    tracks = load_scene(tmp_path).tracks
+    assert tracks is not None and not tracks.rows
+    assert len(tracks.points) == 5  # point 1 is off by more than two pixels
     assert find_tracks([], np.zeros((0, 3)), np.zeros(0, np.bool_)) is None
+
+
+def test_unobserved_points_are_hidden_by_nearer_ones() -> None:
+    """A plane at depth 2 covers the left half of one at depth 5."""
+    rng = np.random.default_rng(0)
+    K = torch.tensor([[100.0, 0.0, 80.0], [0.0, 100.0, 60.0], [0.0, 0.0, 1.0]])
+    pixels = rng.uniform([0, 0], [160, 120], (6000, 2))
+    z = np.where((pixels[:, 0] < 80) & (np.arange(6000) % 2 == 0), 2.0, 5.0)
+    points = torch.from_numpy(np.c_[(pixels - [80, 60]) / 100 * z[:, None], z])
+    camera = Camera("a", None, 160, 120, torch.eye(4), K, 160, 120)
+    places, depths = depths_of(Tracks(points, {}), camera)
+    near = places % 160 < 80
+    assert int(near.sum()) > 150 and int((~near).sum()) > 150
+    assert float((depths[near] == 2.0).double().mean()) > 0.99
+    assert bool((depths[~near] == 5.0).all())
 
 
 def test_depths_are_those_of_the_nearest_point_of_a_pixel() -> None:

@@ -6,11 +6,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from gs.errors import SplatrimError
 from gs.evaluation.poses_file import SAID, read_poses
 from gs.evaluation.render import render_views
+from gs.evaluation.video import _cameras
 from gs.model.poses import PoseTable
 from gs.program import build_trainer, check_for_ranks, train
 from gs.report.sections import write_report
@@ -54,6 +56,11 @@ def test_a_run_its_renderings_and_its_report_agree(source: Path, tmp_path: Path)
     history = json.loads((tmp_path / "history.json").read_text())
     # poses go through float32 in text and a file's model through float32 in .ply
     assert stats["test"]["psnr"] == pytest.approx(history["test"][-1]["psnr"], abs=1e-3)
+    # a flight along the cameras begins at the first one's refined place
+    model = model_file(tmp_path, 12)
+    flight = _cameras("interpolate", 3, read_settings(tmp_path), tmp_path, None, model)
+    first = min(found["cameras"], key=lambda entry: entry["name"])
+    torch.testing.assert_close(flight[0].viewmat, torch.tensor(first["viewmat"]))
     assert SAID["fitted"] in write_report(tmp_path).read_text()
     assert read_settings(tmp_path)["poses"]["pose_refinement"] is True
 

@@ -1,4 +1,5 @@
-"""Depths of reconstructed points as a loss: they are pulled to, decay, resume exactly."""
+"""Depths of reconstructed points as a loss: they are pulled to and decay; with all else that
+photographs need they resume exactly, and every pruning method takes them."""
 
 import dataclasses
 from pathlib import Path
@@ -12,14 +13,18 @@ from gs.data.scene import Scene
 from gs.data.tracks import Tracks, depths_of
 from gs.densification.adaptive import DensifyConfig
 from gs.errors import SplatrimError
+from gs.model.light import light_of
+from gs.model.model import Model
 from gs.model.renderer import render
 from gs.run_record import checkpoint_file
 from gs.training.checkpoint import load_checkpoint
 from gs.training.depth_supervision import DepthConfig
+from gs.training.exposure import Exposure
 from gs.training.pose_refinement import PoseConfig, PoseRefinement
 from gs.training.strategy import Strategy
 from gs.training.trainer import Trainer
 from pruning import METHODS
+from tests.gs.training.test_masked_steps import repainted
 
 DEPTHS = DepthConfig(depth_loss=True)
 
@@ -32,6 +37,12 @@ def tracked(scene: Scene) -> Scene:
     points = scene.points.double()
     rows = {camera.image_name: torch.arange(k, 80, 2) for k, camera in enumerate(scene.train)}
     return dataclasses.replace(scene, tracks=Tracks(1.25 * points, rows))
+
+
+@pytest.fixture(scope="module")
+def masked(tracked: Scene, tmp_path_factory: pytest.TempPathFactory) -> Scene:
+    """The same with a part of each image that does not count."""
+    return repainted(tracked, tmp_path_factory.mktemp("masked") / "images", 240)
 
 
 def make(
@@ -97,32 +108,47 @@ def test_a_batch_has_the_losses_of_its_images(tracked: Scene, tmp_path: Path) ->
     assert losses[3] == pytest.approx(sum(losses[:3]), rel=1e-5)
 
 
+def with_all(scene: Scene) -> tuple[list[Strategy[Any]], dict[str, Any]]:
+    """Strategies and settings of everything that photographs may need, beside depths and masks."""
+    poses = PoseConfig(pose_refinement=True, pose_from_iter=2, test_poses="given")
+    strategies = [Exposure("ppisp", scene.train), PoseRefinement(poses, scene)]
+    return strategies, {"antialiased": True, "random_background": True}
+
+
+def learnt(model: Model) -> dict[str, torch.Tensor]:
+    """Of rows, and what all share."""
+    return {**model.params, **model.shared.state_dict()}
+
+
 @pytest.mark.parametrize("batch", [1, 4])
-def test_a_resumed_run_is_exact(tracked: Scene, tmp_path: Path, batch: int) -> None:
-    poses = PoseConfig(pose_refinement=True, pose_from_iter=2, test_poses="aligned")
-    settings = {"checkpoint_iterations": (4,), "batch": batch, "iterations": 8}
-    whole = make(tracked, tmp_path / "whole", PoseRefinement(poses, tracked), **settings)
-    whole.fit()
-    start = load_checkpoint(checkpoint_file(tmp_path / "whole", 4))
-    rest = make(tracked, tmp_path / "rest", PoseRefinement(poses, tracked), start=start, **settings)
-    rest.fit()
-    for name, x in whole.gaussians.params.items():
-        assert torch.equal(x, rest.gaussians.params[name]), name
-    assert torch.equal(whole.gaussians.poses.deltas, rest.gaussians.poses.deltas)
+def test_a_resumed_run_of_all_together_is_exact(masked: Scene, tmp_path: Path, batch: int) -> None:
+    runs, settings = [], {"checkpoint_iterations": (4,), "batch": batch, "iterations": 8}
+    for out, start in (("whole", None), ("rest", checkpoint_file(tmp_path / "whole", 4))):
+        strategies, more = with_all(masked)
+        state = None if start is None else load_checkpoint(start)
+        runs.append(make(masked, tmp_path / out, *strategies, start=state, **settings, **more))
+        runs[-1].fit()
+    whole, rest = (run.gaussians for run in runs)
+    for name, x in learnt(whole).items():
+        assert torch.equal(x, learnt(rest)[name]), name
+    assert bool((whole.poses.deltas[:-1] != torch.eye(3, 4)).any())
 
 
 @pytest.mark.parametrize("method", [name for name in METHODS if name != "3dgs"])
-def test_every_pruning_method_takes_depths(tracked: Scene, tmp_path: Path, method: str) -> None:
+def test_every_pruning_method_takes_all(masked: Scene, tmp_path: Path, method: str) -> None:
     pruner = METHODS[method].preset(next(iter(METHODS[method].PRESETS))).scaled(12 / 30_000)
     densify = DensifyConfig().scaled(12 / 30_000)
-    strategies = [densify.build(), pruner.build(densify_until=densify.densify_until_iter)]
-    trainer = make(tracked, tmp_path, *strategies, method=method)
+    strategies, more = with_all(masked)
+    strategies += [densify.build(), pruner.build(densify_until=densify.densify_until_iter)]
+    trainer = make(masked, tmp_path, *strategies, method=method, **more)
     trainer.fit()
-    assert all(bool(x.isfinite().all()) for x in trainer.gaussians.params.values())
+    assert all(bool(x.isfinite().all()) for x in learnt(trainer.gaussians).values())
+    light = light_of(trainer.gaussians)
+    assert light is not None and bool((light.rows != 0.0).any(1).all())
 
 
 def test_scenes_without_tracks_get_a_sentence(scene: Scene, tracked: Scene) -> None:
-    with pytest.raises(SplatrimError, match="does not say which points its images show"):
+    with pytest.raises(SplatrimError, match="has no reconstructed points"):
         DEPTHS.build(scene)
     nothing = dataclasses.replace(tracked, tracks=Tracks(torch.zeros(0, 3).double(), {}))
     with pytest.raises(SplatrimError, match="shows a point that is well reconstructed"):

@@ -77,7 +77,7 @@ def test_many_programs(
     kind: Kind, monkeypatch: pytest.MonkeyPatch, assert_close: Callable[..., None]
 ) -> None:
     """More partial sums than are added at a time."""
-    monkeypatch.setattr(kernel, "BLOCK", 4)
+    monkeypatch.setattr(kernel, "BWD_BLOCK", 1)
     check(kind, (23, 25), 3, 1, True, assert_close)
 
 

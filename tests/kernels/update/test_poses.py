@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from kernels import step_poses
-from kernels.reference.poses import motion_gradient, rigid_exponential
+from kernels.reference.poses import motion_gradient, rigid_exponential, small_motions
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 BACKENDS = ("triton", "reference")
@@ -107,6 +107,28 @@ def test_first_step_is_as_long_as_the_rate(backend: str) -> None:
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
+def test_what_all_share_is_taken_out(backend: str) -> None:
+    """All four images have the same small motion; each loses it, and its own is kept."""
+    shared = torch.tensor([0.02, -0.01, 0.03, 0.001, 0.002, -0.003])
+    own = 1e-3 * torch.tensor([[1.0], [-1.0], [2.0], [-2.0]]).expand(-1, 6)
+    s = {name: torch.zeros_like(x) for name, x in state().items()}
+    s["deltas"] = rigid_exponential(torch.cat([shared + own, torch.zeros(1, 6)])).to(DEVICE)
+    for row in range(4):
+        before = small_motions(s["deltas"][:-1]).mean(0)
+        V = torch.eye(4, device=DEVICE)[None]
+        more = {"rows": torch.tensor([row], dtype=torch.int32, device=DEVICE), "unit": 3.0}
+        more["rate"] = torch.tensor([1e-3], device=DEVICE)
+        was = small_motions(s["deltas"])[row]
+        zero = torch.zeros_like(V)
+        step_poses(**s, viewmats=V, v_viewmats=zero, centred=True, backend=backend, **more)
+        now = small_motions(s["deltas"])[row]
+        # of motions one after the other the second orders are left
+        torch.testing.assert_close(was - now, before, rtol=0, atol=2e-4)
+    left = small_motions(s["deltas"][:-1]).mean(0).cpu().abs()
+    assert (left < 0.4 * shared.abs()).all()
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
 def test_images_that_were_not_rendered_stay(backend: str) -> None:
     s = state()
     before = {name: x.clone() for name, x in s.items()}
@@ -131,9 +153,9 @@ def test_skipped_step_changes_nothing(backend: str) -> None:
 def test_kernel_is_the_reference() -> None:
     got, want, exact = state(), state(), state(torch.float64)
     for _ in range(5):
-        take(got, backend="triton")
-        take(want, backend="reference")
-        take(exact, backend="reference")
+        take(got, backend="triton", centred=True)
+        take(want, backend="reference", centred=True)
+        take(exact, backend="reference", centred=True)
     for name, x in got.items():
         # float32 rounding of five steps
         torch.testing.assert_close(x, want[name], rtol=1e-5, atol=2e-6)
