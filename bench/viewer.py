@@ -152,7 +152,9 @@ def main() -> None:
     options = parser.parse_args()
     scene = load_scene(options.scene, eval=True)
     size = options.size[0], options.size[1]
-    look_on(scene, options.iterations, size)  # compiles
+    print("compiling ...", flush=True)
+    seconds, _, _ = look_on(scene, options.iterations, size)
+    print(f"{seconds:.2f} s with what is compiled", flush=True)
     alone, looked_at, rates, scales = [], [], [], []
     for _ in range(options.pairs):
         alone.append(train(scene, options.iterations))

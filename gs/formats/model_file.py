@@ -93,6 +93,8 @@ def load_model(path: str | Path, *, others: Iterable[str] = ()) -> dict[str, Ten
             arrays = spz.decode(data)
         else:
             arrays = sog.decode(data, kind)
+            if kind == "spz":
+                arrays = spz.turned(arrays)
     except ValueError as error:
         raise SplatrimError(f"{path} {error}") from error
     return _sound(path, arrays)

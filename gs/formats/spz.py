@@ -13,7 +13,8 @@ Version 3: a header of 16 bytes, then the columns one after the other.
     shN       128 + 128 shN, channels inside
 
 Some writers round shN to four or five bits, which makes the file half as large and costs 0.5 to 1
-dB; here it keeps its eight. Version 4 (zstd) is read by `gs.formats.sog`.
+dB; here it keeps its eight. The file's axes are right, up, back, a model's here right, down, front:
+`turned` changes signs. Version 4 (zstd) is read by `gs.formats.sog`.
 """
 
 import struct
@@ -34,11 +35,25 @@ COLOR_SCALE = 0.15
 MAGNITUDE = 511  # of a quaternion's component, nine bits
 MOST_PACKED = 1100  # times that deflate makes bytes fewer at best
 
+# Of the harmonics of degrees 1 to 3: -1 where y and z together have an odd power.
+SIGNS = np.array([-1, -1, 1, -1, 1, 1, -1, 1, -1, 1, -1, -1, 1, -1, 1], np.float32)
+
 Bytes = NDArray[np.uint8]
+
+
+def turned(model: Arrays) -> Arrays:
+    """A model half a round about x: from this project's axes to the file's, and back; exact."""
+    k = model.shN.shape[1]
+    return model._replace(
+        means=model.means * np.array([1, -1, -1], np.float32),
+        quats=model.quats * np.array([1, 1, -1, -1], np.float32),
+        shN=model.shN * SIGNS[:k, None],
+    )
 
 
 def encode(model: Arrays, *, antialiased: bool = False) -> bytes:
     """The file of a model, and whether it is to be drawn antialiased."""
+    model = turned(model)
     n, degree = len(model.means), model.degree
     bits = _fractional_bits(model.means)
     steps = np.rint(model.means.astype(np.float64) * 2.0**bits).clip(-(2**23), 2**23 - 1)
@@ -99,7 +114,7 @@ def decode(data: bytes) -> Arrays:
     steps, alphas, colors, scales, turns, harmonics = columns
     means = np.zeros((n, 3, 4), np.uint8)
     means[..., 1:] = steps.reshape(n, 3, 3)  # the upper bytes of 32 bits, which keeps the sign
-    return Arrays(
+    model = Arrays(
         ((means.view("<i4")[..., 0] >> 8) * 2.0**-bits).astype(np.float32),
         _turns_3(turns) if version == 3 else _turns_2(turns),
         scales.astype(np.float32) / 16 - 10,
@@ -107,6 +122,7 @@ def decode(data: bytes) -> Arrays:
         ((colors.astype(np.float32) - 127.5) / (255 * COLOR_SCALE)).astype(np.float32),
         ((harmonics.astype(np.float32) - 128) / 128).reshape(n, k, 3),
     )
+    return turned(model)
 
 
 def _fractional_bits(means: Floats) -> int:
