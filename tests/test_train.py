@@ -230,10 +230,7 @@ def test_final_mask_sample_keeps_its_share(scene: Path, tmp_path: Path) -> None:
 def test_ctrl_c_and_going_on_equal_an_uninterrupted_run(
     scene: Path, tmp_path: Path, repo: Path
 ) -> None:
-    out, args = (
-        tmp_path / "out",
-        ["-s", str(scene), "-r", "2", "--iterations", "60", "--quiet"],
-    )
+    out, args = tmp_path / "out", ["-s", str(scene), "-r", "2", "--iterations", "60", "--quiet"]
     args += ["--densify_from_iter", "14", "--densify_grad_threshold", "2e-3"]
     command = [sys.executable, str(repo / "train.py"), *args, "-m", str(out)]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)

@@ -29,8 +29,8 @@ COLD = [
     ),
     Mutant(
         "only one degree is rehearsed",
-        "trainer.gaussians.active_sh_degree = kind.degree",
-        "trainer.gaussians.active_sh_degree = 0",
+        "set_degree(trainer, kind.degree)",
+        "set_degree(trainer, 0)",
         REHEARSAL,
     ),
     Mutant(
