@@ -73,12 +73,12 @@ STAGES = {
     "binning": r"_row_keys_kernel|_accumulate_kernel|expand_kernel|count_chunks_kernel"
     r"|place_kernel|[Ss]can",
     "blend forward": r"blend_fwd_kernel",
-    "loss": r"ssim|photometric|_loss|_light_|_depth_|conv_|convolve|depthwise",
+    "loss": r"ssim|photometric|_loss|_light_|_depth_|_sums_kernel|conv_|convolve|depthwise",
     "blend backward": r"blend_bwd_kernel|sum_rows_kernel",
     "projection backward": r"project_bwd_kernel|_spread_kernel",
-    "optimizer": r"[Aa]dam|_poses_kernel|_row_rates_kernel",
-    "statistics": r"_gradient_norms_kernel|_contributions_kernel|_sampled_in_any_kernel"
-    r"|_langevin_kernel|_regularizer_",
+    "optimizer": r"[Aa]dam|_poses_kernel|_mean_motion_kernel|_row_rates_kernel",
+    "statistics": r"_gradient_norms_kernel|_count_views_kernel|_contributions_kernel"
+    r"|_sampled_in_any_kernel|_langevin_kernel|_regularizer_|_report_kernel",
     "copies, fills": r"^Mem(cpy|set)|FillFunctor|[Cc]opy|_zero_kernel",
 }
 OTHER, IDLE = "other", "idle"

@@ -17,7 +17,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 from PIL import Image
-from torch.distributed import TCPStore
+from torch.distributed import TCPStore  # pyright: ignore[reportPrivateImportUsage]
 
 from gs.data.city_scene import CityConfig, write_city_scene
 
